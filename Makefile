@@ -1,0 +1,38 @@
+# Every target works from a bare checkout: the first one to run creates .venv from the tested versions.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: help demo test lint types bench mutants clean
+.DEFAULT_GOAL := help
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,flows]'
+	@touch $@
+
+demo: $(INSTALLED)  ## train a VAE, a mixture and PPCA on digits; a table and a sheet of figures
+	$(BIN)/ppl-vae demo
+
+test: $(INSTALLED)  ## tests and doctests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(INSTALLED)  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED)  ## static types of the library
+	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## time per step, beside Pyro
+	$(BIN)/python -m benchmarks.run
+
+mutants: $(INSTALLED)  ## seeded errors, each of which the tests must catch
+	$(BIN)/python tests/mutants.py
+
+clean:  ## remove the environment and all caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,136 @@
+"""The data of a fit or an evaluation: one or several arrays with a row per datum, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import DataError
+
+__all__ = ["Rows", "as_rows"]
+
+_BLOCK = 4096
+
+
+class Rows:
+    """N rows of one or several arrays, in memory (torch) or memory-mapped (numpy); `take` gathers a batch."""
+
+    def __init__(self, arrays: Sequence[Tensor | np.ndarray], dtype: torch.dtype | None = None) -> None:
+        self.arrays = tuple(arrays)
+        self.dtype = dtype
+
+    def __len__(self) -> int:
+        return len(self.arrays[0])
+
+    @property
+    def mapped(self) -> bool:
+        """Whether some array stays on disk."""
+        return any(isinstance(a, np.ndarray) for a in self.arrays)
+
+    def take(self, index: Tensor | slice, device: torch.device | None = None) -> tuple[Tensor, ...]:
+        """Gathers rows onto a device."""
+        return tuple(self._cast(_gather(a, index), device) for a in self.arrays)
+
+    def blocks(self, size: int, device: torch.device | None = None) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
+        """Yields (first row, batch) for consecutive blocks of rows."""
+        for start in range(0, len(self), size):
+            yield start, self.take(slice(start, start + size), device)
+
+    def to(self, device: torch.device) -> Rows:
+        """Moves what is in memory to a device; memory-mapped arrays stay on disk."""
+        moved = [a if isinstance(a, np.ndarray) else self._cast(a, device) for a in self.arrays]
+        return Rows(moved, self.dtype)
+
+    def with_dtype(self, dtype: torch.dtype | None) -> Rows:
+        """The same rows, floating arrays converted to `dtype` when taken."""
+        return Rows(self.arrays, dtype)
+
+    def _cast(self, array: Tensor, device: torch.device | None) -> Tensor:
+        dtype = self.dtype if array.is_floating_point() and self.dtype is not None else array.dtype
+        return array.to(device=device, dtype=dtype)
+
+
+def as_rows(data: Any) -> Rows:
+    """Takes data in any accepted form and checks it: equal numbers of rows, at least one, every entry finite.
+
+    Args:
+        data: A tensor or numpy array (N, *event), a tuple or list of such with equal N, a memory-mapped array
+            (kept on disk), a torch `Dataset` (stacked in memory), or `Rows`.
+
+    Raises:
+        DataError: Naming the array and the row.
+    """
+    if isinstance(data, Rows):
+        return data
+    parts = list(data) if isinstance(data, tuple | list) else [data]
+    if len(parts) == 1 and isinstance(parts[0], torch.utils.data.Dataset):
+        parts = _stack(parts[0])
+    if not parts:
+        raise DataError("data: expected at least one array, found an empty tuple")
+    rows = Rows([_as_array(part, i) for i, part in enumerate(parts)])
+    sizes = [len(a) for a in rows.arrays]
+    if len(set(sizes)) > 1:
+        raise DataError(f"data: expected arrays with equal numbers of rows, found {sizes}")
+    if sizes[0] == 0:
+        raise DataError("data: expected at least one row, found an empty array")
+    for i in range(len(parts)):
+        _check_finite(rows, i)
+    return rows
+
+
+def _as_array(part: Any, position: int) -> Tensor | np.ndarray:
+    if isinstance(part, np.memmap):
+        return _checked_numpy(part, position)
+    if isinstance(part, np.ndarray):
+        part = torch.from_numpy(np.array(_checked_numpy(part, position), order="C"))
+    if not isinstance(part, Tensor):
+        raise DataError(
+            f"data[{position}]: expected a tensor, a numpy array or a torch Dataset, found {type(part).__name__}"
+        )
+    if part.dim() == 0:
+        raise DataError(f"data[{position}]: expected one row per datum, found a scalar")
+    if part.is_complex() or part.is_sparse:
+        raise DataError(f"data[{position}]: expected real dense numbers, found {part.dtype}, {part.layout}")
+    return part.detach().contiguous()
+
+
+def _checked_numpy(array: np.ndarray, position: int) -> np.ndarray:
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"data[{position}]: expected real numbers, found dtype {array.dtype}")
+    if array.ndim == 0:
+        raise DataError(f"data[{position}]: expected one row per datum, found a scalar")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _stack(dataset: Any) -> list[Tensor]:
+    size = len(dataset)
+    if size == 0:
+        raise DataError("data: expected at least one row, found an empty Dataset")
+    items = [dataset[i] for i in range(size)]
+    items = [item if isinstance(item, tuple | list) else (item,) for item in items]
+    return [torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*items, strict=True)]
+
+
+def _gather(array: Tensor | np.ndarray, index: Tensor | slice) -> Tensor:
+    if isinstance(array, Tensor):
+        return array[index] if isinstance(index, slice) else array.index_select(0, index.to(array.device))
+    picked = array[index if isinstance(index, slice) else index.cpu().numpy()]
+    return torch.from_numpy(np.array(picked))
+
+
+def _check_finite(rows: Rows, position: int) -> None:
+    for start in range(0, len(rows), _BLOCK):
+        block = _gather(rows.arrays[position], slice(start, start + _BLOCK))
+        if not block.is_floating_point():
+            return
+        bad = ~torch.isfinite(block).flatten(1).all(1) if block.dim() > 1 else ~torch.isfinite(block)
+        if bad.any():
+            row = start + int(bad.nonzero()[0])
+            raise DataError(
+                f"data[{position}], row {row}: expected finite numbers, found NaN or infinity; "
+                "drop the row, or pass a mask as a second array and use it in both programs"
+            )

@@ -1,0 +1,146 @@
+"""Readers that believe no header: what a file claims is compared with its size before anything is allocated."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from ppl_vae.arrays import as_rows
+from ppl_vae.errors import DataError
+
+__all__ = ["bounded_bytes", "check_archive", "load_array", "parse_idx"]
+
+MAX_BYTES = 2**32
+_CHUNK = 2**20
+_DEFLATE_LIMIT = 1032  # no deflate stream expands more (zlib technical details)
+
+
+def load_array(path: str | Path, key: str | None = None, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """Read one array (N, *event) of real, finite numbers from a `.npy` or `.npz` file.
+
+    Args:
+        path: The file. A `.npy` is memory-mapped read-only, so it may be larger than memory.
+        key: Name of the array in a `.npz` with several.
+        max_bytes: Refuse a `.npz` whose arrays decompress to more.
+
+    Raises:
+        DataError: No such file or key, pickled objects, a header that disagrees with the file, too many bytes, not
+            numbers, empty, NaN or infinite (the row is named).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.zeros((100, 784), np.float32))
+        ...     load_array(f"{folder}/x.npy").shape
+        (100, 784)
+    """
+    path = existing(Path(path))
+    if path.suffix not in (".npy", ".npz"):
+        raise DataError(f"{path}: expected a .npy or .npz file, found suffix {path.suffix!r}: save it with numpy.save")
+    with as_data_error(path):
+        array = _load_npy(path) if path.suffix == ".npy" else _load_npz(path, key, max_bytes)
+        if array.size == 0:
+            raise DataError(f"{path}: expected at least one number, found shape {array.shape}")
+        as_rows(array)
+    return array
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    with path.open("rb") as stream:
+        _check_header(stream, path.stat().st_size)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _load_npz(path: Path, key: str | None, max_bytes: int) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive:
+        check_archive(archive, max_bytes)
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if key is None and len(names) == 1:
+            key = names[0]
+        if key is None or key not in names:
+            raise DataError(f"expected key to be one of {sorted(names)}, found {key!r}")
+        info = archive.infolist()[names.index(key)]
+        with archive.open(info) as stream:
+            _check_header(stream, info.file_size)
+    with np.load(path, allow_pickle=False) as arrays:
+        return arrays[key]
+
+
+def _check_header(stream: IO[bytes], size: int) -> None:
+    """Check that a .npy header describes exactly the numbers that a file of `size` bytes holds."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise DataError(f"expected .npy format 1.0 or 2.0, found {version}")
+    shape, _, dtype = readers[version](stream)
+    if dtype.kind not in "fiub":
+        raise DataError(f"expected real numbers, found dtype {dtype} (objects are never unpickled)")
+    expected = stream.tell() + prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or expected != size:
+        raise DataError(f"the header claims {dtype} {shape}, {expected} bytes, found {size}: the file is damaged")
+
+
+def check_archive(archive: zipfile.ZipFile, max_bytes: int) -> None:
+    """Refuse a zip that claims more than it can hold, or more than `max_bytes` together."""
+    members = archive.infolist()
+    for info in members:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{info.filename}: expected a stored or deflated member, found type {info.compress_type}")
+        if info.file_size > _DEFLATE_LIMIT * info.compress_size + _CHUNK:
+            raise DataError(
+                f"{info.filename}: {info.compress_size} bytes cannot decompress to the {info.file_size} claimed"
+            )
+    total = sum(info.file_size for info in members)
+    if total > max_bytes:
+        raise DataError(f"expected at most {max_bytes} bytes after decompression, found {total}: pass max_bytes")
+
+
+def bounded_bytes(path: Path, max_bytes: int) -> bytes:
+    """Read a file, decompressed if it ends in `.gz`, and refuse more than `max_bytes`."""
+    path = existing(path)
+    content = bytearray()
+    with as_data_error(path), gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            content += chunk
+            if len(content) > max_bytes:
+                raise DataError(f"expected at most {max_bytes} bytes after decompression, found more")
+    return bytes(content)
+
+
+def parse_idx(content: bytes, path: Path) -> np.ndarray:
+    """Parse an IDX file of unsigned bytes: two zeros, type 8, number of dimensions, their sizes, the entries."""
+    with as_data_error(path):
+        zeros, kind, dims = struct.unpack_from(">HBB", content)
+        if zeros or kind != 8 or not dims:
+            raise DataError(f"expected an IDX file of unsigned bytes (00 00 08 ..), found {content[:4].hex(' ')}")
+        shape = struct.unpack_from(f">{dims}I", content, 4)
+        expected = 4 + 4 * dims + prod(shape)
+        if expected != len(content):
+            raise DataError(f"the header claims shape {shape}, {expected} bytes, found {len(content)}")
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dims).reshape(shape)
+
+
+def existing(path: Path) -> Path:
+    """Return the path of a regular file."""
+    if "\0" in str(path) or not path.is_file():
+        raise DataError(f"{str(path)!r}: expected an existing regular file, found none")
+    return path
+
+
+@contextmanager
+def as_data_error(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file makes its reader raise into one `DataError` that names the file."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    except Exception as error:  # zlib.error, struct.error, BadZipFile, TokenError, ...: the list has no end
+        raise DataError(f"{path}: expected a readable file, found damage ({error}): get the file anew") from error

@@ -1,0 +1,163 @@
+"""The data sets by name, each with a split that never changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.data.origins import IDX, data_root, omniglot, read_idx
+from ppl_vae.errors import DataError
+from ppl_vae.rng import key
+
+__all__ = ["Dataset", "Labels", "binarize", "load"]
+
+_SPLIT_SEED = 0
+_NUM_VALIDATION = {"digits": 180, "mnist": 5000, "fashion-mnist": 5000, "omniglot": 2000}
+
+
+class Labels(NamedTuple):
+    """Class of each datum, int64."""
+
+    train: Tensor
+    """Classes of the training data (N,)."""
+    validation: Tensor
+    """Classes of the validation data (N,)."""
+    test: Tensor
+    """Classes of the test data (N,)."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Grey images in [0, 1], flat, float32: 0 is background, 1 is full ink."""
+
+    name: str
+    """Name of the data set, as `load` takes it."""
+    event_shape: tuple[int, int, int]
+    """Shape of one image: (channels, height, width), D pixels."""
+    train: Tensor
+    """Training data (N, D)."""
+    validation: Tensor
+    """Validation data (N, D), a part of the original training set."""
+    test: Tensor
+    """Test data (N, D), in the original order where there is an official test set."""
+    labels: Labels
+    """Classes, by split."""
+
+
+def load(name: str, *, data_dir: str | Path | None = None, binarize: Literal["fixed"] | None = None) -> Dataset:
+    """Load a data set with its fixed split into training, validation and test data.
+
+    | name | images | training, validation, test | origin |
+    |---|---|---|---|
+    | digits | 8 x 8, 17 grey levels | 1,257, 180, 360 | scikit-learn, embedded |
+    | mnist | 28 x 28 | 55,000, 5,000, 10,000 | LeCun, Cortes and Burges (1998) |
+    | fashion-mnist | 28 x 28 | 55,000, 5,000, 10,000 | Xiao, Rasul and Vollgraf (2017) |
+    | omniglot | 28 x 28, box-averaged from 105 x 105 | 17,280, 2,000, 13,180 | Lake, Salakhutdinov, Tenenbaum (2015) |
+
+    Files are sought in data_dir/name, and downloaded to it where they are missing; their decompressed bytes are
+    checked by SHA-256 every time.
+
+    Args:
+        name: Name of the data set.
+        data_dir: Folder of the data sets; default $PPL_VAE_DATA, else ~/.cache/ppl_vae.
+        binarize: "fixed" draws every pixel once, as `binarize` does. Draws anew in every step are `fit`'s part.
+
+    Raises:
+        DataError: Unknown name or option, files that cannot be had or have other bytes than published.
+
+    Example:
+        >>> digits = load("digits")
+        >>> digits.train.shape, digits.event_shape
+        (torch.Size([1257, 64]), (1, 8, 8))
+    """
+    if binarize not in (None, "fixed"):
+        raise DataError(f'binarize expected None or "fixed", found {binarize!r}: "dynamic" is an option of fit')
+    if name == "digits":
+        data = _digits()
+    elif name in IDX:
+        data = _idx(name, data_root(data_dir) / name)
+    elif name == "omniglot":
+        data = _omniglot(data_root(data_dir) / name)
+    else:
+        known = ", ".join(_NUM_VALIDATION)
+        raise DataError(f"expected a data set among {known}, found {name!r}: load_array reads files of your own")
+    return data if binarize is None else _binarized(data)
+
+
+def binarize(x: Tensor, seed: int = 0) -> Tensor:
+    """Draw each pixel once from Bernoulli(x): binary data of the shape and dtype of x.
+
+    Args:
+        x: Probabilities (N, *event) in [0, 1], on the CPU.
+        seed: Seed of this call; the global generators stay as they are.
+
+    Raises:
+        DataError: An entry is NaN or outside [0, 1]; the row is named.
+
+    Reference:
+        Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks.
+
+    Example:
+        >>> binarize(torch.tensor([[0.0, 1.0]]))
+        tensor([[0., 1.]])
+    """
+    inside = ((x >= 0) & (x <= 1)).reshape(len(x), -1).all(1)
+    if not inside.all():
+        row = int((~inside).nonzero()[0])
+        raise DataError(
+            f"row {row}: expected probabilities in [0, 1] to draw binary data from, found values from "
+            f"{x[row].min().item():g} to {x[row].max().item():g}: divide by the largest grey level, drop NaN"
+        )
+    # Not torch.bernoulli, whose stream depends on the build (MKL or not): these bits are part of a data set.
+    return (torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < x).to(x.dtype)
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    rest, test = _split(len(images), 360)
+    return _dataset("digits", (images[rest] / 16, labels[rest]), (images[test] / 16, labels[test]), 8)
+
+
+def _idx(name: str, folder: Path) -> Dataset:
+    images, labels, test_images, test_labels = (read_idx(folder, file, IDX[name]) for file in IDX[name].sha256)
+    return _dataset(name, (images, labels), (test_images, test_labels), 28)
+
+
+def _omniglot(folder: Path) -> Dataset:
+    images, alphabet, character, test = omniglot(folder)
+    labels = np.unique(np.stack([test, alphabet, character]), axis=1, return_inverse=True)[1]
+    return _dataset("omniglot", (images[~test], labels[~test]), (images[test], labels[test]), 28)
+
+
+def _dataset(name: str, rest: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], side: int) -> Dataset:
+    x, labels = _tensors(*rest)
+    test_x, test_labels = _tensors(*test)
+    train, validation = (torch.from_numpy(rows) for rows in _split(len(x), _NUM_VALIDATION[name]))
+    all_labels = Labels(labels[train], labels[validation], test_labels)
+    return Dataset(name, (1, side, side), x[train], x[validation], test_x, all_labels)
+
+
+def _split(n: int, num_second: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split the rows 0..n-1 at random into two parts, each in ascending order."""
+    # The legacy generator: its stream is frozen by numpy's policy, so the split outlives versions.
+    order = np.random.RandomState(_SPLIT_SEED).permutation(n)
+    return np.sort(order[num_second:]), np.sort(order[:num_second])
+
+
+def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Flatten images to float32 (N, D), bytes scaled to [0, 1], and labels to int64."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    x = torch.tensor(images.reshape(len(images), -1), dtype=torch.float32).div_(scale)
+    return x, torch.tensor(labels, dtype=torch.int64)
+
+
+def _binarized(data: Dataset) -> Dataset:
+    train, validation, test = (binarize(x, key(0, i)) for i, x in enumerate([data.train, data.validation, data.test]))
+    return replace(data, train=train, validation=validation, test=test)

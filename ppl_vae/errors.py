@@ -1,0 +1,19 @@
+"""The errors a user can meet, all under one base class."""
+
+__all__ = ["DataError", "EstimateError", "PairError", "PplVaeError"]
+
+
+class PplVaeError(Exception):
+    """Base class of every error raised on purpose by ppl_vae."""
+
+
+class DataError(PplVaeError, ValueError):
+    """The data cannot be used: wrong shape, dtype, support, or a non-finite entry (the row is named)."""
+
+
+class PairError(PplVaeError, ValueError):
+    """Model and guide do not form a valid pair: the site, what was expected, what was found, and a mend."""
+
+
+class EstimateError(PplVaeError, ArithmeticError):
+    """A number could not be computed honestly: non-finite loss, gradient or log-weight."""

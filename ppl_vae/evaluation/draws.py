@@ -1,0 +1,62 @@
+"""Posterior draws by importance resampling, kept while the weights stream by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.terms import Layout, Proposal
+
+__all__ = ["PosteriorDraws"]
+
+
+class PosteriorDraws:
+    """Draws from p(z given x), a fixed number for each datum: each is one of the K samples, with probability w / sum w.
+
+    A later block of samples replaces a kept draw with the probability its share of the total weight gives it, so that
+    no sample has to be stored.
+    """
+
+    def __init__(self, num_draws: int, layout: Layout) -> None:
+        self._num_draws = num_draws
+        self._layout = layout
+        self._log_total: Tensor | None = None
+        self._kept: dict[str, Tensor] = {}
+
+    def add(self, log_weight: Tensor, log_lik: Tensor, proposal: Proposal, seed: int) -> None:
+        """Adds a block of samples with log-weights (k, N)."""
+        if not self._num_draws:
+            return
+        log_weight = log_weight.double().cpu()
+        generator = torch.Generator().manual_seed(seed)
+        share = (log_weight - log_weight.amax(0).clamp_min(torch.finfo(torch.float64).min)).exp()
+        dead = ~(share.sum(0) > 0)
+        share[:, dead] = 1.0
+        choice = torch.multinomial(share.T, self._num_draws, replacement=True, generator=generator).T
+        fresh = {name: _pick(value, choice) for name, value in proposal.particles_first(self._layout).items()}
+        fresh[""] = _pick(log_lik, choice)
+        log_block = log_weight.logsumexp(0)
+        if self._log_total is None:
+            self._kept, self._log_total = fresh, log_block
+            return
+        self._log_total = torch.logaddexp(self._log_total, log_block)
+        replace = torch.rand(choice.shape, generator=generator, dtype=torch.float64) < (log_block - self._log_total).exp()
+        for name, value in fresh.items():
+            mask = replace.reshape(replace.shape + (1,) * (value.dim() - 2))
+            self._kept[name] = torch.where(mask, value, self._kept[name])
+
+    @staticmethod
+    def concatenate(parts: Sequence[PosteriorDraws]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Latent values (draws, N, *event) by name, and log p(x given z) (draws, N), of consecutive blocks of data."""
+        names = parts[0]._kept
+        joined = {name: torch.cat([p._kept[name] for p in parts], dim=1).numpy() for name in names}
+        return joined, joined.pop("", np.empty((0, 0)))
+
+
+def _pick(value: Tensor, choice: Tensor) -> Tensor:
+    """value[choice[d, n], n] for every draw d and datum n, on the CPU."""
+    columns = torch.arange(choice.shape[1], device=value.device)
+    return value[choice.to(value.device), columns].cpu()

@@ -1,0 +1,274 @@
+"""The importance-sampled log-likelihood of any pair: per datum, with an error that can be trusted or says so."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_vae.arrays import as_rows
+from ppl_vae.checking import check, check_observations, parameter_dtype
+from ppl_vae.device import choose_device
+from ppl_vae.errors import DataError, PairError
+from ppl_vae.evaluation.draws import PosteriorDraws
+from ppl_vae.pair import Pair, as_pair, frozen_modes
+from ppl_vae.progress import Progress
+from ppl_vae.rng import key, seeded
+from ppl_vae.terms import Batch, Layout, Proposal, evaluate_model, propose
+from ppl_vae.weights import Stream, Summary, khat_threshold
+
+__all__ = ["LogLikelihood", "log_likelihood"]
+
+# Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
+_MIN_ROWS, _MAX_ROWS = 16, 256
+_BLOCK_WEIGHTS = 1 << 16
+_BLOCK_LATENTS = 1 << 22
+# Rows that a decoder handles at once: larger runs no faster and falls out of the cache.
+_CHUNK_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class LogLikelihood:
+    """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
+
+    value: np.ndarray
+    """log 1/K sum_k p(x, z_k) / q(z_k given x)."""
+    stderr: np.ndarray
+    """Monte Carlo standard error of `value` (delta method); see `trusted`."""
+    ess: np.ndarray
+    """Effective number of the K samples."""
+    khat: np.ndarray
+    """Pareto k-hat of the weights: -inf for equal weights (a perfect guide), +inf where it cannot be told."""
+    elbo: np.ndarray
+    """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
+    zero_weights: np.ndarray
+    """How many samples fell outside the model's support; they count in K with weight zero."""
+    num_samples: int
+    """K."""
+    seconds: float
+    """Wall time."""
+    posterior: Mapping[str, np.ndarray]
+    """Latent values resampled by their weights, name -> (draws, N, *event): approximate draws of p(z given x)."""
+    posterior_log_lik: np.ndarray
+    """log p(x given z) of those draws, (draws, N)."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over data, in nats per datum."""
+        return float(self.value.mean())
+
+    @property
+    def mean_stderr(self) -> float:
+        """Monte Carlo standard error of `mean` on these data, in nats per datum."""
+        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
+
+    @property
+    def population_stderr(self) -> float:
+        """Standard error of `mean` as an estimate for new data: the spread over data, Monte Carlo error included."""
+        return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether value and error of each datum can be trusted: k-hat below min(1 - 1 / log10 K, 0.7)."""
+        return self.khat < khat_threshold(self.num_samples)
+
+    def bits_per_dimension(self, num_dimensions: int) -> float:
+        """-mean / (D log 2)."""
+        return -self.mean / (num_dimensions * math.log(2))
+
+    def to_arviz(self) -> Any:
+        """The result for ArviZ: an `InferenceData` under arviz 0.x, a `DataTree` under 1.x.
+
+        Groups: `posterior` (latents, dimensions chain, draw, datum), `log_likelihood` (log p(x given z) of those
+        draws) and `constant_data` (value, stderr, ess, khat per datum).
+        """
+        from ppl_vae.evaluation.arviz_export import to_arviz
+
+        return to_arviz(self)
+
+    def __str__(self) -> str:
+        text = (
+            f"log p(x) = {self.mean:.3f} +- {self.mean_stderr:.3f} nats per datum "
+            f"({len(self.value)} data, K = {self.num_samples}, median ESS {np.median(self.ess):.0f})"
+        )
+        if doubtful := int((~self.trusted).sum()):
+            limit = khat_threshold(self.num_samples)
+            text += f"; {doubtful} data have k-hat above {limit:.2f}: do not trust their error, take more samples"
+        if zeros := int(self.zero_weights.sum()):
+            text += f"; {zeros} samples fell outside the model's support and count as zero"
+        return text
+
+
+def log_likelihood(
+    pair: Any,
+    data: Any,
+    num_samples: int = 5000,
+    seed: int = 0,
+    *,
+    num_draws: int = 16,
+    memory: int = 256 << 20,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> LogLikelihood:
+    r"""Estimates log p(x) of every datum by importance sampling with the guide as proposal.
+
+    .. math:: \log \hat p(x) = \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
+
+    p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Exactly K samples are drawn whatever
+    the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
+    Neither parameters, buffers, modes nor torch's random state are changed.
+
+    Args:
+        pair: A `Pair`, or any object with `.model` and `.guide`.
+        data: Data (N, *event) or a tuple of arrays, as for `fit`.
+        num_samples: K.
+        seed: Of the samples.
+        num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
+        memory: Bytes that the decoder may use at once, about.
+        device: "auto" takes CUDA where there is one.
+        progress: Show a progress bar where there is a terminal.
+
+    Returns:
+        A `LogLikelihood`; `print` gives the verdict in a sentence.
+
+    Raises:
+        PairError: If the pair is not valid, has latents outside the data plate, or subsamples within a datum.
+        DataError: If a datum lies outside the support of its site.
+        EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named.
+
+    Reference:
+        Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016). Pareto Smoothed Importance Sampling
+        (Vehtari, Simpson, Gelman, Yao and Gabry, 2024).
+
+    Example:
+        >>> import torch, ppl_vae as pv
+        >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
+        >>> x = ppca.sample(3)
+        >>> ll = pv.log_likelihood(ppca, x, num_samples=20, progress=False)
+        >>> bool(abs(ll.value - ppca.log_prob(x).numpy()).max() < 1e-10), float(ll.stderr.max())
+        (True, 0.0)
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples: expected at least 1, found {num_samples}")
+    start = time.monotonic()
+    pair = as_pair(pair)
+    rows = as_rows(data).with_dtype(parameter_dtype(pair))
+    report = check(pair, rows.take(slice(0, _MIN_ROWS)), proposes_outside=True)
+    check_observations(pair, rows)
+    layout = report.layout
+    _check_local(layout)
+    target = choose_device(device)
+    pair.to(target)
+    size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
+    num_rows, num_particles = _block_shape(num_samples, size, layout)
+    results: list[tuple[Summary, PosteriorDraws]] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(frozen_modes(pair))
+        stack.enter_context(pyro.validation_enabled(False))
+        bar = stack.enter_context(Progress("log-likelihood", len(rows), progress, "data"))
+        for first, batch in rows.to(target).blocks(num_rows, target):
+            stream = Stream(len(batch[0]), num_samples, first)
+            draws = PosteriorDraws(num_draws, layout)
+            for j, drawn in enumerate(range(0, num_samples, num_particles)):
+                count = min(num_particles, num_samples - drawn)
+                with seeded(key(seed, first, j), target):
+                    proposal = propose(pair, batch, count, layout)
+                log_lik, log_prior = _in_chunks(pair, batch, proposal, count, layout, memory)
+                log_weight = log_lik + log_prior - proposal.log_guide
+                stream.add(log_weight)
+                draws.add(log_weight, log_lik, proposal, key(seed, first, j, 1))
+            results.append((stream.summary(), draws))
+            bar.update(first + len(batch[0]), "")
+    summary = Summary(*(np.concatenate(column) for column in zip(*(s for s, _ in results), strict=True)))
+    posterior, posterior_log_lik = PosteriorDraws.concatenate([d for _, d in results])
+    return LogLikelihood(
+        **summary._asdict(),
+        num_samples=num_samples,
+        seconds=time.monotonic() - start,
+        posterior=posterior,
+        posterior_log_lik=posterior_log_lik,
+    )
+
+
+def _check_local(layout: Layout) -> None:
+    if layout.global_latents:
+        raise PairError(
+            f"site {layout.global_latents[0]!r}: expected every latent inside the data plate, found it outside: data are "
+            "not independent given the parameters, so a log-likelihood per datum does not exist; make it a parameter, "
+            "or condition on a value of it"
+        )
+    if layout.subsampled:
+        raise PairError(
+            "a plate inside the data plate is subsampled: p(x given z) would be a noisy estimate inside a logarithm; "
+            "use the whole plate in evaluation"
+        )
+
+
+def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
+    """Number of scalars in the latent values of one datum."""
+    with seeded(0), frozen_modes(pair), torch.no_grad():
+        latents = propose(pair, batch, 1, layout).latents[0]
+    return max(1, sum(value.numel() for value in latents.values()))
+
+
+def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:
+    """Rows and particles of a block of noise."""
+    rows = min(_MAX_ROWS, max(_MIN_ROWS, _BLOCK_WEIGHTS // num_samples)) if layout.vectorized else _MAX_ROWS
+    return rows, max(1, min(num_samples, _BLOCK_LATENTS // (rows * latent_size)))
+
+
+def _in_chunks(
+    pair: Pair, batch: Batch, proposal: Proposal, count: int, layout: Layout, memory: int
+) -> tuple[Tensor, Tensor]:
+    """log p(x given z) and log p(z), (K, N), running the model on slices of the particles and, if need be, of the rows."""
+    if len(proposal.latents) > 1:
+        return evaluate_model(pair, batch, proposal.latents, layout, None)
+    rows, particles = _chunk_shape(pair, batch, proposal, count, layout, memory)
+    outer = count if count > 1 else None
+    columns = []
+    for i in range(0, len(batch[0]), rows):
+        part = tuple(a[i : i + rows] for a in batch)
+        blocks = []
+        for k in range(0, count, particles):
+            latents = proposal.slice(layout, slice(i, i + rows), slice(k, k + particles) if outer else None)
+            size = min(particles, count - k) if outer else None
+            blocks.append(evaluate_model(pair, part, [latents], layout, size))
+        columns.append(tuple(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+    log_lik, log_prior = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
+    return log_lik, log_prior
+
+
+def _chunk_shape(
+    pair: Pair, batch: Batch, proposal: Proposal, count: int, layout: Layout, memory: int
+) -> tuple[int, int]:
+    """Rows and particles that one run of the model may handle within the memory."""
+    one = proposal.slice(layout, slice(0, 1), slice(0, 1) if count > 1 else None)
+    with _Allocations() as allocations:
+        evaluate_model(pair, tuple(a[:1] for a in batch), [one], layout, 1 if count > 1 else None)
+    affordable = max(1, min(_CHUNK_ROWS, memory // max(1, allocations.bytes)))
+    rows = min(len(batch[0]), affordable)
+    return rows, max(1, affordable // rows)
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of every tensor that a computation makes: an upper bound on what it holds at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        outputs: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
+        self.bytes += sum(t.numel() * t.element_size() for t in outputs if isinstance(t, Tensor))
+        return result

@@ -1,0 +1,46 @@
+"""The boundary of the exact models: what a caller hands over becomes a checked float64 tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import DataError
+
+__all__ = ["Array", "as_float64", "as_rows"]
+
+Array = Tensor | np.ndarray
+
+
+def as_float64(value: object, name: str) -> Tensor:
+    """Convert a tensor, array, number or nested list to a float64 tensor of the same shape, or raise DataError."""
+    array = value if isinstance(value, Tensor) else np.asarray(value)
+    real = not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "fiub"
+    if not real:
+        raise DataError(f"{name} has dtype {array.dtype}, expected real numbers (float32 or float64): convert it first")
+    return array.to(torch.float64) if isinstance(array, Tensor) else torch.from_numpy(array.astype(np.float64))
+
+
+def as_rows(x: Array, dim: int | None = None, device: torch.device | None = None) -> Tensor:
+    """Return data as a finite float64 matrix (N, D).
+
+    Args:
+        x: Data, shape (N, D) with N >= 1, real.
+        dim: The D that the model expects; None accepts any.
+        device: Where the result lives; None keeps the device of `x`.
+
+    Raises:
+        DataError: Wrong dtype, number of axes or D, no row, or an entry that is not finite (its row is named).
+    """
+    rows = as_float64(x, "x").to(device)
+    expected = f"(N, {'D' if dim is None else dim})"
+    if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim):
+        raise DataError(f"x has shape {tuple(rows.shape)}, expected {expected}: one datum a row, flattened")
+    if rows.numel() == 0:
+        raise DataError(f"x has shape {tuple(rows.shape)}, expected {expected} with at least one row and one column")
+    finite = rows.isfinite().all(dim=1)
+    if not finite.all():
+        row = int((~finite).nonzero()[0, 0])
+        raise DataError(f"x has a NaN or infinite entry in row {row}, expected finite numbers: drop or impute the row")
+    return rows

@@ -1,0 +1,211 @@
+"""The Gaussian mixture: exact density, exact posterior, and maximum likelihood by EM."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from pyro.distributions import Categorical
+from torch import Tensor, nn
+
+from ppl_vae.errors import DataError
+from ppl_vae.exact.arrays import Array, as_float64, as_rows
+from ppl_vae.exact.covariance import CovarianceType, collapse, expand, infer_type, num_covariances, root
+from ppl_vae.exact.em import Limits, Parameters, ascend, start
+from ppl_vae.exact.mixture import Mixture, exact_guide, mixture_model
+
+__all__ = ["GMM"]
+
+
+class GMM(nn.Module):
+    r"""The mixture p(x) = sum_c pi_c N(x; mu_c, Sigma_c), with its exact posterior p(z given x).
+
+    It is a pair: `guide` is the exact posterior of `model`, so that every log-weight equals log p(x). All numbers are
+    float64, whatever the dtype of the data.
+
+    Args:
+        weights: pi, shape (C,), non-negative, sum 1.
+        means: mu, shape (C, D).
+        covariances: Sigma: full (C, D, D), diagonal (C, D), tied (D, D) or spherical (C,); variances, not scales.
+        covariance_type: Which of the four, needed only where the shape does not tell (C = D).
+
+    Attributes:
+        history: Of a fit: log-likelihood of the start and after every iteration, nats per datum. Empty otherwise.
+        converged: Of a fit: whether the last iteration gained less than `tol`.
+
+    Raises:
+        DataError: Shapes do not agree, the weights are no probabilities, a covariance is not symmetric, or an entry is
+            not finite.
+        EstimateError: A covariance is not positive definite.
+
+    Reference:
+        Bishop (2006), Pattern Recognition and Machine Learning, section 9.2.
+
+    Example:
+        >>> gmm = GMM([0.3, 0.7], [[0.0], [4.0]], [1.0, 1.0])
+        >>> x = torch.tensor([[0.0], [2.0]])
+        >>> gmm.posterior(x).probs[1]
+        tensor([0.3000, 0.7000], dtype=torch.float64)
+        >>> gmm.log_prob(x)
+        tensor([-2.1221, -2.9189], dtype=torch.float64)
+    """
+
+    weights: Tensor
+    means: Tensor
+    covariances: Tensor
+
+    def __init__(
+        self, weights: object, means: object, covariances: object, covariance_type: CovarianceType | None = None
+    ) -> None:
+        super().__init__()
+        self.register_buffer("means", as_rows(as_float64(means, "means")).detach().clone())
+        self.register_buffer("weights", _checked_weights(as_float64(weights, "weights"), len(self.means)))
+        given = as_float64(covariances, "covariances").detach()
+        self.covariance_type = infer_type(given.shape, self.means.shape, covariance_type)
+        self.register_buffer("covariances", _symmetrised(given, self.covariance_type))
+        self.history: tuple[float, ...] = ()
+        self.converged = False
+        root(expand(self.covariances, self.covariance_type))
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls,
+        x: Array,
+        num_components: int,
+        *,
+        covariance_type: CovarianceType = "full",
+        max_iter: int = 200,
+        tol: float = 1e-6,
+        num_restarts: int = 1,
+        seed: int = 0,
+        covariance_floor: float = 1e-6,
+        init: GMM | None = None,
+        progress: bool = False,
+    ) -> GMM:
+        r"""Return the mixture of (locally) maximum likelihood, by EM from a k-means++ start.
+
+        The likelihood of a mixture has no maximum, since a component may shrink onto one datum. What is maximised is
+        the likelihood over mixtures whose covariances have eigenvalues >= `covariance_floor`; it increases at every
+        iteration. A component left without data moves to the datum explained worst if that raises the likelihood.
+
+        Args:
+            x: Data, shape (N, D), N >= `num_components`.
+            num_components: C.
+            covariance_type: "full", "diag", "tied" or "spherical".
+            max_iter: Iterations at most.
+            tol: Stop when an iteration gains less, nats per datum.
+            num_restarts: Starts; the one with the highest likelihood is returned.
+            seed: Seed of the starts.
+            covariance_floor: Smallest eigenvalue of a covariance, in squared units of x, positive.
+            init: Start from this mixture instead of k-means++.
+            progress: Write the log-likelihood of every iteration to standard error.
+
+        Raises:
+            DataError: The data are not a finite matrix (the row is named), N < C, or `init` has another shape.
+            EstimateError: A covariance is singular in float64 in spite of the floor.
+            ValueError: An option is out of its range.
+
+        Reference:
+            Dempster, Laird and Rubin (1977), Maximum Likelihood from Incomplete Data via the EM Algorithm.
+
+        Example:
+            >>> x = GMM([0.5, 0.5], [[-4.0, 0.0], [4.0, 0.0]], [1.0, 2.0], "spherical").sample(500)
+            >>> gmm = GMM.fit(x, 2, covariance_type="spherical")
+            >>> sorted(round(float(v), 1) for v in gmm.covariances), gmm.converged
+            ([1.0, 1.8], True)
+        """
+        if num_components < 1 or max_iter < 1 or num_restarts < 1:
+            raise ValueError("num_components, max_iter and num_restarts are at least 1")
+        if not (tol >= 0 and 0 < covariance_floor < math.inf):
+            raise ValueError(f"expected tol >= 0 and a positive covariance_floor, found {tol} and {covariance_floor}")
+        if init is not None and num_restarts > 1:
+            raise ValueError("init is one start: leave num_restarts at 1, or init at None")
+        rows = as_rows(x).detach()
+        if len(rows) < num_components:
+            raise DataError(f"x has {len(rows)} rows, expected at least one for each of {num_components} components")
+        if init is None:
+            seeds = np.random.SeedSequence(seed).generate_state(num_restarts).tolist()
+            starts = [start(rows, num_components, covariance_type, covariance_floor, s) for s in seeds]
+        else:
+            starts = [init._as_start(rows, num_components, covariance_type)]
+        limits = Limits(max_iter, tol, covariance_floor)
+        courses = [ascend(rows, parameters, covariance_type, limits, progress) for parameters in starts]
+        best = max(courses, key=lambda course: course.history[-1])
+        weights, means, covariances = best.parameters
+        gmm = cls(weights, means, collapse(covariances, covariance_type), covariance_type)
+        gmm.history, gmm.converged = best.history, best.converged
+        return gmm
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of free parameters."""
+        C, D = self.means.shape
+        return C - 1 + C * D + num_covariances(self.covariance_type, C, D)
+
+    def log_prob(self, x: Array) -> Tensor:
+        """Return log p(x) of data (N, D): float64 (N,), in nats."""
+        return self._log_joint(x).logsumexp(-1)
+
+    def posterior(self, x: Array) -> Categorical:
+        """Return p(z given x), the responsibilities of data (N, D): batch shape (N,), C values."""
+        return Categorical(logits=self._log_joint(x))
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """Draw n data (n, D), the same on every device; the global generators stay as they are."""
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
+        noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
+        return self.mixture().colour(z.to(self.means.device), noise.to(self.means.device))
+
+    def model(self, x: Tensor) -> None:
+        """Pyro program of p(x, z): latent "z" in {0, ..., C - 1}, observed "x", plate "data" over the rows of x."""
+        mixture_model(self.mixture(), x)
+
+    def guide(self, x: Tensor) -> None:
+        """Pyro program of the exact posterior p(z given x)."""
+        exact_guide(self.mixture(), x)
+
+    def mixture(self) -> Mixture:
+        """Return the mixture in the form in which it is evaluated."""
+        return self._parameters_of_em().mixture()
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `repr`."""
+        C, D = self.means.shape
+        return f"components={C}, dim={D}, covariance_type={self.covariance_type!r}"
+
+    def _log_joint(self, x: Array) -> Tensor:
+        return self.mixture().log_joint(as_rows(x, self.means.shape[1], self.means.device))
+
+    def _parameters_of_em(self) -> Parameters:
+        return Parameters(self.weights, self.means, expand(self.covariances, self.covariance_type))
+
+    def _as_start(self, x: Tensor, num_components: int, covariance_type: CovarianceType) -> Parameters:
+        expected = (num_components, x.shape[1], covariance_type)
+        found = (*self.means.shape, self.covariance_type)
+        if found != expected:
+            raise DataError(f"init has (C, D, covariance_type) {found}, expected {expected}")
+        return Parameters(*(p.to(x) for p in self._parameters_of_em()))
+
+
+def _checked_weights(weights: Tensor, num_components: int) -> Tensor:
+    if tuple(weights.shape) != (num_components,):
+        raise DataError(f"weights have shape {tuple(weights.shape)}, expected ({num_components},): one for each mean")
+    total = weights.sum().item()
+    if not (bool((weights >= 0).all()) and abs(total - 1) < 1e-6):
+        raise DataError(f"weights are {weights.tolist()} with sum {total}, expected probabilities with sum 1")
+    return (weights / total).detach()
+
+
+def _symmetrised(covariances: Tensor, kind: CovarianceType) -> Tensor:
+    if not covariances.isfinite().all():
+        raise DataError("covariances have a NaN or infinite entry, expected finite numbers")
+    if kind in ("diag", "spherical"):
+        return covariances.clone()
+    symmetric = 0.5 * (covariances + covariances.mT)
+    error = (covariances - symmetric).abs().max().item()
+    if error > 1e-6 * covariances.abs().max().item():
+        raise DataError(f"covariances differ from their transposes by {2 * error:.3g}, expected symmetric matrices")
+    return symmetric

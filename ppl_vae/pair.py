@@ -1,0 +1,252 @@
+"""What a pair is: two Pyro programs on the same batch, and the parameters that belong to them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from ppl_vae.errors import PairError
+
+__all__ = ["Pair", "as_pair"]
+
+Program = Callable[..., Any]
+
+_LARGEST_CONTAINER = 1000
+_LIBRARIES = ("torch", "pyro", "numpy", "builtins", "collections", "functools", "typing", "zuko")
+
+
+class Pair(nn.Module):
+    r"""A generative program p(x, z) and an amortised guide q(z | x), with everything in them that trains.
+
+    Both programs take the same batch and mark its rows by `pyro.plate("data", ...)`. Parameters are found wherever
+    Pyro lets users keep them: attributes of an `nn.Module` or `PyroModule`, modules in a closure, in a global or in a
+    plain object, `pyro.module`, `pyro.param` with constraints. They stay the user's own tensors and train in place.
+    `pyro.param` is resolved inside the pair, so that Pyro's global store stays empty and two pairs with equal names
+    never meet. `state_dict()` holds all of it (constrained parameters in their unconstrained form).
+
+    Args:
+        model: The generative program, `model(*batch)`.
+        guide: The amortised guide, `guide(*batch)`.
+
+    Raises:
+        PairError: If a program is not callable.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(x):
+        ...     scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, scale), obs=x)
+        >>> def guide(x):
+        ...     slope = pyro.param("slope", torch.tensor(0.3))
+        ...     with pyro.plate("data", x.shape[0]):
+        ...         pyro.sample("z", dist.Normal(slope * x, 0.7))
+        >>> pair = Pair(model, guide)
+        >>> pair.prepare(torch.zeros(4))
+        >>> sorted(pair.state_dict())
+        ['store.param:scale', 'store.param:slope']
+    """
+
+    model: Program
+    guide: Program
+
+    def __init__(self, model: Program, guide: Program) -> None:
+        super().__init__()
+        for role, program in (("model", model), ("guide", guide)):
+            if not callable(program):
+                raise PairError(f"{role}: expected a Pyro program (a callable), found {type(program).__name__}")
+        # Past nn.Module.__setattr__: a program that is itself a module is registered once, under `programs`.
+        self.__dict__.update(model=model, guide=guide)
+        self.programs = nn.Module()
+        self.store = nn.Module()
+        self._constraints: dict[str, constraints.Constraint] = {}
+        self._aliases: dict[str, nn.Parameter] = {}
+        known: set[int] = set()
+        for role, program in (("model", model), ("guide", guide)):
+            for name, found in _reachable(role, program):
+                if id(found) not in known:
+                    known.add(id(found))
+                    _register(self.programs, name, found)
+
+    def forward(self, program: Program, *batch: Any) -> Any:
+        """Runs `program(*batch)` with `pyro.param` resolved inside this pair."""
+        with self.scope():
+            return program(*batch)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Context in which `pyro.param`, `pyro.module` and PyroModules read and write this pair only."""
+        with pyro.settings.context(module_local_params=True), _LocalParams(self):
+            yield
+
+    def prepare(self, *batch: Tensor) -> None:
+        """Runs both programs once without gradients, so that parameters made on first use exist."""
+        with torch.random.fork_rng(), torch.no_grad(), frozen_modes(self):
+            self(self.guide, *batch)
+            self(self.model, *batch)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Loads a state; `pyro.param` values not yet made by a first run are created from it."""
+        for key, value in state_dict.items():
+            name = key.removeprefix("store.")
+            if name != key and name not in self.store._parameters:
+                self.store.register_parameter(name, nn.Parameter(value.detach().clone()))
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def param(self, name: str, init: Any, constraint: constraints.Constraint | None) -> Tensor:
+        """Returns the constrained value of `pyro.param(name, init, constraint)`, made on first use."""
+        if init is not None and self._aliases.get(name) is init:
+            return init
+        key = "param:" + name.replace(".", "/")
+        constraint = self._constraints.setdefault(name, constraints.real if constraint is None else constraint)
+        unconstrained = self.store._parameters.get(key)
+        if unconstrained is None:
+            if init is None:
+                raise PairError(f"pyro.param({name!r}): expected an initial value on first use, found none")
+            initial = init() if callable(init) else init
+            if isinstance(initial, nn.Parameter) and constraint is constraints.real:
+                if any(initial is known for known in self.parameters()):
+                    return self._aliases.setdefault(name, initial)
+                unconstrained = initial
+            else:
+                with torch.no_grad():
+                    unconstrained = nn.Parameter(transform_to(constraint).inv(initial.detach()).clone())
+            self.store.register_parameter(key, unconstrained)
+        value = transform_to(constraint)(unconstrained)
+        if value is not unconstrained:
+            value.unconstrained = weakref.ref(unconstrained)
+        return value
+
+
+def as_pair(pair: Any) -> Pair:
+    """Returns `pair` itself, or the pair of `pair.model` and `pair.guide`, kept on the object so that it is made once.
+
+    Raises:
+        PairError: If there is no `.model` and `.guide`, or the object cannot carry its pair.
+    """
+    if isinstance(pair, Pair):
+        return pair
+    if not (hasattr(pair, "model") and hasattr(pair, "guide")):
+        raise PairError(
+            f"expected a pair (an object with .model and .guide), found {type(pair).__name__}: "
+            "wrap the two programs as ppl_vae.Pair(model, guide)"
+        )
+    known = getattr(pair, "__dict__", {}).get("_ppl_vae_pair")
+    if known is not None:
+        return known
+    made = Pair(pair.model, pair.guide)
+    try:
+        # Past nn.Module.__setattr__: the pair must not become a submodule of its own object.
+        object.__setattr__(pair, "_ppl_vae_pair", made)
+    except AttributeError:
+        raise PairError(
+            f"{type(pair).__name__} cannot carry the state of its pair: "
+            "wrap it once as ppl_vae.Pair(it.model, it.guide)"
+        ) from None
+    return made
+
+
+@contextmanager
+def frozen_modes(module: nn.Module, training: bool = False) -> Iterator[None]:
+    """Puts every submodule in evaluation (or training) mode and restores each one's own mode."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.train(training)
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+class _LocalParams(Messenger):
+    """Resolves `pyro.param` from a pair instead of Pyro's global store."""
+
+    def __init__(self, pair: Pair) -> None:
+        super().__init__()
+        self._pair = pair
+
+    def _pyro_param(self, msg: Any) -> None:
+        # PyroModules announce their own parameters with statements of the same type; those carry their value.
+        if msg["done"] or getattr(msg["fn"], "__self__", None) is not pyro.get_param_store():
+            return
+        init = msg["args"][1] if len(msg["args"]) > 1 else None
+        constraint = msg["kwargs"].get("constraint") if init is not None else None
+        msg["value"] = self._pair.param(msg["name"], init, constraint)
+        msg["done"] = True
+
+
+def _register(home: nn.Module, name: str, found: nn.Module | nn.Parameter) -> None:
+    name = name.replace(".", "/") or "value"
+    while hasattr(home, name):
+        name += "_"
+    if isinstance(found, nn.Module):
+        home.add_module(name, found)
+    else:
+        home.register_parameter(name, found)
+
+
+def _reachable(role: str, program: Program) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+    """Yields (name, module or parameter) for everything a program can reach without running it."""
+    queue: list[tuple[str, Any]] = [(role, program)]
+    seen: set[int] = set()
+    while queue:
+        name, value = queue.pop(0)
+        if id(value) in seen or isinstance(value, Pair):
+            continue
+        seen.add(id(value))
+        if isinstance(value, nn.Module | nn.Parameter):
+            yield name, value
+        else:
+            queue += _held_by(name, value, program)
+
+
+def _held_by(name: str, value: Any, program: Program) -> list[tuple[str, Any]]:
+    if isinstance(value, functools.partial):
+        return [(name, value.func), (name, value.args), (name, value.keywords)]
+    if inspect.ismethod(value):
+        return [("self", value.__self__), (name, value.__func__)]
+    if inspect.isfunction(value):
+        same_file = value.__module__ == getattr(inspect.unwrap(program), "__module__", value.__module__)
+        return _variables(value) if same_file else []
+    if isinstance(value, dict) and len(value) <= _LARGEST_CONTAINER:
+        return [(str(key), item) for key, item in value.items()]
+    if isinstance(value, list | tuple) and len(value) <= _LARGEST_CONTAINER:
+        return [(f"{name}_{i}", item) for i, item in enumerate(value)]
+    of_library = type(value).__module__.split(".")[0] in _LIBRARIES
+    if hasattr(value, "__dict__") and not of_library and not isinstance(value, type | types.ModuleType):
+        return list(vars(value).items())
+    return []
+
+
+def _variables(function: types.FunctionType) -> list[tuple[str, Any]]:
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+    nonlocals = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
+    known = function.__globals__
+    globals_ = [(name, known[name]) for name in _names(function.__code__) if name in known]
+    wrapped = [("wrapped", function.__wrapped__)] if hasattr(function, "__wrapped__") else []
+    return nonlocals + globals_ + wrapped
+
+
+def _is_filled(cell: types.CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _names(code: types.CodeType) -> list[str]:
+    nested = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return list(code.co_names) + [name for inner in nested for name in _names(inner)]

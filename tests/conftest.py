@@ -1,0 +1,95 @@
+"""Fixtures that set what a test may rely on and restore it afterwards."""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+
+# A checkout beside a folder of real data finds it; an explicit PPL_VAE_DATA wins.
+NEIGHBOURING_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="torch device of the tests that take one (default: cpu)")
+    parser.addoption("--vary-seed", action="store_true", help="draw a new base seed; it is printed in the header")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.base_seed = secrets.randbelow(2**31) if config.getoption("--vary-seed") else 0
+    if NEIGHBOURING_DATA.is_dir():
+        os.environ.setdefault("PPL_VAE_DATA", str(NEIGHBOURING_DATA))
+    # A plugin rather than plain fixtures: the doctests of the library live outside this folder and need the same care.
+    config.pluginmanager.register(Isolation(), "ppl_vae_isolation")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    device, data = config.getoption("--device"), os.environ.get("PPL_VAE_DATA", "none")
+    return f"base seed: {config.base_seed}, device: {device}, real data: {data}"
+
+
+class Isolation:
+    """Global settings are the defaults before every test, and are again what they were after it."""
+
+    @pytest.fixture(autouse=True)
+    def isolation(self, seed: int) -> Iterator[None]:
+        dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
+        grad, deterministic = torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()
+        validation = torch.distributions.Distribution._validate_args
+        states = pyro.util.get_rng_state()
+        torch.set_default_dtype(torch.float32)
+        pyro.set_rng_seed(seed)
+        yield
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(grad)
+        torch.use_deterministic_algorithms(deterministic)
+        torch.distributions.Distribution.set_default_validate_args(validation)
+        torch.random.set_rng_state(states["torch"])
+        random.setstate(states["random"])
+        np.random.set_state(states["numpy"])  # noqa: NPY002 (Pyro seeds this one)
+        left = sorted(pyro.get_param_store().keys())
+        pyro.clear_param_store()
+        assert not left, f"parameters left in Pyro's global store: {left}; wrap Pyro's SVI in get_param_store().scope()"
+
+    @pytest.fixture
+    def seed(self, request: pytest.FixtureRequest) -> int:
+        """The base seed: 0, or a new one with --vary-seed."""
+        return request.config.base_seed
+
+
+@pytest.fixture
+def generator(seed: int) -> torch.Generator:
+    """A generator of the test's own: no other test moves it."""
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The device of --device; the test is skipped where the machine has none."""
+    device = torch.device(request.config.getoption("--device"))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("--device=cuda, but torch sees no CUDA device")
+    return device
+
+
+@pytest.fixture
+def float64(isolation: None) -> None:
+    """Double precision by default, for identities that hold to 1e-10; `isolation` restores what was."""
+    torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    """The user's folder of real data (MNIST, Fashion-MNIST, Omniglot)."""
+    folder = os.environ.get("PPL_VAE_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real data: set PPL_VAE_DATA to a folder with mnist/, fashion-mnist/, omniglot/")
+    return Path(folder)

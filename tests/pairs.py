@@ -1,0 +1,131 @@
+"""Pairs that the tests share: small programs in every form a user writes them."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+import ppl_vae as pv
+
+LATENT, WIDTH = 2, 5
+
+
+class ModuleVAE(nn.Module):
+    """Pyro's own VAE example in small: methods of an nn.Module, pyro.module inside the programs."""
+
+    def __init__(self, full_covariance: bool = False) -> None:
+        super().__init__()
+        self.full_covariance = full_covariance
+        outputs = LATENT * (LATENT + 1) if full_covariance else 2 * LATENT
+        self.decoder = nn.Sequential(nn.Linear(LATENT, 8), nn.Tanh(), nn.Linear(8, WIDTH))
+        self.encoder = nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, outputs))
+
+    def model(self, x: Tensor) -> None:
+        pyro.module("decoder", self.decoder)
+        with pyro.plate("data", x.shape[0]):
+            zeros = x.new_zeros(x.shape[0], LATENT)
+            z = pyro.sample("z", dist.Normal(zeros, torch.ones_like(zeros)).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        pyro.module("encoder", self.encoder)
+        with pyro.plate("data", x.shape[0]):
+            loc, rest = self.encoder(x).split([LATENT, self.encoder[-1].out_features - LATENT], -1)
+            if self.full_covariance:
+                root = rest.reshape(*rest.shape[:-1], LATENT, LATENT).tril(-1) + torch.diag_embed(rest[..., :LATENT].exp())
+                pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=root))
+            else:
+                pyro.sample("z", dist.Normal(loc, rest.exp()).to_event(1))
+
+
+class DiscreteVAE(ModuleVAE):
+    """A categorical latent of three values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = nn.Linear(3, WIDTH)
+        self.encoder = nn.Linear(WIDTH, 3)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Categorical(logits=x.new_tensor([0.0, 0.3, -0.2])))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(nn.functional.one_hot(z, 3).to(x))).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Categorical(logits=self.encoder(x)))
+
+
+class HierarchicalVAE(nn.Module):
+    """Two stochastic layers: z2 above z1, both diagonal normals; the guide goes from the data upwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up1, self.up2 = nn.Linear(WIDTH, 2 * LATENT), nn.Linear(LATENT, 2 * LATENT)
+        self.down2, self.down1 = nn.Linear(LATENT, 2 * LATENT), nn.Linear(LATENT, WIDTH)
+
+    @staticmethod
+    def normal(features: Tensor) -> dist.Distribution:
+        loc, raw = features.chunk(2, -1)
+        return dist.Normal(loc, nn.functional.softplus(raw) + 0.1).to_event(1)
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z2 = pyro.sample("z2", dist.Normal(x.new_zeros(LATENT), 1.0).to_event(1))
+            z1 = pyro.sample("z1", self.normal(self.down2(z2)))
+            pyro.sample("x", dist.Bernoulli(logits=self.down1(z1)).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            z1 = pyro.sample("z1", self.normal(self.up1(x)))
+            pyro.sample("z2", self.normal(self.up2(z1)))
+
+
+def closure_pair(scale: float = 1.0) -> pv.Pair:
+    """Modules in closures, pyro.param with a constraint, nothing registered with pyro.module."""
+    decoder, encoder = nn.Linear(1, 3), nn.Linear(3, 1)
+
+    def model(x: Tensor) -> None:
+        noise = pyro.param("noise", torch.tensor(0.5), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), noise).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        width = pyro.param("width", torch.tensor([scale]), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(encoder(x), width).to_event(1))
+
+    return pv.Pair(model, guide)
+
+
+def scaled_guide(ppca: pv.PPCA, s: float) -> pv.Pair:
+    """PPCA with its exact posterior widened by s: every moment of its weights has a closed form."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            q = ppca.posterior(x)
+            pyro.sample("z", dist.MultivariateNormal(q.loc, scale_tril=s * q.scale_tril))
+
+    return pv.Pair(ppca.model, guide)
+
+
+def chi_square(s: float, dim: int) -> float:
+    """Variance of p-hat / p for one draw from the posterior widened by s: (s^2 / sqrt(2 s^2 - 1))^d - 1."""
+    return (s**2 / math.sqrt(2 * s**2 - 1)) ** dim - 1
+
+
+def small_ppca(dim: int = 4, latent: int = 2, seed: int = 3) -> pv.PPCA:
+    """A PPCA with a random loading."""
+    generator = torch.Generator().manual_seed(seed)
+    return pv.PPCA(torch.randn(dim, latent, generator=generator, dtype=torch.float64), torch.zeros(dim), 0.7)
+
+
+def binary_rows(n: int = 6, seed: int = 0) -> Tensor:
+    """Binary data (n, WIDTH) in the default dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.bernoulli(torch.full((n, WIDTH), 0.4), generator=generator)

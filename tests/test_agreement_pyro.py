@@ -1,0 +1,191 @@
+"""Our objectives against Pyro's own on the same noise: values and gradients."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, small_ppca
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae.checking import check
+from ppl_vae.pair import as_pair
+
+TOLERANCE = {"rtol": 1e-6, "atol": 1e-9}
+
+
+@contextmanager
+def same_noise(seed=11):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def ours(pair, x, objective):
+    pair = as_pair(pair)
+    layout = check(pair, x).layout
+    with same_noise():
+        values = objective.evaluate(pair, (x,), layout, objective.beta)
+    parameters = [p for p in pair.parameters() if p.requires_grad]
+    return float(values.objective), torch.autograd.grad(values.loss, parameters, allow_unused=True)
+
+
+def of_pyro(pair, x, elbo):
+    pair = as_pair(pair)
+    with same_noise(), pair.scope():
+        loss = elbo.differentiable_loss(pair.model, pair.guide, x) / len(x)
+    parameters = [p for p in pair.parameters() if p.requires_grad]
+    return -float(loss.detach()), torch.autograd.grad(loss, parameters, allow_unused=True)
+
+
+def assert_same(left, right):
+    assert left[0] == pytest.approx(right[0], rel=1e-6)
+    for a, b in zip(left[1], right[1], strict=True):
+        torch.testing.assert_close(
+            torch.zeros(()) if a is None else a, torch.zeros(()) if b is None else b, **TOLERANCE, check_device=False
+        ) if (a is None) == (b is None) else pytest.fail("one gradient is missing")
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("make", [ModuleVAE, HierarchicalVAE, lambda: ModuleVAE(full_covariance=True)])
+def test_elbo_is_trace_elbo(make):
+    x = binary_rows()
+    pair = make()
+    assert_same(ours(pair, x, pv.ELBO(kl="sampled")), of_pyro(pair, x, Trace_ELBO()))
+
+
+@pytest.mark.usefixtures("float64")
+def test_elbo_with_particles_is_vectorised_trace_elbo():
+    x, pair = binary_rows(), ModuleVAE()
+    pyros = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=1)
+    assert_same(ours(pair, x, pv.ELBO(num_particles=4, kl="sampled")), of_pyro(pair, x, pyros))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("full_covariance", [False, True])
+def test_analytic_kl_is_trace_mean_field_elbo(full_covariance):
+    """Pyro knows the full-covariance divergence only since `ppl_vae.kl` registered it."""
+    x, pair = binary_rows(), ModuleVAE(full_covariance)
+    assert_same(ours(pair, x, pv.ELBO(kl="analytic")), of_pyro(pair, x, TraceMeanField_ELBO()))
+
+
+@pytest.mark.usefixtures("float64")
+def test_score_function_without_baseline_is_trace_elbo():
+    x, pair = binary_rows(), DiscreteVAE()
+    assert_same(ours(pair, x, pv.ELBO(kl="sampled", baseline="none")), of_pyro(pair, x, Trace_ELBO()))
+
+
+@pytest.mark.usefixtures("float64")
+def test_enumerated_elbo_is_trace_enum_elbo():
+    x, pair = binary_rows(), DiscreteVAE()
+    enumerated = pyro.infer.config_enumerate(pair.guide, "parallel")
+    left = ours(pair, x, pv.ELBO(discrete="enumerate"))
+    right = of_pyro(pv.Pair(pair.model, enumerated), x, TraceEnum_ELBO(max_plate_nesting=1))
+    assert left[0] == pytest.approx(right[0], rel=1e-10)
+    assert sum(float(g.square().sum()) for g in left[1]) == pytest.approx(
+        sum(float(g.square().sum()) for g in right[1]), rel=1e-9
+    )
+
+
+@pytest.mark.usefixtures("float64")
+def test_iwae_is_renyi_elbo_where_pyro_is_right():
+    x, pair = binary_rows(), ModuleVAE()
+    pyros = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    value, gradient = ours(pair, x, pv.IWAE(num_particles=5))
+    with same_noise(), pyro.get_param_store().scope():
+        for p in pair.parameters():
+            p.grad = None
+        loss = pyros.loss_and_grads(pair.model, pair.guide, x) / len(x)
+    assert value == pytest.approx(-loss, rel=1e-6)
+    for p, ours_ in zip(as_pair(pair).parameters(), gradient, strict=True):
+        torch.testing.assert_close(ours_, p.grad / len(x), **TOLERANCE)
+
+
+@pytest.mark.usefixtures("float64")
+def test_iwae_is_right_where_renyi_elbo_is_wrong():
+    """With plate("data", N, subsample_size=B) Pyro's bound exceeds the exact log p, ours does not move at all."""
+    ppca = small_ppca()
+    x = ppca.sample(40, seed=1)
+    total = 400
+
+    def programs(plate):
+        def model(x):
+            with plate(x):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                mean = z @ ppca.loading.T + ppca.bias
+                pyro.sample("x", dist.Normal(mean, ppca.scale).to_event(1), obs=x)
+
+        def guide(x):
+            q = ppca.posterior(x)
+            with plate(x):
+                pyro.sample("z", dist.MultivariateNormal(q.loc, scale_tril=1.5 * q.scale_tril))
+
+        return pv.Pair(model, guide)
+
+    whole = programs(lambda x: pyro.plate("data", x.shape[0]))
+    subsampled = programs(lambda x: pyro.plate("data", total, subsample=torch.arange(x.shape[0])))
+    bounds = []
+    for pair in (whole, subsampled):
+        layout = check(pair, x).layout
+        with same_noise():
+            bounds.append(float(pv.IWAE(5).evaluate(pair, (x,), layout, 1.0).objective))
+    exact = float(ppca.log_prob(x).mean())
+    pyros = RenyiELBO(alpha=0, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    with same_noise():
+        of_renyi = -pyros.loss(subsampled.model, subsampled.guide, x) / total
+    assert of_renyi > exact + 0.2
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("beta", [0.3, 1.0, 4.0])
+def test_scale_latents_gives_plain_svi_the_gradients_of_beta(beta):
+    x, pair = binary_rows(), ModuleVAE()
+    _, gradient = ours(pair, x, pv.ELBO(beta=beta, kl="sampled"))
+    scaled = pv.Pair(pv.scale_latents(pair.model, beta), pv.scale_latents(pair.guide, beta))
+    _, plain = of_pyro(scaled, x, Trace_ELBO())
+    for a, b in zip(gradient, plain, strict=True):
+        torch.testing.assert_close(a, b, **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "elbo",
+    [
+        Trace_ELBO(),
+        TraceMeanField_ELBO(),
+        TraceEnum_ELBO(max_plate_nesting=1),
+        RenyiELBO(alpha=0, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+        pyro.infer.TraceGraph_ELBO(),
+    ],
+    ids=lambda elbo: type(elbo).__name__,
+)
+def test_from_pyro_trains_any_pair_with_any_elbo(elbo):
+    x = binary_rows(64)
+    pair = ModuleVAE()
+    before = [p.detach().clone() for p in pair.parameters()]
+    result = pv.fit(pair, x, objective=pv.from_pyro(elbo), epochs=30, batch_size=32, learning_rate=1e-2, progress=False)
+    assert result.history[-1].objective > result.history[0].objective + 0.05
+    assert all(not torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+
+
+def test_from_pyro_sums_latents_out_of_the_model():
+    """The guide is empty: only TraceEnum can train this pair, and our ELBO says so."""
+    x = binary_rows(64)
+    network = nn.Linear(3, 5)
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Categorical(logits=torch.zeros(3)), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Bernoulli(logits=network.weight.T[z] + network.bias).to_event(1), obs=x)
+
+    pair = pv.Pair(model, lambda x: None)
+    objective = pv.from_pyro(TraceEnum_ELBO(max_plate_nesting=1))
+    result = pv.fit(pair, x, objective=objective, epochs=20, learning_rate=1e-2, progress=False)
+    assert result.history[-1].elbo > result.history[0].elbo
+    with pytest.raises(pv.PairError, match="'z'"):
+        pv.fit(pair, x, epochs=1, progress=False)

@@ -1,0 +1,198 @@
+"""Figures draw what they are given, off screen, and refuse what they cannot draw."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from ppl_vae import figures
+from ppl_vae.errors import DataError
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE
+
+STEPS = np.arange(1, 301)
+
+
+def history(count: int = 300, **changes: np.ndarray) -> dict[str, np.ndarray]:
+    step = STEPS[:count]
+    distortion, rate = 20 + 30 / step, 10 - 9 / step
+    columns = {"step": step, "distortion": distortion, "rate": rate, "elbo": -distortion - rate}
+    return columns | {"objective": columns["elbo"]} | changes
+
+
+def pixels(figure: Figure, tmp_path: Path) -> bytes:
+    figure.savefig(tmp_path / "figure.png")
+    return (tmp_path / "figure.png").read_bytes()
+
+
+def labels(axes: Axes) -> set[str]:
+    return {line.get_label() for line in axes.get_lines() if not line.get_label().startswith("_")}
+
+
+def test_learning_curves_show_each_column_at_its_steps():
+    bound, distortion, rate = figures.learning_curves(history(100)).axes
+    for axes, name in ((bound, "elbo"), (distortion, "distortion"), (rate, "rate")):
+        np.testing.assert_allclose(axes.get_lines()[0].get_xydata(), np.c_[STEPS[:100], history(100)[name]])
+
+
+def test_learning_curves_take_records_and_columns(tmp_path: Path):
+    columns = history(5, validation_elbo=np.array([np.nan, -40, np.nan, -35, np.nan]))
+    records = [SimpleNamespace(**dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    records[0].validation_elbo = None
+    from_records = pixels(figures.learning_curves(records), tmp_path)
+    assert from_records == pixels(figures.learning_curves(columns), tmp_path)
+
+
+def test_objective_and_validation_appear_only_where_they_say_something():
+    assert labels(figures.learning_curves(history()).axes[0]) == {"ELBO, training"}
+    beta = history(objective=history()["elbo"] / 2, validation_elbo=history()["elbo"] - 1)
+    assert labels(figures.learning_curves(beta).axes[0]) == {"ELBO, training", "objective trained", "ELBO, validation"}
+
+
+def test_an_objective_that_tells_no_elbo_is_drawn_alone():
+    silent = np.full(STEPS.shape, np.nan)
+    figure = figures.learning_curves(history(elbo=silent, distortion=silent, rate=silent))
+    bound, distortion, rate = figure.axes
+    assert labels(bound) == {"objective trained"}
+    assert [axes.texts[0].get_text() for axes in (distortion, rate)] == ["not told by this objective"] * 2
+
+
+def test_a_running_mean_keeps_a_line():
+    drawn = figures.learning_curves(history(rate=0.5 * STEPS + 3.0)).axes[2].get_lines()[-1].get_xydata()
+    assert len(drawn) < len(STEPS)
+    np.testing.assert_allclose(drawn[:, 1], 0.5 * drawn[:, 0] + 3.0, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ([], "missing .*'step'"),
+        ({"step": [1]}, "missing .*'rate'"),
+        ({name: [] for name in ("step", "objective", "elbo", "distortion", "rate")}, "one positive length"),
+        (history(5, rate=np.ones(4)), "one positive length"),
+    ],
+)
+def test_learning_curves_refuse_a_broken_history(broken: object, message: str):
+    with pytest.raises(DataError, match=message):
+        figures.learning_curves(broken)
+
+
+def test_image_grid_puts_every_pixel_in_its_place():
+    images = np.random.default_rng(0).random((5, 4, 3))
+    canvas = figures.image_grid(images, columns=2).axes[0].get_images()[0].get_array()
+    assert canvas.shape == (3 * 5 - 1, 2 * 4 - 1, 3)
+    for index, image in enumerate(images):
+        top, left = index // 2 * 5, index % 2 * 4
+        np.testing.assert_array_equal(canvas[top : top + 4, left : left + 3, 1], image)
+
+
+def test_image_grid_takes_channels_and_a_range():
+    images = np.random.default_rng(0).random((4, 3, 5, 5))
+    colour = figures.image_grid(images, columns=4).axes[0].get_images()[0].get_array()
+    np.testing.assert_array_equal(colour[:, :5], np.moveaxis(images[0], 0, -1))
+    single = figures.image_grid(16 * images[:, :1], columns=4, value_range=(0, 16)).axes[0].get_images()[0].get_array()
+    np.testing.assert_allclose(single[:, :5, 2], images[0, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(4, 64), (4, 2, 8, 8), (0, 8, 8), (8,)])
+def test_image_grid_refuses_other_shapes(shape: tuple[int, ...]):
+    with pytest.raises(DataError, match="found"):
+        figures.image_grid(np.zeros(shape))
+
+
+def test_reconstructions_label_their_rows():
+    original, other = np.zeros((6, 8, 8)), np.ones((6, 8, 8))
+    axes = figures.reconstructions(original, {"VAE": other}).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["original", "VAE"]
+    canvas = axes.get_images()[0].get_array()
+    assert not canvas[:8, :8].any()
+    assert canvas[9:17, :8].all()
+
+
+def test_reconstructions_refuse_a_row_of_another_size():
+    with pytest.raises(DataError, match=r"row 'VAE': expected images \(6, 8, 8\)"):
+        figures.reconstructions(np.zeros((6, 8, 8)), {"VAE": np.zeros((5, 8, 8))})
+
+
+def test_histogram_counts_every_datum_and_marks_the_doubtful():
+    values = np.linspace(-30.0, -10.0, 200)
+    khat = np.where(np.arange(200) < 30, 0.9, 0.1)
+    khat[0] = np.nan
+    axes = figures.log_likelihood_histogram(values, khat).axes[0]
+    _, legend = axes.get_legend_handles_labels()
+    counts = [sum(bar.get_height() for bar in group) for group in axes.containers]
+    assert counts == [170, 30]
+    assert any("15.0%" in text for text in legend)
+    assert "mean −20.00 nats" in legend
+
+
+def test_histogram_of_an_exact_model_says_so():
+    _, legend = figures.log_likelihood_histogram(np.linspace(-3, -1, 50)).axes[0].get_legend_handles_labels()
+    assert "exact" in legend
+
+
+@pytest.mark.parametrize(
+    ("values", "khat", "message"),
+    [
+        ([-1.0, np.nan], None, "finite"),
+        ([[-1.0]], None, "finite"),
+        ([-1.0, -2.0], [0.1], r"one k-hat per datum, \(2,\)"),
+    ],
+)
+def test_histogram_refuses(values: list[float], khat: list[float] | None, message: str):
+    with pytest.raises(DataError, match=message):
+        figures.log_likelihood_histogram(values, khat)
+
+
+def test_contact_sheet_takes_figures_and_files(tmp_path: Path):
+    grid = figures.image_grid(np.random.default_rng(0).random((4, 8, 8)), columns=4)
+    grid.savefig(tmp_path / "grid.png")
+    page = figures.contact_sheet({"from memory": grid, "from disk": tmp_path / "grid.png"}, title="Digits")
+    memory, disk = page.axes
+    assert (memory.get_title(loc="left"), disk.get_title(loc="left")) == ("from memory", "from disk")
+    np.testing.assert_allclose(memory.get_images()[0].get_array() / 255, disk.get_images()[0].get_array(), atol=1 / 255)
+
+
+def test_contact_sheet_keeps_proportions_and_order():
+    wide, tall = np.zeros((12, 8, 8)), np.zeros((12, 8, 8))
+    pictures = {"a": figures.image_grid(wide, columns=12), "b": figures.image_grid(tall, columns=3)}
+    page = figures.contact_sheet(pictures | {"c": pictures["b"]})
+    width, height = page.get_size_inches()
+    boxes = [axes.get_position() for axes in page.axes]
+    for axes, box in zip(page.axes, boxes, strict=True):
+        pixels = axes.get_images()[0].get_array().shape
+        assert box.width * width / (box.height * height) == pytest.approx(pixels[1] / pixels[0], rel=1e-6)
+    assert [axes.get_title(loc="left") for axes in page.axes] == ["a", "b", "c"]
+    assert boxes[0].y0 > boxes[1].y1
+    assert boxes[1].y0 == boxes[2].y0
+    assert boxes[1].x1 < boxes[2].x0
+
+
+def test_contact_sheet_refuses_nothing():
+    with pytest.raises(DataError, match="at least one picture"):
+        figures.contact_sheet({})
+
+
+def test_early_steps_do_not_flatten_the_curve():
+    far = history()
+    far["elbo"] = np.where(STEPS < 5, -1e4, far["elbo"])
+    low, high = figures.learning_curves(far).axes[0].get_ylim()
+    assert low > -100
+    assert high > far["elbo"].max()
+
+
+def test_colours_differ_without_colour():
+    grey = sorted(np.dot((0.2126, 0.7152, 0.0722), to_rgb(c)) for c in (DARK, MIDDLE, LIGHT))
+    assert np.diff(grey).min() > 0.15
+
+
+def test_figures_leave_pyplot_alone():
+    code = "import sys, numpy; from ppl_vae.figures import image_grid; image_grid(numpy.ones((1, 2, 2)));"
+    subprocess.run([sys.executable, "-c", code + "assert 'matplotlib.pyplot' not in sys.modules"], check=True)

@@ -1,0 +1,152 @@
+"""The folder listing is the dependency graph: imports point one way."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
+
+FOUNDATION = {"errors", "kl", "supports", "rng", "arrays", "device", "progress", "history"}
+CORE = {"pair", "terms", "checking", "diagnosis", "weights", "schedules", "objectives", "rundir", "svi", "evaluation"}
+ZOO = {"networks", "priors", "encoders", "decoders", "vae"}
+EDGES = {"data", "figures", "report", "runs", "cli"}
+
+# Every part of the package and the parts it may import. A new file is placed here, or the first test below fails.
+MAY_IMPORT = {
+    "errors": set(),
+    "kl": {"errors"},
+    "supports": {"errors"},
+    "rng": {"errors"},
+    "arrays": {"errors"},
+    "device": {"errors"},
+    "progress": {"errors"},
+    "history": {"errors"},
+    "pair": FOUNDATION,
+    "terms": FOUNDATION | {"pair"},
+    "checking": FOUNDATION | {"pair", "terms"},
+    "diagnosis": FOUNDATION | {"pair", "terms"},
+    "rundir": FOUNDATION | {"pair"},
+    "weights": FOUNDATION | {"pair", "terms"},
+    "schedules": FOUNDATION | {"pair", "terms"},
+    "objectives": FOUNDATION | {"pair", "terms", "weights", "schedules"},
+    "svi": FOUNDATION | CORE - {"svi", "evaluation"},
+    "evaluation": FOUNDATION | CORE - {"evaluation"},
+    "networks": FOUNDATION,
+    "priors": FOUNDATION | {"networks"},
+    "encoders": FOUNDATION | {"networks"},
+    "decoders": FOUNDATION | {"networks"},
+    "vae": FOUNDATION | ZOO - {"vae"},
+    "exact": FOUNDATION | {"networks"},
+    "data": FOUNDATION,
+    "figures": FOUNDATION,
+    "report": FOUNDATION,
+    "runs": FOUNDATION | CORE | ZOO | {"exact"} | EDGES - {"cli"},
+    "cli": FOUNDATION | CORE | ZOO | {"exact"} | EDGES | {"__init__"},
+    "__init__": FOUNDATION | CORE | ZOO | {"exact", "data"},
+}
+
+
+def part_of(module: str) -> str:
+    """The part a dotted module belongs to: `ppl_vae.exact.gmm` is of `exact`, `ppl_vae` itself is `__init__`."""
+    names = module.split(".")
+    return names[1] if len(names) > 1 else "__init__"
+
+
+def module_name(path: Path) -> str:
+    """`exact/gmm.py` as `ppl_vae.exact.gmm`; a package's `__init__.py` as the package."""
+    names = ["ppl_vae", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+class WithoutAnnotationImports(ast.NodeTransformer):
+    """Drops `if TYPE_CHECKING:` blocks."""
+
+    def visit_If(self, node: ast.If) -> ast.If | None:
+        return None if ast.unparse(node.test) == "TYPE_CHECKING" else node
+
+
+def imported(source: str, module: str, is_package: bool, at_run_time: bool = False) -> set[str]:
+    """Dotted modules of ppl_vae that `source` imports anywhere; `at_run_time` leaves out those for annotations."""
+    tree = ast.parse(source)
+    found: set[str] = set()
+    for node in ast.walk(WithoutAnnotationImports().visit(tree) if at_run_time else tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")[: len(module.split(".")) - node.level + is_package]
+                base = ".".join([*parents, base] if base else parents)
+            submodules = {f"{base}.{alias.name}" for alias in node.names} & MODULES.keys()
+            names = {alias.name for alias in node.names if f"{base}.{alias.name}" not in MODULES}
+            found |= submodules | ({base} if names or not node.names else set())
+    return {name for name in found if name.split(".")[0] == "ppl_vae"}
+
+
+def imports_of(module: str, at_run_time: bool = False) -> set[str]:
+    path = MODULES[module]
+    return imported(path.read_text(encoding="utf-8"), module, path.name == "__init__.py", at_run_time)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_is_placed(module: str):
+    assert part_of(module) in MAY_IMPORT, f"{module} has no place: add it to MAY_IMPORT, in the layer that it serves"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_one_way(module: str):
+    part = part_of(module)
+    forbidden = {name for name in imports_of(module) if part_of(name) not in MAY_IMPORT.get(part, set()) | {part}}
+    assert not forbidden, f"{module} must not import {sorted(forbidden)}"
+
+
+def test_modules_form_no_cycle():
+    # An `__init__` gathers the modules of its package, and an annotation may name a sibling: neither runs in a circle.
+    modules = [module for module, path in MODULES.items() if path.name != "__init__.py"]
+    graph = {module: imports_of(module, at_run_time=True) - {module} for module in modules}
+    TopologicalSorter(graph).prepare()
+
+
+def test_the_inference_core_knows_no_model():
+    for part in FOUNDATION | CORE:
+        assert not MAY_IMPORT[part] & (ZOO | EDGES | {"exact", "__init__"}), part
+
+
+def test_exact_models_know_no_estimator():
+    assert not MAY_IMPORT["exact"] & CORE
+
+
+def test_edges_are_imported_by_edges_only():
+    inside = MAY_IMPORT.keys() - EDGES - {"__init__"}
+    assert not [part for part in inside if MAY_IMPORT[part] & EDGES]
+    assert MAY_IMPORT["__init__"] & EDGES == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import ppl_vae.errors", {"ppl_vae.errors"}),
+        ("from ppl_vae import errors", {"ppl_vae.errors"}),
+        ("from ppl_vae import Pair", {"ppl_vae"}),
+        ("from ppl_vae.errors import DataError", {"ppl_vae.errors"}),
+        ("from ..errors import DataError", {"ppl_vae.errors"}),
+        ("from .. import errors", {"ppl_vae.errors"}),
+        ("def f():\n    from ppl_vae.errors import DataError", {"ppl_vae.errors"}),
+        ("import torch\nfrom pyro import poutine", set()),
+    ],
+)
+def test_the_reader_of_imports_sees_every_form(source: str, expected: set[str]):
+    assert imported(source, "ppl_vae.exact.gmm", is_package=False) == expected
+
+
+def test_annotations_count_for_layers_but_not_for_cycles():
+    source = "if TYPE_CHECKING:\n    from ppl_vae.errors import DataError"
+    assert imported(source, "ppl_vae.kl", is_package=False) == {"ppl_vae.errors"}
+    assert imported(source, "ppl_vae.kl", is_package=False, at_run_time=True) == set()

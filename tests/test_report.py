@@ -1,0 +1,88 @@
+"""The comparison table says the same thing in the terminal, in Markdown and in JSON."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from ppl_vae.errors import DataError
+from ppl_vae.report import ModelRow, bits_per_dimension, to_json, to_markdown, to_table
+
+VAE = ModelRow(
+    model="VAE",
+    num_parameters=12_345,
+    elbo=-24.061,
+    log_likelihood=-22.3111,
+    log_likelihood_stderr=0.0123,
+    ess=812.4,
+    share_khat=0.034,
+    seconds=7.25,
+)
+GMM = ModelRow(model="GMM | EM", num_parameters=99, log_likelihood=-23.0, seconds=0.4)
+
+
+def rendered(rows: list[ModelRow], event_size: int | None = None) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    console.print(to_table(rows, event_size))
+    return console.file.getvalue()
+
+
+@pytest.mark.parametrize("text", [rendered([VAE, GMM], 64), to_markdown([VAE, GMM], 64)], ids=["terminal", "markdown"])
+def test_table_shows_numbers_with_their_error_and_unit(text: str):
+    assert "nats per datum" in text
+    for cell in ("12,345", "-24.06", "-22.311 ± 0.012", "812", "3.4%", "7.2", "-23.00 exact", "–"):
+        assert cell in text, cell
+    assert f"{bits_per_dimension(-23.0, 64):.3f}" in text
+
+
+def test_a_bits_column_appears_only_with_an_event_size():
+    assert "bits/dim" in to_markdown([VAE], 64)
+    assert "bits/dim" not in to_markdown([VAE])
+
+
+@pytest.mark.parametrize("event_size", [None, 64])
+def test_markdown_rows_have_one_cell_per_heading(event_size: int | None):
+    lines = [line.replace("\\|", "") for line in to_markdown([VAE, GMM], event_size).splitlines()[2:]]
+    assert len(lines) == 4
+    assert len({line.count("|") for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("stderr", "cell"),
+    [
+        (None, "-22.31 exact"),
+        (0.0, "-22.31 ± 0.00"),
+        (0.43, "-22.31 ± 0.43"),
+        (0.00123, "-22.3111 ± 0.0012"),
+        (12.0, "-22.31 ± 12.00"),
+        (math.inf, "-22.31 ± inf"),
+        (math.nan, "-22.31 ± nan"),
+    ],
+)
+def test_error_decides_the_decimals(stderr: float | None, cell: str):
+    row = ModelRow(model="m", num_parameters=1, log_likelihood=-22.3111, log_likelihood_stderr=stderr)
+    assert f"| {cell} |" in to_markdown([row])
+
+
+def test_json_keeps_every_digit_and_none():
+    record = json.loads(to_json([VAE, GMM], event_size=64))
+    assert record["unit"] == "nats per datum"
+    assert record["rows"][0]["log_likelihood"] == VAE.log_likelihood
+    assert record["rows"][0]["bits_per_dimension"] == pytest.approx(22.3111 / 64 / math.log(2), rel=1e-12)
+    assert record["rows"][1]["log_likelihood_stderr"] is None
+
+
+@pytest.mark.parametrize(("value", "text"), [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")])
+def test_json_is_strict(value: float, text: str):
+    row = ModelRow(model="m", num_parameters=1, elbo=value)
+    record = json.loads(to_json([row]), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    assert record["rows"][0]["elbo"] == text
+
+
+def test_bits_need_a_dimension():
+    with pytest.raises(DataError, match="at least 1, found 0"):
+        bits_per_dimension(-1.0, 0)

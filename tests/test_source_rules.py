@@ -1,0 +1,156 @@
+"""What no source file may do (R9), and what importing the library may not do."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted(path for folder in ("ppl_vae", "experiments", "benchmarks") for path in (ROOT / folder).rglob("*.py"))
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FORBIDDEN_BUILTINS = {"eval", "exec", "__import__"}
+FORBIDDEN_CALLS = {"torch.load", "torch.save", "torch.jit.load", "yaml.load", "os.system", "os.popen"}
+FORBIDDEN_METHODS = {"extractall", "read_pickle", "to_pickle"}
+NUMPY_LOADS = {"np.load", "numpy.load"}
+
+
+def violations(source: str) -> list[str]:
+    """Rule-breaking constructs of a source text, each as `line: what`."""
+    return [f"{node.lineno}: {what}" for node in ast.walk(ast.parse(source)) for what in _breaches(node)]
+
+
+def _breaches(node: ast.AST) -> list[str]:
+    match node:
+        case ast.Import(names):
+            return [f"import {name.name}" for name in names if name.name.split(".")[0] in FORBIDDEN_MODULES]
+        case ast.ImportFrom(module=str(module), names=names):
+            qualified = {f"{module}.{name.name}" for name in names} & (FORBIDDEN_CALLS | NUMPY_LOADS)
+            return sorted(qualified) + ([module] if module.split(".")[0] in FORBIDDEN_MODULES else [])
+        case ast.Name(id=name) if name in FORBIDDEN_BUILTINS:
+            return [name]
+        case ast.Attribute(attr=name) if name in FORBIDDEN_METHODS or ast.unparse(node) in FORBIDDEN_CALLS:
+            return [ast.unparse(node)]
+        case ast.Call(func=function, keywords=keywords):
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
+            shell = ["shell=True"] if options.get("shell", "False") != "False" else []
+            unsafe = ast.unparse(function) in NUMPY_LOADS and options.get("allow_pickle") != "False"
+            return shell + (["np.load without allow_pickle=False"] if unsafe else [])
+    return []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_source_keeps_the_rules(path: Path):
+    assert not violations(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import pickle as p",
+        "from dill import loads",
+        "import torch\ntorch.load('a')",
+        "from torch import load",
+        "torch.save(x, 'a')",
+        "read = torch.load",
+        "np.load('a.npy')",
+        "np.load('a.npy', allow_pickle=True)",
+        "numpy.load('a.npy', allow_pickle=flag)",
+        "from numpy import load",
+        "yaml.load(text)",
+        "eval('1')",
+        "run = exec",
+        "__import__('os')",
+        "subprocess.run(command, shell=True)",
+        "archive.extractall(folder)",
+        "os.system('ls')",
+    ],
+)
+def test_the_scan_sees(source: str):
+    assert violations(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["model.eval()", "np.load('a.npy', mmap_mode='r', allow_pickle=False)", "yaml.safe_load(text)", "json.load(f)"],
+)
+def test_the_scan_lets_pass(source: str):
+    assert not violations(source)
+
+
+# A process of its own, which prints what `import ppl_vae` did; the libraries it stands on are imported before it looks.
+PROBE = """
+import json, os, random, sys
+import numpy, pyro, torch
+opened, connected = [], []
+def settings():
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "torch validation": torch.distributions.Distribution._validate_args,
+        "pyro validation": pyro.settings.get("validate_poutine"),
+        "torch random state": torch.get_rng_state().tolist(),
+        "numpy random state": str(numpy.random.get_state()),
+        "python random state": str(random.getstate()),
+        "threads": torch.get_num_threads(),
+        "interop threads": torch.get_num_interop_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "numpy errors": str(numpy.geterr()),
+    }
+def watch(event, arguments):
+    if event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        opened.append(str(arguments[0]))
+    elif event in ("socket.connect", "socket.getaddrinfo", "urllib.Request"):
+        connected.append(str(arguments))
+before = settings()
+sys.addaudithook(watch)
+import ppl_vae
+after = settings()
+print(json.dumps({
+    "changed": [name for name in before if before[name] != after[name]],
+    "parameters": sorted(pyro.get_param_store().keys()),
+    "opened": opened,
+    "connected": connected,
+    "modules": sorted({name.split(".")[0] for name in sys.modules}),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def probe() -> dict[str, list[str]]:
+    # Three threads are nobody's default, so that a change of their number is seen on every machine.
+    changes = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "3"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", PROBE],
+        env=os.environ | changes,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_import_changes_no_global_setting(probe: dict[str, list[str]]):
+    assert probe["changed"] == []
+    assert probe["parameters"] == []
+
+
+def test_import_writes_no_file_and_touches_no_network(probe: dict[str, list[str]]):
+    assert probe["opened"] == []
+    assert probe["connected"] == []
+
+
+@pytest.mark.parametrize(
+    "module", ["matplotlib", "sklearn", "arviz", "pandas", "typer", "pooch", "scipy", "zuko", "xarray"]
+)
+def test_import_leaves_heavy_modules_for_later(probe: dict[str, list[str]], module: str):
+    assert module not in probe["modules"]
