@@ -11,13 +11,13 @@ from ppl_vae.terms import Batch, Layout, run_program
 __all__ = ["explain_non_finite"]
 
 
-def explain_non_finite(pair: Pair, batch: Batch, layout: Layout | None) -> str:
+def explain_non_finite(pair: Pair, batch: Batch, layout: Layout) -> str:
     """The first site (draws, then density) or parameter that is not finite, with the rows of the batch.
 
     Args:
         pair: The pair, with the parameters the step started from.
         batch: The batch of the step.
-        layout: Layout of the pair, if known.
+        layout: Layout of the pair.
     """
     with torch.no_grad():
         for name, parameter in pair.named_parameters():
@@ -30,8 +30,12 @@ def explain_non_finite(pair: Pair, batch: Batch, layout: Layout | None) -> str:
                 if rows := _bad_rows(site["value"], len(batch[0])):
                     return f"site {name!r} of the {role} draws values that are not finite (rows {rows} of the batch)"
                 if rows := _bad_rows(site["fn"].log_prob(site["value"]), len(batch[0])):
-                    return f"site {name!r} of the {role} has a log-density that is not finite (rows {rows} of the batch)"
-    if bad := [name for name, p in pair.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]:
+                    return (
+                        f"site {name!r} of the {role} has a log-density that is not finite (rows {rows} of the batch)"
+                    )
+    if bad := [
+        name for name, p in pair.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+    ]:
         return f"the gradient of parameter {bad[0]!r} is not finite"
     return "no single site is to blame: their sum overflows"
 

@@ -43,7 +43,7 @@ def _is_point(distribution: Distribution) -> bool:
 
 @register_kl(MultivariateNormal, Independent)
 def _full_to_diagonal(q: MultivariateNormal, p: Independent) -> Tensor:
-    r"""KL(N(m, L L^T), N(mu, diag s^2)) = 1/2 sum_i [((L L^T)_ii + (m_i - mu_i)^2) / s_i^2 - 1 + 2 log s_i] - log det L."""
+    r"""1/2 sum_i [((L L^T)_ii + (m_i - mu_i)^2) / s_i^2 - 1 + 2 log s_i] - log det L, with q = N(m, L L^T)."""
     loc, scale = _diagonal(p)
     log_det = q.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return _gaussian_kl(q.loc, q.scale_tril.square().sum(-1), log_det, loc, scale)

@@ -153,7 +153,7 @@ class ELBO:
     def _score_term(
         self, terms: Terms, reward: Tensor, weights: Tensor | None, beta: Tensor | float, sampled: bool
     ) -> Tensor | None:
-        """sum_k log q(z_k) (reward_k - baseline), whose gradient is the score-function part; its value means nothing."""
+        """sum_k log q(z_k) (reward_k - baseline): its gradient is the score-function part, its value means nothing."""
         log_score = terms.log_score_all if self.gradient == "score" else terms.log_score
         if log_score is None and terms.global_score is None:
             return None
@@ -169,9 +169,15 @@ class ELBO:
         if log_score is not None:
             total = total + _particle_mean(log_score * advantage, None if weights is None else weights.detach()).mean()
         if terms.global_score is not None:
-            cost = reward.detach().mean(1, keepdim=True) - beta * terms.global_kl.detach() + own / terms.full_size
-            total = total + (terms.global_score * cost).mean()
+            total = total + self._global_score_term(terms, reward, beta, own)
         return total
+
+    def _global_score_term(self, terms: Terms, reward: Tensor, beta: Tensor | float, own: Tensor | float) -> Tensor:
+        """The same for latents outside the data plate, whose cost is that of all data."""
+        assert terms.global_score is not None
+        assert terms.global_kl is not None
+        cost = reward.mean(1, keepdim=True) - beta * terms.global_kl + own / terms.full_size
+        return (terms.global_score * cost.detach()).mean()
 
     def _baseline(self, reward: Tensor) -> Tensor | float:
         """A value independent of the draw it is subtracted from (K, N)."""
@@ -285,11 +291,11 @@ class FromPyro:
 
     def evaluate(self, pair: Pair, batch: Batch, layout: Layout, beta: Tensor | float) -> Values:
         """Runs Pyro's own objective; distortion and rate are NaN, the true ELBO too unless the objective is one."""
-        full_size = (layout.full_size if layout is not None else None) or len(batch[0])
+        full_size = layout.full_size or len(batch[0])
         total = self._loss(pair, batch)
         loss = total / full_size
         unknown = torch.full((), torch.nan, device=loss.device)
-        is_elbo = type(self.elbo) in _PLAIN_ELBOS and not (layout is not None and layout.rescaled)
+        is_elbo = type(self.elbo) in _PLAIN_ELBOS and not layout.rescaled
         objective = -loss.detach()
         return Values(loss, objective, objective if is_elbo else unknown, unknown, unknown)
 
@@ -342,7 +348,12 @@ class _ScaleLatents(Messenger):
             msg["scale"] = msg["scale"] * self._beta
 
 
-_PLAIN_ELBOS = (pyro.infer.Trace_ELBO, pyro.infer.TraceMeanField_ELBO, pyro.infer.TraceEnum_ELBO, pyro.infer.TraceGraph_ELBO)
+_PLAIN_ELBOS = (
+    pyro.infer.Trace_ELBO,
+    pyro.infer.TraceMeanField_ELBO,
+    pyro.infer.TraceEnum_ELBO,
+    pyro.infer.TraceGraph_ELBO,
+)
 
 
 def _loss_with_gradients(elbo: Any, pair: Pair, batch: Batch) -> Tensor:
@@ -394,9 +405,10 @@ def _true_terms(terms: Terms, analytic: frozenset[str]) -> tuple[Tensor, Tensor,
         return -distortion - rate, distortion, rate
 
 
-def _particle_mean(matrix: Tensor, weights: Tensor | None) -> Tensor:
+def _particle_mean(matrix: Tensor | float, weights: Tensor | None) -> Tensor:
+    matrix = torch.as_tensor(matrix)
     if weights is None:
-        return matrix.mean(0)
+        return matrix.mean(0) if matrix.dim() else matrix
     return torch.where(weights > 0, weights * matrix, 0.0).sum(0)
 
 

@@ -87,9 +87,24 @@ class Pair(nn.Module):
 
     @contextmanager
     def scope(self) -> Iterator[None]:
-        """Context in which `pyro.param`, `pyro.module` and PyroModules read and write this pair only."""
-        with pyro.settings.context(module_local_params=True), _LocalParams(self):
+        """Context in which `pyro.param`, `pyro.module` and PyroModules read and write this pair only.
+
+        PyroModules write to the store directly: they get an empty one that is thrown away, since their parameters are
+        attributes and found as such.
+        """
+        with pyro.get_param_store().scope(), _LocalParams(self):
             yield
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are; the CPU if there are none."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The one floating dtype of parameters and buffers, or None where there is none or several."""
+        dtypes = {t.dtype for t in (*self.parameters(), *self.buffers()) if t.is_floating_point()}
+        return dtypes.pop() if len(dtypes) == 1 else None
 
     def prepare(self, *batch: Tensor) -> None:
         """Runs both programs once without gradients, so that parameters made on first use exist."""
@@ -107,8 +122,9 @@ class Pair(nn.Module):
 
     def param(self, name: str, init: Any, constraint: constraints.Constraint | None) -> Tensor:
         """Returns the constrained value of `pyro.param(name, init, constraint)`, made on first use."""
-        if init is not None and self._aliases.get(name) is init:
-            return init
+        alias = self._aliases.get(name)
+        if alias is not None and alias is init:
+            return alias
         key = "param:" + name.replace(".", "/")
         constraint = self._constraints.setdefault(name, constraints.real if constraint is None else constraint)
         unconstrained = self.store._parameters.get(key)
@@ -118,7 +134,8 @@ class Pair(nn.Module):
             initial = init() if callable(init) else init
             if isinstance(initial, nn.Parameter) and constraint is constraints.real:
                 if any(initial is known for known in self.parameters()):
-                    return self._aliases.setdefault(name, initial)
+                    self._aliases[name] = initial
+                    return initial
                 unconstrained = initial
             else:
                 with torch.no_grad():
@@ -178,8 +195,9 @@ class _LocalParams(Messenger):
         self._pair = pair
 
     def _pyro_param(self, msg: Any) -> None:
-        # PyroModules announce their own parameters with statements of the same type; those carry their value.
-        if msg["done"] or getattr(msg["fn"], "__self__", None) is not pyro.get_param_store():
+        # PyroModules announce their own parameters by statements of the same type, and have put or carry the value.
+        store = pyro.get_param_store()
+        if msg["done"] or getattr(msg["fn"], "__self__", None) is not store or msg["name"] in set(store.keys()):
             return
         init = msg["args"][1] if len(msg["args"]) > 1 else None
         constraint = msg["kwargs"].get("constraint") if init is not None else None

@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-
-from typing_extensions import Self
+from typing import Self
 
 __all__ = ["Progress"]
 
@@ -35,13 +34,20 @@ class Progress:
             from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
 
-            columns = (TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                TextColumn("{task.fields[text]}"),
+                TimeRemainingColumn(),
+            )
             self._bar = Bar(*columns, console=Console(stderr=True))
             self._bar.start()
             self._task = self._bar.add_task(self._title, total=self._total, text="")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._enabled:
             self._bar.stop()
 
@@ -56,4 +62,6 @@ class Progress:
             return
         self._last = time.monotonic()
         rate = done / max(self._last - self._start, 1e-9)
-        self._bar.update(self._task, completed=done, text=f"{done:,}/{self._total:,} {rate:,.0f} {self._unit}/s  {text}")
+        self._bar.update(
+            self._task, completed=done, text=f"{done:,}/{self._total:,} {rate:,.0f} {self._unit}/s  {text}"
+        )

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import math
 import platform
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
 
 class RunDirectory:
-    """`config.json`, `environment.json`, `history.jsonl` (a line an epoch) and `parameters.safetensors` under one root."""
+    """`config.json`, `environment.json`, `history.jsonl` (a line an epoch), `parameters.safetensors`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -33,7 +34,9 @@ class RunDirectory:
         """Makes a new run directory and writes what is known before the first step."""
         path = Path(root)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise PplVaeError(f"run directory {path}: expected a new or empty directory, found files; choose another name")
+            raise PplVaeError(
+                f"run directory {path}: expected a new or empty directory, found files; choose another name"
+            )
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -107,4 +110,4 @@ def _plain(value: Any) -> Any:
 
 
 def _finite(value: float) -> float | None:
-    return None if isinstance(value, float) and value != value else value
+    return None if math.isnan(value) else value

@@ -23,6 +23,7 @@ class Constant:
     value: float = 1.0
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.value
 
 
@@ -43,6 +44,7 @@ class Linear:
         _positive("steps", self.steps)
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.start + (self.end - self.start) * min(step / self.steps, 1.0)
 
 
@@ -61,6 +63,7 @@ class Sigmoid:
     rate: float
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.start + (self.end - self.start) / (1.0 + math.exp(-min(self.rate * (step - self.middle), 700.0)))
 
 
@@ -84,6 +87,7 @@ class Cyclical:
             raise ValueError(f"ramp: expected a share in (0, 1], found {self.ramp}")
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         phase = step % self.period / self.period
         return self.start + (self.end - self.start) * min(phase / self.ramp, 1.0)
 
@@ -105,6 +109,7 @@ class Cosine:
         _positive("steps", self.steps)
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.end + (self.start - self.end) * 0.5 * (1 + math.cos(math.pi * min(step / self.steps, 1.0)))
 
 
@@ -121,6 +126,7 @@ class Step:
     factor: float
 
     def __call__(self, step: int) -> float:
+        """The value at `step`."""
         return self.factor ** sum(step >= m for m in self.milestones)
 
 

@@ -27,7 +27,9 @@ def bounds(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
     lower, upper = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
     if lower is None and upper is None:
         return None
-    return torch.as_tensor(-torch.inf if lower is None else lower), torch.as_tensor(torch.inf if upper is None else upper)
+    return torch.as_tensor(-torch.inf if lower is None else lower), torch.as_tensor(
+        torch.inf if upper is None else upper
+    )
 
 
 def is_fixed(support: constraints.Constraint) -> bool:
@@ -47,7 +49,9 @@ def first_outside(support: constraints.Constraint, value: Tensor) -> tuple[int, 
     rows = inside.reshape(len(inside), -1).all(1) if inside.dim() else inside.reshape(1)
     row = int((~rows).nonzero()[0])
     entries = value[row] if value.dim() else value
-    elementwise = _base(support).check(entries) if _base(support).event_dim == 0 else torch.zeros_like(entries, dtype=bool)
+    elementwise = (
+        _base(support).check(entries) if _base(support).event_dim == 0 else torch.zeros_like(entries, dtype=torch.bool)
+    )
     return row, float(entries.reshape(-1)[~elementwise.expand(entries.shape).reshape(-1)][0])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking import CheckReport, check, check_for_pyro, check_observations, parameter_dtype
+from ppl_vae.checking import CheckReport, check, check_for_pyro, check_observations
 from ppl_vae.device import choose_device
 from ppl_vae.diagnosis import explain_non_finite
 from ppl_vae.errors import DataError, EstimateError, PairError
@@ -88,8 +88,8 @@ class Fit:
     """Step of the parameters now in the pair: that of the best validation, or the last."""
     stopped_early: bool
     """Whether validation stopped improving for `patience` epochs."""
-    report: CheckReport | None
-    """What `check` said of the pair; None where a Pyro objective sums latents out of the model itself."""
+    report: CheckReport
+    """What `check` said of the pair."""
     settings: FitSettings
     """The settings of the fit."""
 
@@ -102,7 +102,7 @@ def fit(
     pair: Any,
     data: Any,
     *,
-    objective: Objective = ELBO(),  # noqa: B008 - a frozen value
+    objective: Objective = ELBO(),
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int = 128,
@@ -163,9 +163,8 @@ def fit(
     Example:
         >>> import torch, ppl_vae as pv
         >>> x = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.1).sample(200).float()
-        >>> vae = pv.VAE(
-        ...     pv.priors.StandardNormal(1), pv.decoders.Gaussian.mlp(1, [8], 2), pv.encoders.DiagonalNormal.mlp(2, [8], 1)
-        ... )
+        >>> decoder, encoder = pv.decoders.Gaussian.mlp(1, [8], 2), pv.encoders.DiagonalNormal.mlp(2, [8], 1)
+        >>> vae = pv.VAE(pv.priors.StandardNormal(1), decoder, encoder)
         >>> result = pv.fit(vae, x, epochs=3, progress=False)
         >>> result.steps, len(result.history)
         (6, 3)
@@ -184,7 +183,7 @@ def fit(
     rows = _training_rows(pair, data, settings)
     held_out = None if validation is None else _validation_rows(pair, validation, settings)
     report = _checked(pair, rows, settings)
-    if held_out is not None and report is not None:
+    if held_out is not None:
         check_observations(pair, held_out)
     pair.to(target)
     loop = _Loop(pair, rows.to(target), held_out and held_out.to(target), report, settings, target, start)
@@ -206,14 +205,14 @@ class _Loop:
         pair: Pair,
         rows: Rows,
         held_out: Rows | None,
-        report: CheckReport | None,
+        report: CheckReport,
         settings: FitSettings,
         device: torch.device,
         start: float,
     ) -> None:
         self.pair, self.rows, self.held_out, self.settings, self.device = pair, rows, held_out, settings, device
         self.report = report
-        self.layout = report.layout if report is not None else None
+        self.layout = report.layout
         self.start = start
         self.parameters = [p for p in pair.parameters() if p.requires_grad]
         if not self.parameters:
@@ -357,7 +356,7 @@ class _Guard:
 
 
 def _training_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
-    rows = as_rows(data).with_dtype(parameter_dtype(pair))
+    rows = as_rows(data).with_dtype(pair.dtype)
     if settings.binarize is None:
         return rows
     _check_probabilities(rows)
@@ -365,7 +364,7 @@ def _training_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
 
 
 def _validation_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
-    rows = as_rows(data).with_dtype(parameter_dtype(pair))
+    rows = as_rows(data).with_dtype(pair.dtype)
     if settings.binarize is None:
         return rows
     _check_probabilities(rows)
@@ -384,18 +383,17 @@ def _binarized(rows: Rows, seed: int) -> Rows:
     if rows.mapped:
         raise DataError("binarize='fixed' would copy a memory-mapped array: binarise the file, or use 'dynamic'")
     with seeded(seed):
-        return Rows([torch.bernoulli(rows.arrays[0].cpu()), *rows.arrays[1:]], rows.dtype)
+        return Rows([torch.bernoulli(torch.as_tensor(rows.arrays[0])), *rows.arrays[1:]], rows.dtype)
 
 
-def _checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport | None:
+def _checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
     """Checks pair and data as `ppl_vae.check` does, on the first batch and then on every row."""
     batch = rows.take(slice(0, settings.batch_size))
     if settings.binarize == "dynamic":
         with seeded(key(settings.seed, _FIXED)):
             batch = (torch.bernoulli(batch[0].cpu()), *batch[1:])
-    if isinstance(settings.objective, FromPyro) and check_for_pyro(pair, batch):
-        return None
-    report = check(pair, batch)
+    summed = check_for_pyro(pair, batch) if isinstance(settings.objective, FromPyro) else None
+    report = summed or check(pair, batch)
     check_observations(pair, rows, skip=(0,) if settings.binarize else ())
     return report
 

@@ -24,6 +24,7 @@ def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
     """
     return torch.logsumexp(log_weight, dim) - math.log(log_weight.shape[dim])
 
+
 # Weights that differ by no more than the rounding of their own sums are equal: a perfect guide.
 _ROUNDING = 200.0
 
@@ -102,7 +103,7 @@ class Stream:
         if (empty := self._log_sum == -torch.inf).any():
             row = self.first_row + int(empty.nonzero()[0])
             raise EstimateError(
-                f"row {row}: all {self.num_samples} weights are zero: the guide proposes only values that the model excludes"
+                f"row {row}: all {self.num_samples} weights are zero: the guide proposes only what the model excludes"
             )
         k = float(self.num_samples)
         largest = self._largest[0]

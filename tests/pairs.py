@@ -36,7 +36,8 @@ class ModuleVAE(nn.Module):
         with pyro.plate("data", x.shape[0]):
             loc, rest = self.encoder(x).split([LATENT, self.encoder[-1].out_features - LATENT], -1)
             if self.full_covariance:
-                root = rest.reshape(*rest.shape[:-1], LATENT, LATENT).tril(-1) + torch.diag_embed(rest[..., :LATENT].exp())
+                lower = rest.reshape(*rest.shape[:-1], LATENT, LATENT).tril(-1)
+                root = lower + torch.diag_embed(rest[..., :LATENT].exp())
                 pyro.sample("z", dist.MultivariateNormal(loc, scale_tril=root))
             else:
                 pyro.sample("z", dist.Normal(loc, rest.exp()).to_event(1))

@@ -13,7 +13,7 @@ POWER = 10.67
 
 
 def z_score(samples, truth, sigma=None) -> float:
-    """z of the mean of independent `samples` against `truth`; `sigma` is the known standard deviation if there is one."""
+    """z of the mean of independent `samples` against `truth`; `sigma` is the known standard deviation, if any."""
     samples = np.asarray(samples, dtype=np.float64)
     sd = samples.std(ddof=1) if sigma is None else sigma
     return float((samples.mean() - truth) / (sd / np.sqrt(samples.size)))

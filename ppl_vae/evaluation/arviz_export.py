@@ -21,7 +21,9 @@ def to_arviz(result: LogLikelihood) -> Any:
         "log_likelihood": {"x": result.posterior_log_lik[np.newaxis]},
         "constant_data": {name: getattr(result, name) for name in ("value", "stderr", "ess", "khat", "elbo")},
     }
-    dims = {name: ["datum", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))] for name, value in result.posterior.items()}
+    dims = {
+        name: ["datum", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))] for name, value in result.posterior.items()
+    }
     dims |= {name: ["datum"] for name in ("x", *groups["constant_data"])}
     if int(arviz.__version__.split(".")[0]) >= 1:
         return arviz.from_dict(groups, dims=dims)

@@ -43,7 +43,9 @@ class PosteriorDraws:
             self._kept, self._log_total = fresh, log_block
             return
         self._log_total = torch.logaddexp(self._log_total, log_block)
-        replace = torch.rand(choice.shape, generator=generator, dtype=torch.float64) < (log_block - self._log_total).exp()
+        replace = (
+            torch.rand(choice.shape, generator=generator, dtype=torch.float64) < (log_block - self._log_total).exp()
+        )
         for name, value in fresh.items():
             mask = replace.reshape(replace.shape + (1,) * (value.dim() - 2))
             self._kept[name] = torch.where(mask, value, self._kept[name])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyro
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.arrays import as_rows
-from ppl_vae.checking import check, check_observations, parameter_dtype
+from ppl_vae.checking import check, check_observations
 from ppl_vae.device import choose_device
-from ppl_vae.errors import DataError, PairError
+from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.progress import Progress
@@ -161,7 +161,7 @@ def log_likelihood(
         raise ValueError(f"num_samples: expected at least 1, found {num_samples}")
     start = time.monotonic()
     pair = as_pair(pair)
-    rows = as_rows(data).with_dtype(parameter_dtype(pair))
+    rows = as_rows(data).with_dtype(pair.dtype)
     report = check(pair, rows.take(slice(0, _MIN_ROWS)), proposes_outside=True)
     check_observations(pair, rows)
     layout = report.layout
@@ -203,8 +203,8 @@ def log_likelihood(
 def _check_local(layout: Layout) -> None:
     if layout.global_latents:
         raise PairError(
-            f"site {layout.global_latents[0]!r}: expected every latent inside the data plate, found it outside: data are "
-            "not independent given the parameters, so a log-likelihood per datum does not exist; make it a parameter, "
+            f"site {layout.global_latents[0]!r}: expected every latent inside the data plate, found it outside: data "
+            "are not independent given the parameters, so a log-likelihood per datum does not exist; make it a parameter, "
             "or condition on a value of it"
         )
     if layout.subsampled:
@@ -230,7 +230,7 @@ def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[in
 def _in_chunks(
     pair: Pair, batch: Batch, proposal: Proposal, count: int, layout: Layout, memory: int
 ) -> tuple[Tensor, Tensor]:
-    """log p(x given z) and log p(z), (K, N), running the model on slices of the particles and, if need be, of the rows."""
+    """log p(x given z) and log p(z), (K, N), run on slices of the particles and, if need be, the rows."""
     if len(proposal.latents) > 1:
         return evaluate_model(pair, batch, proposal.latents, layout, None)
     rows, particles = _chunk_shape(pair, batch, proposal, count, layout, memory)

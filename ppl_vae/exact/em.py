@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import kmeans_plusplus
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError
@@ -134,6 +133,8 @@ def start(x: Tensor, num_components: int, kind: CovarianceType, floor: float, se
         Arthur and Vassilvitskii (2007), k-means++: The Advantages of Careful Seeding.
     """
     draws = np.random.RandomState(seed)
+    from sklearn.cluster import kmeans_plusplus  # imported here: it takes seconds
+
     means = torch.from_numpy(kmeans_plusplus(x.cpu().numpy(), num_components, random_state=draws)[0]).to(x)
     # Equal spheres, small beside the spread of the data: their responsibilities are the nearest centres.
     variance = (SHARP * x.var(0, correction=0).mean()).clamp(min=floor)

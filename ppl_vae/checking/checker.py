@@ -1,0 +1,146 @@
+"""The checker of pairs: says in words what is wrong before the first number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ppl_vae.arrays import Rows, as_rows
+from ppl_vae.checking.layout import find_layout
+from ppl_vae.checking.probes import cannot_broadcast, check_coverage, check_leaves, check_other_size, quiet, trace
+from ppl_vae.checking.report import CheckReport, describe_parameters, describe_sites
+from ppl_vae.checking.rules import (
+    check_agreement,
+    check_draws_inside,
+    check_inside,
+    check_observed,
+    check_plates,
+    check_sites,
+    check_supports,
+)
+from ppl_vae.pair import Pair, as_pair
+from ppl_vae.supports import is_fixed
+from ppl_vae.terms import Batch
+
+__all__ = ["check", "check_for_pyro", "check_observations"]
+
+_PROBE_ROWS = 8
+
+
+def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckReport:
+    """Checks that model and guide form a valid pair on a batch, and describes it.
+
+    Nothing is changed: no parameter, buffer, mode or random state.
+
+    Args:
+        pair: A `Pair`, or any object with `.model` and `.guide`.
+        batch: A tensor or array (N, *event), or a tuple of them: the arguments of the two programs.
+        proposes_outside: Accept a guide that draws values outside the model's support. Their weight is zero, which
+            keeps an importance-sampled estimate right, while the ELBO is minus infinity.
+
+    Returns:
+        The report; `print(report)` shows sites and parameters as tables.
+
+    Raises:
+        PairError: Naming the site, what was expected, what was found, and a mend.
+        DataError: If observed values lie outside the support of their site (the row is named).
+
+    Example:
+        >>> import torch, ppl_vae as pv
+        >>> gmm = pv.GMM(torch.ones(2) / 2, torch.tensor([[-1.0], [1.0]]), torch.ones(2))
+        >>> report = pv.check(gmm, torch.zeros(5, 1))
+        >>> [(s.name, s.kind, s.model, s.gradient) for s in report.sites][0]
+        ('z', 'latent', 'Categorical', 'score function')
+    """
+    pair = as_pair(pair)
+    rows = as_rows(batch).with_dtype(pair.dtype)
+    args = rows.take(slice(0, len(rows)), pair.device)
+    with quiet(pair):
+        guide = trace(pair, "guide", args)
+        prior = trace(pair, "model", args)
+        check_sites(guide, prior)
+        for role, tape in (("model", prior), ("guide", guide)):
+            check_plates(role, tape, len(rows))
+        check_agreement(guide, prior)
+        check_supports(guide, prior)
+        layout = find_layout(guide, prior)
+        posterior = trace(pair, "model", args, guide)
+        check_observed(posterior)
+        if not proposes_outside:
+            check_draws_inside(guide, posterior)
+        notes = []
+        few = tuple(a[:_PROBE_ROWS] for a in args)
+        if reason := cannot_broadcast(pair, few, layout):
+            layout = layout._replace(vectorized=False)
+            notes.append(f"particles run one after another: {reason}")
+        check_coverage(pair, few, layout)
+        if len(rows) > 1:
+            check_other_size(pair, args)
+    check_leaves(pair, args, layout)
+    if layout.rescaled:
+        notes.append("a program scales its sites (poutine.scale): training follows it, evaluation does not")
+    sampled = [name for name in layout.local_latents if name not in layout.analytic]
+    if sampled:
+        notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
+    return CheckReport(describe_sites(guide, prior, layout), describe_parameters(pair), layout, tuple(notes))
+
+
+def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
+    """The report of a pair whose model has latents that only a Pyro objective can sum out; None for any other pair.
+
+    Such latents are marked `infer={"enumerate": ...}` in the model and absent from the guide. The rest is checked as
+    far as it goes without running it as a pair.
+    """
+    with quiet(pair):
+        guide, model = (trace(pair, role, batch) for role in ("guide", "model"))
+        summed = {n for n in model.latents if n not in guide.sites and (model.sites[n]["infer"] or {}).get("enumerate")}
+        if not summed:
+            return None
+        for name in summed:
+            del model.sites[name]
+        check_sites(guide, model)
+        check_plates("model", model, len(batch[0]))
+        check_observed(model)
+        layout = find_layout(guide, model)
+    note = f"summed out of the model by the objective: {', '.join(map(repr, sorted(summed)))}"
+    return CheckReport(describe_sites(guide, model, layout), describe_parameters(pair), layout, (note,))
+
+
+def check_observations(pair: Pair, rows: Rows, skip: tuple[int, ...] = (), block: int = 1024) -> None:
+    """Checks once that every row of a data set lies in the support of the site that observes it.
+
+    An array handed to a site as it is is checked directly; anything else by running the model block by block.
+
+    Args:
+        pair: The pair.
+        rows: The whole data set.
+        skip: Positions of arrays known to be inside (binarised ones).
+        block: Rows a run.
+
+    Raises:
+        DataError: Naming the site and the row.
+    """
+    device = pair.device
+    first = rows.take(slice(0, min(len(rows), block)), device)
+    with quiet(pair):
+        tape = trace(pair, "model", first)
+        observed = [s for s in tape.sites.values() if s["is_observed"]]
+        sources = [_source(s["value"], first) for s in observed]
+        if any(i is None or not is_fixed(s["fn"].support) for s, i in zip(observed, sources, strict=True)):
+            for start, batch in rows.blocks(block, device):
+                check_observed(trace(pair, "model", batch), start)
+            return
+        for start, batch in rows.blocks(block, device):
+            for site, i in zip(observed, sources, strict=True):
+                if i is not None and i not in skip:
+                    check_inside(site, batch[i].reshape(-1, *site["value"].shape[1:]), start)
+
+
+def _source(value: Tensor, batch: Batch) -> int | None:
+    """Position of the argument that a site observes as it is."""
+    for i, argument in enumerate(batch):
+        if value.numel() == argument.numel() and torch.equal(value.reshape(-1), argument.reshape(-1).to(value.dtype)):
+            return i
+    return None

@@ -1,0 +1,64 @@
+"""Reads the layout of a pair off one run of its programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ppl_vae.checking.sites import frame_of
+from ppl_vae.kl import analytic_kl
+from ppl_vae.supports import bounds, first_outside
+from ppl_vae.terms import DATA, Layout, Site, Tape, is_rescaled
+
+__all__ = ["find_layout"]
+
+
+def find_layout(guide: Tape, model: Tape) -> Layout:
+    """The layout of a pair whose sites and plates have passed the rules."""
+    sites = [*model.sites.values(), *guide.sites.values()]
+    frames = [f for s in sites for f in s["cond_indep_stack"]]
+    nesting = max([-f.dim for f in frames] + [len(s["fn"].batch_shape) for s in sites])
+    data_dim = next(f.dim for f in frames if f.name == DATA)
+    latents = [n for n in guide.sites if n in model.latents]
+    local = [n for n in latents if frame_of(guide.sites[n], DATA)]
+    return Layout(
+        data_dim=data_dim,
+        particle_dim=-1 - nesting,
+        vectorized=True,
+        local_latents=tuple(local),
+        global_latents=tuple(n for n in latents if n not in local),
+        analytic=frozenset(n for n in local if _has_analytic_kl(n, guide, model)),
+        cardinalities=_cardinalities(guide, local),
+        may_leave_support=frozenset(n for n in latents if _may_leave(guide.sites[n], model.sites[n])),
+        rescaled=any(is_rescaled(s) for s in sites),
+        subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
+        full_size=next((f.full_size for f in frames if f.name == DATA and f.size not in (-1, f.full_size)), None),
+    )
+
+
+def _may_leave(guide: Site, model: Site) -> bool:
+    of_guide, of_model = bounds(guide["fn"].support), bounds(model["fn"].support)
+    if of_guide is None or of_model is None:
+        return first_outside(model["fn"].support, guide["value"]) is not None
+    return bool((of_guide[0] < of_model[0]).any()) or bool((of_guide[1] > of_model[1]).any())
+
+
+def _has_analytic_kl(name: str, guide: Tape, model: Tape) -> bool:
+    """A closed form integrates z out with its parents held: they must come before it in the guide, as in the model."""
+    order, of_guide = list(model.latents), list(guide.sites)
+    parents = order[: order.index(name)]
+    if any(of_guide.index(parent) > of_guide.index(name) for parent in parents):
+        return False
+    try:
+        return analytic_kl(guide.sites[name]["fn"], model.sites[name]["fn"]) is not None
+    except RuntimeError:  # parameters that do not broadcast, as of categoricals of different sizes
+        return False
+
+
+def _cardinalities(guide: Tape, local: list[str]) -> Mapping[str, int]:
+    sizes = {}
+    for name in local:
+        site = guide.sites[name]
+        nested = len(site["cond_indep_stack"]) > 1
+        if site["fn"].has_enumerate_support and not nested:
+            sizes[name] = len(site["fn"].enumerate_support(expand=False))
+    return sizes

@@ -1,0 +1,152 @@
+"""Trial runs of a pair: what only shows when its programs run in another way than once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_vae.checking.rules import check_plates
+from ppl_vae.checking.sites import distribution_name
+from ppl_vae.errors import PairError, PplVaeError
+from ppl_vae.pair import Pair, Program, frozen_modes
+from ppl_vae.rng import seeded
+from ppl_vae.terms import Batch, Layout, Site, Tape, Terms, run, run_program, sum_to_data
+
+__all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "trace"]
+
+_PRIOR_DRAWS = 64
+_LOOPED_DRAWS = 8
+_PROBE_ROWS = 8
+_SEED = 0
+
+
+@contextmanager
+def quiet(pair: Pair) -> Iterator[None]:
+    """Context of a trial run: no gradient, evaluation mode, its own noise, validation on; everything restored."""
+    with ExitStack() as stack:
+        stack.enter_context(seeded(_SEED, pair.device))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(frozen_modes(pair))
+        stack.enter_context(pyro.validation_enabled(True))
+        yield
+
+
+def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tape:
+    """Runs one program once as written; whatever it raises becomes a PairError that names the program."""
+    program: Program = getattr(pair, role)
+    values = {**guide.latents, **guide.subsamples} if guide is not None else None
+    try:
+        return run_program(pair, program, batch, None, None, values)
+    except PplVaeError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{tuple(a.shape)} {str(a.dtype).removeprefix('torch.')}" for a in batch)
+        raise PairError(f"the {role} failed on a batch of {shapes}: {error}{_mend(error)}") from error
+
+
+def _mend(error: Exception) -> str:
+    text = str(error)
+    if "Shape mismatch inside plate" in text:
+        return "; declare the dimensions of one value with .to_event(1)"
+    if "same dtype" in text or "expected scalar type" in text or ("must match" in text and "dtype" in text):
+        return "; convert the data to the dtype of the parameters (for images: float in [0, 1])"
+    if isinstance(error, TypeError) and "argument" in text:
+        return "; a program takes one argument for each array of the data"
+    return ""
+
+
+def cannot_broadcast(pair: Pair, batch: Batch, layout: Layout) -> str:
+    """Why the pair cannot run its particles at once; empty if a run of three equals three single runs."""
+    size = 3 if len(batch[0]) != 3 else 4
+    try:
+        guide = run_program(pair, pair.guide, batch, size, layout)
+        model = run_program(pair, pair.model, batch, size, layout, {**guide.latents, **guide.subsamples})
+        together = Terms([(guide, model)], batch, layout)
+        joint = (together.log_guide, together.log_prior, together.log_lik)
+    except PplVaeError:
+        raise
+    except Exception as error:
+        return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if any(len(value) != size for value in guide.latents.values()):
+        return "a latent site ignores the outer plate"
+    one_by_one = []
+    for k in range(size):
+        values = {**{name: value[k] for name, value in guide.latents.items()}, **guide.subsamples}
+        tapes = [run_program(pair, program, batch, None, layout, values) for program in (pair.guide, pair.model)]
+        alone = Terms([(tapes[0], tapes[1])], batch, layout)
+        one_by_one.append((alone.log_guide, alone.log_prior, alone.log_lik))
+    for at_once, single in zip(joint, zip(*one_by_one, strict=True), strict=True):
+        if not torch.allclose(at_once, torch.cat(single), rtol=1e-3, atol=1e-3, equal_nan=True):
+            return "a program mixes the particle dimension with another one"
+    return ""
+
+
+def check_coverage(pair: Pair, batch: Batch, layout: Layout) -> None:
+    """Prior draws that the data allow must have positive density under the guide."""
+    outer = [_PRIOR_DRAWS] if layout.vectorized else [None] * _LOOPED_DRAWS
+    for size in outer:
+        prior = run_program(pair, pair.model, batch, size, layout)
+        values = {**prior.latents, **prior.subsamples}
+        with pyro.validation_enabled(False):
+            try:
+                guide = run_program(pair, pair.guide, batch, size, layout, values)
+                densities = {n: _density(guide.sites[n], layout) for n in layout.local_latents}
+            except Exception:
+                return  # no density at arbitrary points, as a flow without inverse
+        possible = Terms([(prior, prior)], batch, layout).log_lik > -torch.inf
+        for name, density in densities.items():
+            auxiliary = any((s["infer"] or {}).get("is_auxiliary") for s in guide.sites.values())
+            if not auxiliary and bool(((density == -torch.inf) & possible).any()):
+                found = distribution_name(guide.sites[name]["fn"])
+                raise PairError(
+                    f"site {name!r}: expected a guide with positive density wherever the model has some, found {found} "
+                    "with density 0 at draws of the prior: every estimate would be biased; "
+                    "choose a guide with the model's support"
+                )
+
+
+def _density(site: Site, layout: Layout) -> Tensor:
+    return sum_to_data(site["fn"].log_prob(site["value"]), layout)
+
+
+def check_other_size(pair: Pair, batch: Batch) -> None:
+    """The programs must work on fewer rows, as the last batch of an epoch may have."""
+    fewer = tuple(a[:-1] for a in batch)
+    for role in ("guide", "model"):
+        try:
+            check_plates(role, trace(pair, role, fewer), len(fewer[0]))
+        except PairError as error:
+            raise PairError(
+                f"the {role} works on {len(batch[0])} rows but not on {len(fewer[0])}, and the last batch may be "
+                f'smaller: {error}; take sizes from the batch, as in pyro.plate("data", x.shape[0])'
+            ) from error
+
+
+def check_leaves(pair: Pair, batch: Batch, layout: Layout) -> None:
+    """Every tensor with a gradient must belong to the pair, or it would silently not train."""
+    few = tuple(a[:_PROBE_ROWS] for a in batch)
+    with seeded(_SEED, pair.device), frozen_modes(pair), torch.enable_grad(), pyro.validation_enabled(False):
+        total = run(pair, few, 1, layout).log_weight.sum()
+    known = {id(p) for p in pair.parameters()}
+    strangers = [leaf for leaf in _leaves(total) if id(leaf) not in known]
+    if strangers:
+        raise PairError(
+            f"a tensor of shape {tuple(strangers[0].shape)} requires a gradient but was found in no module, closure or "
+            "pyro.param of the pair, so it would not train; keep it in an nn.Module, or register it with pyro.param"
+        )
+
+
+def _leaves(root: Tensor) -> Iterator[Tensor]:
+    queue, seen = [root.grad_fn], set()
+    while queue:
+        node = queue.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        queue += [parent for parent, _ in node.next_functions]

@@ -1,0 +1,173 @@
+"""The rules that model and guide must keep, each an error that names the site and a mend."""
+
+from __future__ import annotations
+
+import difflib
+
+from torch import Tensor
+
+from ppl_vae.checking.sites import distribution_name, frame_of, is_point
+from ppl_vae.errors import DataError, PairError
+from ppl_vae.supports import bounds, first_outside, support_name
+from ppl_vae.terms import DATA, Site, Tape
+
+__all__ = [
+    "check_agreement",
+    "check_draws_inside",
+    "check_inside",
+    "check_observed",
+    "check_plates",
+    "check_sites",
+    "check_supports",
+]
+
+
+def check_sites(guide: Tape, model: Tape) -> None:
+    """Model and guide have the same latent sites, and the model observes something."""
+    for name, site in guide.sites.items():
+        if site["is_observed"]:
+            raise PairError(
+                f"site {name!r}: expected no observed site in the guide, found obs=...; observe it in the model"
+            )
+    latents = set(model.latents)
+    if missing := sorted(latents - set(guide.sites)):
+        name = missing[0]
+        close = difflib.get_close_matches(name, set(guide.sites) - latents, n=1)
+        mend = f"rename {close[0]!r}" if close else f'add pyro.sample("{name}", ...) to the guide'
+        raise PairError(f"site {name!r}: expected in the guide as in the model, found only in the model; {mend}")
+    extra = [n for n in guide.sites if n not in latents]
+    for name in extra:
+        if name in model.sites:
+            raise PairError(f"site {name!r}: expected latent in the model, found observed; remove it from the guide")
+        auxiliary = (guide.sites[name]["infer"] or {}).get("is_auxiliary", False)
+        if not (auxiliary and any(is_point(guide.sites[n]) for n in latents)):
+            raise PairError(
+                f"site {name!r}: expected no latent that the model lacks, found one in the guide; "
+                "remove it, or add it to the model"
+            )
+    if not any(s["is_observed"] for s in model.sites.values()):
+        raise PairError(
+            "model: expected at least one observed site, found none; pass obs=x to the last sample statement"
+        )
+
+
+def check_plates(role: str, tape: Tape, num_rows: int) -> None:
+    """Every site lies in a plate "data" over the rows of the batch, with batch dimensions that plates explain."""
+    if not any(frame_of(s, DATA) for s in tape.sites.values()):
+        found = sorted({f.name for s in tape.sites.values() for f in s["cond_indep_stack"]})
+        raise PairError(
+            f'{role}: expected a plate named "data" around the rows of the batch, found {found or "no plate"}; '
+            'write `with pyro.plate("data", x.shape[0]):`'
+        )
+    for name, site in tape.sites.items():
+        for frame in site["cond_indep_stack"]:
+            if not frame.vectorized:
+                raise PairError(
+                    f"{role}, site {name!r}: expected vectorised plates, found a loop over plate {frame.name!r}; "
+                    f'write `with pyro.plate("{frame.name}", ...):`'
+                )
+        frame = frame_of(site, DATA)
+        if frame is None:
+            if site["is_observed"]:
+                raise PairError(
+                    f'{role}, site {name!r}: expected inside the plate "data", found outside; move it inside'
+                )
+            continue
+        if frame.size not in (-1, num_rows):
+            raise PairError(
+                f'{role}, site {name!r}: expected plate "data" to have the {num_rows} rows of the batch, found '
+                f'{frame.size}; write pyro.plate("data", x.shape[0])'
+            )
+        _check_batch_shape(role, site, num_rows)
+
+
+def _check_batch_shape(role: str, site: Site, num_rows: int) -> None:
+    name, shape = site["name"], tuple(site["fn"].batch_shape)
+    frames = {f.dim: f for f in site["cond_indep_stack"]}
+    data_dim = frame_of(site, DATA).dim
+    for dim in range(-len(shape), 0):
+        size = shape[dim]
+        if size > 1 and dim not in frames:
+            raise PairError(
+                f"{role}, site {name!r}: expected batch dimensions covered by plates, found batch shape {shape} whose "
+                f"dimension {dim} (size {size}) is in none; declare the dimensions of one value with .to_event({-dim})"
+                if dim > data_dim or len(frames) == 1
+                else f"{role}, site {name!r}: batch shape {shape}, dimension {dim} (size {size}) is in no plate"
+            )
+    found = shape[data_dim] if len(shape) >= -data_dim else 1
+    if found != num_rows:
+        raise PairError(
+            f"{role}, site {name!r}: expected {num_rows} rows at dimension {data_dim}, found batch shape {shape}; "
+            "let its parameters have one row per datum"
+        )
+    if site["is_observed"] and tuple(site["value"].shape) != tuple(site["fn"].shape()):
+        raise PairError(
+            f"{role}, site {name!r}: expected observations of shape {tuple(site['fn'].shape())}, found "
+            f"{tuple(site['value'].shape)}; reshape the data or the parameters so that they agree"
+        )
+
+
+def check_agreement(guide: Tape, model: Tape) -> None:
+    """Each latent has the same event shape and plates in both programs."""
+    for name in model.latents:
+        q, p = guide.sites[name], model.sites[name]
+        if q["fn"].event_shape != p["fn"].event_shape:
+            raise PairError(
+                f"site {name!r}: expected event shape {tuple(p['fn'].event_shape)} as in the model, found "
+                f"{tuple(q['fn'].event_shape)} in the guide; use the same .to_event(...) and latent dimension in both"
+            )
+        plates = [{(f.name, f.dim) for f in s["cond_indep_stack"]} for s in (p, q)]
+        if plates[0] != plates[1]:
+            raise PairError(
+                f"site {name!r}: expected plates {sorted(plates[0])} as in the model, found {sorted(plates[1])} in the "
+                "guide; put both statements inside the same plates"
+            )
+
+
+def check_supports(guide: Tape, model: Tape) -> None:
+    """The guide's support covers the model's, as far as bounds tell."""
+    for name in model.latents:
+        q, p = guide.sites[name]["fn"], model.sites[name]["fn"]
+        if is_point(guide.sites[name]):
+            continue
+        of_model, of_guide = bounds(p.support), bounds(q.support)
+        if of_model is None or of_guide is None:
+            continue
+        if bool((of_guide[0] > of_model[0]).any()) or bool((of_guide[1] < of_model[1]).any()):
+            raise PairError(
+                f"site {name!r}: expected a guide that covers the model's support {support_name(p.support)}, found "
+                f"{distribution_name(q)} on {support_name(q.support)}: every estimate would be biased; "
+                "choose a guide with the model's support"
+            )
+
+
+def check_observed(model: Tape, start: int = 0) -> None:
+    """Every observed value lies in the support of its site; `start` is the first row in the data set."""
+    for site in model.sites.values():
+        if site["is_observed"]:
+            check_inside(site, site["value"], start)
+
+
+def check_inside(site: Site, value: Tensor, start: int) -> None:
+    """`value`, whose first row is `start` of the data set, lies in the support of a site."""
+    outside = first_outside(site["fn"].support, value)
+    if outside is not None:
+        row, found = outside
+        family, support = distribution_name(site["fn"]), support_name(site["fn"].support)
+        mend = "binarise it (binarize=...)" if family == "Bernoulli" else "choose a likelihood for such data"
+        raise DataError(
+            f"site {site['name']!r}, row {start + row}: expected values in the support {support} of {family}, "
+            f"found {found:.6g}; {mend}"
+        )
+
+
+def check_draws_inside(guide: Tape, model: Tape) -> None:
+    """The guide's draws lie in the model's support."""
+    for name, value in guide.latents.items():
+        if name in model.sites and first_outside(model.sites[name]["fn"].support, value) is not None:
+            support, family = support_name(model.sites[name]["fn"].support), distribution_name(guide.sites[name]["fn"])
+            raise PairError(
+                f"site {name!r}: expected draws inside the model's support {support}, "
+                f"found draws of the guide ({family}) outside: the ELBO is minus infinity; "
+                "choose a guide with the model's support"
+            )

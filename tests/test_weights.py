@@ -1,0 +1,128 @@
+"""Functions of the log-weight matrix against arviz, closed forms and their own parts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from ppl_vae.errors import EstimateError
+from ppl_vae.weights import Stream, khat_threshold, log_mean_exp, pareto_khat, tail_size
+
+
+def summarise(log_weight, pieces=1):
+    stream = Stream(log_weight.shape[1], len(log_weight))
+    for block in log_weight.chunk(pieces):
+        stream.add(block)
+    return stream.summary()
+
+
+def log_weights(k=2000, n=5, seed=0):
+    return torch.randn(k, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_summary_is_the_formula():
+    log_weight = log_weights()
+    w = log_weight.exp().numpy()
+    got = summarise(log_weight)
+    k = len(w)
+    np.testing.assert_allclose(got.value, np.log(w.mean(0)), rtol=1e-12)
+    np.testing.assert_allclose(got.ess, w.sum(0) ** 2 / (w**2).sum(0), rtol=1e-12)
+    np.testing.assert_allclose(got.stderr, w.std(0, ddof=1) / w.mean(0) / math.sqrt(k), rtol=1e-10)
+    np.testing.assert_allclose(got.elbo, log_weight.mean(0).numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("pieces", [2, 7, 300])
+def test_streaming_changes_nothing(pieces):
+    whole, streamed = summarise(log_weights()), summarise(log_weights(), pieces)
+    for a, b in zip(whole, streamed, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_values_far_below_zero_do_not_underflow():
+    got = summarise(log_weights() - 5000.0)
+    np.testing.assert_allclose(got.value, summarise(log_weights()).value - 5000.0, rtol=1e-12)
+
+
+def test_khat_equals_arviz_on_a_thousand_tails():
+    """S10a: heavy, light and bounded tails."""
+    arviz = pytest.importorskip("arviz")
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        pytest.skip("arviz 1.x smooths by another function; 0.x is the judge here")
+    rng = np.random.default_rng(0)
+    shapes = rng.uniform(0.05, 2.0, 1000)
+    for k in (100, 1000):
+        rows = [s * (rng.exponential(size=k) if i % 2 else rng.normal(size=k)) for i, s in enumerate(shapes)]
+        largest = np.sort(np.stack(rows), axis=1)[:, ::-1][:, : tail_size(k) + 1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            judge = np.array([arviz.psislw(row.copy())[1] for row in rows])
+        np.testing.assert_allclose(pareto_khat(largest, k), judge, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("s", [0.45, 0.6, 0.8])
+def test_khat_of_a_narrow_gaussian_proposal_has_a_closed_form(s):
+    """S10b: a Gaussian proposal s times as wide as its target has weights with k = 1 - s^2; 8 repetitions of 10^5."""
+    z = s * torch.randn(100_000, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    log_weight = -0.5 * z**2 + 0.5 * (z / s) ** 2
+    assert summarise(log_weight).khat.mean() == pytest.approx(1 - s**2, abs=0.1)
+
+
+def test_equal_weights_are_the_best_case():
+    for log_weight in (torch.full((40, 3), -7.25), -80 + 1e-5 * torch.randn(40, 3)):
+        got = summarise(log_weight)
+        assert (got.khat == -np.inf).all()
+        assert (got.ess == 40).all()
+        assert (got.stderr == 0).all()
+
+
+def test_too_few_draws_to_tell():
+    got = summarise(log_weights(k=9))
+    assert (got.khat == np.inf).all()
+    assert (got.khat >= khat_threshold(9)).all()
+    single = summarise(log_weights(k=1))
+    assert np.isnan(single.stderr).all()
+    assert (single.khat == np.inf).all()
+
+
+def test_zero_weights_count_in_k():
+    log_weight = log_weights(k=100)
+    log_weight[::2] = -torch.inf
+    got = summarise(log_weight)
+    np.testing.assert_allclose(got.value, summarise(log_weight[1::2]).value - math.log(2), rtol=1e-12)
+    assert (got.zero_weights == 50).all()
+    assert (got.elbo == -np.inf).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_impossible_weights_are_errors(bad):
+    log_weight = log_weights(k=20)
+    log_weight[3, 2] = bad
+    with pytest.raises(EstimateError, match="row 2"):
+        summarise(log_weight)
+
+
+def test_all_weights_zero_is_an_error():
+    log_weight = log_weights(k=20)
+    log_weight[:, 1] = -torch.inf
+    with pytest.raises(EstimateError, match="row 1: all 20 weights are zero"):
+        summarise(log_weight)
+
+
+def test_a_wrong_number_of_draws_is_an_error():
+    stream = Stream(2, 10)
+    stream.add(log_weights(k=9, n=2))
+    with pytest.raises(EstimateError, match="expected 10 draws per datum, found 9"):
+        stream.summary()
+
+
+def test_bounds_rise_with_k_on_the_same_draws():
+    """S5, pathwise: splitting the same 64 draws into blocks never raises the mean bound (Jensen)."""
+    log_weight = 3 * log_weights(k=64, n=2000)
+    bounds = [log_mean_exp(log_weight.reshape(-1, k, 2000), 1).mean(0) for k in (1, 2, 4, 8, 16, 32, 64)]
+    for lower, upper in itertools.pairwise(bounds):
+        assert float((upper - lower).min()) >= -1e-12
