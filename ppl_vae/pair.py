@@ -142,8 +142,7 @@ class Pair(nn.Module):
                     unconstrained = nn.Parameter(transform_to(constraint).inv(initial.detach()).clone())
             self.store.register_parameter(key, unconstrained)
         value = transform_to(constraint)(unconstrained)
-        if value is not unconstrained:
-            value.unconstrained = weakref.ref(unconstrained)
+        value.unconstrained = weakref.ref(unconstrained)  # as Pyro has it; PyroModules ask for it
         return value
 
 
@@ -197,7 +196,7 @@ class _LocalParams(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         # PyroModules announce their own parameters by statements of the same type, and have put or carry the value.
         store = pyro.get_param_store()
-        if msg["done"] or getattr(msg["fn"], "__self__", None) is not store or msg["name"] in set(store.keys()):
+        if msg["done"] or getattr(msg["fn"], "__self__", None) is not store or msg["name"] in list(store):
             return
         init = msg["args"][1] if len(msg["args"]) > 1 else None
         constraint = msg["kwargs"].get("constraint") if init is not None else None

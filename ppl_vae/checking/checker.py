@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -66,10 +67,10 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         check_agreement(guide, prior)
         check_supports(guide, prior)
         layout = find_layout(guide, prior)
-        posterior = trace(pair, "model", args, guide)
-        check_observed(posterior)
         if not proposes_outside:
-            check_draws_inside(guide, posterior)
+            check_draws_inside(guide, prior, layout)
+        with pyro.validation_enabled(not layout.may_leave_support):
+            check_observed(trace(pair, "model", args, guide))
         notes = []
         few = tuple(a[:_PROBE_ROWS] for a in args)
         if reason := cannot_broadcast(pair, few, layout):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ppl_vae.checking.sites import frame_of
+from ppl_vae.checking.sites import frame_of, is_point
 from ppl_vae.kl import analytic_kl
 from ppl_vae.supports import bounds, first_outside
 from ppl_vae.terms import DATA, Layout, Site, Tape, is_rescaled
@@ -37,7 +37,7 @@ def find_layout(guide: Tape, model: Tape) -> Layout:
 
 def _may_leave(guide: Site, model: Site) -> bool:
     of_guide, of_model = bounds(guide["fn"].support), bounds(model["fn"].support)
-    if of_guide is None or of_model is None:
+    if is_point(guide) or of_guide is None or of_model is None:
         return first_outside(model["fn"].support, guide["value"]) is not None
     return bool((of_guide[0] < of_model[0]).any()) or bool((of_guide[1] > of_model[1]).any())
 

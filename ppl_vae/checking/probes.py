@@ -61,6 +61,11 @@ def _mend(error: Exception) -> str:
 
 def cannot_broadcast(pair: Pair, batch: Batch, layout: Layout) -> str:
     """Why the pair cannot run its particles at once; empty if a run of three equals three single runs."""
+    with pyro.validation_enabled(False):  # draws may lie outside the model's support
+        return _compare_runs(pair, batch, layout)
+
+
+def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
     size = 3 if len(batch[0]) != 3 else 4
     try:
         guide = run_program(pair, pair.guide, batch, size, layout)

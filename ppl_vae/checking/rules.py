@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae.checking.sites import distribution_name, frame_of, is_point
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.supports import bounds, first_outside, support_name
-from ppl_vae.terms import DATA, Site, Tape
+from ppl_vae.terms import DATA, Layout, Site, Tape
 
 __all__ = [
     "check_agreement",
@@ -53,7 +53,7 @@ def check_sites(guide: Tape, model: Tape) -> None:
 
 def check_plates(role: str, tape: Tape, num_rows: int) -> None:
     """Every site lies in a plate "data" over the rows of the batch, with batch dimensions that plates explain."""
-    if not any(frame_of(s, DATA) for s in tape.sites.values()):
+    if role == "model" and not any(frame_of(s, DATA) for s in tape.sites.values()):
         found = sorted({f.name for s in tape.sites.values() for f in s["cond_indep_stack"]})
         raise PairError(
             f'{role}: expected a plate named "data" around the rows of the batch, found {found or "no plate"}; '
@@ -161,10 +161,10 @@ def check_inside(site: Site, value: Tensor, start: int) -> None:
         )
 
 
-def check_draws_inside(guide: Tape, model: Tape) -> None:
+def check_draws_inside(guide: Tape, model: Tape, layout: Layout) -> None:
     """The guide's draws lie in the model's support."""
-    for name, value in guide.latents.items():
-        if name in model.sites and first_outside(model.sites[name]["fn"].support, value) is not None:
+    for name in guide.latents:
+        if name in layout.may_leave_support:
             support, family = support_name(model.sites[name]["fn"].support), distribution_name(guide.sites[name]["fn"])
             raise PairError(
                 f"site {name!r}: expected draws inside the model's support {support}, "

@@ -1,0 +1,85 @@
+"""Named pairs of the command line: variational autoencoders sized by two numbers, started at the mean of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ppl_vae import decoders, encoders, priors
+from ppl_vae.errors import DataError
+from ppl_vae.vae import VAE
+
+__all__ = ["RECIPES", "Recipe", "bernoulli_vae", "gaussian_vae"]
+
+_MIN_SCALE = 1e-3
+
+
+class Recipe(NamedTuple):
+    """A built-in pair of the command line."""
+
+    build: Callable[[Tensor, int, Sequence[int]], VAE]
+    """Makes the pair from training data (N, *event), the dimension of z and the widths of the hidden layers."""
+    binary: bool
+    """Whether it scores binary data, so that grey images have to be binarised."""
+
+
+def bernoulli_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
+    """Make the VAE of binary data: tanh layers D-200-200-50-200-200-D, each pixel started at its mean.
+
+    Args:
+        x: Training data (N, *event), binary or probabilities in [0, 1].
+        latent_dim: Dimension of z.
+        hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
+
+    Raises:
+        DataError: An entry is outside [0, 1]; the row is named.
+
+    Example:
+        >>> bernoulli_vae(torch.zeros(5, 64), latent_dim=2, hidden=[8]).sample(3).shape
+        torch.Size([3, 64])
+    """
+    outside = ((x < 0) | (x > 1)).flatten(1).any(1)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise DataError(
+            f"row {row}: the recipe vae expects binary data or grey levels in [0, 1], found {x[row].min():g} to "
+            f"{x[row].max():g}: divide by the largest grey level, or take the recipe gaussian-vae for continuous data"
+        )
+    shape, size = x.shape[1:], x[0].numel()
+    decoder = decoders.Bernoulli.mlp(latent_dim, hidden[::-1], shape)
+    decoder.start_at(x)
+    return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal.mlp(size, hidden, latent_dim))
+
+
+def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
+    """Make the VAE of continuous data, p(x given z) = N(x; f(z), s^2 I) with s learned.
+
+    Training starts at the model without latents: f at the mean of x, s at its standard deviation around it.
+
+    Args:
+        x: Training data (N, *event). Integer levels have no density: dequantise them first.
+        latent_dim: Dimension of z.
+        hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
+
+    Example:
+        >>> gaussian_vae(torch.zeros(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
+        torch.Size([2, 3])
+    """
+    shape, size = x.shape[1:], x[0].numel()
+    decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], shape, scale="learned", min_scale=_MIN_SCALE)
+    last = [module for module in decoder.network.modules() if isinstance(module, nn.Linear)][-1]
+    spread = (x - x.mean(0)).square().mean().sqrt().clamp_min(2 * _MIN_SCALE)
+    assert decoder.raw_scale is not None
+    with torch.no_grad():
+        last.bias.copy_(x.mean(0).flatten())
+        decoder.raw_scale.copy_((spread - _MIN_SCALE).expm1().log())  # the inverse of softplus
+    return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal.mlp(size, hidden, latent_dim))
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {"vae": Recipe(bernoulli_vae, binary=True), "gaussian-vae": Recipe(gaussian_vae, binary=False)}
+)
