@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pair import Pair
-from ppl_vae.terms import Batch, Layout, run_program
+from ppl_vae.tape import Batch, Layout, run_program
 
 __all__ = ["explain_non_finite"]
 
@@ -24,7 +24,7 @@ def explain_non_finite(pair: Pair, batch: Batch, layout: Layout) -> str:
             if not bool(torch.isfinite(parameter).all()):
                 return f"parameter {name!r} is not finite"
         guide = run_program(pair, pair.guide, batch, None, layout)
-        model = run_program(pair, pair.model, batch, None, layout, {**guide.latents, **guide.subsamples})
+        model = run_program(pair, pair.model, batch, None, layout, guide.replay)
         for role, tape in (("guide", guide), ("model", model)):
             for name, site in tape.sites.items():
                 if rows := _bad_rows(site["value"], len(batch[0])):

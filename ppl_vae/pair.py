@@ -196,7 +196,7 @@ class _LocalParams(Messenger):
     def _pyro_param(self, msg: Any) -> None:
         # PyroModules announce their own parameters by statements of the same type, and have put or carry the value.
         store = pyro.get_param_store()
-        if msg["done"] or getattr(msg["fn"], "__self__", None) is not store or msg["name"] in list(store):
+        if msg["done"] or msg["name"] in store or getattr(msg["fn"], "__self__", None) is not store:
             return
         init = msg["args"][1] if len(msg["args"]) > 1 else None
         constraint = msg["kwargs"].get("constraint") if init is not None else None

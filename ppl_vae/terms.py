@@ -6,118 +6,18 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ppl_vae.errors import PairError
 from ppl_vae.kl import analytic_kl
 from ppl_vae.pair import Pair, Program
+from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 
-__all__ = [
-    "DATA",
-    "Layout",
-    "Proposal",
-    "Tape",
-    "Terms",
-    "evaluate_model",
-    "is_rescaled",
-    "propose",
-    "run",
-    "run_program",
-    "sum_to_data",
-]
-
-DATA = "data"
-_PARTICLES = "_particles"
-
-Batch = Sequence[Tensor]
-Site = Mapping[str, Any]
-
-
-class Layout(NamedTuple):
-    """How a pair uses tensor dimensions; found by `ppl_vae.check`, the same for every batch."""
-
-    data_dim: int
-    """Dimension of the plate "data", counted from the right (-1 where it is the innermost)."""
-    particle_dim: int
-    """Dimension of the outer particle plate, left of every plate of the pair."""
-    vectorized: bool
-    """Whether K particles run at once; otherwise they run one after another."""
-    local_latents: tuple[str, ...]
-    """Latent sites inside the data plate, in the order of the guide."""
-    global_latents: tuple[str, ...]
-    """Latent sites outside the data plate."""
-    analytic: frozenset[str]
-    """Local latent sites whose KL(guide, model) has a closed form that may be used."""
-    cardinalities: Mapping[str, int]
-    """Number of values of each discrete local latent site that can be enumerated."""
-    may_leave_support: frozenset[str]
-    """Latent sites where the guide can draw values outside the model's support."""
-    rescaled: bool
-    """Whether a program scales sites by a handler of its own (`poutine.scale`, `scale_latents`)."""
-    subsampled: bool
-    """Whether a plate nested inside "data" is subsampled."""
-    full_size: int | None
-    """Number of rows of the whole data set where the data plate states it; None where it states those of the batch."""
-
-
-class Tape(Messenger):
-    """Records the sample statements of a program and puts given values in the place of draws (trace and replay)."""
-
-    def __init__(self, values: Mapping[str, Tensor] | None = None, detach: bool = False) -> None:
-        super().__init__()
-        self.values = values or {}
-        self._detach = detach
-        self.sites: dict[str, Any] = {}
-        self.subsamples: dict[str, Tensor] = {}
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values and not msg["is_observed"]:
-            msg["value"] = self.values[msg["name"]]
-            msg["done"] = True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        name = msg["name"]
-        if isinstance(msg["fn"], _Subsample):
-            self.subsamples[name] = msg["value"]
-        elif name in self.sites:
-            raise PairError(f"site {name!r}: expected one sample statement of that name, found two: rename one")
-        elif not (msg["infer"] or {}).get("_deterministic"):
-            if self._detach:
-                msg["value"] = msg["value"].detach()
-            self.sites[name] = msg
-
-    @property
-    def latents(self) -> dict[str, Tensor]:
-        """Values of the latent sites, by name."""
-        return {name: site["value"] for name, site in self.sites.items() if not site["is_observed"]}
-
-
-def run_program(
-    pair: Pair,
-    program: Program,
-    batch: Batch,
-    num_particles: int | None,
-    layout: Layout | None,
-    values: Mapping[str, Tensor] | None = None,
-    enumerated: Mapping[str, int] | None = None,
-    detach: bool = False,
-) -> Tape:
-    """Runs one program under a `Tape`, inside an outer plate of `num_particles` unless that is None."""
-    tape = Tape(values, detach)
-    with pair.scope(), tape:
-        if num_particles is None or layout is None:
-            program(*batch)
-        else:
-            with _Enumerate(enumerated or {}), pyro.plate(_PARTICLES, num_particles, dim=layout.particle_dim):
-                program(*batch)
-    return tape
+__all__ = ["Terms", "is_rescaled", "outer_plates", "run", "sum_to_data"]
 
 
 class Terms:
@@ -288,38 +188,6 @@ class Terms:
         return totals[0] if len(totals) == 1 else torch.cat(totals)
 
 
-class Proposal(NamedTuple):
-    """Draws of a guide: what an evaluation needs to weigh them."""
-
-    latents: list[dict[str, Tensor]]
-    """Values of the latent sites: one dictionary for all particles, or one a particle where they run one by one."""
-    event_dims: dict[str, int]
-    """Number of event dimensions of each."""
-    log_guide: Tensor
-    """log q(z given x), (K, N), in nats."""
-
-    def slice(self, layout: Layout, rows: slice, particles: slice | None) -> dict[str, Tensor]:
-        """Latent values of some rows and particles; `particles` is None where there is no particle dimension."""
-        part = {}
-        for name, value in self.latents[0].items():
-            index = [slice(None)] * value.dim()
-            index[value.dim() - self.event_dims[name] + layout.data_dim] = rows
-            if particles is not None:
-                index[0] = particles
-            part[name] = value[tuple(index)]
-        return part
-
-    def particles_first(self, layout: Layout) -> dict[str, Tensor]:
-        """Latent values as (K, N, *rest), whatever the plates."""
-        found = {}
-        for name, event_dim in self.event_dims.items():
-            values = [latents[name] for latents in self.latents]
-            single = values[0].dim() - event_dim < -layout.particle_dim
-            stacked = torch.stack(values) if single else values[0]
-            found[name] = stacked.movedim(stacked.dim() - event_dim + layout.data_dim, 1)
-        return found
-
-
 def run(
     pair: Pair,
     batch: Batch,
@@ -351,9 +219,9 @@ def run(
     if total > 1 and enumerated and not layout.vectorized:
         raise PairError("discrete latents: enumeration needs programs that accept a leading particle dimension")
     runs = []
-    for size in _outer(total, layout):
+    for size in outer_plates(total, layout):
         guide = run_program(pair, pair.guide, batch, size, layout, enumerated=enumerated, detach=detach_draws)
-        values = _replayed(guide)
+        values = guide.replay
         if path_only:
             values = {name: v.view_as(v) if v.requires_grad else v for name, v in values.items()}
             guide = run_program(pair, _detached(pair, pair.guide), batch, size, layout, values)
@@ -361,61 +229,7 @@ def run(
     return Terms(runs, batch, layout, enumerated=enumerated)
 
 
-def propose(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Proposal:
-    """Draws K particles from the guide."""
-    tapes = [run_program(pair, pair.guide, batch, size, layout) for size in _outer(num_particles, layout)]
-    terms = Terms([(tape, tape) for tape in tapes], batch, layout, scaled=False)
-    event_dims = {name: tapes[0].sites[name]["fn"].event_dim for name in layout.local_latents}
-    latents = [{name: tape.latents[name] for name in layout.local_latents} for tape in tapes]
-    return Proposal(latents, event_dims, terms.log_guide)
-
-
-def evaluate_model(
-    pair: Pair, batch: Batch, latents: Sequence[Mapping[str, Tensor]], layout: Layout, num_particles: int | None
-) -> tuple[Tensor, Tensor]:
-    """log p(x given z) and log p(z), each (K, N), of given latent values (`num_particles` in each dictionary)."""
-    tapes = [run_program(pair, pair.model, batch, num_particles, layout, values) for values in latents]
-    terms = Terms([(tape, tape) for tape in tapes], batch, layout, scaled=False)
-    log_lik, log_prior = terms.log_lik, terms.log_prior
-    if layout.may_leave_support:
-        inside = torch.cat([_inside(tape, layout) for tape in tapes]).expand(log_prior.shape)
-        log_lik = torch.where(inside, log_lik, 0.0)
-        log_prior = torch.where(inside, log_prior, -torch.inf)
-    return log_lik, log_prior
-
-
-class _Enumerate(Messenger):
-    """Gives the discrete sites of a guide every joint value, one assignment a particle."""
-
-    def __init__(self, cardinalities: Mapping[str, int]) -> None:
-        super().__init__()
-        self._strides: dict[str, int] = {}
-        stride = 1
-        for name, size in cardinalities.items():
-            self._strides[name] = stride
-            stride *= size
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] not in self._strides:
-            return
-        fn = msg["fn"]
-        support = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
-        assignment = torch.arange(fn.batch_shape[0], device=support.device) // self._strides[msg["name"]] % len(support)
-        inner = (1,) * (len(fn.batch_shape) - 1)
-        msg["value"] = support[assignment].reshape(-1, *inner, *fn.event_shape).expand(fn.shape())
-        msg["done"] = True
-
-
-def _inside(model: Tape, layout: Layout) -> Tensor:
-    """Whether the latent values of each particle and datum lie in the model's support, (K, N)."""
-    outside: Tensor | float = 0.0
-    for name in layout.may_leave_support:
-        site = model.sites[name]
-        outside = outside + sum_to_data((~site["fn"].support.check(site["value"])).float(), layout)
-    return torch.as_tensor(outside) == 0
-
-
-def _outer(num_particles: int, layout: Layout) -> list[int | None]:
+def outer_plates(num_particles: int, layout: Layout) -> list[int | None]:
     """Sizes of the particle plates to run, one after another; None is a run without one."""
     if num_particles == 1:
         return [None]
@@ -433,18 +247,6 @@ def _detached(pair: Pair, program: Program) -> Program:
     return detached
 
 
-def _replayed(tape: Tape) -> dict[str, Tensor]:
-    return {**tape.latents, **tape.subsamples}
-
-
-def _is_local(site: Site) -> bool:
-    return any(frame.name == DATA for frame in site["cond_indep_stack"])
-
-
-def _log_prob(site: Site) -> Tensor:
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-
-
 def is_rescaled(site: Site) -> bool:
     """Whether a site carries a scale that no plate put there."""
     scale = _scale_within_data(site)
@@ -454,6 +256,14 @@ def is_rescaled(site: Site) -> bool:
 def sum_to_data(log_prob: Tensor, layout: Layout) -> Tensor:
     """Sums every batch dimension but those of the particles and the data: (K, N)."""
     return _sum_but(log_prob, layout.particle_dim, layout.data_dim)
+
+
+def _is_local(site: Site) -> bool:
+    return any(frame.name == DATA for frame in site["cond_indep_stack"])
+
+
+def _log_prob(site: Site) -> Tensor:
+    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
 
 
 def _scale_within_data(site: Site) -> Tensor | float:

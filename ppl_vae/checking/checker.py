@@ -23,7 +23,7 @@ from ppl_vae.checking.rules import (
 )
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.supports import is_fixed
-from ppl_vae.terms import Batch
+from ppl_vae.tape import Batch
 
 __all__ = ["check", "check_for_pyro", "check_observations"]
 

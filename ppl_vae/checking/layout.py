@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from ppl_vae.checking.sites import frame_of, is_point
 from ppl_vae.kl import analytic_kl
 from ppl_vae.supports import bounds, first_outside
-from ppl_vae.terms import DATA, Layout, Site, Tape, is_rescaled
+from ppl_vae.tape import DATA, Layout, Site, Tape
+from ppl_vae.terms import is_rescaled
 
 __all__ = ["find_layout"]
 

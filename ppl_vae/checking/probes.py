@@ -14,7 +14,8 @@ from ppl_vae.checking.sites import distribution_name
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.pair import Pair, Program, frozen_modes
 from ppl_vae.rng import seeded
-from ppl_vae.terms import Batch, Layout, Site, Tape, Terms, run, run_program, sum_to_data
+from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
+from ppl_vae.terms import Terms, run, sum_to_data
 
 __all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "trace"]
 
@@ -38,7 +39,7 @@ def quiet(pair: Pair) -> Iterator[None]:
 def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tape:
     """Runs one program once as written; whatever it raises becomes a PairError that names the program."""
     program: Program = getattr(pair, role)
-    values = {**guide.latents, **guide.subsamples} if guide is not None else None
+    values = guide.replay if guide is not None else None
     try:
         return run_program(pair, program, batch, None, None, values)
     except PplVaeError:
@@ -69,7 +70,7 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
     size = 3 if len(batch[0]) != 3 else 4
     try:
         guide = run_program(pair, pair.guide, batch, size, layout)
-        model = run_program(pair, pair.model, batch, size, layout, {**guide.latents, **guide.subsamples})
+        model = run_program(pair, pair.model, batch, size, layout, guide.replay)
         together = Terms([(guide, model)], batch, layout)
         joint = (together.log_guide, together.log_prior, together.log_lik)
     except PplVaeError:
@@ -95,7 +96,7 @@ def check_coverage(pair: Pair, batch: Batch, layout: Layout) -> None:
     outer = [_PRIOR_DRAWS] if layout.vectorized else [None] * _LOOPED_DRAWS
     for size in outer:
         prior = run_program(pair, pair.model, batch, size, layout)
-        values = {**prior.latents, **prior.subsamples}
+        values = prior.replay
         with pyro.validation_enabled(False):
             try:
                 guide = run_program(pair, pair.guide, batch, size, layout, values)

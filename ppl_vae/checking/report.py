@@ -11,7 +11,7 @@ import torch
 from ppl_vae.checking.sites import distribution_name
 from ppl_vae.pair import Pair
 from ppl_vae.supports import support_name
-from ppl_vae.terms import Layout, Site, Tape
+from ppl_vae.tape import Layout, Site, Tape
 
 __all__ = ["CheckReport", "SiteReport", "describe_parameters", "describe_sites"]
 

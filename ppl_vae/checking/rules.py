@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae.checking.sites import distribution_name, frame_of, is_point
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.supports import bounds, first_outside, support_name
-from ppl_vae.terms import DATA, Layout, Site, Tape
+from ppl_vae.tape import DATA, Layout, Site, Tape
 
 __all__ = [
     "check_agreement",

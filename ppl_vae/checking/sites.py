@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro.distributions import Delta
 
-from ppl_vae.terms import Site
+from ppl_vae.tape import Site
 
 __all__ = ["distribution_name", "frame_of", "is_point"]
 

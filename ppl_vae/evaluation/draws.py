@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.terms import Layout, Proposal
+from ppl_vae.evaluation.proposal import Proposal
+from ppl_vae.tape import Layout
 
 __all__ = ["PosteriorDraws"]
 

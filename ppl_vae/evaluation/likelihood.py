@@ -20,10 +20,11 @@ from ppl_vae.checking import check, check_observations
 from ppl_vae.device import choose_device
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import PosteriorDraws
+from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
 from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
-from ppl_vae.terms import Batch, Layout, Proposal, evaluate_model, propose
+from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary, khat_threshold
 
 __all__ = ["LogLikelihood", "log_likelihood"]
@@ -204,8 +205,8 @@ def _check_local(layout: Layout) -> None:
     if layout.global_latents:
         raise PairError(
             f"site {layout.global_latents[0]!r}: expected every latent inside the data plate, found it outside: data "
-            "are not independent given the parameters, so a log-likelihood per datum does not exist; make it a parameter, "
-            "or condition on a value of it"
+            "are not independent given the parameters, so a log-likelihood per datum does not exist; "
+            "make it a parameter, or condition on a value of it"
         )
     if layout.subsampled:
         raise PairError(
@@ -230,7 +231,7 @@ def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[in
 def _in_chunks(
     pair: Pair, batch: Batch, proposal: Proposal, count: int, layout: Layout, memory: int
 ) -> tuple[Tensor, Tensor]:
-    """log p(x given z) and log p(z), (K, N), run on slices of the particles and, if need be, the rows."""
+    """log p(x given z) and log p(z), (K, N), on slices of the particles and, if need be, rows."""
     if len(proposal.latents) > 1:
         return evaluate_model(pair, batch, proposal.latents, layout, None)
     rows, particles = _chunk_shape(pair, batch, proposal, count, layout, memory)

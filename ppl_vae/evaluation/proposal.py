@@ -1,0 +1,79 @@
+"""The two halves of an importance weight: draws of the guide, and the model's density at given values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.pair import Pair
+from ppl_vae.tape import Batch, Layout, Tape, run_program
+from ppl_vae.terms import Terms, outer_plates, sum_to_data
+
+__all__ = ["Proposal", "evaluate_model", "propose"]
+
+
+class Proposal(NamedTuple):
+    """Draws of a guide: what an evaluation needs to weigh them."""
+
+    latents: list[dict[str, Tensor]]
+    """Values of the latent sites: one dictionary for all particles, or one a particle where they run one by one."""
+    event_dims: dict[str, int]
+    """Number of event dimensions of each."""
+    log_guide: Tensor
+    """log q(z given x), (K, N), in nats."""
+
+    def slice(self, layout: Layout, rows: slice, particles: slice | None) -> dict[str, Tensor]:
+        """Latent values of some rows and particles; `particles` is None where there is no particle dimension."""
+        part = {}
+        for name, value in self.latents[0].items():
+            index = [slice(None)] * value.dim()
+            index[value.dim() - self.event_dims[name] + layout.data_dim] = rows
+            if particles is not None:
+                index[0] = particles
+            part[name] = value[tuple(index)]
+        return part
+
+    def particles_first(self, layout: Layout) -> dict[str, Tensor]:
+        """Latent values as (K, N, *rest), whatever the plates."""
+        found = {}
+        for name, event_dim in self.event_dims.items():
+            values = [latents[name] for latents in self.latents]
+            single = values[0].dim() - event_dim < -layout.particle_dim
+            stacked = torch.stack(values) if single else values[0]
+            found[name] = stacked.movedim(stacked.dim() - event_dim + layout.data_dim, 1)
+        return found
+
+
+def propose(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Proposal:
+    """Draws K particles from the guide."""
+    tapes = [run_program(pair, pair.guide, batch, size, layout) for size in outer_plates(num_particles, layout)]
+    terms = Terms([(tape, tape) for tape in tapes], batch, layout, scaled=False)
+    event_dims = {name: tapes[0].sites[name]["fn"].event_dim for name in layout.local_latents}
+    latents = [{name: tape.latents[name] for name in layout.local_latents} for tape in tapes]
+    return Proposal(latents, event_dims, terms.log_guide)
+
+
+def evaluate_model(
+    pair: Pair, batch: Batch, latents: Sequence[Mapping[str, Tensor]], layout: Layout, num_particles: int | None
+) -> tuple[Tensor, Tensor]:
+    """log p(x given z) and log p(z), each (K, N), of given latent values (`num_particles` in each dictionary)."""
+    tapes = [run_program(pair, pair.model, batch, num_particles, layout, values) for values in latents]
+    terms = Terms([(tape, tape) for tape in tapes], batch, layout, scaled=False)
+    log_lik, log_prior = terms.log_lik, terms.log_prior
+    if layout.may_leave_support:
+        inside = torch.cat([_inside(tape, layout) for tape in tapes]).expand(log_prior.shape)
+        log_lik = torch.where(inside, log_lik, 0.0)
+        log_prior = torch.where(inside, log_prior, -torch.inf)
+    return log_lik, log_prior
+
+
+def _inside(model: Tape, layout: Layout) -> Tensor:
+    """Whether the latent values of each particle and datum lie in the model's support, (K, N)."""
+    outside: Tensor | float = 0.0
+    for name in layout.may_leave_support:
+        site = model.sites[name]
+        outside = outside + sum_to_data((~site["fn"].support.check(site["value"])).float(), layout)
+    return torch.as_tensor(outside) == 0

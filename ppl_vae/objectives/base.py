@@ -1,0 +1,85 @@
+"""What an objective is, and what objectives share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ppl_vae.pair import Pair
+from ppl_vae.schedules import Schedule
+from ppl_vae.tape import Batch, Layout
+from ppl_vae.terms import Terms
+
+__all__ = ["Objective", "Values", "check_choice", "check_particles", "particle_mean", "total", "true_terms"]
+
+
+class Values(NamedTuple):
+    """One evaluation of an objective on a batch: scalar tensors, in nats per datum."""
+
+    loss: Tensor
+    """To minimise by backward(); its value is minus `objective` up to terms whose value means nothing."""
+    objective: Tensor
+    """What is trained: to be maximised."""
+    elbo: Tensor
+    """The true ELBO (beta = 1, no scaling); NaN where the objective does not tell."""
+    distortion: Tensor
+    """-E log p(x given z)."""
+    rate: Tensor
+    """KL(q(z given x), p(z))."""
+
+
+class Objective(Protocol):
+    """What `fit` needs of an objective."""
+
+    @property
+    def num_particles(self) -> int:
+        """K."""
+
+    @property
+    def beta(self) -> float | Schedule:
+        """Weight of the rate, or its schedule."""
+
+    def evaluate(self, pair: Pair, batch: Batch, layout: Layout, beta: Tensor | float) -> Values:
+        """Runs the pair on a batch."""
+
+    def judge(self) -> Objective:
+        """The objective that judges held-out data: the same bound without beta or any other change of it."""
+
+
+def true_terms(terms: Terms, analytic: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
+    """True ELBO, distortion and rate of the run, without beta and without scales of the programs."""
+    with torch.no_grad():
+        plain = terms.unscaled()
+        weights = plain.particle_weights
+        distortion = -particle_mean(plain.log_lik, weights).mean()
+        rate = particle_mean(total(plain.kl(analytic)), weights).mean()
+        if plain.global_kl is not None:
+            rate = rate + plain.global_kl.mean()
+        return -distortion - rate, distortion, rate
+
+
+def particle_mean(matrix: Tensor | float, weights: Tensor | None) -> Tensor:
+    """Mean over particles (K, N) -> (N,), or the sum with the weights of enumerated ones."""
+    matrix = torch.as_tensor(matrix)
+    if weights is None:
+        return matrix.mean(0) if matrix.dim() else matrix
+    return torch.where(weights > 0, weights * matrix, 0.0).sum(0)
+
+
+def total(rates: dict[str, Tensor]) -> Tensor | float:
+    """Sum of the rates of all sites."""
+    return sum(rates.values()) if rates else 0.0
+
+
+def check_particles(num_particles: int) -> None:
+    """There is at least one particle."""
+    if num_particles < 1:
+        raise ValueError(f"num_particles: expected at least 1, found {num_particles}")
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """An option has one of its values."""
+    if value not in choices:
+        raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")

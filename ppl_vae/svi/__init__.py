@@ -1,0 +1,6 @@
+"""Stochastic variational inference: the one training loop."""
+
+from ppl_vae.svi.fitting import Fit, fit
+from ppl_vae.svi.settings import FitSettings
+
+__all__ = ["Fit", "FitSettings", "fit"]

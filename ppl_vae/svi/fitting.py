@@ -1,0 +1,150 @@
+"""Stochastic variational inference for any pair, any objective, any torch optimiser."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro
+import torch
+
+from ppl_vae.checking import CheckReport, check_observations
+from ppl_vae.device import choose_device
+from ppl_vae.history import History
+from ppl_vae.objectives import ELBO, Objective
+from ppl_vae.pair import as_pair, frozen_modes
+from ppl_vae.rng import key, seeded
+from ppl_vae.rundir import RunDirectory
+from ppl_vae.schedules import Schedule
+from ppl_vae.svi.inputs import checked, training_rows, validation_rows
+from ppl_vae.svi.loop import Loop
+from ppl_vae.svi.settings import FitSettings, OptimizerFactory
+
+__all__ = ["Fit", "fit"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a fit did; the trained parameters are in the pair itself."""
+
+    history: History
+    """One record an epoch."""
+    steps: int
+    """Steps done."""
+    seconds: float
+    """Wall time of the training, in seconds, checks included."""
+    best_step: int
+    """Step of the parameters now in the pair: that of the best validation, or the last."""
+    stopped_early: bool
+    """Whether validation stopped improving for `patience` epochs."""
+    report: CheckReport
+    """What `check` said of the pair."""
+    settings: FitSettings
+    """The settings of the fit."""
+
+    def __repr__(self) -> str:
+        last = self.history[-1]
+        return f"Fit(steps={self.steps}, seconds={self.seconds:.1f}, elbo={last.elbo:.3f} nats per datum)"
+
+
+def fit(
+    pair: Any,
+    data: Any,
+    *,
+    objective: Objective = ELBO(),
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    optimizer: OptimizerFactory | None = None,
+    schedule: Schedule | None = None,
+    clip_norm: float | None = None,
+    binarize: Literal["dynamic", "fixed"] | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    compile: Literal["auto"] | bool = "auto",
+    run_dir: str | Path | None = None,
+    progress: bool = True,
+) -> Fit:
+    """Trains the parameters of a pair, in place, by stochastic variational inference.
+
+    Every row is used once an epoch, in an order that is a function of (seed, epoch); the noise of a step is a function
+    of (seed, step). The same seed on the same machine gives the same numbers, and torch's own random state is left
+    as it was. A loss or gradient that is not finite stops the fit before the optimiser uses it.
+
+    Args:
+        pair: A `Pair`, or any object with `.model` and `.guide`.
+        data: Tensor or numpy array (N, *event), a tuple of them (the arguments of the programs), a memory-mapped
+            array, or a torch `Dataset`. Floating data are converted to the dtype of the parameters.
+        objective: `ELBO(...)`, `IWAE(...)`, `Renyi(...)`, or `from_pyro(...)`.
+        epochs: Passes over the data; 50 if neither `epochs` nor `steps` is given.
+        steps: Number of steps; the first limit reached counts.
+        batch_size: Rows a step; the last batch of an epoch may be smaller.
+        learning_rate: Of the optimiser, times `schedule(step)`.
+        optimizer: Called as `optimizer(parameters, lr=...)`; Adam by default, fused.
+        schedule: Factor of the learning rate by step, such as `schedules.Cosine(1, 0, steps)`.
+        clip_norm: Largest norm of the whole gradient.
+        binarize: Read the first array, in [0, 1], as probabilities: "dynamic" draws new binary data every step,
+            "fixed" once.
+        validation: Held-out data of the same form; its ELBO is computed every epoch, and the parameters with the best
+            one are kept. Under `binarize` it is binarised once.
+        patience: Stop after this many epochs without a better validation.
+        seed: Of the order of the data and of all noise.
+        device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
+        compile: A compiled path is not in this version: "auto" and False run eagerly, True raises.
+        run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
+        progress: Show a progress bar where there is a terminal.
+
+    Returns:
+        A `Fit`.
+
+    Raises:
+        PairError: If the pair is not valid (see `check`).
+        DataError: If data are not finite, empty, or outside the support of their site; the row is named.
+        EstimateError: If the loss or a gradient stops being finite; site and rows are named.
+
+    Reference:
+        Auto-Encoding Variational Bayes (Kingma and Welling, 2014). Stochastic Backpropagation and Approximate
+        Inference in Deep Generative Models (Rezende, Mohamed and Wierstra, 2014).
+
+    Example:
+        >>> import torch, ppl_vae as pv
+        >>> x = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.1).sample(200).float()
+        >>> decoder, encoder = pv.decoders.Gaussian.mlp(1, [8], 2), pv.encoders.DiagonalNormal.mlp(2, [8], 1)
+        >>> vae = pv.VAE(pv.priors.StandardNormal(1), decoder, encoder)
+        >>> result = pv.fit(vae, x, epochs=3, progress=False)
+        >>> result.steps, len(result.history)
+        (6, 3)
+    """
+    if compile is True:
+        raise ValueError("compile=True: a compiled path is not in this version; use compile='auto' or False")
+    settings = FitSettings(
+        objective, epochs, steps, batch_size, learning_rate, optimizer, schedule, clip_norm, binarize, patience, seed
+    )
+    if patience is not None and validation is None:
+        raise ValueError("patience: expected validation data to watch, found none; pass validation=...")
+    start = time.monotonic()
+    pair = as_pair(pair)
+    target = choose_device(device)
+    directory = RunDirectory.create(run_dir, settings) if run_dir is not None else None
+    rows = training_rows(pair, data, settings)
+    held_out = None if validation is None else validation_rows(pair, validation, settings)
+    report = checked(pair, rows, settings)
+    if held_out is not None:
+        check_observations(pair, held_out)
+    pair.to(target)
+    loop = Loop(pair, rows.to(target), held_out and held_out.to(target), report, settings, target, start)
+    with ExitStack() as stack:
+        stack.enter_context(seeded(key(seed), target))
+        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(frozen_modes(pair, training=True))
+        course = loop.run(progress, directory)
+    if directory is not None:
+        directory.write_parameters(pair)
+    seconds = time.monotonic() - start
+    return Fit(loop.history, course.steps, seconds, course.best_step, course.stopped_early, report, settings)

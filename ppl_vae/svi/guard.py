@@ -1,0 +1,38 @@
+"""Keeps numbers that are not finite from the optimiser."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Guard"]
+
+_POLL_STEPS = 50
+
+
+class Guard:
+    """Lets no number that is not finite reach the optimiser.
+
+    On the CPU every step is looked at. On a GPU a look would stall it: there the fused optimiser is told to skip every
+    step from the first bad one on, and the host looks now and then.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+        self._optimizer = optimizer
+        self._lazy = device.type == "cuda" and bool(optimizer.defaults.get("fused"))
+        self._first_bad = torch.full((), -1, device=device)
+
+    def check(self, loss: Tensor, norm: Tensor, step: int) -> int | None:
+        """Looks at loss and gradient norm before a step; returns the first bad step as far as the host knows of one."""
+        healthy = torch.isfinite(loss.detach() + norm)
+        if not self._lazy:
+            return None if bool(healthy) else step
+        newly = (self._first_bad < 0) & ~healthy
+        self._first_bad = torch.where(newly, step, self._first_bad)
+        self._optimizer.found_inf = (self._first_bad >= 0).float()  # type: ignore[attr-defined]
+        return self.poll() if step % _POLL_STEPS == 0 else None
+
+    def poll(self) -> int | None:
+        """Waits for the device and returns the first bad step, if any."""
+        first = int(self._first_bad)
+        return first if first >= 0 else None

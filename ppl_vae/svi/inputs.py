@@ -1,0 +1,66 @@
+"""What a fit does before its first step: data made binary and checked, the pair checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.distributions import constraints
+
+from ppl_vae.arrays import Rows, as_rows
+from ppl_vae.checking import CheckReport, check, check_for_pyro, check_observations
+from ppl_vae.errors import DataError
+from ppl_vae.objectives import FromPyro
+from ppl_vae.pair import Pair
+from ppl_vae.rng import key, seeded
+from ppl_vae.supports import first_outside
+from ppl_vae.svi.settings import FitSettings
+
+__all__ = ["checked", "training_rows", "validation_rows"]
+
+_FIXED, _VALIDATION = -1, -2  # keys of noise that belongs to no step
+
+
+def training_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
+    """The training data, binarised once if so asked."""
+    rows = as_rows(data).with_dtype(pair.dtype)
+    if settings.binarize is None:
+        return rows
+    _check_probabilities(rows)
+    return _binarized(rows, key(settings.seed, _FIXED)) if settings.binarize == "fixed" else rows
+
+
+def validation_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
+    """The held-out data, binarised once where training binarises."""
+    rows = as_rows(data).with_dtype(pair.dtype)
+    if settings.binarize is None:
+        return rows
+    _check_probabilities(rows)
+    return _binarized(rows, key(settings.seed, _FIXED, _VALIDATION))
+
+
+def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
+    """Checks pair and data as `ppl_vae.check` does, on the first batch and then on every row."""
+    batch = rows.take(slice(0, settings.batch_size))
+    if settings.binarize == "dynamic":
+        with seeded(key(settings.seed, _FIXED)):
+            batch = (torch.bernoulli(batch[0].cpu()), *batch[1:])
+    summed = check_for_pyro(pair, batch) if isinstance(settings.objective, FromPyro) else None
+    report = summed or check(pair, batch)
+    check_observations(pair, rows, skip=(0,) if settings.binarize else ())
+    return report
+
+
+def _check_probabilities(rows: Rows) -> None:
+    for start, batch in rows.blocks(4096):
+        if not batch[0].is_floating_point():
+            raise DataError(f"binarize: expected floating data in [0, 1], found {batch[0].dtype}; divide by 255")
+        if (outside := first_outside(constraints.unit_interval, batch[0])) is not None:
+            raise DataError(f"row {start + outside[0]}: binarize expects data in [0, 1], found {outside[1]:.6g}")
+
+
+def _binarized(rows: Rows, seed: int) -> Rows:
+    if rows.mapped:
+        raise DataError("binarize='fixed' would copy a memory-mapped array: binarise the file, or use 'dynamic'")
+    with seeded(seed):
+        return Rows([torch.bernoulli(torch.as_tensor(rows.arrays[0])), *rows.arrays[1:]], rows.dtype)

@@ -1,0 +1,55 @@
+"""Everything that decides a fit besides pair and data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import pyro
+import torch
+
+from ppl_vae.objectives import ELBO, Objective
+from ppl_vae.schedules import Schedule
+
+__all__ = ["FitSettings", "OptimizerFactory"]
+
+OptimizerFactory = Callable[..., torch.optim.Optimizer]
+
+_DEFAULT_EPOCHS = 50
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """Everything that decides a fit besides pair and data; written into the run directory."""
+
+    objective: Objective = ELBO()
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    optimizer: OptimizerFactory | None = None
+    schedule: Schedule | None = None
+    clip_norm: float | None = None
+    binarize: Literal["dynamic", "fixed"] | None = None
+    patience: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a positive number, found {value}")
+        if self.binarize not in (None, "dynamic", "fixed"):
+            raise ValueError(f"binarize: expected None, 'dynamic' or 'fixed', found {self.binarize!r}")
+        if not hasattr(self.objective, "evaluate"):
+            mend = "; wrap it as from_pyro(...)" if isinstance(self.objective, pyro.infer.ELBO) else ""
+            raise ValueError(f"objective: expected an objective such as ELBO(), found {self.objective!r}{mend}")
+
+    def total_steps(self, num_data: int) -> int:
+        """Number of steps on a data set: the smaller of `epochs` and `steps`, 50 epochs if neither is given."""
+        per_epoch = math.ceil(num_data / self.batch_size)
+        epochs = _DEFAULT_EPOCHS if self.epochs is None and self.steps is None else self.epochs
+        limits = [limit for limit in (self.steps, None if epochs is None else epochs * per_epoch) if limit is not None]
+        return min(limits)

@@ -1,0 +1,130 @@
+"""Runs a program and records its sample statements: the only place that talks to Pyro's handlers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
+from torch import Tensor
+
+from ppl_vae.errors import PairError
+from ppl_vae.pair import Pair, Program
+
+__all__ = ["DATA", "Batch", "Layout", "Site", "Tape", "run_program"]
+
+DATA = "data"
+_PARTICLES = "_particles"
+
+Batch = Sequence[Tensor]
+Site = Mapping[str, Any]
+
+
+class Layout(NamedTuple):
+    """How a pair uses tensor dimensions; found by `ppl_vae.check`, the same for every batch."""
+
+    data_dim: int
+    """Dimension of the plate "data", counted from the right (-1 where it is the innermost)."""
+    particle_dim: int
+    """Dimension of the outer particle plate, left of every plate of the pair."""
+    vectorized: bool
+    """Whether K particles run at once; otherwise they run one after another."""
+    local_latents: tuple[str, ...]
+    """Latent sites inside the data plate, in the order of the guide."""
+    global_latents: tuple[str, ...]
+    """Latent sites outside the data plate."""
+    analytic: frozenset[str]
+    """Local latent sites whose KL(guide, model) has a closed form that may be used."""
+    cardinalities: Mapping[str, int]
+    """Number of values of each discrete local latent site that can be enumerated."""
+    may_leave_support: frozenset[str]
+    """Latent sites where the guide can draw values outside the model's support."""
+    rescaled: bool
+    """Whether a program scales sites by a handler of its own (`poutine.scale`, `scale_latents`)."""
+    subsampled: bool
+    """Whether a plate nested inside "data" is subsampled."""
+    full_size: int | None
+    """Number of rows of the whole data set where the data plate states it; None where it states those of the batch."""
+
+
+class Tape(Messenger):
+    """Records the sample statements of a program and puts given values in the place of draws (trace and replay)."""
+
+    def __init__(self, values: Mapping[str, Tensor] | None = None, detach: bool = False) -> None:
+        super().__init__()
+        self.values = values or {}
+        self._detach = detach
+        self.sites: dict[str, Any] = {}
+        self.subsamples: dict[str, Tensor] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.values and not msg["is_observed"]:
+            msg["value"] = self.values[msg["name"]]
+            msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        if isinstance(msg["fn"], _Subsample):
+            self.subsamples[name] = msg["value"]
+        elif name in self.sites:
+            raise PairError(f"site {name!r}: expected one sample statement of that name, found two: rename one")
+        elif not (msg["infer"] or {}).get("_deterministic"):
+            if self._detach:
+                msg["value"] = msg["value"].detach()
+            self.sites[name] = msg
+
+    @property
+    def latents(self) -> dict[str, Tensor]:
+        """Values of the latent sites, by name."""
+        return {name: site["value"] for name, site in self.sites.items() if not site["is_observed"]}
+
+    @property
+    def replay(self) -> dict[str, Tensor]:
+        """What another run needs to repeat this one: values of latent sites and indices of subsampled plates."""
+        return {**self.latents, **self.subsamples}
+
+
+def run_program(
+    pair: Pair,
+    program: Program,
+    batch: Batch,
+    num_particles: int | None,
+    layout: Layout | None,
+    values: Mapping[str, Tensor] | None = None,
+    enumerated: Mapping[str, int] | None = None,
+    detach: bool = False,
+) -> Tape:
+    """Runs one program under a `Tape`, inside an outer plate of `num_particles` unless that is None."""
+    tape = Tape(values, detach)
+    with pair.scope(), tape:
+        if num_particles is None or layout is None:
+            program(*batch)
+        else:
+            with _Enumerate(enumerated or {}), pyro.plate(_PARTICLES, num_particles, dim=layout.particle_dim):
+                program(*batch)
+    return tape
+
+
+class _Enumerate(Messenger):
+    """Gives the discrete sites of a guide every joint value, one assignment a particle."""
+
+    def __init__(self, cardinalities: Mapping[str, int]) -> None:
+        super().__init__()
+        self._strides: dict[str, int] = {}
+        stride = 1
+        for name, size in cardinalities.items():
+            self._strides[name] = stride
+            stride *= size
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] not in self._strides:
+            return
+        fn = msg["fn"]
+        support = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+        assignment = torch.arange(fn.batch_shape[0], device=support.device) // self._strides[msg["name"]] % len(support)
+        inner = (1,) * (len(fn.batch_shape) - 1)
+        msg["value"] = support[assignment].reshape(-1, *inner, *fn.event_shape).expand(fn.shape())
+        msg["done"] = True

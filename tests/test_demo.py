@@ -1,0 +1,89 @@
+"""The demonstration, in a form that takes seconds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ppl_vae import data
+from ppl_vae.demo import DemoSettings, run_demo
+from ppl_vae.demo.run import _dequantized, _independent_pixels
+from ppl_vae.errors import PplVaeError
+from sklearn.naive_bayes import BernoulliNB
+
+TINY = DemoSettings(epochs=1, num_samples=20, num_test=40, num_components=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("demo") / "demo"
+    run_demo(root, TINY)
+    return root
+
+
+def rows(folder: Path) -> dict[str, list[str]]:
+    lines = (folder / "tables.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return {row[0]: row[1:] for row in cells if row[0] not in ("model", "---")}
+
+
+def test_it_leaves_tables_figures_and_a_sheet(folder: Path):
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"demo.json", "tables.md", "figures", "contact-sheet.png", "vae-elbo", "vae-iwae", "vae-one-scale"}
+    assert len(list((folder / "figures").iterdir())) == 16
+    assert (folder / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_exact_models_say_so_and_have_every_sample_effective(folder: Path):
+    table = rows(folder)
+    for name in ("mixture of 2", "mixture of 3", "PPCA"):
+        _, elbo, log_likelihood, ess, doubtful, _ = table[name]
+        assert log_likelihood == f"{elbo} exact"
+        assert (ess, doubtful) == ("20", "0.0%")
+    assert "±" in table["VAE, ELBO"][2]
+
+
+def test_each_table_says_which_data_and_unit(folder: Path):
+    headings = [line for line in (folder / "tables.md").read_text().splitlines() if line.startswith("**")]
+    assert [heading.split(":")[0] for heading in headings] == ["**Binary digits", "**Grey digits"]
+    assert all("nats per datum" in heading for heading in headings)
+
+
+def test_an_earlier_demo_is_replaced_and_anything_else_is_left_alone(folder: Path, tmp_path: Path):
+    (folder / "stale.txt").write_text("of the last time")
+    run_demo(folder, TINY)
+    assert not (folder / "stale.txt").exists()
+    assert json.loads((folder / "demo.json").read_text())["num_test"] == 40
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(PplVaeError, match="expected a new directory or an earlier demo"):
+        run_demo(tmp_path, TINY)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_threads_are_as_they_were(tmp_path: Path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.raises(PplVaeError):
+        run_demo(Path(__file__), TINY)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(before)
+
+
+def test_independent_pixels_agree_with_naive_bayes_of_one_class():
+    binary = data.load("digits", binarize="fixed")
+    # The same smoothing: half a pseudo-count for on and for off.
+    judge = BernoulliNB(alpha=0.5).fit(binary.train.numpy(), np.zeros(len(binary.train)))
+    expected = judge.predict_joint_log_proba(binary.test.numpy()).mean()
+    row = _independent_pixels(binary.train, binary.test)
+    assert row.log_likelihood == pytest.approx(expected, rel=1e-10)
+    assert row.log_likelihood_stderr is None
+
+
+def test_dequantized_levels_stay_in_their_share_of_the_interval():
+    x = data.load("digits").test
+    y = _dequantized(x, seed=3)
+    assert torch.equal((17 * y).floor(), 16 * x)
+    assert torch.equal(y, _dequantized(x, seed=3))
