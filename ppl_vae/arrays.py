@@ -86,7 +86,7 @@ def _as_array(part: Any, position: int) -> Tensor | np.ndarray:
     if isinstance(part, np.memmap):
         return _checked_numpy(part, position)
     if isinstance(part, np.ndarray):
-        part = torch.from_numpy(np.array(_checked_numpy(part, position), order="C"))
+        part = torch.from_numpy(np.require(_checked_numpy(part, position), requirements=["C", "W"]))
     if not isinstance(part, Tensor):
         raise DataError(
             f"data[{position}]: expected a tensor, a numpy array or a torch Dataset, found {type(part).__name__}"

@@ -18,7 +18,7 @@ from torch.distributions import constraints, transform_to
 
 from ppl_vae.errors import PairError
 
-__all__ = ["Pair", "as_pair"]
+__all__ = ["Pair", "Program", "as_pair", "frozen_modes", "on_device"]
 
 Program = Callable[..., Any]
 
@@ -97,8 +97,8 @@ class Pair(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are; the CPU if there are none."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        """Where parameters and buffers are; the CPU if there are none."""
+        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -172,6 +172,17 @@ def as_pair(pair: Any) -> Pair:
             "wrap it once as ppl_vae.Pair(it.model, it.guide)"
         ) from None
     return made
+
+
+@contextmanager
+def on_device(pair: Pair, device: torch.device) -> Iterator[None]:
+    """Puts the pair on a device and back where it was."""
+    before = pair.device
+    pair.to(device)
+    try:
+        yield
+    finally:
+        pair.to(before)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae.checking import check
 from ppl_vae.pair import as_pair
+from ppl_vae.terms import run
 
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-9}
 
@@ -189,3 +190,54 @@ def test_from_pyro_sums_latents_out_of_the_model():
     assert result.history[-1].elbo > result.history[0].elbo
     with pytest.raises(pv.PairError, match="'z'"):
         pv.fit(pair, x, epochs=1, progress=False)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("alpha", [-1.0, 0.3, 2.0])
+def test_renyi_is_renyi_elbo_of_the_same_order(alpha):
+    x, pair = binary_rows(), ModuleVAE()
+    pyros = RenyiELBO(alpha=alpha, num_particles=5, vectorize_particles=True, max_plate_nesting=1)
+    value, _ = ours(pair, x, pv.Renyi(alpha, num_particles=5))
+    with same_noise(), pyro.get_param_store().scope():
+        assert value == pytest.approx(-pyros.loss(pair.model, pair.guide, x) / len(x), rel=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("kl", "elbo"), [("sampled", Trace_ELBO()), ("analytic", TraceMeanField_ELBO())])
+def test_masked_sites_count_for_nothing(kl, elbo):
+    x, vae = binary_rows(), ModuleVAE()
+    seen = x[:, 0] > 0
+    assert 0 < int(seen.sum()) < len(x)
+    pair = pv.Pair(*(pyro.poutine.mask(program, mask=seen) for program in (vae.model, vae.guide)))
+    assert_same(ours(pair, x, pv.ELBO(kl=kl)), of_pyro(pair, x, elbo))
+    terms = run(pair, (x,), 1, check(pair, x).layout)
+    assert torch.equal(terms.log_weight[0] == 0.0, ~seen)
+
+
+@pytest.mark.usefixtures("float64")
+def test_latents_outside_the_data_plate_are_those_of_trace_elbo():
+    """Six of 24 rows: the divergence of the global latent is shared by all 24."""
+    x, total = torch.randn(6), 24
+
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.3, 2.0))
+        with pyro.plate("data", total, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+    def guide(x):
+        loc, width = pyro.param("m", torch.tensor(0.4)), pyro.param("s", torch.tensor(-0.2))
+        pyro.sample("loc", dist.Normal(loc, width.exp()))
+
+    pair = pv.Pair(model, guide)
+    pair.prepare(x)
+    value, gradient = ours(pair, x, pv.ELBO(kl="sampled"))
+    of_sum, of_sum_gradient = of_pyro(pair, x, Trace_ELBO())
+    share = len(x) / total
+    assert_same((value, gradient), (share * of_sum, tuple(share * g for g in of_sum_gradient)))
+
+
+@pytest.mark.usefixtures("float64")
+def test_from_pyro_is_pyros_objective_per_datum():
+    x, pair = binary_rows(), ModuleVAE()
+    assert_same(ours(pair, x, pv.from_pyro(Trace_ELBO())), of_pyro(pair, x, Trace_ELBO()))
+    assert_same(ours(pair, x, pv.from_pyro(Trace_ELBO())), ours(pair, x, pv.ELBO(kl="sampled")))

@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.naive_bayes import BernoulliNB
+
 from ppl_vae import data
 from ppl_vae.demo import DemoSettings, run_demo
-from ppl_vae.demo.run import _dequantized, _independent_pixels
+from ppl_vae.demo.run import _dequantized, _independent_pixels, _make_empty, _one_thread
 from ppl_vae.errors import PplVaeError
-from sklearn.naive_bayes import BernoulliNB
 
 TINY = DemoSettings(epochs=1, num_samples=20, num_test=40, num_components=(2, 3))
 
@@ -52,24 +53,29 @@ def test_each_table_says_which_data_and_unit(folder: Path):
     assert all("nats per datum" in heading for heading in headings)
 
 
-def test_an_earlier_demo_is_replaced_and_anything_else_is_left_alone(folder: Path, tmp_path: Path):
-    (folder / "stale.txt").write_text("of the last time")
-    run_demo(folder, TINY)
-    assert not (folder / "stale.txt").exists()
-    assert json.loads((folder / "demo.json").read_text())["num_test"] == 40
-    (tmp_path / "thesis.tex").write_text("years of work")
+def test_an_earlier_demo_is_replaced_and_anything_else_is_left_alone(tmp_path: Path):
+    earlier = tmp_path / "demo"
+    _make_empty(earlier, TINY)
+    (earlier / "stale.txt").write_text("of the last time")
+    _make_empty(earlier, TINY)
+    assert [path.name for path in earlier.iterdir()] == ["demo.json"]
+    assert json.loads((earlier / "demo.json").read_text())["num_test"] == 40
+    other = tmp_path / "home"
+    other.mkdir()
+    (other / "thesis.tex").write_text("years of work")
     with pytest.raises(PplVaeError, match="expected a new directory or an earlier demo"):
-        run_demo(tmp_path, TINY)
-    assert (tmp_path / "thesis.tex").exists()
+        run_demo(other, TINY)
+    assert (other / "thesis.tex").exists()
 
 
-def test_threads_are_as_they_were(tmp_path: Path):
-    before = torch.get_num_threads()
+def test_threads_are_restored_whatever_happens():
     torch.set_num_threads(2)
-    with pytest.raises(PplVaeError):
-        run_demo(Path(__file__), TINY)
+    with _one_thread():
+        assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    torch.set_num_threads(before)
+    with pytest.raises(ZeroDivisionError), _one_thread():
+        1 / 0  # noqa: B018
+    assert torch.get_num_threads() == 2
 
 
 def test_independent_pixels_agree_with_naive_bayes_of_one_class():

@@ -294,6 +294,33 @@ def test_subsampled_nested_plates_are_refused():
 
 
 @pytest.mark.usefixtures("float64")
+def test_masked_observations_are_marginalised():
+    """A mask as a second array: the evidence of the coordinates that are there, exact under their own posterior."""
+    ppca = small_ppca(dim=4, latent=2)
+    x, there = ppca.sample(6, seed=1), torch.rand(6, 4) < 0.6
+
+    def model(x, there):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            mean = z @ ppca.loading.T + ppca.bias
+            pyro.sample("x", dist.Normal(mean, ppca.scale).mask(there).to_event(1), obs=x)
+
+    def guide(x, there):
+        loading = ppca.loading * there.unsqueeze(-1)
+        precision = torch.eye(2) + loading.mT @ loading / ppca.scale**2
+        loc = torch.linalg.solve(precision, (loading.mT @ (x - ppca.bias).unsqueeze(-1)) / ppca.scale**2).squeeze(-1)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.MultivariateNormal(loc, precision_matrix=precision))
+
+    covariance = ppca.loading @ ppca.loading.T + ppca.scale**2 * torch.eye(4)
+    exact = []
+    for row, mask in zip(x, there, strict=True):
+        marginal = dist.MultivariateNormal(ppca.bias[mask], covariance[mask][:, mask]) if mask.any() else None
+        exact.append(float(marginal.log_prob(row[mask])) if marginal else 0.0)
+    np.testing.assert_allclose(estimate(pv.Pair(model, guide), (x, there), 9).value, exact, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
 def test_nested_plates_are_summed_within_a_datum():
     """A normal mean with four observations a datum: the evidence is a multivariate normal."""
     x = torch.randn(6, 4)
@@ -368,3 +395,59 @@ def test_parameters_stay_where_they_are():
     device = next(as_pair(pair).parameters()).device
     estimate(pair, binary_rows(), 10, device="cpu")
     assert next(pair.parameters()).device == device
+
+
+@pytest.mark.usefixtures("float64")
+def test_every_block_has_noise_of_its_own(monkeypatch):
+    """Blocks of one draw for 256 equal rows: no draw is used twice, neither for another draw nor for other rows."""
+    monkeypatch.setattr(likelihood, "_BLOCK_LATENTS", 1)
+    ll = estimate(ModuleVAE(), binary_rows(1).repeat(512, 1), 2)
+    assert (ll.ess < 2).all()
+    assert (ll.value[:256] != ll.value[256:]).all()
+
+
+@pytest.mark.usefixtures("float64")
+def test_posterior_draws_do_not_depend_on_the_blocks(monkeypatch):
+    """Draws kept from blocks of a few samples are resampled over all of them: unit variance, not that of the guide."""
+    monkeypatch.setattr(likelihood, "_BLOCK_LATENTS", 1 << 11)
+    ppca = small_ppca()
+    x = ppca.sample(200, seed=3)
+    layout = _layout(scaled_guide(ppca, 1.4), x)
+    assert likelihood._block_shape(300, 2, layout)[1] < 10
+    ll = estimate(scaled_guide(ppca, 1.4), x, 300, num_draws=50)
+    posterior = ppca.posterior(x)
+    centred = (torch.as_tensor(ll.posterior["z"]) - posterior.loc).unsqueeze(-1)
+    z = torch.linalg.solve_triangular(posterior.scale_tril, centred, upper=False)
+    assert float(z.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(z.std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_errors_of_the_mean_add_in_squares():
+    ll = estimate(ModuleVAE(), binary_rows(7), 30)
+    assert ll.mean == pytest.approx(ll.value.sum() / 7)
+    assert ll.mean_stderr == pytest.approx(math.sqrt(sum(error**2 for error in ll.stderr)) / 7)
+    assert ll.population_stderr == pytest.approx(math.sqrt(sum((v - ll.mean) ** 2 for v in ll.value) / 6 / 7))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_stated_size_of_the_data_set_moves_no_evaluation():
+    """R7: plate("data", 400) around the rows of a batch scales a training, never a weight."""
+    ppca = small_ppca()
+
+    def of_four_hundred(program):
+        def scaled(x):
+            with pyro.plate("data", 400, subsample=torch.arange(x.shape[0])):
+                program(x)
+
+        return scaled
+
+    def model(x):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ ppca.loading.T + ppca.bias, ppca.scale).to_event(1), obs=x)
+
+    def guide(x):
+        pyro.sample("z", ppca.posterior(x))
+
+    x = ppca.sample(9, seed=2)
+    ll = estimate(pv.Pair(of_four_hundred(model), of_four_hundred(guide)), x, 20)
+    np.testing.assert_allclose(ll.value, ppca.log_prob(x).numpy(), rtol=1e-10)

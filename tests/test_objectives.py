@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
+from pyro.poutine.messenger import Messenger
 from statistical import Z_MAX, assert_mean
 
 import ppl_vae as pv
@@ -315,11 +316,12 @@ def test_combinations_that_only_the_pair_rules_out(objective, make, message):
 
 
 @pytest.mark.usefixtures("float64")
-def test_enumerated_particles_go_through_every_joint_value():
+@pytest.mark.parametrize(("rows", "columns"), [(2, 3), (3, 3)])
+def test_enumerated_particles_go_through_every_joint_value(rows, columns):
     """Two discrete latents: the enumerated ELBO of the exact posterior is log p."""
-    joint = torch.distributions.Dirichlet(torch.ones(6)).sample().reshape(2, 3)
+    joint = torch.distributions.Dirichlet(torch.ones(rows * columns)).sample().reshape(rows, columns)
     x = torch.tensor([0.3, -0.4, 1.0])
-    means = torch.randn(2, 3)
+    means = torch.randn(rows, columns)
 
     def log_joint(x):
         return joint.log() + dist.Normal(means, 1.0).log_prob(x.reshape(-1, 1, 1))
@@ -331,7 +333,7 @@ def test_enumerated_particles_go_through_every_joint_value():
             pyro.sample("x", dist.Normal(means[a, b], 1.0), obs=x)
 
     def guide(x):
-        posterior = log_joint(x).flatten(1).softmax(1).reshape(-1, 2, 3)
+        posterior = log_joint(x).flatten(1).softmax(1).reshape(-1, rows, columns)
         with pyro.plate("data", x.shape[0]):
             a = pyro.sample("a", dist.Categorical(posterior.sum(2)))
             given = posterior[torch.arange(len(x)), a]
@@ -339,3 +341,148 @@ def test_enumerated_particles_go_through_every_joint_value():
 
     values = evaluate(pv.Pair(model, guide), x, pv.ELBO(discrete="enumerate"))
     assert float(values.elbo) == pytest.approx(float(log_joint(x).flatten(1).logsumexp(1).mean()), rel=1e-10)
+
+
+class Given(Messenger):
+    """Puts a given value in the place of the draw of "z"."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def _pyro_sample(self, msg):
+        if msg["name"] == "z":
+            msg["value"], msg["done"] = self.value, True
+
+
+def log_joint_of_discrete(vae, x):
+    """log p(x given z) (N, 3) and log p(z) (3,) of a `DiscreteVAE`, by torch alone."""
+    logits = vae.decoder(torch.eye(3))
+    log_lik = torch.distributions.Bernoulli(logits=logits).log_prob(x.unsqueeze(1)).sum(-1)
+    return log_lik, torch.tensor([0.0, 0.3, -0.2]).log_softmax(0)
+
+
+def expected_elbo(vae, x, beta):
+    log_q = vae.encoder(x).log_softmax(-1)
+    log_lik, log_prior = log_joint_of_discrete(vae, x)
+    return (log_q.exp() * (log_lik - beta * (log_q - log_prior))).sum(-1).mean()
+
+
+def expected_bound_of_two(vae, x):
+    log_q = vae.encoder(x).log_softmax(-1)
+    log_lik, log_prior = log_joint_of_discrete(vae, x)
+    log_weight = log_lik + log_prior - log_q
+    pairs = torch.stack(torch.broadcast_tensors(log_weight.unsqueeze(1), log_weight.unsqueeze(2)))
+    probabilities = log_q.exp().unsqueeze(1) * log_q.exp().unsqueeze(2)
+    return (probabilities * (pairs.logsumexp(0) - math.log(2))).sum((1, 2)).mean()
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (pv.ELBO(num_particles=2), lambda vae, x: expected_elbo(vae, x, 1.0)),
+        (pv.ELBO(num_particles=2, kl="sampled", beta=0.6), lambda vae, x: expected_elbo(vae, x, 0.6)),
+        (pv.ELBO(kl="sampled", beta=0.6), lambda vae, x: expected_elbo(vae, x, 0.6)),
+        (pv.ELBO(beta=2.0, baseline="none"), lambda vae, x: expected_elbo(vae, x, 2.0)),
+        (pv.ELBO(num_particles=2, baseline="batch", gradient="score"), lambda vae, x: expected_elbo(vae, x, 1.0)),
+        (pv.IWAE(num_particles=2), expected_bound_of_two),
+    ],
+    ids=["leave-one-out", "sampled rate", "other data", "no baseline", "all by score", "bound"],
+)
+def test_the_score_function_is_unbiased_to_rounding(objective, expected):
+    """S8: estimates at every joint draw, weighted by its probability, sum to the gradient of the exact expectation."""
+    vae, x = DiscreteVAE(), binary_rows(2)
+    layout, k = pv.check(vae, x).layout, objective.num_particles
+    q = vae.encoder(x).softmax(-1).detach()
+    total = 0.0
+    for values in itertools.product(range(3), repeat=2 * k):
+        z = torch.tensor(values).reshape(k, 2)
+        pair = pv.Pair(vae.model, Given(z if k > 1 else z[0])(vae.guide))
+        total = total + q.expand(k, 2, 3).gather(-1, z.unsqueeze(-1)).prod() * gradient(pair, x, objective, layout, 0)
+    exact = torch.autograd.grad(-expected(vae, x), list(vae.parameters()))
+    torch.testing.assert_close(total, torch.cat([g.flatten() for g in exact]), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_repeats_of_an_enumeration_share_its_weight():
+    x, pair = binary_rows(), DiscreteVAE()
+    once, thrice = (evaluate(pair, x, pv.ELBO(num_particles=k, discrete="enumerate")) for k in (1, 3))
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=0)
+    torch.testing.assert_close(once.elbo, expected_elbo(pair, x, 1.0).detach(), rtol=1e-12, atol=0)
+
+
+@pytest.mark.usefixtures("float64")
+def test_free_bits_are_a_floor_under_the_mean_rate():
+    """The rate counts as the larger of itself and the floor; the true ELBO is not touched."""
+    x, pair = binary_rows(), ModuleVAE()
+    plain = evaluate(pair, x, pv.ELBO())
+    for bits in (0.5 * float(plain.rate), float(plain.rate), 2 * float(plain.rate)):
+        held = evaluate(pair, x, pv.ELBO(free_bits=bits))
+        assert float(held.objective) == pytest.approx(
+            -float(plain.distortion) - max(float(plain.rate), bits), rel=1e-12
+        )
+        assert float(held.elbo) == float(plain.elbo)
+
+
+def test_held_out_data_are_judged_by_the_plain_bound():
+    tempered = pv.ELBO(num_particles=3, beta=4.0, free_bits=1.0, kl="sampled", baseline="none")
+    assert tempered.judge() == pv.ELBO(num_particles=3)
+    assert pv.ELBO(discrete="enumerate").judge() == pv.ELBO(discrete="enumerate")
+    assert pv.IWAE(num_particles=7, gradient="dreg").judge() == pv.IWAE(num_particles=7)
+
+
+@pytest.mark.usefixtures("float64")
+def test_subsamples_of_a_nested_plate_average_to_the_whole():
+    """R7: every two of four pixels, with the same noise: objective and true ELBO are unbiased."""
+    x = torch.randn(5, 4)
+
+    def programs(index):
+        def model(x):
+            with pyro.plate("data", x.shape[0], dim=-2):
+                z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0], 1), 1.0))
+                with pyro.plate("pixels", 4, subsample=index, dim=-1):
+                    pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, index])
+
+        def guide(x):
+            with pyro.plate("data", x.shape[0], dim=-2):
+                pyro.sample("z", dist.Normal(x.mean(1, keepdim=True), 0.5))
+
+        return pv.Pair(model, guide)
+
+    whole = evaluate(programs(torch.arange(4)), x, pv.ELBO())
+    parts = [evaluate(programs(torch.tensor(i)), x, pv.ELBO()) for i in itertools.combinations(range(4), 2)]
+    for name in ("objective", "elbo", "distortion", "rate"):
+        mean = sum(float(getattr(part, name)) for part in parts) / len(parts)
+        assert mean == pytest.approx(float(getattr(whole, name)), rel=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("kl", ["sampled", "analytic"])
+def test_the_true_elbo_knows_no_scale_of_the_programs(kl):
+    """Programs scaled by the user train as written; what is reported beside it is the ELBO."""
+    x, pair = binary_rows(), ModuleVAE()
+    scaled = pv.Pair(*(pv.scale_latents(program, 3.0) for program in (pair.model, pair.guide)))
+    plain, tempered = (evaluate(p, x, pv.ELBO(kl=kl)) for p in (pair, scaled))
+    assert float(tempered.objective) == pytest.approx(-float(plain.distortion) - 3 * float(plain.rate), rel=1e-12)
+    assert float(tempered.elbo) == pytest.approx(float(plain.elbo), rel=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_dreg_is_the_formula_of_its_paper():
+    """S8: weights v_k^2 along the path for the guide, v_k for the model (Tucker et al. 2019, equation 8)."""
+    x, vae, k = binary_rows(), ModuleVAE(), 3
+    found = gradient(vae, x, pv.IWAE(k, gradient="dreg"), pv.check(vae, x).layout, 5)
+    loc, raw = vae.encoder(x).chunk(2, -1)
+    with seeded(5):
+        z = dist.Normal(loc, raw.exp()).expand((k, *loc.shape)).rsample()
+    log_q = dist.Normal(loc.detach(), raw.detach().exp()).log_prob(z).sum(-1)
+    log_prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    log_weight = dist.Bernoulli(logits=vae.decoder(z)).log_prob(x).sum(-1) + log_prior - log_q
+    share = log_weight.detach().softmax(0)
+    expected = []
+    for network, weight in ((vae.decoder, share), (vae.encoder, share.square())):
+        loss = -(weight * log_weight).sum(0).mean()
+        expected += torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
+    torch.testing.assert_close(found, torch.cat([g.flatten() for g in expected]), rtol=1e-10, atol=1e-14)

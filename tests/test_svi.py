@@ -410,3 +410,80 @@ def test_cuda_trains_and_evaluates_like_the_cpu():
         pv.fit(pair, x, epochs=100, learning_rate=1e-2, device=device, progress=False)
         values.append(pv.log_likelihood(pair, x, 2000, device=device, progress=False))
     assert values[0].mean == pytest.approx(values[1].mean, abs=0.2)
+
+
+def test_a_fit_is_the_loop_one_would_write_by_hand():
+    """Order by epoch, noise by step, a partial last batch, the rate of the schedule, fresh gradients."""
+    x = binary_rows(10)
+    pair, by_hand = fresh(), fresh()
+    options = {"optimizer": torch.optim.SGD, "learning_rate": 0.1, "schedule": schedules.Step((4,), 0.5)}
+    train(pair, x, epochs=3, **options)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.1)
+    layout, step = pv.check(by_hand, x).layout, 0
+    for epoch in range(3):
+        for rows in permutation(10, 0, epoch).split(4):
+            with seeded(key(0, step)):
+                loss = pv.ELBO().evaluate(as_pair(by_hand), (x[rows],), layout, 1.0).loss
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.param_groups[0]["lr"] = 0.1 if step < 4 else 0.05
+            optimizer.step()
+            step += 1
+    assert step == 9
+    for a, b in zip(pair.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+class ExactPPCA(nn.Module):
+    """PPCA with its posterior and one parameter that starts where it changes nothing: every weight is log p(x)."""
+
+    def __init__(self):
+        super().__init__()
+        self.ppca, self.shift = small_ppca(), nn.Parameter(torch.zeros(4))
+
+    def model(self, x):
+        self.ppca.model(x)
+
+    def guide(self, x):
+        self.ppca.guide(x + self.shift)
+
+
+@pytest.mark.usefixtures("float64")
+def test_means_of_an_epoch_and_of_held_out_data_are_means_over_rows():
+    """R2, to rounding: 5 rows in batches of 4, 700 held-out rows in blocks of 512."""
+    pair = ExactPPCA()
+    x, held_out = pair.ppca.sample(5, seed=1), pair.ppca.sample(700, seed=2)
+    result = train(pair, x, epochs=1, objective=pv.IWAE(2), validation=held_out, learning_rate=1e-14)
+    assert result.history[0].elbo == pytest.approx(float(pair.ppca.log_prob(x).mean()), rel=1e-10)
+    assert result.history[0].validation_elbo == pytest.approx(float(pair.ppca.log_prob(held_out).mean()), rel=1e-10)
+
+
+def test_held_out_data_have_noise_of_their_own_that_never_changes():
+    result = train(ModuleVAE(), torch.rand(8, 5), validation=torch.rand(20, 5), binarize="dynamic", learning_rate=1e-12)
+    first, second = result.history["validation_elbo"]
+    assert first == pytest.approx(second, rel=1e-6)
+    assert abs(result.history[0].elbo - result.history[1].elbo) > 1e-3
+
+
+def test_the_best_buffers_are_kept_with_the_best_parameters():
+    """Running means of a batch norm: those of the best epoch, and none of a held-out row in them."""
+
+    def make():
+        module = ModuleVAE()
+        module.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+        return module
+
+    x, held_out = binary_rows(8, seed=1), binary_rows(100, seed=2)
+    pair, again = fresh(make=make), fresh(make=make)
+    result = train(pair, x, validation=held_out, epochs=60, learning_rate=3e-2)
+    best = int(np.argmax(result.history["validation_elbo"]))
+    assert best + 1 < 60
+    train(again, x, epochs=best + 1, learning_rate=3e-2)
+    assert all(torch.equal(value, state(again)[name]) for name, value in state(pair).items())
+
+
+def test_the_row_of_bad_data_is_counted_from_the_first():
+    x = torch.zeros(5000, 5)
+    x[4500, 1] = torch.inf
+    with pytest.raises(pv.DataError, match="row 4500"):
+        train(ModuleVAE(), x)

@@ -21,7 +21,7 @@ from ppl_vae.device import choose_device
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
-from ppl_vae.pair import Pair, as_pair, frozen_modes
+from ppl_vae.pair import Pair, as_pair, frozen_modes, on_device
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
@@ -135,7 +135,7 @@ def log_likelihood(
         seed: Of the samples.
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         memory: Bytes that the decoder may use at once, about.
-        device: "auto" takes CUDA where there is one.
+        device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
         progress: Show a progress bar where there is a terminal.
 
     Returns:
@@ -167,13 +167,14 @@ def log_likelihood(
     check_observations(pair, rows)
     layout = report.layout
     _check_local(layout)
-    target = choose_device(device)
-    pair.to(target)
-    size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
-    num_rows, num_particles = _block_shape(num_samples, size, layout)
+    target = pair.device if device == "auto" else choose_device(device)
+    num_rows, num_particles = _block_shape(
+        num_samples, _latent_size(pair, rows.take(slice(0, 1), pair.device), layout), layout
+    )
     results: list[tuple[Summary, PosteriorDraws]] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
+        stack.enter_context(on_device(pair, target))
         stack.enter_context(frozen_modes(pair))
         stack.enter_context(pyro.validation_enabled(False))
         bar = stack.enter_context(Progress("log-likelihood", len(rows), progress, "data"))

@@ -1,0 +1,91 @@
+"""Time of an EM iteration of a Gaussian mixture with full covariances, beside scikit-learn's, both in float64.
+
+As for a training step, it is the difference of two fits with different numbers of iterations from the same start.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+from torch import Tensor
+
+import ppl_vae as pv
+from benchmarks.timing import Case, elapsed, marginal
+
+__all__ = ["Problem", "mixture_case", "ours", "scikit_learn"]
+
+
+class Problem:
+    """Overlapping clusters, on which EM climbs for long, and the mixture to start from."""
+
+    def __init__(self, num_data: int, dim: int, num_components: int) -> None:
+        draws = np.random.default_rng(0)
+        means = draws.normal(size=(num_components, dim))
+        root = draws.normal(size=(num_components, dim, dim)) / np.sqrt(dim)
+        self.covariances = root @ root.swapaxes(1, 2) + 0.1 * np.eye(dim)
+        self.weights = np.full(num_components, 1 / num_components)
+        self.x = pv.GMM(self.weights, means, self.covariances).sample(num_data).numpy()
+        self.means = self.x[draws.choice(num_data, num_components, replace=False)]
+        self.start = pv.GMM(self.weights, self.means, self.covariances)
+
+
+def mixture_case(num_data: int, dim: int, num_components: int, few: int, many: int) -> Case:
+    """Time of an EM iteration on data (N, D) with C components."""
+    problem = Problem(num_data, dim, num_components)
+    sides = {
+        "ppl_vae GMM": partial(marginal, partial(ours, problem), few, many),
+        "scikit-learn": partial(marginal, partial(scikit_learn, problem), few, many),
+        "matrix products": partial(_products, torch.from_numpy(problem.x), num_components, many),
+    }
+    title = f"EM iteration, {num_data:,} x {dim} data, {num_components} full components"
+    return Case("gmm", title, "iteration", sides, reference="scikit-learn", floor="matrix products")
+
+
+def ours(problem: Problem, iterations: int) -> float:
+    """Return the mean log-likelihood before the last maximisation, in nats per datum."""
+    num_components = len(problem.weights)
+    gmm = pv.GMM.fit(problem.x, num_components, init=problem.start, max_iter=iterations, tol=0.0)
+    if len(gmm.history) != iterations + 1:
+        raise RuntimeError(f"EM stopped after {len(gmm.history) - 1} of {iterations} iterations: enlarge the problem")
+    return gmm.history[-2]
+
+
+def scikit_learn(problem: Problem, iterations: int) -> float:
+    """Return the mean log-likelihood before the last maximisation, in nats per datum."""
+    gmm = GaussianMixture(
+        len(problem.weights),
+        tol=0.0,
+        reg_covar=0.0,
+        max_iter=iterations,
+        weights_init=problem.weights,
+        means_init=problem.means,
+        precisions_init=np.linalg.inv(problem.covariances),
+        init_params="random",
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the number of iterations is the point
+        gmm.fit(problem.x)
+    if gmm.n_iter_ != iterations:
+        raise RuntimeError(f"scikit-learn stopped after {gmm.n_iter_} of {iterations} iterations: enlarge the problem")
+    return float(gmm.lower_bound_)
+
+
+@torch.no_grad()
+def _products(x: Tensor, num_components: int, iterations: int) -> float:
+    """Time of the products of an iteration: x times a root of the precision, and the scatter, for each component."""
+    dim = x.shape[1]
+    root = torch.eye(dim, dtype=x.dtype).repeat(num_components, 1, 1)
+    rows = x.repeat(num_components, 1, 1)
+
+    def work() -> None:
+        for _ in range(iterations):
+            rows @ root
+            rows.mT @ rows
+
+    return elapsed(work) / iterations

@@ -1,0 +1,76 @@
+"""The table that compares runs: one for each set of test data, since numbers on different data do not compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import typer
+
+from ppl_vae import report
+from ppl_vae.cli.record import Evaluation, RunRecord, read_evaluation, read_run
+from ppl_vae.data import load_array
+
+__all__ = ["compare"]
+
+
+@dataclass(frozen=True)
+class _Run:
+    root: Path
+    record: RunRecord
+    evaluation: Evaluation
+
+    def row(self) -> report.ModelRow:
+        """The run as a row of the table."""
+        e = self.evaluation
+        return report.ModelRow(
+            model=self.root.name,
+            num_parameters=self.record.num_parameters,
+            elbo=e.elbo,
+            log_likelihood=e.mean,
+            log_likelihood_stderr=e.mean_stderr,
+            ess=e.ess,
+            share_khat=e.share_khat,
+            seconds=self.record.seconds,
+        )
+
+
+def compare(roots: Sequence[Path], form: Literal["table", "markdown", "json"]) -> None:
+    """Print evaluated runs, the highest log-likelihood first, and how sure their order is."""
+    runs = [_Run(root, read_run(root), read_evaluation(root)) for root in roots]
+    groups: dict[str, list[_Run]] = {}
+    for run in sorted(runs, key=lambda run: -run.evaluation.mean):
+        groups.setdefault(run.evaluation.data_sha256, []).append(run)
+    if len(groups) > 1:
+        typer.echo(f"{len(groups)} tables: numbers on different test data do not compare", err=True)
+    for group in groups.values():
+        _print(group, form)
+
+
+def _print(group: Sequence[_Run], form: Literal["table", "markdown", "json"]) -> None:
+    first = group[0].evaluation
+    rows, title = [run.row() for run in group], f"log p(x) of {first.data}"
+    if form == "json":
+        typer.echo(report.to_json(rows, first.event_size), nl=False)
+        return
+    if form == "markdown":
+        typer.echo(report.to_markdown(rows, first.event_size, title))
+    else:
+        from rich.console import Console
+
+        # Without bits per dimension, for the names of the runs need the width.
+        Console().print(report.to_table(rows, title=title))
+    for run in group[1:]:
+        typer.echo(_difference(group[0].root, run.root))
+
+
+def _difference(best: Path, other: Path) -> str:
+    """The difference of two runs, datum by datum: its error is far smaller than that of either mean."""
+    gain = load_array(best / "evaluation.npz", "value") - load_array(other / "evaluation.npz", "value")
+    stderr = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
+    return (
+        f"{best.name} - {other.name} = {gain.mean():.3f} ± {stderr:.3f} nats per datum (standard error over the data)"
+    )

@@ -1,0 +1,76 @@
+"""The figures of a run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae import figures
+from ppl_vae.cli.inputs import Splits
+from ppl_vae.errors import DataError
+from ppl_vae.evaluation import LogLikelihood
+from ppl_vae.history import History
+from ppl_vae.vae import VAE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_evaluation", "draw_fit", "save_images"]
+
+_NUM_SAMPLES, _NUM_RECONSTRUCTIONS, _COLUMNS = 60, 12, 10
+
+
+def draw_fit(root: Path, pair: Any, splits: Splits, history: History) -> None:
+    """Draw learning curves; of a VAE of images also samples and reconstructions of test data."""
+    _save(figures.learning_curves(history, f"{root.name}: training on {splits.title}"), root, "learning-curves")
+    if not isinstance(pair, VAE) or splits.image_shape is None:
+        return
+    x = splits.test[:_NUM_RECONSTRUCTIONS]
+    again = pair.reconstruct(x.to(next(pair.parameters())))[0]
+    rows = {"E[x | z], z ~ q(z | x)": _images(again, splits)}
+    _save(
+        figures.reconstructions(_images(x, splits), rows, "Test data and their reconstructions"),
+        root,
+        "reconstructions",
+    )
+    drawn = _images(pair.sample(_NUM_SAMPLES, mean=True), splits)
+    _save(figures.image_grid(drawn, _COLUMNS, "Samples: E[x | z], z ~ p(z)"), root, "samples")
+
+
+def draw_evaluation(root: Path, result: LogLikelihood, title: str) -> None:
+    """Draw the distribution of the log-likelihood over the data."""
+    _save(figures.log_likelihood_histogram(result.value, result.khat, title), root, "log-likelihood")
+
+
+def save_images(x: Tensor, splits: Splits, out: Path) -> None:
+    """Write data as a grid of images (.png) or as an array (.npy).
+
+    Raises:
+        DataError: The suffix is another one, or the data are no images.
+    """
+    if out.suffix == ".npy":
+        np.save(out, x.cpu().numpy())
+    elif out.suffix != ".png":
+        raise DataError(f"{out}: expected a name that ends in .png or .npy, found {out.suffix!r}")
+    elif splits.image_shape is None:
+        raise DataError(
+            f"{splits.title}: data of shape {tuple(x.shape[1:])} are no images: write an array, --out NAME.npy"
+        )
+    else:
+        figures.image_grid(_images(x, splits), _COLUMNS).savefig(out)
+
+
+def _save(figure: Figure, root: Path, name: str) -> None:
+    folder = root / "figures"
+    folder.mkdir(exist_ok=True)
+    figure.savefig(folder / f"{name}.png")
+
+
+def _images(x: Tensor, splits: Splits) -> np.ndarray:
+    assert splits.image_shape is not None
+    with torch.no_grad():
+        return x.cpu().reshape(-1, *splits.image_shape).numpy()

@@ -1,0 +1,150 @@
+"""Seeded errors in the library, each of which the tests must catch: `make mutants`."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = Path(__file__).with_suffix(".toml")
+TIMEOUT = 300
+# Processes forked from one that has done the slow imports: a mutant costs a second or two instead of six.
+PROCESSES = multiprocessing.get_context("forkserver")
+IMPORTS = [
+    "torch._inductor",
+    "pyro.infer",
+    "pytest",
+    "rich.console",
+    "scipy.stats",
+    "sklearn.mixture",
+    "sklearn.decomposition",
+]
+
+
+class Mutant(NamedTuple):
+    """One error: a text of the library and what it becomes."""
+
+    name: str
+    file: str
+    """Path under ppl_vae/."""
+    old: str
+    """Text that occurs exactly once in the file."""
+    new: str
+    tests: tuple[str, ...]
+    """Files or node ids under tests/, at least one of which must fail."""
+
+
+class Verdict(NamedTuple):
+    """What became of a mutant."""
+
+    outcome: str
+    """`killed` by a test, `survived`, or `broken`: the tests did not run to an answer."""
+    seconds: float
+    detail: str
+    """The test that failed, or the end of the output."""
+
+
+def load() -> list[Mutant]:
+    """Reads the table."""
+    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    return [Mutant(name, m["file"], m["old"], m["new"], tuple(m["tests"])) for name, m in table.items()]
+
+
+def mutated(mutant: Mutant, package: Path = ROOT / "ppl_vae") -> str:
+    """The source text with the error in it.
+
+    Raises:
+        ValueError: If the old text does not occur exactly once.
+    """
+    source = (package / mutant.file).read_text(encoding="utf-8")
+    if (count := source.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.name}: expected its old text once in {mutant.file}, found it {count} times")
+    text = source.replace(mutant.old, mutant.new)
+    compile(text, mutant.file, "exec")
+    return text
+
+
+def judge(mutant: Mutant | None, tests: Sequence[str]) -> Verdict:
+    """Runs tests on a copy of the library, with the error in it unless `mutant` is None."""
+    start = time.monotonic()
+    with TemporaryDirectory(prefix="mutant-") as name:
+        folder = Path(name)
+        for part in ("ppl_vae", "tests"):
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        if mutant is not None:
+            (folder / "ppl_vae" / mutant.file).write_text(mutated(mutant), encoding="utf-8")
+        child = PROCESSES.Process(target=_run_tests, args=(folder, tests))
+        child.start()
+        child.join(TIMEOUT)
+        child.kill()
+        child.join()
+        output = (folder / "output").read_text(encoding="utf-8")
+    outcome = {0: "survived", 1: "killed"}.get(child.exitcode, "broken")
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", output, re.MULTILINE)
+    detail = failed.group(1) if failed else "" if outcome == "survived" else output[-2000:]
+    return Verdict(outcome, time.monotonic() - start, detail)
+
+
+def _run_tests(folder: Path, tests: Sequence[str]) -> None:
+    """In a process of its own: pytest on the copy, and on nothing of the checkout."""
+    os.chdir(folder)
+    output = os.open("output", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, sys.stdout.fileno())
+    os.dup2(output, sys.stderr.fileno())
+    sys.path[:] = [str(folder), *(p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "tests"))]
+    sys.dont_write_bytecode = True
+    options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    sys.exit(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Tries mutants and returns the exit code: 0 if the tests catch every one of them, and find no fault without."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", action="append", metavar="NAME", help="try this mutant; may be repeated")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
+    parser.add_argument("--list", action="store_true", help="list the mutants and try none")
+    options = parser.parse_args(arguments)
+    mutants = [m for m in load() if not options.only or m.name in options.only]
+    if options.list:
+        print(*(f"{m.file:<26} {m.name}" for m in mutants), sep="\n")
+        return 0
+    if unknown := set(options.only or ()) - {m.name for m in mutants}:
+        parser.error(f"no mutant is named {', '.join(sorted(unknown))}; --list shows the names")
+    for mutant in mutants:
+        mutated(mutant)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    PROCESSES.set_forkserver_preload(IMPORTS)
+    start = time.monotonic()
+    untouched = judge(None, sorted({test for m in mutants for test in m.tests}))
+    if untouched.outcome != "survived":
+        print(f"the tests fail on the library as it is, so that a failure says nothing:\n{untouched.detail}")
+        return 1
+    counts = {"killed": 0, "survived": 0, "broken": 0}
+    width = max(len(m.name) for m in mutants)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for mutant, verdict in zip(mutants, pool.map(lambda m: judge(m, m.tests), mutants), strict=True):
+            counts[verdict.outcome] += 1
+            print(
+                f"{verdict.outcome:<8} {verdict.seconds:5.1f} s  {mutant.name:<{width}}  {verdict.detail}", flush=True
+            )
+    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    print(f"{len(mutants)} mutants: {summary}, in {time.monotonic() - start:.0f} s")
+    return 0 if counts["killed"] == len(mutants) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,371 @@
+"""The command: what it leaves behind, what its options do, and one line for whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import ppl_vae as pv
+from ppl_vae import data
+from ppl_vae.cli import app
+from ppl_vae.cli.inputs import DataSpec, load_splits
+from ppl_vae.cli.pairs import PairSpec, make_pair
+from ppl_vae.rundir import RunDirectory
+
+TINY = ["--epochs", "1", "--eval-samples", "20", "--eval-limit", "30"]
+SMALL_VAE = ["vae", "--latent-dim", "2", "--hidden", "8"]
+
+USERS_PAIR = """
+import torch, pyro, pyro.distributions as dist
+import ppl_vae as pv
+
+def own(size):
+    encoder, decoder = torch.nn.Linear(size, 4), torch.nn.Linear(2, size)
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(decoder(z), 0.5).to_event(1), obs=x)
+    def guide(x):
+        loc, raw = encoder(x).chunk(2, -1)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+    return pv.Pair(model, guide)
+
+def fixed():
+    return own(64)
+
+def typo():
+    pair = own(64)
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("zz", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    return pv.Pair(pair.model, guide)
+
+def fails():
+    raise RuntimeError("no such network")
+
+def nothing():
+    return None
+
+def many(a, b):
+    return own(a)
+
+number = 3
+"""
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def succeed(*arguments: str | Path) -> str:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return " ".join(result.stdout.split())
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs") / "first"
+    succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
+    return root
+
+
+@pytest.fixture
+def users_file(tmp_path: Path) -> Path:
+    path = tmp_path / "users_pair.py"
+    path.write_text(USERS_PAIR)
+    return path
+
+
+def test_help_shows_commands_options_and_defaults():
+    assert all(name in succeed("--help") for name in ("fit", "evaluate", "sample", "check", "compare", "demo"))
+    text = succeed("fit", "--help")
+    assert all(words in text for words in ("--learning-rate", "[default: 0.001]", "dynamic|fixed|none", "Evaluation"))
+    assert succeed("--version") == f"ppl-vae {pv.__version__}"
+
+
+def test_a_run_explains_itself(run: Path):
+    files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    pictures = ("learning-curves", "log-likelihood", "reconstructions", "samples")
+    assert files == {
+        "config.json",
+        "environment.json",
+        "run.json",
+        "history.jsonl",
+        "parameters.safetensors",
+        "evaluation.json",
+        "evaluation.npz",
+        *(f"figures/{name}.png" for name in pictures),
+    }
+    record = read(run / "run.json")
+    assert record["pair"] == {"name": "vae", "latent_dim": 2, "hidden": [8], "seed": 0}
+    assert record["data"] == {"name": "digits", "binarize": "dynamic", "data_dir": None}
+    assert isinstance(record["command"], list)
+    assert record["num_parameters"] == 64 * 8 + 8 + 8 * 4 + 4 + 2 * 8 + 8 + 8 * 64 + 64
+
+
+def test_its_evaluation_is_that_of_the_library_on_fixed_binary_test_data(run: Path):
+    x = data.load("digits", binarize="fixed").test[:30]
+    vae = make_pair(PairSpec("vae", 2, (8,)), data.load("digits").train)
+    RunDirectory(run).read_parameters(pv.Pair(vae.model, vae.guide))
+    expected = pv.log_likelihood(vae, x, 20, progress=False)
+    found = read(run / "evaluation.json")
+    assert found["mean"] == pytest.approx(expected.mean, rel=1e-6)
+    assert found["mean_stderr"] == pytest.approx(expected.mean_stderr, rel=1e-6)
+    arrays = np.load(run / "evaluation.npz", allow_pickle=False)
+    np.testing.assert_allclose(arrays["value"], expected.value, rtol=1e-6)
+    assert set(arrays) == {"value", "stderr", "ess", "khat", "elbo", "zero_weights"}
+
+
+def test_evaluate_sample_and_check(run: Path, tmp_path: Path):
+    text = succeed("evaluate", run, "--num-samples", "20", "--limit", "30", "--seed", "5")
+    assert "log p(x) =" in text
+    assert "first 30 test data" in text
+    assert (read(run / "evaluation.json")["seed"], read(run / "evaluation.json")["num_data"]) == (5, 30)
+    succeed("sample", run, "--n", "5", "--out", tmp_path / "means.npy")
+    succeed("sample", run, "--n", "5", "--draws", "--out", tmp_path / "draws.npy")
+    means, draws = (np.load(tmp_path / f"{name}.npy", allow_pickle=False) for name in ("means", "draws"))
+    assert means.shape == draws.shape == (5, 64)
+    assert set(np.unique(draws)) == {0, 1}
+    assert len(np.unique(means)) > 2
+    succeed("sample", run, "--n", "5", "--out", tmp_path / "samples.png")
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert "Bernoulli" in succeed("check", *SMALL_VAE)
+
+
+def test_compare_puts_the_best_first_and_keeps_other_data_apart(run: Path, tmp_path: Path):
+    longer, short = tmp_path / "longer", tmp_path / "short"
+    succeed("fit", *SMALL_VAE, *TINY, "--epochs", "3", "--learning-rate", "0.01", "--run-dir", longer)
+    succeed("evaluate", run, "--num-samples", "20", "--limit", "30")
+    result = call("compare", run, longer, "--format", "json")
+    assert [row["model"] for row in json.loads(result.stdout)["rows"]] == ["longer", "first"]
+    assert re.search(r"longer - first = \d+\.\d+ ± \d", succeed("compare", run, longer))
+    succeed("fit", *SMALL_VAE, *TINY, "--eval-limit", "20", "--run-dir", short)
+    result = call("compare", run, longer, short, "--format", "markdown")
+    assert "2 tables: numbers on different test data do not compare" in result.stderr
+    assert result.stdout.count("**log p(x) of digits, binarised") == 2
+
+
+OPTIONS = [
+    (["--batch-size", "500"], "batch_size", 500),
+    (["--learning-rate", "0.02"], "learning_rate", 0.02),
+    (["--seed", "7"], "seed", 7),
+    (["--patience", "2"], "patience", 2),
+    (["--binarize", "fixed"], "binarize", None),
+    (["--schedule", "cosine"], "schedule", {"class": "Cosine", "start": 1.0, "end": 0.0, "steps": 10}),
+    (["--objective", "iwae"], "objective", {"class": "IWAE", "num_particles": 5, "gradient": "pathwise"}),
+    (["--no-validation"], None, None),
+]
+
+
+@pytest.mark.parametrize(("arguments", "name", "value"), OPTIONS, ids=lambda value: str(value))
+def test_options_reach_the_fit(arguments: list[str], name: str | None, value: object, tmp_path: Path):
+    root = tmp_path / "run"
+    text = succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", *arguments, "--run-dir", root)
+    assert not (root / "evaluation.json").exists()
+    if name is not None:
+        assert read(root / "config.json")[name] == value
+    has_validation = json.loads((root / "history.jsonl").read_text())["validation_elbo"] is not None
+    assert has_validation == (arguments != ["--no-validation"])
+    assert "12 steps" in text if arguments == ["--no-validation"] else "steps" in text
+
+
+def test_options_of_the_elbo(tmp_path: Path):
+    options = ["--beta", "0.5", "--beta-warmup", "2", "--num-particles", "3", "--batch-size", "400"]
+    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", *options, "--run-dir", tmp_path / "run")
+    objective = read(tmp_path / "run" / "config.json")["objective"]
+    assert (objective["class"], objective["num_particles"]) == ("ELBO", 3)
+    assert objective["beta"] == {"class": "Linear", "start": 0.0, "end": 0.5, "steps": 8}
+
+
+def test_the_seed_decides_the_initial_parameters():
+    x = data.load("digits").train
+    first, again, other = (make_pair(PairSpec("vae", 2, (8,), seed), x).state_dict() for seed in (0, 0, 1))
+    name = "encoder.network.layers.0.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+
+
+def test_the_decoder_starts_at_the_pixel_means():
+    x = data.load("digits").train
+    bias = make_pair(PairSpec("vae", 2, (8,)), x).decoder.network.layers[-1].bias
+    torch.testing.assert_close(bias.sigmoid(), (x.sum(0) + 0.5) / (len(x) + 1))
+
+
+def test_splits_agree_with_the_library():
+    grey, binary = data.load("digits"), data.load("digits", binarize="fixed")
+    dynamic = load_splits(DataSpec("digits", "dynamic"))
+    fixed = load_splits(DataSpec("digits", "fixed"))
+    assert torch.equal(dynamic.train, grey.train)
+    assert torch.equal(fixed.train, binary.train)
+    assert torch.equal(dynamic.test, binary.test)
+    assert torch.equal(fixed.test, binary.test)
+
+
+def test_files_are_split_once_or_taken_as_they_are(tmp_path: Path):
+    rng = np.random.default_rng(0)
+    x = rng.random((50, 4, 4))
+    np.save(tmp_path / "x.npy", x)
+    splits = load_splits(DataSpec(str(tmp_path / "x.npy"), "none"))
+    assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [40, 5, 5]
+    together = torch.cat([splits.train, splits.validation, splits.test]).flatten(1)
+    assert torch.equal(together.sum(1).sort().values, torch.from_numpy(x).flatten(1).sum(1).sort().values)
+    assert splits.image_shape == (1, 4, 4)
+    np.savez(tmp_path / "x.npz", train=x[:30], validation=x[30:35], test=x[35:].astype(np.float32))
+    named = load_splits(DataSpec(str(tmp_path / "x.npz"), "none"))
+    assert torch.equal(named.train, torch.from_numpy(x[:30]))
+    assert len(named.test) == 15
+
+
+def test_a_continuous_file_trains_the_gaussian_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(5.0, 2.0, (60, 3)))
+    succeed("fit", "gaussian-vae", "--data", "x.npy", "--latent-dim", "1", "--hidden", "4", *TINY)
+    root = tmp_path / "runs" / "gaussian-vae-x-1"
+    assert read(root / "run.json")["data"]["name"] == str(tmp_path / "x.npy")
+    # Two scales apart from the start, which is the maximum-likelihood model without latents.
+    assert read(root / "evaluation.json")["mean"] == pytest.approx(-3 * (0.92 + np.log(2) + 0.5), abs=1.5)
+    assert not (root / "figures" / "samples.png").exists()
+    succeed("evaluate", root, "--num-samples", "5")
+    succeed("fit", "gaussian-vae", "--data", "x.npy", "--latent-dim", "1", "--hidden", "4", *TINY)
+    assert (tmp_path / "runs" / "gaussian-vae-x-2").is_dir()
+
+
+@pytest.mark.parametrize("factory", ["own", "fixed"])
+def test_a_users_pair_is_trained_and_runs_again_only_by_name(factory: str, users_file: Path, tmp_path: Path):
+    name, root = f"{users_file}:{factory}", tmp_path / "run"
+    assert "Normal" in succeed("check", name)
+    succeed("fit", name, *TINY, "--run-dir", root)
+    first = read(root / "evaluation.json")
+    refused = call("evaluate", root)
+    assert refused.exit_code == 1
+    assert "--pair" in refused.stderr
+    assert name in refused.stderr
+    succeed("evaluate", root, "--pair", name, "--num-samples", "20", "--limit", "30")
+    assert read(root / "evaluation.json")["mean"] == first["mean"]
+
+
+def test_a_module_of_the_working_directory_is_found(users_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(users_file.parent)
+    assert "Normal" in succeed("check", "users_pair:own")
+
+
+WRONG = [
+    (["fit", "vae", "--data", "cifar"], 1, "expected a data set among digits"),
+    (["fit", "vae", "--data", "absent.npy"], 1, "expected an existing regular file"),
+    (["fit", "vae", "--data", "words.csv"], 1, "expected an existing regular file"),
+    (["fit", "vee"], 1, "expected vae, gaussian-vae, path/to/file.py:factory"),
+    (["fit", "absent.py:f"], 1, "absent.py: expected a Python file"),
+    (["fit", "no.such.module:f"], 1, "ModuleNotFoundError"),
+    (["fit", "USERS:absent"], 1, "expected a function 'absent'"),
+    (["fit", "USERS:number"], 1, "expected a function 'number'"),
+    (["fit", "USERS:fails"], 1, r"RuntimeError: no such network \(.*users_pair.py, line \d+\)"),
+    (["fit", "USERS:nothing"], 1, "expected nothing to return a pair"),
+    (["fit", "USERS:many"], 1, "one, the data's size"),
+    (["fit", "USERS:typo"], 1, "'zz?'"),
+    (["fit", "USERS:own", "--latent-dim", "3"], 2, "--latent-dim and --hidden size a recipe"),
+    (["fit", "vae", "--binarize", "none"], 1, "row 0"),
+    (["fit", "vae", "--run-dir", "."], 1, "expected a new or empty directory"),
+    (["fit", "vae", "--hidden", "a,b"], 2, "--hidden"),
+    (["fit", "vae", "--epochs", "0"], 2, "--epochs"),
+    (["fit", "vae", "--learning-rate", "-1"], 2, "--learning-rate"),
+    (["fit", "vae", "--objective", "iwae", "--beta", "2"], 2, "with beta = 1"),
+    (["fit", "vae", "--no-validation", "--patience", "2"], 2, "--no-validation"),
+    (["fit", "vae", "--data", "row.npy"], 1, "at least 10 rows"),
+    (["fit", "vae", "--data", "column.npy"], 1, r"reshape a column to \(N, 1\)"),
+    (["fit", "vae", "--data", "large.npy"], 1, r"row \d+: .*divide by"),
+    (["fit", "vae", "--data", "holes.npy"], 1, "NaN"),
+    (["fit"], 2, "PAIR"),
+    (["evaluate", "absent"], 1, "finished `ppl-vae fit`"),
+    (["evaluate", "damaged"], 1, "expected JSON"),
+    (["evaluate", "other"], 1, "expected the fields"),
+    (["compare", "absent"], 1, "finished `ppl-vae fit`"),
+    (["sample", "RUN", "--out", "samples.gif"], 1, "png or .npy"),
+    (["sample", "RUN", "--out", "no/such/folder/x.npy"], 1, "No such file"),
+    (["fot", "vae"], 2, "No such command"),
+    (["fit", "vae", "--epoks", "3"], 2, "No such option"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), WRONG, ids=lambda value: str(value)[:60])
+def test_wrong_input_is_one_line(
+    arguments: list[str],
+    code: int,
+    message: str,
+    run: Path,
+    users_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    np.save("row.npy", np.zeros((1, 64)))
+    np.save("column.npy", np.zeros(64))
+    np.save("large.npy", np.full((20, 4), 255.0))
+    np.save("holes.npy", np.full((20, 4), np.nan))
+    for name, text in {"damaged": "{", "other": '{"pair": "os:system"}'}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(text)
+    places = {"USERS": str(users_file), "RUN": str(run)}
+    filled = [re.sub("|".join(places), lambda match: places[match.group()], argument) for argument in arguments]
+    before = {path.name for path in tmp_path.iterdir()}
+    result = call(*filled)
+    assert result.exit_code == code
+    assert result.stdout == "" or "parameters" in result.stdout
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("ppl-vae: ")
+    assert re.search(message, result.stderr), result.stderr
+    assert not isinstance(result.exception, pv.PplVaeError)
+    assert {path.name for path in tmp_path.iterdir()} - before <= {"__pycache__"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pair": {"name": "vae", "latent_dim": "2", "hidden": [8], "seed": 0}}, "latent_dim"),
+        ({"pair": {"name": "vae"}}, "fields"),
+        ({"data": {"name": "digits", "binarize": "maybe", "data_dir": None}}, "binarize"),
+        ({"steps": None}, "steps"),
+        ({"pair": {"name": "vae", "latent_dim": 3, "hidden": [8], "seed": 0}}, "do not fit the pair"),
+    ],
+)
+def test_a_run_file_is_not_believed(change: dict, message: str, run: Path, tmp_path: Path):
+    root = tmp_path / "copy"
+    root.mkdir()
+    (root / "parameters.safetensors").write_bytes((run / "parameters.safetensors").read_bytes())
+    (root / "run.json").write_text(json.dumps(read(run / "run.json") | change))
+    result = call("evaluate", root)
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_ctrl_c_is_one_line_and_status_130(monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ppl_vae.cli.work.train", interrupt)
+    result = call("fit", "vae")
+    assert (result.exit_code, result.stderr) == (130, "ppl-vae: interrupted\n")
+
+
+def test_debug_shows_where():
+    result = call("--debug", "fit", "vae", "--data", "cifar")
+    assert isinstance(result.exception, pv.DataError)
+
+
+def test_an_unforeseen_error_is_one_line_too(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ppl_vae.cli.work.train", lambda *_: 1 / 0)
+    result = call("fit", "vae")
+    assert result.exit_code == 1
+    assert result.stderr == "ppl-vae: ZeroDivisionError: division by zero (`ppl-vae --debug ...` shows where)\n"

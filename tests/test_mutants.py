@@ -1,0 +1,33 @@
+"""Mutants do not rot: every one still applies, and the tests that must catch it exist. `make mutants` runs them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from mutants import ROOT, Mutant, load, main, mutated
+
+MUTANTS = load()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=[m.name for m in MUTANTS])
+def test_a_mutant_applies_and_has_its_tests(mutant: Mutant):
+    assert mutated(mutant) != (ROOT / "ppl_vae" / mutant.file).read_text(encoding="utf-8")
+    for test in mutant.tests:
+        file, _, node = test.partition("::")
+        source = (Path(__file__).parent / file).read_text(encoding="utf-8")
+        assert not node or f"\ndef {node.split('[')[0]}(" in source
+
+
+@pytest.mark.parametrize("old", ["no such text", "import"])
+def test_a_mutant_that_does_not_apply_is_an_error(old: str):
+    with pytest.raises(ValueError, match=r"rotten: expected its old text once in terms.py, found it \d+ times"):
+        mutated(Mutant("rotten", "terms.py", old, "", ()))
+
+
+def test_mutants_are_many_and_listed(capsys: pytest.CaptureFixture[str]):
+    assert len(MUTANTS) >= 35
+    assert main(["--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(re.search(rf"^{re.escape(m.file)} +{re.escape(m.name)}$", listed, re.MULTILINE) for m in MUTANTS)
