@@ -1,14 +1,18 @@
 """A probabilistic-programming toolkit for variational autoencoders, on Pyro and PyTorch."""
 
-from ppl_vae import data, decoders, encoders, networks, priors, schedules
-from ppl_vae.checking import CheckReport, check
-from ppl_vae.errors import DataError, EstimateError, PairError, PplVaeError
-from ppl_vae.evaluation import LogLikelihood, log_likelihood
-from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
-from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
-from ppl_vae.pair import Pair
-from ppl_vae.svi import Fit, fit
-from ppl_vae.vae import VAE
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppl_vae import data, decoders, encoders, networks, priors, schedules
+    from ppl_vae.checking import CheckReport, check
+    from ppl_vae.errors import DataError, EstimateError, PairError, PplVaeError
+    from ppl_vae.evaluation import LogLikelihood, log_likelihood
+    from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
+    from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
+    from ppl_vae.pair import Pair
+    from ppl_vae.svi import Fit, fit
+    from ppl_vae.vae import VAE
 
 __all__ = [
     "ELBO",
@@ -41,3 +45,31 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+# Where each name lives; it is imported on first use, so that `ppl-vae --help` does not wait for torch.
+_HOMES = {
+    "checking": ("CheckReport", "check"),
+    "errors": ("DataError", "EstimateError", "PairError", "PplVaeError"),
+    "evaluation": ("LogLikelihood", "log_likelihood"),
+    "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
+    "objectives": ("ELBO", "IWAE", "Renyi", "from_pyro", "scale_latents"),
+    "pair": ("Pair",),
+    "svi": ("Fit", "fit"),
+    "vae": ("VAE",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = next((module for module, names in _HOMES.items() if name in names), None)
+    if home is not None:
+        value = getattr(import_module(f"ppl_vae.{home}"), name)
+    elif name in __all__:
+        value = import_module(f"ppl_vae.{name}")
+    else:
+        raise AttributeError(f"module 'ppl_vae' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

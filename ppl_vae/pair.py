@@ -237,25 +237,28 @@ def _reachable(role: str, program: Program) -> Iterator[tuple[str, nn.Module | n
         if isinstance(value, nn.Module | nn.Parameter):
             yield name, value
         else:
-            queue += _held_by(name, value, program)
+            queue += _held_by(name, value)
 
 
-def _held_by(name: str, value: Any, program: Program) -> list[tuple[str, Any]]:
+def _held_by(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, functools.partial):
         return [(name, value.func), (name, value.args), (name, value.keywords)]
     if inspect.ismethod(value):
         return [("self", value.__self__), (name, value.__func__)]
+    of_library = _module_of(value).split(".")[0] in _LIBRARIES
     if inspect.isfunction(value):
-        same_file = value.__module__ == getattr(inspect.unwrap(program), "__module__", value.__module__)
-        return _variables(value) if same_file else []
+        return [] if of_library else _variables(value)
     if isinstance(value, dict) and len(value) <= _LARGEST_CONTAINER:
         return [(str(key), item) for key, item in value.items()]
     if isinstance(value, list | tuple) and len(value) <= _LARGEST_CONTAINER:
         return [(f"{name}_{i}", item) for i, item in enumerate(value)]
-    of_library = type(value).__module__.split(".")[0] in _LIBRARIES
     if hasattr(value, "__dict__") and not of_library and not isinstance(value, type | types.ModuleType):
         return list(vars(value).items())
     return []
+
+
+def _module_of(value: Any) -> str:
+    return (value.__module__ if inspect.isfunction(value) else type(value).__module__) or ""
 
 
 def _variables(function: types.FunctionType) -> list[tuple[str, Any]]:

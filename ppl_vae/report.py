@@ -79,7 +79,7 @@ def to_table(rows: Iterable[ModelRow], event_size: int | None = None, title: str
     table = Table(title=f"{title} ({UNIT})", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     for heading in _headings(event_size):
         is_name = heading == "model"
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name)
+        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row, event_size))
     return table

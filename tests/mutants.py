@@ -77,26 +77,24 @@ def mutated(mutant: Mutant, package: Path = ROOT / "ppl_vae") -> str:
     return text
 
 
-def judge(mutant: Mutant | None, tests: Sequence[str]) -> Verdict:
-    """Runs tests on a copy of the library, with the error in it unless `mutant` is None."""
+def judge(base: Path, mutant: Mutant | None, tests: Sequence[str]) -> Verdict:
+    """Runs tests on a copy of the library in `base`, with the error in it unless `mutant` is None."""
     start = time.monotonic()
     with TemporaryDirectory(prefix="mutant-") as name:
-        folder = Path(name)
-        for part in ("ppl_vae", "tests"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", folder)
+        folder = shutil.copytree(base, Path(name), dirs_exist_ok=True)
         if mutant is not None:
-            (folder / "ppl_vae" / mutant.file).write_text(mutated(mutant), encoding="utf-8")
+            (folder / "ppl_vae" / mutant.file).write_text(mutated(mutant, base / "ppl_vae"), encoding="utf-8")
         child = PROCESSES.Process(target=_run_tests, args=(folder, tests))
         child.start()
         child.join(TIMEOUT)
         child.kill()
         child.join()
         output = (folder / "output").read_text(encoding="utf-8")
-    outcome = {0: "survived", 1: "killed"}.get(child.exitcode, "broken")
+    seconds = time.monotonic() - start
     failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", output, re.MULTILINE)
-    detail = failed.group(1) if failed else "" if outcome == "survived" else output[-2000:]
-    return Verdict(outcome, time.monotonic() - start, detail)
+    if child.exitcode == 1 and failed:
+        return Verdict("killed", seconds, failed.group(1))
+    return Verdict("survived", seconds, "") if child.exitcode == 0 else Verdict("broken", seconds, output[-2000:])
 
 
 def _run_tests(folder: Path, tests: Sequence[str]) -> None:
@@ -111,39 +109,57 @@ def _run_tests(folder: Path, tests: Sequence[str]) -> None:
     sys.exit(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
 
 
+def try_all(mutants: Sequence[Mutant], jobs: int) -> bool:
+    """Judges the mutants, `jobs` at a time, on one copy of the checkout; returns whether each one was killed.
+
+    The tests first pass on the library as it is: otherwise a failure would say nothing.
+    """
+    start, width = time.monotonic(), max(len(m.name) for m in mutants)
+    outcomes = []
+    with TemporaryDirectory(prefix="mutants-") as name, ThreadPoolExecutor(jobs) as pool:
+        base = _copy_of_checkout(Path(name))
+        for mutant in mutants:
+            mutated(mutant, base / "ppl_vae")
+        untouched = judge(base, None, sorted({test for m in mutants for test in m.tests}))
+        if untouched.outcome != "survived":
+            print(f"the tests fail on the library as it is: {untouched.detail}")
+            return False
+        verdicts = pool.map(lambda m: judge(base, m, m.tests), mutants)
+        for mutant, (outcome, seconds, detail) in zip(mutants, verdicts, strict=True):
+            outcomes.append(outcome)
+            print(f"{outcome:<8} {seconds:5.1f} s  {mutant.name:<{width}}  {detail}", flush=True)
+    counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("killed", "survived", "broken"))
+    print(f"{len(mutants)} mutants in {time.monotonic() - start:.0f} s: {counts}")
+    return outcomes.count("killed") == len(mutants)
+
+
+def _copy_of_checkout(folder: Path) -> Path:
+    for part in ("ppl_vae", "tests"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Tries mutants and returns the exit code: 0 if the tests catch every one of them, and find no fault without."""
+    """The command; its exit code is 0 if the tests catch every mutant."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", action="append", metavar="NAME", help="try this mutant; may be repeated")
     parser.add_argument("--jobs", type=int, default=2, help="how many at a time (default: 2)")
     parser.add_argument("--list", action="store_true", help="list the mutants and try none")
     options = parser.parse_args(arguments)
     mutants = [m for m in load() if not options.only or m.name in options.only]
+    if unknown := set(options.only or ()) - {m.name for m in mutants}:
+        parser.error(f"no mutant is named {', '.join(sorted(unknown))}; --list shows the names")
     if options.list:
         print(*(f"{m.file:<26} {m.name}" for m in mutants), sep="\n")
         return 0
-    if unknown := set(options.only or ()) - {m.name for m in mutants}:
-        parser.error(f"no mutant is named {', '.join(sorted(unknown))}; --list shows the names")
-    for mutant in mutants:
-        mutated(mutant)
     os.environ["OMP_NUM_THREADS"] = "1"
     PROCESSES.set_forkserver_preload(IMPORTS)
-    start = time.monotonic()
-    untouched = judge(None, sorted({test for m in mutants for test in m.tests}))
-    if untouched.outcome != "survived":
-        print(f"the tests fail on the library as it is, so that a failure says nothing:\n{untouched.detail}")
+    try:
+        return 0 if try_all(mutants, options.jobs) else 1
+    except ValueError as error:
+        print(error)
         return 1
-    counts = {"killed": 0, "survived": 0, "broken": 0}
-    width = max(len(m.name) for m in mutants)
-    with ThreadPoolExecutor(options.jobs) as pool:
-        for mutant, verdict in zip(mutants, pool.map(lambda m: judge(m, m.tests), mutants), strict=True):
-            counts[verdict.outcome] += 1
-            print(
-                f"{verdict.outcome:<8} {verdict.seconds:5.1f} s  {mutant.name:<{width}}  {verdict.detail}", flush=True
-            )
-    summary = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
-    print(f"{len(mutants)} mutants: {summary}, in {time.monotonic() - start:.0f} s")
-    return 0 if counts["killed"] == len(mutants) else 1
 
 
 if __name__ == "__main__":

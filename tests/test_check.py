@@ -264,6 +264,15 @@ def test_a_decoder_that_mixes_particles_and_rows_is_not_broadcast():
     assert "mixes" in report.notes[0]
 
 
+def test_rows_must_not_be_mixed_by_the_model_and_are_remarked_in_the_guide():
+    mixing_model = pair_of(lambda x: (z_normal(x), x_normal(x, x.mean(0))), z_normal)
+    with pytest.raises(pv.PairError, match="other rows of the batch"):
+        pv.check(mixing_model, X)
+    mixing_guide = pair_of(good_model, lambda x: pyro.sample("z", dist.Normal((x - x.mean(0))[:, :2], 1.0).to_event(1)))
+    assert any("mixes rows" in note for note in pv.check(mixing_guide, X).notes)
+    assert not any("mixes rows" in note for note in pv.check(pair_of(good_model, z_normal), X).notes)
+
+
 def test_auxiliary_sites_are_for_point_guides_only():
     """AutoNormal's sites are a change of variables; an auxiliary variable of one's own is a missing factor."""
 

@@ -132,6 +132,15 @@ def test_parameters_stay_the_users_own():
     assert set(pair.state_dict()) == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
+def test_parameters_are_found_behind_handlers():
+    """Programs wrapped by `scale_latents` keep their closures."""
+    plain = closure_pair()
+    scaled = pv.Pair(pv.scale_latents(plain.model, 0.5), pv.scale_latents(plain.guide, 0.5))
+    pv.fit(scaled, torch.randn(8, 3), epochs=1, progress=False)
+    modules = {id(p) for p in plain.programs.parameters()}
+    assert modules <= {id(p) for p in scaled.parameters()}
+
+
 def test_a_parameter_without_a_first_value_is_an_error():
     def model(x):
         loc = pyro.param("loc")

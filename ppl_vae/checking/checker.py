@@ -10,7 +10,15 @@ from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.layout import find_layout
-from ppl_vae.checking.probes import cannot_broadcast, check_coverage, check_leaves, check_other_size, quiet, trace
+from ppl_vae.checking.probes import (
+    cannot_broadcast,
+    check_coverage,
+    check_leaves,
+    check_other_size,
+    quiet,
+    rows_are_mixed,
+    trace,
+)
 from ppl_vae.checking.report import CheckReport, describe_parameters, describe_sites
 from ppl_vae.checking.rules import (
     check_agreement,
@@ -79,6 +87,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         check_coverage(pair, few, layout)
         if len(rows) > 1:
             check_other_size(pair, args)
+            if rows_are_mixed(pair, few, layout):
+                notes.append("the guide mixes rows: its draws for a datum depend on the rest of the batch")
     check_leaves(pair, args, layout)
     if layout.rescaled:
         notes.append("a program scales its sites (poutine.scale): training follows it, evaluation does not")

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checking.rules import check_plates
-from ppl_vae.checking.sites import distribution_name
+from ppl_vae.checking.sites import distribution_name, frame_of
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.pair import Pair, Program, frozen_modes
 from ppl_vae.rng import seeded
-from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
+from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms, run, sum_to_data
 
-__all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "trace"]
+__all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "rows_are_mixed", "trace"]
 
 _PRIOR_DRAWS = 64
 _LOOPED_DRAWS = 8
@@ -86,7 +86,7 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
         alone = Terms([(tapes[0], tapes[1])], batch, layout)
         one_by_one.append((alone.log_guide, alone.log_prior, alone.log_lik))
     for at_once, single in zip(joint, zip(*one_by_one, strict=True), strict=True):
-        if not torch.allclose(at_once, torch.cat(single), rtol=1e-3, atol=1e-3, equal_nan=True):
+        if not _same(at_once, torch.cat(single)):
             return "a program mixes the particle dimension with another one"
     return ""
 
@@ -130,6 +130,36 @@ def check_other_size(pair: Pair, batch: Batch) -> None:
                 f"the {role} works on {len(batch[0])} rows but not on {len(fewer[0])}, and the last batch may be "
                 f'smaller: {error}; take sizes from the batch, as in pyro.plate("data", x.shape[0])'
             ) from error
+
+
+def rows_are_mixed(pair: Pair, batch: Batch, layout: Layout) -> bool:
+    """Whether the guide's density of a datum depends on the other rows of the batch; an error if the model's does."""
+    fewer = tuple(a[:-1] for a in batch)
+    with pyro.validation_enabled(False):
+        guide = run_program(pair, pair.guide, batch, None, layout)
+        model = run_program(pair, pair.model, batch, None, layout, guide.replay)
+        kept = {name: _without_last_row(site, layout) for name, site in guide.sites.items()}
+        tapes = [run_program(pair, program, fewer, None, layout, kept) for program in (pair.guide, pair.model)]
+    whole, part = Terms([(guide, model)], batch, layout), Terms([(tapes[0], tapes[1])], fewer, layout)
+    for of_whole, of_part in ((whole.log_lik, part.log_lik), (whole.log_prior, part.log_prior)):
+        if not _same(of_whole[:, :-1], of_part):
+            raise PairError(
+                "the model: expected log p(x, z) of a datum to depend on its own row, found it changing with the other "
+                "rows of the batch; apply networks to each row by itself"
+            )
+    return not _same(whole.log_guide[:, :-1], part.log_guide)
+
+
+def _without_last_row(site: Site, layout: Layout) -> Tensor:
+    value: Tensor = site["value"]
+    if frame_of(site, DATA) is None:
+        return value
+    dim = value.dim() - site["fn"].event_dim + layout.data_dim
+    return value.narrow(dim, 0, value.shape[dim] - 1)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    return torch.allclose(left, right, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 
 def check_leaves(pair: Pair, batch: Batch, layout: Layout) -> None:

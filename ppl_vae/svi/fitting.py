@@ -131,12 +131,12 @@ def fit(
     start = time.monotonic()
     pair = as_pair(pair)
     target = choose_device(device)
-    directory = RunDirectory.create(run_dir, settings) if run_dir is not None else None
     rows = training_rows(pair, data, settings)
     held_out = None if validation is None else validation_rows(pair, validation, settings)
     report = checked(pair, rows, settings)
     if held_out is not None:
         check_observations(pair, held_out)
+    directory = RunDirectory.create(run_dir, settings) if run_dir is not None else None
     pair.to(target)
     loop = Loop(pair, rows.to(target), held_out and held_out.to(target), report, settings, target, start)
     with ExitStack() as stack:
