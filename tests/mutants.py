@@ -94,7 +94,11 @@ def judge(base: Path, mutant: Mutant | None, tests: Sequence[str]) -> Verdict:
     failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", output, re.MULTILINE)
     if child.exitcode == 1 and failed:
         return Verdict("killed", seconds, failed.group(1))
-    return Verdict("survived", seconds, "") if child.exitcode == 0 else Verdict("broken", seconds, output[-2000:])
+    return (
+        Verdict("survived", seconds, "")
+        if child.exitcode == 0
+        else Verdict("broken", seconds, f"exit code {child.exitcode}: {output[-2000:]}")
+    )
 
 
 def _run_tests(folder: Path, tests: Sequence[str]) -> None:

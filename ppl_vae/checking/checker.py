@@ -87,7 +87,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         check_coverage(pair, few, layout)
         if len(rows) > 1:
             check_other_size(pair, args)
-            if rows_are_mixed(pair, few, layout):
+            if not layout.subsampled and rows_are_mixed(pair, few, layout):
                 notes.append("the guide mixes rows: its draws for a datum depend on the rest of the batch")
     check_leaves(pair, args, layout)
     if layout.rescaled:
