@@ -59,16 +59,18 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    home = next((module for module, names in _HOMES.items() if name in names), None)
-    if home is not None:
-        value = getattr(import_module(f"ppl_vae.{home}"), name)
-    elif name in __all__:
-        value = import_module(f"ppl_vae.{name}")
-    else:
-        raise AttributeError(f"module 'ppl_vae' has no attribute {name!r}")
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        home = next((module for module, names in _HOMES.items() if name in names), None)
+        if home is not None:
+            value = getattr(import_module(f"ppl_vae.{home}"), name)
+        elif name in __all__:
+            value = import_module(f"ppl_vae.{name}")
+        else:
+            raise AttributeError(f"module 'ppl_vae' has no attribute {name!r}")
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -160,7 +160,7 @@ def as_pair(pair: Any) -> Pair:
             "wrap the two programs as ppl_vae.Pair(model, guide)"
         )
     known = getattr(pair, "__dict__", {}).get("_ppl_vae_pair")
-    if known is not None:
+    if known is not None and known.model == pair.model and known.guide == pair.guide:
         return known
     made = Pair(pair.model, pair.guide)
     try:

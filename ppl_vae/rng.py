@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
-__all__ = ["key", "permutation", "reseed", "seeded"]
+__all__ = ["current_state", "key", "permutation", "reseed", "restore_state", "seeded"]
 
 _MASK = (1 << 64) - 1
 
@@ -45,7 +46,23 @@ def reseed(seed: int, device: torch.device | None = None) -> None:
         torch.cuda.default_generators[device.index or 0].manual_seed(seed)
 
 
-def permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
+def current_state(device: torch.device) -> tuple[torch.device, Tensor, Tensor | None]:
+    """State of the generators that a computation on `device` draws from."""
+    on_gpu = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    return device, torch.get_rng_state(), on_gpu
+
+
+def restore_state(state: tuple[torch.device, Tensor, Tensor | None] | None) -> None:
+    """Puts the generators back to a state of `current_state`; does nothing for None."""
+    if state is None:
+        return
+    device, on_cpu, on_gpu = state
+    torch.set_rng_state(on_cpu)
+    if on_gpu is not None:
+        torch.cuda.set_rng_state(on_gpu, device)
+
+
+def permutation(n: int, seed: int, epoch: int) -> Tensor:
     """The order of the n rows in an epoch: a function of (seed, epoch) alone, on the CPU so that devices agree."""
     generator = torch.Generator().manual_seed(key(seed, epoch, 0x0DE5))
     return torch.randperm(n, generator=generator)

@@ -40,6 +40,8 @@ class Layout(NamedTuple):
     """Local latent sites whose KL(guide, model) has a closed form that may be used."""
     cardinalities: Mapping[str, int]
     """Number of values of each discrete local latent site that can be enumerated."""
+    not_reparametrised: tuple[str, ...]
+    """Latent sites whose draws carry no pathwise gradient."""
     may_leave_support: frozenset[str]
     """Latent sites where the guide can draw values outside the model's support."""
     rescaled: bool
@@ -49,19 +51,29 @@ class Layout(NamedTuple):
     full_size: int | None
     """Number of rows of the whole data set where the data plate states it; None where it states those of the batch."""
 
+    @property
+    def not_enumerable(self) -> tuple[str, ...]:
+        """Local latent sites that are neither reparametrised nor finitely many-valued."""
+        return tuple(n for n in self.local_latents if n in self.not_reparametrised and n not in self.cardinalities)
+
 
 class Tape(Messenger):
     """Records the sample statements of a program and puts given values in the place of draws (trace and replay)."""
 
-    def __init__(self, values: Mapping[str, Tensor] | None = None, detach: bool = False) -> None:
+    def __init__(
+        self, values: Mapping[str, Tensor] | None = None, *, detach: bool = False, redraw: bool = False
+    ) -> None:
         super().__init__()
         self.values = values or {}
         self._detach = detach
+        self._redraw = redraw
         self.sites: dict[str, Any] = {}
         self.subsamples: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
+            if self._redraw:  # thrown away: it moves the noise on as the run that is replayed did
+                msg["fn"](*msg["args"], **msg["kwargs"])
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
 
@@ -96,9 +108,10 @@ def run_program(
     values: Mapping[str, Tensor] | None = None,
     enumerated: Mapping[str, int] | None = None,
     detach: bool = False,
+    redraw: bool = False,
 ) -> Tape:
     """Runs one program under a `Tape`, inside an outer plate of `num_particles` unless that is None."""
-    tape = Tape(values, detach)
+    tape = Tape(values, detach=detach, redraw=redraw)
     with pair.scope(), tape:
         if num_particles is None or layout is None:
             program(*batch)

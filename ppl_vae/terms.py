@@ -15,6 +15,7 @@ from torch import Tensor
 from ppl_vae.errors import PairError
 from ppl_vae.kl import analytic_kl
 from ppl_vae.pair import Pair, Program
+from ppl_vae.rng import current_state, restore_state
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 
 __all__ = ["Terms", "is_rescaled", "outer_plates", "run", "sum_to_data"]
@@ -220,11 +221,13 @@ def run(
         raise PairError("discrete latents: enumeration needs programs that accept a leading particle dimension")
     runs = []
     for size in outer_plates(total, layout):
+        noise = current_state(batch[0].device) if path_only else None
         guide = run_program(pair, pair.guide, batch, size, layout, enumerated=enumerated, detach=detach_draws)
         values = guide.replay
         if path_only:
             values = {name: v.view_as(v) if v.requires_grad else v for name, v in values.items()}
-            guide = run_program(pair, _detached(pair, pair.guide), batch, size, layout, values)
+            restore_state(noise)  # dropout and the like must be what the draws saw
+            guide = run_program(pair, _detached(pair, pair.guide), batch, size, layout, values, redraw=True)
         runs.append((guide, run_program(pair, pair.model, batch, size, layout, values)))
     return Terms(runs, batch, layout, enumerated=enumerated)
 
@@ -238,6 +241,7 @@ def outer_plates(num_particles: int, layout: Layout) -> list[int | None]:
 
 def _detached(pair: Pair, program: Program) -> Program:
     state = {name: parameter.detach() for name, parameter in pair.named_parameters()}
+    state |= {name: buffer.clone() for name, buffer in pair.named_buffers()}
 
     def detached(*batch: Tensor) -> None:
         with warnings.catch_warnings():  # pyro.module remarks on parameters without a gradient

@@ -50,7 +50,8 @@ class Isolation:
         torch.set_default_dtype(dtype)
         torch.set_num_threads(threads)
         torch.set_grad_enabled(grad)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:  # the call itself takes seconds
+            torch.use_deterministic_algorithms(deterministic)
         torch.distributions.Distribution.set_default_validate_args(validation)
         torch.random.set_rng_state(states["torch"])
         random.setstate(states["random"])

@@ -11,7 +11,8 @@ import sys
 import time
 import tomllib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -78,39 +79,33 @@ def mutated(mutant: Mutant, package: Path = ROOT / "ppl_vae") -> str:
 
 
 def judge(base: Path, mutant: Mutant | None, tests: Sequence[str]) -> Verdict:
-    """Runs tests on a copy of the library in `base`, with the error in it unless `mutant` is None."""
+    """Runs tests on a copy of the library in `base`, with the error in it unless `mutant` is None.
+
+    Wants a process of its own, in which neither the library nor a test has been imported.
+    """
     start = time.monotonic()
     with TemporaryDirectory(prefix="mutant-") as name:
         folder = shutil.copytree(base, Path(name), dirs_exist_ok=True)
         if mutant is not None:
             (folder / "ppl_vae" / mutant.file).write_text(mutated(mutant, base / "ppl_vae"), encoding="utf-8")
-        child = PROCESSES.Process(target=_run_tests, args=(folder, tests))
-        child.start()
-        child.join(TIMEOUT)
-        child.kill()
-        child.join()
-        output = (folder / "output").read_text(encoding="utf-8")
+        code, output = _run_tests(folder, tests)
     seconds = time.monotonic() - start
     failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", output, re.MULTILINE)
-    if child.exitcode == 1 and failed:
+    if code == pytest.ExitCode.TESTS_FAILED and failed:
         return Verdict("killed", seconds, failed.group(1))
-    return (
-        Verdict("survived", seconds, "")
-        if child.exitcode == 0
-        else Verdict("broken", seconds, f"exit code {child.exitcode}: {output[-2000:]}")
-    )
+    if code == pytest.ExitCode.OK:
+        return Verdict("survived", seconds, "")
+    return Verdict("broken", seconds, output[-2000:])
 
 
-def _run_tests(folder: Path, tests: Sequence[str]) -> None:
-    """In a process of its own: pytest on the copy, and on nothing of the checkout."""
-    os.chdir(folder)
-    output = os.open("output", os.O_WRONLY | os.O_CREAT)
-    os.dup2(output, sys.stdout.fileno())
-    os.dup2(output, sys.stderr.fileno())
+def _run_tests(folder: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """Exit code and output of pytest on a copy, with nothing of the checkout in reach."""
     sys.path[:] = [str(folder), *(p for p in sys.path if Path(p).resolve() not in (ROOT, ROOT / "tests"))]
     sys.dont_write_bytecode = True
     options = ["-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
-    sys.exit(pytest.main([*options, *(f"tests/{test}" for test in tests)]))
+    with chdir(folder), redirect_stdout(StringIO()) as output, redirect_stderr(output):
+        code = pytest.main([*options, *(f"tests/{test}" for test in tests)])
+    return int(code), output.getvalue()
 
 
 def try_all(mutants: Sequence[Mutant], jobs: int) -> bool:
@@ -120,16 +115,17 @@ def try_all(mutants: Sequence[Mutant], jobs: int) -> bool:
     """
     start, width = time.monotonic(), max(len(m.name) for m in mutants)
     outcomes = []
-    with TemporaryDirectory(prefix="mutants-") as name, ThreadPoolExecutor(jobs) as pool:
+    with TemporaryDirectory(prefix="mutants-") as name, PROCESSES.Pool(jobs, maxtasksperchild=1) as pool:
         base = _copy_of_checkout(Path(name))
         for mutant in mutants:
             mutated(mutant, base / "ppl_vae")
-        untouched = judge(base, None, sorted({test for m in mutants for test in m.tests}))
+        untouched = pool.apply(judge, (base, None, sorted({test for m in mutants for test in m.tests})))
         if untouched.outcome != "survived":
             print(f"the tests fail on the library as it is: {untouched.detail}")
             return False
-        verdicts = pool.map(lambda m: judge(base, m, m.tests), mutants)
-        for mutant, (outcome, seconds, detail) in zip(mutants, verdicts, strict=True):
+        pending = [pool.apply_async(judge, (base, m, m.tests)) for m in mutants]
+        for mutant, result in zip(mutants, pending, strict=True):
+            outcome, seconds, detail = result.get(TIMEOUT)
             outcomes.append(outcome)
             print(f"{outcome:<8} {seconds:5.1f} s  {mutant.name:<{width}}  {detail}", flush=True)
     counts = ", ".join(f"{outcomes.count(outcome)} {outcome}" for outcome in ("killed", "survived", "broken"))
@@ -163,7 +159,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if try_all(mutants, options.jobs) else 1
     except ValueError as error:
         print(error)
-        return 1
+    except multiprocessing.TimeoutError:
+        print(f"the next mutant gives no answer within {TIMEOUT} s")
+    return 1
 
 
 if __name__ == "__main__":

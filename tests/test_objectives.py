@@ -154,6 +154,25 @@ def test_stl_has_no_variance_at_the_posterior():
     assert float(plain.var(0).max()) > 1e-4
 
 
+@pytest.mark.parametrize("objective", [pv.ELBO(gradient="stl"), pv.IWAE(3, gradient="dreg")], ids=repr)
+def test_path_gradients_see_the_noise_of_the_draws(objective):
+    """Dropout in the guide: log q is that of the distribution drawn from; BatchNorm's buffers move once a step."""
+    pair = ModuleVAE()
+    norm = torch.nn.BatchNorm1d(8)
+    pair.encoder = torch.nn.Sequential(pair.encoder[0], norm, torch.nn.Dropout(0.5), pair.encoder[2])
+    x = binary_rows(50)
+    layout = pv.check(pair, x).layout
+    reference = pv.ELBO(kl="sampled") if isinstance(objective, pv.ELBO) else pv.IWAE(3)
+    values = []
+    for chosen in (objective, reference):
+        before = int(norm.num_batches_tracked)
+        with seeded(5):
+            values.append(chosen.evaluate(as_pair(pair), (x,), layout, 1.0))
+        assert int(norm.num_batches_tracked) == before + 1
+    assert float(values[0].objective) == pytest.approx(float(values[1].objective), rel=1e-5)
+    assert float(values[0].elbo) == pytest.approx(float(values[1].elbo), rel=1e-5)
+
+
 @pytest.mark.usefixtures("float64")
 def test_dreg_has_less_variance_than_iwae():
     pair, ppca = linear_pair(guide_scale=1.3)
@@ -308,11 +327,31 @@ def test_illegal_combinations_raise(make):
         (pv.ELBO(kl="analytic"), HierarchicalVAE, "closed-form KL"),
         (pv.IWAE(gradient="dreg"), DiscreteVAE, "reparametrised"),
         (pv.ELBO(free_bits=1.0), DiscreteVAE, "reparametrised"),
+        (pv.ELBO(discrete="enumerate"), ModuleVAE, "finitely many"),
+        (pv.ELBO(discrete="enumerate"), lambda: _counting_pair(), "'z'.*finitely many"),
+        (pv.ELBO(gradient="stl"), DiscreteVAE, "'z'.*reparametrised"),
+        (pv.ELBO(2, baseline="leave_one_out"), ModuleVAE, "score-function latent"),
     ],
 )
 def test_combinations_that_only_the_pair_rules_out(objective, make, message):
     with pytest.raises(pv.PairError, match=message):
         pv.fit(make(), binary_rows(), objective=objective, epochs=1, progress=False)
+
+
+def _counting_pair():
+    """A categorical latent beside one that has infinitely many values."""
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("a", dist.Categorical(torch.ones(2) / 2))
+            return pyro.sample("z", dist.Poisson(torch.full((x.shape[0],), 2.0)))
+
+    def model(x):
+        z, rate = guide(x), pyro.param("rate", torch.tensor(0.1))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("x", dist.Bernoulli(logits=(rate * z).unsqueeze(-1).expand(*z.shape, 5)).to_event(1), obs=x)
+
+    return pv.Pair(model, guide)
 
 
 @pytest.mark.usefixtures("float64")

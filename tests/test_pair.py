@@ -132,6 +132,14 @@ def test_parameters_stay_the_users_own():
     assert set(pair.state_dict()) == {f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias")}
 
 
+def test_a_changed_program_makes_a_new_pair():
+    holder = SimpleNamespace(model=Programs(), guide=Recogniser())
+    first = as_pair(holder)
+    holder.guide = Recogniser()
+    assert as_pair(holder) is not first
+    assert as_pair(holder).guide is holder.guide
+
+
 def test_parameters_are_found_behind_handlers():
     """Programs wrapped by `scale_latents` keep their closures."""
     plain = closure_pair()

@@ -113,6 +113,7 @@ def watch(event, arguments):
 before = settings()
 sys.addaudithook(watch)
 import ppl_vae
+[getattr(ppl_vae, name) for name in ppl_vae.__all__]
 after = settings()
 print(json.dumps({
     "changed": [name for name in before if before[name] != after[name]],
@@ -154,3 +155,10 @@ def test_import_writes_no_file_and_touches_no_network(probe: dict[str, list[str]
 )
 def test_import_leaves_heavy_modules_for_later(probe: dict[str, list[str]], module: str):
     assert module not in probe["modules"]
+
+
+def test_every_public_name_has_a_home():
+    import ppl_vae
+
+    assert all(hasattr(ppl_vae, name) for name in ppl_vae.__all__)
+    assert {name for names in ppl_vae._HOMES.values() for name in names} < set(ppl_vae.__all__)

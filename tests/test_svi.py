@@ -135,6 +135,20 @@ def test_history_keeps_the_trained_objective_and_the_true_elbo_apart():
     assert len(h[1:]) == 4
 
 
+def test_a_schedule_keeps_the_rates_of_parameter_groups_apart():
+    def grouped(parameters, lr):
+        return torch.optim.SGD([{"params": parameters[:1], "lr": 10 * lr}, {"params": parameters[1:]}], lr=lr)
+
+    x, moves = binary_rows(8), []
+    for optimizer in (grouped, torch.optim.SGD):
+        pair = fresh()
+        first = next(as_pair(pair).parameters())
+        before = first.detach().clone()
+        train(pair, x, steps=1, batch_size=8, optimizer=optimizer, learning_rate=1e-3, schedule=schedules.Constant(0.5))
+        moves.append(float((first.detach() - before).norm()))
+    assert moves[0] == pytest.approx(10 * moves[1], rel=1e-3)
+
+
 def test_a_learning_rate_schedule_is_followed():
     result = train(ModuleVAE(), binary_rows(8), epochs=3, schedule=schedules.Step((2, 4), 0.1), learning_rate=0.5)
     np.testing.assert_allclose(result.history["learning_rate"], [0.5, 0.05, 0.005])
@@ -166,6 +180,27 @@ def test_validation_keeps_the_best_parameters_and_stops():
     again = fresh()
     train(again, x, epochs=best + 1, learning_rate=3e-2)
     assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), again.parameters(), strict=True))
+
+
+def test_a_validation_that_is_not_finite_is_an_error():
+    x, held_out = torch.randn(8, 3), torch.full((2, 3), 3e38)
+    with pytest.raises(pv.EstimateError, match="validation data is not finite"):
+        train(closure_pair(), x, validation=held_out)
+
+
+def test_the_number_of_data_is_read_off_the_plate_whatever_the_batch():
+    """A plate that states the data set's size does so also when the first batch is all of it."""
+
+    def programs():
+        def model(x):
+            loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+            with pyro.plate("data", 20, subsample=torch.arange(x.shape[0])):
+                pyro.sample("x", dist.Normal(loc, 1.0), obs=x)
+
+        return pv.Pair(model, lambda x: pyro.sample("loc", dist.Normal(pyro.param("m", torch.tensor(0.5)), 0.3)))
+
+    assert pv.check(programs(), torch.randn(20)).layout.full_size == 20
+    assert pv.check(programs(), torch.randn(7)).layout.full_size == 20
 
 
 def test_validating_does_not_change_the_training():
@@ -274,6 +309,20 @@ def test_a_number_that_is_not_finite_stops_the_fit_before_the_step():
     with pytest.raises(pv.EstimateError, match=r"step \d+.*site 'z' of the guide.*rows"):
         train(pair, binary_rows(8), epochs=400, optimizer=torch.optim.SGD, learning_rate=0.2)
     assert all(bool(torch.isfinite(p).all()) for p in pair.parameters())
+
+
+def test_the_site_is_named_for_many_particles():
+    """The diagnosis repeats the noise of the step: a site that fails for one draw in a hundred is found."""
+
+    class Rare(ModuleVAE):
+        def model(self, x):
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                edge = torch.where(z[..., :1] > 3.0, torch.nan, 0.0)
+                pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + edge).to_event(1), obs=x)
+
+    with pytest.raises(pv.EstimateError, match=r"step \d+.*site 'x' of the model.*rows \[\d"):
+        train(Rare(), binary_rows(8), objective=pv.ELBO(num_particles=100), epochs=50)
 
 
 def test_an_infinite_gradient_is_seen_though_the_loss_is_finite():

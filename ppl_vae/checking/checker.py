@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking.layout import find_layout
+from ppl_vae.checking.layout import find_layout, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
     check_coverage,
@@ -86,7 +86,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
             notes.append(f"particles run one after another: {reason}")
         check_coverage(pair, few, layout)
         if len(rows) > 1:
-            check_other_size(pair, args)
+            layout = layout._replace(full_size=stated_size(check_other_size(pair, args)))
             if not layout.subsampled and rows_are_mixed(pair, few, layout):
                 notes.append("the guide mixes rows: its draws for a datum depend on the rest of the batch")
     check_leaves(pair, args, layout)
@@ -119,7 +119,7 @@ def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
     return CheckReport(describe_sites(guide, model, layout), describe_parameters(pair), layout, (note,))
 
 
-def check_observations(pair: Pair, rows: Rows, skip: tuple[int, ...] = (), block: int = 1024) -> None:
+def check_observations(pair: Pair, rows: Rows, skip: tuple[int, ...] = (), block: int = 256) -> None:
     """Checks once that every row of a data set lies in the support of the site that observes it.
 
     An array handed to a site as it is is checked directly; anything else by running the model block by block.
@@ -134,7 +134,7 @@ def check_observations(pair: Pair, rows: Rows, skip: tuple[int, ...] = (), block
         DataError: Naming the site and the row.
     """
     device = pair.device
-    first = rows.take(slice(0, min(len(rows), block)), device)
+    first = rows.take(slice(0, _PROBE_ROWS), device)
     with quiet(pair):
         tape = trace(pair, "model", first)
         observed = [s for s in tape.sites.values() if s["is_observed"]]

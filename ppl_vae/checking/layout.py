@@ -10,7 +10,7 @@ from ppl_vae.supports import bounds, first_outside
 from ppl_vae.tape import DATA, Layout, Site, Tape
 from ppl_vae.terms import is_rescaled
 
-__all__ = ["find_layout"]
+__all__ = ["find_layout", "stated_size"]
 
 
 def find_layout(guide: Tape, model: Tape) -> Layout:
@@ -29,11 +29,18 @@ def find_layout(guide: Tape, model: Tape) -> Layout:
         global_latents=tuple(n for n in latents if n not in local),
         analytic=frozenset(n for n in local if _has_analytic_kl(n, guide, model)),
         cardinalities=_cardinalities(guide, local),
+        not_reparametrised=tuple(n for n in latents if not guide.sites[n]["fn"].has_rsample),
         may_leave_support=frozenset(n for n in latents if _may_leave(guide.sites[n], model.sites[n])),
         rescaled=any(is_rescaled(s) for s in sites),
         subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
-        full_size=next((f.full_size for f in frames if f.name == DATA and f.size not in (-1, f.full_size)), None),
+        full_size=stated_size(model),
     )
+
+
+def stated_size(model: Tape) -> int | None:
+    """Number of rows of the whole data set where the data plate states more than those of the batch."""
+    frames = [frame for site in model.sites.values() if (frame := frame_of(site, DATA)) is not None]
+    return next((f.full_size for f in frames if f.size not in (-1, f.full_size)), None)
 
 
 def _may_leave(guide: Site, model: Site) -> bool:

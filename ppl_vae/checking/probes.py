@@ -81,7 +81,8 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
         return "a latent site ignores the outer plate"
     one_by_one = []
     for k in range(size):
-        values = {**{name: value[k] for name, value in guide.latents.items()}, **guide.subsamples}
+        drawn = {name: value[k] for name, value in guide.latents.items()}
+        values = {**drawn, **guide.subsamples, **model.subsamples}
         tapes = [run_program(pair, program, batch, None, layout, values) for program in (pair.guide, pair.model)]
         alone = Terms([(tapes[0], tapes[1])], batch, layout)
         one_by_one.append((alone.log_guide, alone.log_prior, alone.log_lik))
@@ -94,60 +95,73 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
 def check_coverage(pair: Pair, batch: Batch, layout: Layout) -> None:
     """Prior draws that the data allow must have positive density under the guide."""
     outer = [_PRIOR_DRAWS] if layout.vectorized else [None] * _LOOPED_DRAWS
-    for size in outer:
-        prior = run_program(pair, pair.model, batch, size, layout)
-        values = prior.replay
-        with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False):
+        for size in outer:
+            prior = run_program(pair, pair.model, batch, size, layout)
             try:
-                guide = run_program(pair, pair.guide, batch, size, layout, values)
+                guide = run_program(pair, pair.guide, batch, size, layout, prior.replay)
                 densities = {n: _density(guide.sites[n], layout) for n in layout.local_latents}
             except Exception:
                 return  # no density at arbitrary points, as a flow without inverse
-        possible = Terms([(prior, prior)], batch, layout).log_lik > -torch.inf
-        for name, density in densities.items():
-            auxiliary = any((s["infer"] or {}).get("is_auxiliary") for s in guide.sites.values())
-            if not auxiliary and bool(((density == -torch.inf) & possible).any()):
-                found = distribution_name(guide.sites[name]["fn"])
-                raise PairError(
-                    f"site {name!r}: expected a guide with positive density wherever the model has some, found {found} "
-                    "with density 0 at draws of the prior: every estimate would be biased; "
-                    "choose a guide with the model's support"
-                )
+            if any((s["infer"] or {}).get("is_auxiliary") for s in guide.sites.values()):
+                return
+            possible = Terms([(prior, prior)], batch, layout).log_lik > -torch.inf
+            for name, density in densities.items():
+                if bool(((density == -torch.inf) & possible).any()):
+                    found = distribution_name(guide.sites[name]["fn"])
+                    raise PairError(
+                        f"site {name!r}: expected a guide with positive density wherever the model has some, found "
+                        f"{found} with density 0 at draws of the prior: every estimate would be biased; "
+                        "choose a guide with the model's support"
+                    )
 
 
 def _density(site: Site, layout: Layout) -> Tensor:
     return sum_to_data(site["fn"].log_prob(site["value"]), layout)
 
 
-def check_other_size(pair: Pair, batch: Batch) -> None:
-    """The programs must work on fewer rows, as the last batch of an epoch may have."""
+def check_other_size(pair: Pair, batch: Batch) -> Tape:
+    """The programs must work on fewer rows, as the last batch of an epoch may have; returns that run of the model."""
     fewer = tuple(a[:-1] for a in batch)
     for role in ("guide", "model"):
         try:
-            check_plates(role, trace(pair, role, fewer), len(fewer[0]))
+            tape = trace(pair, role, fewer)
+            check_plates(role, tape, len(fewer[0]))
         except PairError as error:
             raise PairError(
                 f"the {role} works on {len(batch[0])} rows but not on {len(fewer[0])}, and the last batch may be "
                 f'smaller: {error}; take sizes from the batch, as in pyro.plate("data", x.shape[0])'
             ) from error
+    return tape
 
 
 def rows_are_mixed(pair: Pair, batch: Batch, layout: Layout) -> bool:
     """Whether the guide's density of a datum depends on the other rows of the batch; an error if the model's does."""
     fewer = tuple(a[:-1] for a in batch)
-    with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False), _naming(len(fewer[0])):
         guide = run_program(pair, pair.guide, batch, None, layout)
         model = run_program(pair, pair.model, batch, None, layout, guide.replay)
         kept = {name: _without_last_row(site, layout) for name, site in guide.sites.items()}
         tapes = [run_program(pair, program, fewer, None, layout, kept) for program in (pair.guide, pair.model)]
-    whole, part = Terms([(guide, model)], batch, layout), Terms([(tapes[0], tapes[1])], fewer, layout)
-    for of_whole, of_part in ((whole.log_lik, part.log_lik), (whole.log_prior, part.log_prior)):
-        if not _same(of_whole[:, :-1], of_part):
-            raise PairError(
-                "the model: expected log p(x, z) of a datum to depend on its own row, found it changing with the other "
-                "rows of the batch; apply networks to each row by itself"
-            )
-    return not _same(whole.log_guide[:, :-1], part.log_guide)
+        whole, part = Terms([(guide, model)], batch, layout), Terms([(tapes[0], tapes[1])], fewer, layout)
+        same_model = _same(whole.log_lik[:, :-1], part.log_lik) and _same(whole.log_prior[:, :-1], part.log_prior)
+        same_guide = _same(whole.log_guide[:, :-1], part.log_guide)
+    if not same_model:
+        raise PairError(
+            "the model: expected log p(x, z) of a datum to depend on its own row, found it changing with the other "
+            "rows of the batch; apply networks to each row by itself"
+        )
+    return not same_guide
+
+
+@contextmanager
+def _naming(num_rows: int) -> Iterator[None]:
+    try:
+        yield
+    except PplVaeError:
+        raise
+    except Exception as error:
+        raise PairError(f"the pair fails on a batch of {num_rows} rows: {error}; take sizes from the batch") from error
 
 
 def _without_last_row(site: Site, layout: Layout) -> Tensor:

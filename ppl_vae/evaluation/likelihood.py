@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppl_vae.arrays import as_rows
 from ppl_vae.checking import check, check_observations
 from ppl_vae.device import choose_device
-from ppl_vae.errors import PairError
+from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
 from ppl_vae.pair import Pair, as_pair, frozen_modes, on_device
@@ -92,6 +92,8 @@ class LogLikelihood:
         Groups: `posterior` (latents, dimensions chain, draw, datum), `log_likelihood` (log p(x given z) of those
         draws) and `constant_data` (value, stderr, ess, khat per datum).
         """
+        if not self.posterior:
+            raise EstimateError("to_arviz needs posterior draws, found none: evaluate with num_draws of at least 1")
         from ppl_vae.evaluation.arviz_export import to_arviz
 
         return to_arviz(self)
@@ -101,7 +103,10 @@ class LogLikelihood:
             f"log p(x) = {self.mean:.3f} +- {self.mean_stderr:.3f} nats per datum "
             f"({len(self.value)} data, K = {self.num_samples}, median ESS {np.median(self.ess):.0f})"
         )
-        if doubtful := int((~self.trusted).sum()):
+        doubtful = int((~self.trusted).sum())
+        if self.num_samples <= 10:
+            text += "; too few samples to tell how far to trust it"
+        elif doubtful:
             limit = khat_threshold(self.num_samples)
             text += f"; {doubtful} data have k-hat above {limit:.2f}: do not trust their error, take more samples"
         if zeros := int(self.zero_weights.sum()):
@@ -218,7 +223,7 @@ def _check_local(layout: Layout) -> None:
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
     """Number of scalars in the latent values of one datum."""
-    with seeded(0), frozen_modes(pair), torch.no_grad():
+    with seeded(0, pair.device), frozen_modes(pair), torch.no_grad():
         latents = propose(pair, batch, 1, layout).latents[0]
     return max(1, sum(value.numel() for value in latents.values()))
 
@@ -226,6 +231,7 @@ def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:
     """Rows and particles of a block of noise."""
     rows = min(_MAX_ROWS, max(_MIN_ROWS, _BLOCK_WEIGHTS // num_samples)) if layout.vectorized else _MAX_ROWS
+    rows = max(1, min(rows, _BLOCK_LATENTS // (num_samples * latent_size)))  # so that each datum is encoded once
     return rows, max(1, min(num_samples, _BLOCK_LATENTS // (rows * latent_size)))
 
 

@@ -47,13 +47,14 @@ class IWAE:
         """Runs the pair on a batch and returns loss, bound, true ELBO, distortion and rate."""
         _refuse_globals(layout)
         doubly = self.gradient == "dreg"
+        if doubly and layout.not_reparametrised:
+            site = layout.not_reparametrised[0]
+            raise PairError(f"site {site!r}: gradient='dreg' needs reparametrised latents; use gradient='score'")
         terms = run(pair, batch, self.num_particles, layout, path_only=doubly, detach_draws=self.gradient == "score")
         log_weight = terms.log_weight
         bound = log_mean_exp(log_weight)
         if not doubly:
             return _bound_values(terms, bound, self.gradient == "score")
-        if terms.log_score is not None:
-            raise PairError("gradient='dreg' needs reparametrised latents: use gradient='score'")
         # d bound / d z_k = v_k d log w_k / d z_k with v = softmax(log w); DReG has v_k^2: one more factor on the path.
         share = log_weight.detach().softmax(0)
         terms.scale_paths(share)

@@ -74,6 +74,11 @@ class ELBO:
 
     def evaluate(self, pair: Pair, batch: Batch, layout: Layout, beta: Tensor | float) -> Values:
         """Runs the pair on a batch and returns loss, objective, true ELBO, distortion and rate."""
+        if self.discrete == "enumerate":
+            _check_enumerable(layout)
+        if self.gradient == "stl" and layout.not_reparametrised:
+            site = layout.not_reparametrised[0]
+            raise PairError(f"site {site!r}: gradient='stl' needs reparametrised latents; use gradient='pathwise'")
         terms = run(
             pair,
             batch,
@@ -117,6 +122,8 @@ class ELBO:
         """sum_k log q(z_k) (reward_k - baseline): its gradient is the score-function part, its value means nothing."""
         log_score = terms.log_score_all if self.gradient == "score" else terms.log_score
         if log_score is None and terms.global_score is None:
+            if self.baseline in ("leave_one_out", "batch"):
+                raise PairError(f"baseline={self.baseline!r} needs a score-function latent, found none: use 'auto'")
             return None
         if self.free_bits:
             raise PairError("free_bits: expected reparametrised latents, found a score-function site; use free_bits=0")
@@ -151,3 +158,15 @@ class ELBO:
         if choice == "batch" and rows > 1:
             return (reward.sum(1, keepdim=True) - reward) / (rows - 1)
         return 0.0
+
+
+def _check_enumerable(layout: Layout) -> None:
+    if not layout.cardinalities:
+        raise PairError(
+            "discrete='enumerate' needs a discrete latent with finitely many values, found none; leave it out"
+        )
+    if layout.not_enumerable:
+        raise PairError(
+            f"site {layout.not_enumerable[0]!r}: expected a latent with finitely many values and no plate inside the "
+            "data plate, for discrete='enumerate', or a reparametrised one; use discrete='score'"
+        )

@@ -138,7 +138,9 @@ def fit(
         check_observations(pair, held_out)
     directory = RunDirectory.create(run_dir, settings) if run_dir is not None else None
     pair.to(target)
-    loop = Loop(pair, rows.to(target), held_out and held_out.to(target), report, settings, target, start)
+    loop = Loop(
+        pair, rows.to(target), None if held_out is None else held_out.to(target), report, settings, target, start
+    )
     with ExitStack() as stack:
         stack.enter_context(seeded(key(seed), target))
         stack.enter_context(pyro.validation_enabled(False))

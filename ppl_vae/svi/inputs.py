@@ -41,7 +41,7 @@ def validation_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
 
 def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
     """Checks pair and data as `ppl_vae.check` does, on the first batch and then on every row."""
-    batch = rows.take(slice(0, settings.batch_size))
+    batch = rows.take(slice(0, settings.batch_size), pair.device)
     if settings.binarize == "dynamic":
         with seeded(key(settings.seed, _FIXED)):
             batch = (torch.bernoulli(batch[0].cpu()), *batch[1:])
@@ -63,4 +63,4 @@ def _binarized(rows: Rows, seed: int) -> Rows:
     if rows.mapped:
         raise DataError("binarize='fixed' would copy a memory-mapped array: binarise the file, or use 'dynamic'")
     with seeded(seed):
-        return Rows([torch.bernoulli(torch.as_tensor(rows.arrays[0])), *rows.arrays[1:]], rows.dtype)
+        return Rows([torch.bernoulli(torch.as_tensor(rows.arrays[0]).cpu()), *rows.arrays[1:]], rows.dtype)

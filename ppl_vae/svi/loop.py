@@ -62,6 +62,7 @@ class Loop:
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
         self.optimizer = _make_optimizer(settings, self.parameters)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.guard = Guard(self.optimizer, device)
         self.history = History()
         self.best: tuple[float, int, list[Tensor]] | None = None
@@ -72,7 +73,7 @@ class Loop:
         step = epoch = 0
         with Progress("fit", total, progress, "step") as bar:
             while step < total and not self._out_of_patience(epoch):
-                sums, seen = torch.zeros(5, device=self.device), 0
+                sums, seen = torch.zeros(5, dtype=torch.float64, device=self.device), 0
                 for batch in self._batches(epoch, total - step):
                     values, norm = self.step(step, batch)
                     means = torch.stack([values.objective, values.elbo, values.distortion, values.rate, norm])
@@ -100,8 +101,8 @@ class Loop:
         values.loss.backward()
         norm = _gradient_norm(self.parameters, settings.clip_norm)
         if settings.schedule is not None:
-            for group in self.optimizer.param_groups:
-                group["lr"] = settings.learning_rate * settings.schedule(step)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                group["lr"] = rate * settings.schedule(step)
         self._stop_at(self.guard.check(values.loss, norm, step))
         self.optimizer.step()
         return values, norm
@@ -109,7 +110,9 @@ class Loop:
     def _stop_at(self, bad_step: int | None) -> None:
         if bad_step is None:
             return
-        reason = explain_non_finite(self.pair, self._batch_of(bad_step), self.layout)
+        reason = explain_non_finite(
+            self.pair, self._batch_of(bad_step), self.layout, self.settings.objective.num_particles
+        )
         raise EstimateError(
             f"step {bad_step + 1}: the loss or its gradient is not finite: {reason}. The parameters are those before "
             "the step; try a smaller learning_rate, clip_norm=..., or a lower bound on scales"
@@ -149,6 +152,11 @@ class Loop:
                 share = len(batch[0]) / len(self.held_out)
                 elbo += share * float(values.elbo)
                 watched += share * float(values.objective)
+        if not math.isfinite(watched):
+            raise EstimateError(
+                f"step {step}: the bound of the validation data is not finite: look for values there that training "
+                "data lack, or give scales a lower bound"
+            )
         if self.best is None or watched > self.best[0]:
             self.best = (watched, step, [t.detach().clone() for t in self._state()])
             self.best_epoch = len(self.history) + 1
