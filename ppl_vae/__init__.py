@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
     from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
-    from ppl_vae.pair import Pair
+    from ppl_vae.pair import Pair, as_pair
     from ppl_vae.svi import Fit, fit
     from ppl_vae.vae import VAE
 
@@ -31,6 +31,7 @@ __all__ = [
     "PplVaeError",
     "Renyi",
     "TrainableGMM",
+    "as_pair",
     "check",
     "data",
     "decoders",
@@ -53,7 +54,7 @@ _HOMES = {
     "evaluation": ("LogLikelihood", "log_likelihood"),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "objectives": ("ELBO", "IWAE", "Renyi", "from_pyro", "scale_latents"),
-    "pair": ("Pair",),
+    "pair": ("Pair", "as_pair"),
     "svi": ("Fit", "fit"),
     "vae": ("VAE",),
 }

@@ -120,8 +120,11 @@ class Pair(nn.Module):
                 self.store.register_parameter(name, nn.Parameter(value.detach().clone()))
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
-    def param(self, name: str, init: Any, constraint: constraints.Constraint | None) -> Tensor:
-        """Returns the constrained value of `pyro.param(name, init, constraint)`, made on first use."""
+    def param(self, name: str, init: Any = None, constraint: constraints.Constraint | None = None) -> Tensor:
+        """Returns the constrained value of `pyro.param(name, init, constraint)`, made on first use.
+
+        After training, `pair.param("scale")` reads the value.
+        """
         alias = self._aliases.get(name)
         if alias is not None and alias is init:
             return alias

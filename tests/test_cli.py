@@ -238,6 +238,8 @@ def test_a_continuous_file_trains_the_gaussian_recipe(tmp_path: Path, monkeypatc
     assert read(root / "evaluation.json")["mean"] == pytest.approx(-3 * (0.92 + np.log(2) + 0.5), abs=1.5)
     assert not (root / "figures" / "samples.png").exists()
     succeed("evaluate", root, "--num-samples", "5")
+    np.save("x.npy", np.random.default_rng(1).normal(5.0, 2.0, (80, 3)))
+    assert "not those of the run" in call("evaluate", root).stderr
     succeed("fit", "gaussian-vae", "--data", "x.npy", "--latent-dim", "1", "--hidden", "4", *TINY)
     assert (tmp_path / "runs" / "gaussian-vae-x-2").is_dir()
 

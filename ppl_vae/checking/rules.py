@@ -29,6 +29,10 @@ def check_sites(guide: Tape, model: Tape) -> None:
             raise PairError(
                 f"site {name!r}: expected no observed site in the guide, found obs=...; observe it in the model"
             )
+    if not any(s["is_observed"] for s in model.sites.values()):
+        raise PairError(
+            "model: expected at least one observed site, found none; pass obs=x to the last sample statement"
+        )
     latents = set(model.latents)
     if missing := sorted(latents - set(guide.sites)):
         name = missing[0]
@@ -45,10 +49,6 @@ def check_sites(guide: Tape, model: Tape) -> None:
                 f"site {name!r}: expected no latent that the model lacks, found one in the guide; "
                 "remove it, or add it to the model"
             )
-    if not any(s["is_observed"] for s in model.sites.values()):
-        raise PairError(
-            "model: expected at least one observed site, found none; pass obs=x to the last sample statement"
-        )
 
 
 def check_plates(role: str, tape: Tape, num_rows: int) -> None:

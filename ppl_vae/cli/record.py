@@ -30,6 +30,8 @@ class RunRecord:
     """The pair."""
     data: DataSpec
     """The data; a file by its absolute path."""
+    data_sha256: str
+    """Fingerprint of the test data: another split, or another file of the same name, is noticed."""
     num_parameters: int
     """Number of trained scalars."""
     steps: int

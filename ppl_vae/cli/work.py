@@ -21,7 +21,7 @@ from ppl_vae.cli.pairs import PairSpec, make_pair
 from ppl_vae.cli.pictures import draw_evaluation, draw_fit, save_images
 from ppl_vae.cli.record import Evaluation, RunRecord, read_run, write_record
 from ppl_vae.data import binarize
-from ppl_vae.errors import PairError
+from ppl_vae.errors import DataError, PairError
 from ppl_vae.evaluation import LogLikelihood, log_likelihood
 from ppl_vae.objectives import ELBO, IWAE
 from ppl_vae.pair import as_pair
@@ -93,7 +93,16 @@ def train(
     # A file is found again wherever `evaluate` is run from.
     where = replace(data_spec, name=str(Path(data_spec.name).resolve())) if data_spec.is_file else data_spec
     command = (Path(sys.argv[0]).name, *sys.argv[1:])
-    record = RunRecord(command, pair_spec, where, report.num_parameters, result.steps, result.best_step, result.seconds)
+    record = RunRecord(
+        command=command,
+        pair=pair_spec,
+        data=where,
+        data_sha256=fingerprint(splits.test),
+        num_parameters=report.num_parameters,
+        steps=result.steps,
+        best_step=result.best_step,
+        seconds=result.seconds,
+    )
     write_record(root, record)
     last = result.history[-1]
     typer.echo(
@@ -144,6 +153,11 @@ def _reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[An
             f"(the run was made with {spec.name!r})"
         )
     splits = load_splits(record.data if data_dir is None else replace(record.data, data_dir=data_dir))
+    if fingerprint(splits.test) != record.data_sha256:
+        raise DataError(
+            f"{root}: the data are not those of the run ({record.data.name} has changed): its test rows may have been "
+            "training rows; fit again, or bring the old file back"
+        )
     pair = make_pair(spec, splits.train)
     as_pair(pair).prepare(splits.test[:1].to(_dtype(pair)))
     RunDirectory(root).read_parameters(as_pair(pair))

@@ -79,8 +79,8 @@ class LogLikelihood:
 
     @property
     def trusted(self) -> np.ndarray:
-        """Whether value and error of each datum can be trusted: k-hat below min(1 - 1 / log10 K, 0.7)."""
-        return self.khat < khat_threshold(self.num_samples)
+        """Whether value and error of a datum are to be trusted: equal weights, or k-hat under min(1 - 1 / log10 K, 0.7)."""
+        return (self.khat == -np.inf) | (self.khat < khat_threshold(self.num_samples))
 
     def bits_per_dimension(self, num_dimensions: int) -> float:
         """-mean / (D log 2)."""
@@ -104,11 +104,14 @@ class LogLikelihood:
             f"({len(self.value)} data, K = {self.num_samples}, median ESS {np.median(self.ess):.0f})"
         )
         doubtful = int((~self.trusted).sum())
-        if self.num_samples <= 10:
+        if doubtful and self.num_samples <= 10:
             text += "; too few samples to tell how far to trust it"
         elif doubtful:
             limit = khat_threshold(self.num_samples)
-            text += f"; {doubtful} data have k-hat above {limit:.2f}: do not trust their error, take more samples"
+            text += (
+                f"; {doubtful} of {len(self.value)} data have k-hat above {limit:.2f}: do not trust their error nor "
+                "that of the mean, the estimate is too low rather than too high; take more samples or a better guide"
+            )
         if zeros := int(self.zero_weights.sum()):
             text += f"; {zeros} samples fell outside the model's support and count as zero"
         return text

@@ -145,7 +145,12 @@ def fit(
         stack.enter_context(seeded(key(seed), target))
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(frozen_modes(pair, training=True))
-        course = loop.run(progress, directory)
+        try:
+            course = loop.run(progress, directory)
+        except KeyboardInterrupt:
+            if directory is not None:  # what was trained so far is not thrown away
+                directory.write_parameters(pair)
+            raise
     if directory is not None:
         directory.write_parameters(pair)
     seconds = time.monotonic() - start
