@@ -64,7 +64,8 @@ class Sigmoid:
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
-        return self.start + (self.end - self.start) / (1.0 + math.exp(-min(self.rate * (step - self.middle), 700.0)))
+        exponent = min(-self.rate * (step - self.middle), 700.0)
+        return self.start + (self.end - self.start) / (1.0 + math.exp(exponent))
 
 
 @dataclass(frozen=True)

@@ -48,11 +48,10 @@ def first_outside(support: constraints.Constraint, value: Tensor) -> tuple[int, 
         return None
     rows = inside.reshape(len(inside), -1).all(1) if inside.dim() else inside.reshape(1)
     row = int((~rows).nonzero()[0])
-    entries = value[row] if value.dim() else value
-    elementwise = (
-        _base(support).check(entries) if _base(support).event_dim == 0 else torch.zeros_like(entries, dtype=torch.bool)
-    )
-    return row, float(entries.reshape(-1)[~elementwise.expand(entries.shape).reshape(-1)][0])
+    base = _base(support)
+    elementwise = base.check(value) if base.event_dim == 0 else torch.zeros_like(value, dtype=torch.bool)
+    entries, bad = (value[row], ~elementwise[row]) if value.dim() else (value, ~elementwise)
+    return row, float(entries.reshape(-1)[bad.reshape(-1)][0])
 
 
 def support_name(support: constraints.Constraint) -> str:

@@ -40,6 +40,8 @@ class Layout(NamedTuple):
     """Local latent sites whose KL(guide, model) has a closed form that may be used."""
     cardinalities: Mapping[str, int]
     """Number of values of each discrete local latent site that can be enumerated."""
+    points: tuple[str, ...]
+    """Latent sites that the guide gives as a point (with a density of its own, as automatic guides do)."""
     not_reparametrised: tuple[str, ...]
     """Latent sites whose draws carry no pathwise gradient."""
     may_leave_support: frozenset[str]

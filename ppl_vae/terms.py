@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae.errors import PairError
 from ppl_vae.kl import analytic_kl
-from ppl_vae.pair import Pair, Program
+from ppl_vae.pair import Pair
 from ppl_vae.rng import current_state, restore_state
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 
@@ -227,7 +228,8 @@ def run(
         if path_only:
             values = {name: v.view_as(v) if v.requires_grad else v for name, v in values.items()}
             restore_state(noise)  # dropout and the like must be what the draws saw
-            guide = run_program(pair, _detached(pair, pair.guide), batch, size, layout, values, redraw=True)
+            with _constant_parameters(pair):
+                guide = run_program(pair, pair.guide, batch, size, layout, values, redraw=True)
         runs.append((guide, run_program(pair, pair.model, batch, size, layout, values)))
     return Terms(runs, batch, layout, enumerated=enumerated)
 
@@ -239,16 +241,23 @@ def outer_plates(num_particles: int, layout: Layout) -> list[int | None]:
     return [num_particles] if layout.vectorized else [None] * num_particles
 
 
-def _detached(pair: Pair, program: Program) -> Program:
-    state = {name: parameter.detach() for name, parameter in pair.named_parameters()}
-    state |= {name: buffer.clone() for name, buffer in pair.named_buffers()}
-
-    def detached(*batch: Tensor) -> None:
+@contextmanager
+def _constant_parameters(pair: Pair) -> Iterator[None]:
+    """Context in which no parameter takes part in gradients, wherever the programs keep it, and no buffer moves."""
+    trained = [p for p in pair.parameters() if p.requires_grad]
+    buffers = [(b, b.clone()) for b in pair.buffers()]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
         with warnings.catch_warnings():  # pyro.module remarks on parameters without a gradient
             warnings.simplefilter("ignore", UserWarning)
-            torch.func.functional_call(pair, state, (program, *batch))
-
-    return detached
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
 
 def is_rescaled(site: Site) -> bool:

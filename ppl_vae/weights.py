@@ -26,7 +26,7 @@ def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
 
 
 # Weights that differ by no more than the rounding of their own sums are equal: a perfect guide.
-_ROUNDING = 200.0
+_ROUNDING, _LARGEST_ROUNDING = 200.0, 1e-3
 
 
 class Summary(NamedTuple):
@@ -108,6 +108,7 @@ class Stream:
         k = float(self.num_samples)
         largest = self._largest[0]
         rounding = _ROUNDING * self._epsilon * largest.abs().clamp_min(1.0)
+        rounding = rounding.clamp_max(_LARGEST_ROUNDING)
         equal = (largest - self._smallest <= rounding).numpy() & (k > 1)
         ess = torch.exp(2 * self._log_sum - self._log_sum_squares).clamp(1.0, k)
         variance = ((k / ess - 1) / max(k - 1, 1)).clamp_min(0)

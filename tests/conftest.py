@@ -23,6 +23,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)  # matrices as small as these only wait for more threads
     config.base_seed = secrets.randbelow(2**31) if config.getoption("--vary-seed") else 0
     if NEIGHBOURING_DATA.is_dir():
         os.environ.setdefault("PPL_VAE_DATA", str(NEIGHBOURING_DATA))

@@ -85,6 +85,11 @@ MISMATCHES = {
         lambda x: pyro.sample("z", dist.Categorical(torch.ones(3) / 3)),
         r"'z'.*covers",
     ),
+    "discrete against continuous": (
+        lambda x: (pyro.sample("z", dist.Bernoulli(0.3)), x_normal(x)),
+        lambda x: pyro.sample("z", dist.Beta(1.0, 1.0)),
+        r"'z'.*one is discrete",
+    ),
     "zero density inside the support": (
         lambda x: (pyro.sample("z", dist.Uniform(0.0, 4.0)), x_normal(x)),
         lambda x: pyro.sample("z", dist.Uniform(0.0, 1.0)),

@@ -525,3 +525,72 @@ def test_dreg_is_the_formula_of_its_paper():
         loss = -(weight * log_weight).sum(0).mean()
         expected += torch.autograd.grad(loss, list(network.parameters()), retain_graph=True)
     torch.testing.assert_close(found, torch.cat([g.flatten() for g in expected]), rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("objective", [pv.ELBO(gradient="stl"), pv.IWAE(3, gradient="dreg")], ids=repr)
+def test_path_gradients_hold_parameters_wherever_they_are(objective):
+    """Bare parameters in a closure, and a module under two names, count as those of a module under one."""
+    x = torch.randn(6)
+    layer = torch.nn.Linear(1, 2)
+
+    def programs(network):
+        def model(x):
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(x):
+            loc, raw = network(x.unsqueeze(-1)).unbind(-1)
+            with pyro.plate("data", x.shape[0]):
+                pyro.sample("z", dist.Normal(loc, raw.exp()))
+
+        return pv.Pair(model, guide)
+
+    twice = torch.nn.ModuleDict({"a": layer, "b": torch.nn.Sequential(layer)})
+    weight, bias = layer.weight, layer.bias
+    gradients = []
+    for network in (layer, lambda v: twice["b"](v), lambda v: v @ weight.T + bias):
+        pair = programs(network)
+        layout = pv.check(pair, x).layout
+        with seeded(2):
+            loss = objective.evaluate(pair, (x,), layout, 1.0).loss
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [weight, bias])]))
+        assert all(isinstance(p, torch.nn.Parameter) and p.requires_grad for p in (layer.weight, layer.bias))
+    torch.testing.assert_close(gradients[0], gradients[1])
+    torch.testing.assert_close(gradients[0], gradients[2])
+
+
+@pytest.mark.parametrize("objective", [pv.ELBO(gradient="stl"), pv.ELBO(gradient="score"), pv.IWAE(gradient="dreg")])
+def test_gradients_that_need_a_density_refuse_points_and_globals(objective):
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0]), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(0.5))
+        with pyro.plate("data", x.shape[0]):
+            u = pyro.sample("u", dist.Normal(torch.zeros(x.shape[0]), 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(scale * u + x / 2, log_density=-scale.log().expand(u.shape)))
+
+    with pytest.raises(pv.PairError, match=r"'z'.*pathwise"):
+        pv.fit(pv.Pair(model, guide), torch.randn(5), objective=objective, epochs=1, progress=False)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_mask_in_the_model_alone_rules_out_the_closed_form():
+    x = torch.randn(6)
+
+    def model(x):
+        with pyro.plate("data", x.shape[0]):
+            with pyro.poutine.mask(mask=x > 0):
+                z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[0]), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(0.3 * x, 0.8))
+
+    pair = pv.Pair(model, guide)
+    assert pv.check(pair, x).layout.analytic == frozenset()

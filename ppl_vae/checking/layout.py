@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
 
 from ppl_vae.checking.sites import frame_of, is_point
 from ppl_vae.kl import analytic_kl
@@ -29,6 +33,7 @@ def find_layout(guide: Tape, model: Tape) -> Layout:
         global_latents=tuple(n for n in latents if n not in local),
         analytic=frozenset(n for n in local if _has_analytic_kl(n, guide, model)),
         cardinalities=_cardinalities(guide, local),
+        points=tuple(n for n in latents if is_point(guide.sites[n])),
         not_reparametrised=tuple(n for n in latents if not guide.sites[n]["fn"].has_rsample),
         may_leave_support=frozenset(n for n in latents if _may_leave(guide.sites[n], model.sites[n])),
         rescaled=any(is_rescaled(s) for s in sites),
@@ -52,6 +57,9 @@ def _may_leave(guide: Site, model: Site) -> bool:
 
 def _has_analytic_kl(name: str, guide: Tape, model: Tape) -> bool:
     """A closed form integrates z out with its parents held: they must come before it in the guide, as in the model."""
+    q, p = guide.sites[name], model.sites[name]
+    if not (_same(q["mask"], p["mask"]) and _same(q["scale"], p["scale"])):
+        return False
     order, of_guide = list(model.latents), list(guide.sites)
     parents = order[: order.index(name)]
     if any(of_guide.index(parent) > of_guide.index(name) for parent in parents):
@@ -62,11 +70,18 @@ def _has_analytic_kl(name: str, guide: Tape, model: Tape) -> bool:
         return False
 
 
+def _same(left: Any, right: Any) -> bool:
+    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+        return torch.equal(left, right)
+    return left is right or (isinstance(left, int | float) and left == right)
+
+
 def _cardinalities(guide: Tape, local: list[str]) -> Mapping[str, int]:
     sizes = {}
     for name in local:
         site = guide.sites[name]
         nested = len(site["cond_indep_stack"]) > 1
         if site["fn"].has_enumerate_support and not nested:
-            sizes[name] = len(site["fn"].enumerate_support(expand=False))
+            with suppress(NotImplementedError):  # as many values as the row says
+                sizes[name] = len(site["fn"].enumerate_support(expand=False))
     return sizes

@@ -131,6 +131,11 @@ def check_supports(guide: Tape, model: Tape) -> None:
         if is_point(guide.sites[name]):
             continue
         of_model, of_guide = bounds(p.support), bounds(q.support)
+        if p.support.is_discrete != q.support.is_discrete:
+            raise PairError(
+                f"site {name!r}: expected a guide with the model's support {support_name(p.support)}, found "
+                f"{distribution_name(q)} on {support_name(q.support)}: one is discrete, the other is not"
+            )
         if of_model is None or of_guide is None:
             continue
         if bool((of_guide[0] > of_model[0]).any()) or bool((of_guide[1] < of_model[1]).any()):

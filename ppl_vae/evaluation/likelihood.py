@@ -79,7 +79,7 @@ class LogLikelihood:
 
     @property
     def trusted(self) -> np.ndarray:
-        """Whether value and error of a datum are to be trusted: equal weights, or k-hat under min(1 - 1 / log10 K, 0.7)."""
+        """Whether value and error of a datum can be trusted: equal weights, or k-hat below `khat_threshold(K)`."""
         return (self.khat == -np.inf) | (self.khat < khat_threshold(self.num_samples))
 
     def bits_per_dimension(self, num_dimensions: int) -> float:

@@ -22,6 +22,8 @@ class Proposal(NamedTuple):
     """Values of the latent sites: one dictionary for all particles, or one a particle where they run one by one."""
     event_dims: dict[str, int]
     """Number of event dimensions of each."""
+    outer: bool
+    """Whether the values have a particle dimension of their own."""
     log_guide: Tensor
     """log q(z given x), (K, N), in nats."""
 
@@ -41,9 +43,10 @@ class Proposal(NamedTuple):
         found = {}
         for name, event_dim in self.event_dims.items():
             values = [latents[name] for latents in self.latents]
-            single = values[0].dim() - event_dim < -layout.particle_dim
-            stacked = torch.stack(values) if single else values[0]
-            found[name] = stacked.movedim(stacked.dim() - event_dim + layout.data_dim, 1)
+            stacked = values[0] if self.outer else torch.stack(values)
+            first = stacked.movedim(stacked.dim() - event_dim + layout.data_dim, 1)
+            plates = [size for size in first.shape[2 : first.dim() - event_dim] if size != 1]
+            found[name] = first.reshape(*first.shape[:2], *plates, *first.shape[first.dim() - event_dim :])
         return found
 
 
@@ -53,7 +56,8 @@ def propose(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Pro
     terms = Terms([(tape, tape) for tape in tapes], batch, layout, scaled=False)
     event_dims = {name: tapes[0].sites[name]["fn"].event_dim for name in layout.local_latents}
     latents = [{name: tape.latents[name] for name in layout.local_latents} for tape in tapes]
-    return Proposal(latents, event_dims, terms.log_guide)
+    outer = layout.vectorized and num_particles > 1
+    return Proposal(latents, event_dims, outer, terms.log_guide)
 
 
 def evaluate_model(
@@ -67,6 +71,7 @@ def evaluate_model(
         inside = torch.cat([_inside(tape, layout) for tape in tapes]).expand(log_prior.shape)
         log_lik = torch.where(inside, log_lik, 0.0)
         log_prior = torch.where(inside, log_prior, -torch.inf)
+    log_lik, log_prior = torch.broadcast_tensors(log_lik, log_prior)
     return log_lik, log_prior
 
 

@@ -7,12 +7,22 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair
 from ppl_vae.schedules import Schedule
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.terms import Terms
 
-__all__ = ["Objective", "Values", "check_choice", "check_particles", "particle_mean", "total", "true_terms"]
+__all__ = [
+    "Objective",
+    "Values",
+    "check_choice",
+    "check_gradient",
+    "check_particles",
+    "particle_mean",
+    "total",
+    "true_terms",
+]
 
 
 class Values(NamedTuple):
@@ -83,3 +93,13 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     """An option has one of its values."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
+
+
+def check_gradient(gradient: str, layout: Layout) -> None:
+    """The latents of a pair have what a gradient other than the pathwise one needs."""
+    if gradient == "score":
+        wrong, need = [*layout.points, *layout.global_latents], "latents with a density, inside the data plate"
+    else:
+        wrong, need = [*layout.points, *layout.not_reparametrised], "reparametrised latents with a density"
+    if wrong:
+        raise PairError(f"site {wrong[0]!r}: gradient={gradient!r} needs {need}; use gradient='pathwise'")

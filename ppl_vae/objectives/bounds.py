@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from ppl_vae.errors import PairError
-from ppl_vae.objectives.base import Values, check_choice, check_particles, true_terms
+from ppl_vae.objectives.base import Values, check_choice, check_gradient, check_particles, true_terms
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.terms import Terms, run
@@ -47,9 +47,8 @@ class IWAE:
         """Runs the pair on a batch and returns loss, bound, true ELBO, distortion and rate."""
         _refuse_globals(layout)
         doubly = self.gradient == "dreg"
-        if doubly and layout.not_reparametrised:
-            site = layout.not_reparametrised[0]
-            raise PairError(f"site {site!r}: gradient='dreg' needs reparametrised latents; use gradient='score'")
+        if self.gradient != "pathwise":
+            check_gradient(self.gradient, layout)
         terms = run(pair, batch, self.num_particles, layout, path_only=doubly, detach_draws=self.gradient == "score")
         log_weight = terms.log_weight
         bound = log_mean_exp(log_weight)

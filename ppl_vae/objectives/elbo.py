@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import PairError
-from ppl_vae.objectives.base import Values, check_choice, check_particles, particle_mean, total, true_terms
+from ppl_vae.objectives.base import (
+    Values,
+    check_choice,
+    check_gradient,
+    check_particles,
+    particle_mean,
+    total,
+    true_terms,
+)
 from ppl_vae.pair import Pair
 from ppl_vae.schedules import Schedule
 from ppl_vae.tape import Batch, Layout
@@ -76,9 +84,8 @@ class ELBO:
         """Runs the pair on a batch and returns loss, objective, true ELBO, distortion and rate."""
         if self.discrete == "enumerate":
             _check_enumerable(layout)
-        if self.gradient == "stl" and layout.not_reparametrised:
-            site = layout.not_reparametrised[0]
-            raise PairError(f"site {site!r}: gradient='stl' needs reparametrised latents; use gradient='pathwise'")
+        if self.gradient != "pathwise":
+            check_gradient(self.gradient, layout)
         terms = run(
             pair,
             batch,
@@ -165,6 +172,8 @@ def _check_enumerable(layout: Layout) -> None:
         raise PairError(
             "discrete='enumerate' needs a discrete latent with finitely many values, found none; leave it out"
         )
+    if outside := [name for name in layout.global_latents if name in layout.not_reparametrised]:
+        raise PairError(f"site {outside[0]!r}: discrete='enumerate' sums over latents inside the data plate only")
     if layout.not_enumerable:
         raise PairError(
             f"site {layout.not_enumerable[0]!r}: expected a latent with finitely many values and no plate inside the "
