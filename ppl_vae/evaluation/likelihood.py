@@ -234,7 +234,6 @@ def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:
     """Rows and particles of a block of noise."""
     rows = min(_MAX_ROWS, max(_MIN_ROWS, _BLOCK_WEIGHTS // num_samples)) if layout.vectorized else _MAX_ROWS
-    rows = max(1, min(rows, _BLOCK_LATENTS // (num_samples * latent_size)))  # so that each datum is encoded once
     return rows, max(1, min(num_samples, _BLOCK_LATENTS // (rows * latent_size)))
 
 
