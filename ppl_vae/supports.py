@@ -1,12 +1,79 @@
-"""Questions about the support of a distribution: its bounds, and the first row of data outside it."""
+"""Questions about the support of a distribution: what it is, its bounds, and the first row of data outside it."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.distributions import constraints
+import math
+from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["bounds", "first_outside", "is_fixed", "support_name"]
+import torch
+from pyro.distributions import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    OneHotCategorical,
+    TransformedDistribution,
+    VonMises,
+    constraints,
+)
+from torch.distributions import transforms as t
+
+__all__ = ["bounds", "covers", "excluded_values", "first_outside", "is_fixed", "support_name", "support_of"]
+
+
+_TRANSFORMED = TransformedDistribution.support
+_SLACK = 1e-6  # pi in single precision is not pi
+_WRAPPERS = Independent, ExpandedDistribution, MaskedDistribution
+_MONOTONE = (
+    t.AffineTransform,
+    t.ExpTransform,
+    t.PowerTransform,
+    t.SigmoidTransform,
+    t.SoftplusTransform,
+    t.TanhTransform,
+)
+
+
+class _Unstated(constraints.Constraint):
+    """Support of a distribution that does not tell: nothing is known to be outside."""
+
+    def __init__(self, event_dim: int) -> None:
+        super().__init__()
+        self.event_dim = event_dim
+
+    def check(self, value: Tensor) -> Tensor:
+        return torch.ones(value.shape[: value.dim() - self.event_dim], dtype=torch.bool, device=value.device)
+
+    def __repr__(self) -> str:
+        return "unstated"
+
+
+def support_of(distribution: Any) -> constraints.Constraint:
+    """The support of a distribution, corrected where it claims more than it has.
+
+    `VonMises` and everything that ends in an affine transform claim the whole line; some distributions claim nothing.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> support_of(dist.VonMises(0.0, 1.0))
+        Interval(lower_bound=-3.141592653589793, upper_bound=3.141592653589793)
+        >>> support_of(dist.TransformedDistribution(dist.Beta(2.0, 2.0), dist.transforms.AffineTransform(-1.0, 2.0)))
+        Interval(lower_bound=-1.0, upper_bound=1.0)
+    """
+    if isinstance(distribution, VonMises):
+        return constraints.interval(-math.pi, math.pi)
+    if isinstance(distribution, TransformedDistribution) and type(distribution).support is _TRANSFORMED:
+        return _image(distribution)
+    if isinstance(distribution, _WRAPPERS):
+        inner = support_of(distribution.base_dist)
+        missing = len(distribution.event_shape) - inner.event_dim
+        return constraints.independent(inner, missing) if missing > 0 else inner
+    try:
+        return distribution.support
+    except NotImplementedError:
+        return _Unstated(len(distribution.event_shape))
 
 
 def bounds(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
@@ -15,20 +82,35 @@ def bounds(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
     Example:
         >>> from torch.distributions import constraints
         >>> bounds(constraints.positive)
-        (tensor(0.), tensor(inf))
+        (tensor(0., dtype=torch.float64), tensor(inf, dtype=torch.float64))
         >>> bounds(constraints.simplex) is None
         True
     """
     base = _base(support)
-    if base in (constraints.real, constraints.real_vector):
-        return torch.tensor(-torch.inf), torch.tensor(torch.inf)
+    lower: Any = getattr(base, "lower_bound", None)
+    upper: Any = getattr(base, "upper_bound", None)
     if base is constraints.boolean:
-        return torch.tensor(0.0), torch.tensor(1.0)
-    lower, upper = getattr(base, "lower_bound", None), getattr(base, "upper_bound", None)
-    if lower is None and upper is None:
+        lower, upper = 0.0, 1.0
+    elif lower is None and upper is None and base not in (constraints.real, constraints.real_vector):
         return None
-    return torch.as_tensor(-torch.inf if lower is None else lower), torch.as_tensor(
-        torch.inf if upper is None else upper
+    ends = -torch.inf if lower is None else lower, torch.inf if upper is None else upper
+    return torch.as_tensor(ends[0], dtype=torch.float64), torch.as_tensor(ends[1], dtype=torch.float64)
+
+
+def covers(outer: constraints.Constraint, inner: constraints.Constraint) -> bool | None:
+    """Whether `outer` contains `inner`, up to the rounding of their bounds; None where bounds do not tell.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> covers(constraints.real, constraints.positive), covers(constraints.unit_interval, constraints.positive)
+        (True, False)
+    """
+    wide, narrow = bounds(outer), bounds(inner)
+    if wide is None or narrow is None:
+        return None
+    below, above = wide[0] - narrow[0], narrow[1] - wide[1]  # nan where both are the same infinity
+    return not any(
+        bool((excess > _SLACK * _size(ends)).any()) for excess, ends in ((below, narrow[0]), (above, narrow[1]))
     )
 
 
@@ -41,26 +123,136 @@ def is_fixed(support: constraints.Constraint) -> bool:
     return all(limit.numel() == 1 for limit in limits)
 
 
-def first_outside(support: constraints.Constraint, value: Tensor) -> tuple[int, float] | None:
-    """(row, value) of the first row with an entry outside the support; rows are dimension 0. None if all are inside."""
+def first_outside(
+    support: constraints.Constraint, value: Tensor, row_dim: int | None = None
+) -> tuple[int, float] | None:
+    """(row, value) of the first row with an entry outside the support; None if all are inside.
+
+    Args:
+        support: The support.
+        value: Values of any shape.
+        row_dim: Which batch dimension the rows are, counted from the right without those of an event; the first if
+            None.
+    """
     inside = support.check(value)
     if bool(inside.all()):
         return None
-    rows = inside.reshape(len(inside), -1).all(1) if inside.dim() else inside.reshape(1)
-    row = int((~rows).nonzero()[0])
     base = _base(support)
     elementwise = base.check(value) if base.event_dim == 0 else torch.zeros_like(value, dtype=torch.bool)
-    entries, bad = (value[row], ~elementwise[row]) if value.dim() else (value, ~elementwise)
+    value, good = torch.broadcast_tensors(value, elementwise)
+    if row_dim is not None:
+        dim = row_dim - (value.dim() - inside.dim())
+        value, good, inside = value.movedim(dim, 0), good.movedim(dim, 0), inside.movedim(row_dim, 0)
+    rows = inside.reshape(len(inside), -1).all(1) if inside.dim() else inside.reshape(1)
+    row = int((~rows).nonzero()[0])
+    entries, bad = (value[row], ~good[row]) if value.dim() else (value, ~good)
     return row, float(entries.reshape(-1)[bad.reshape(-1)][0])
+
+
+def excluded_values(distribution: Any) -> Tensor | None:
+    """Which values of a discrete distribution have probability exactly zero, (values, *batch); None if it has no list.
+
+    Probabilities given as zero count: torch replaces them by the smallest number it can tell from zero when it takes
+    the logarithm, so that a log-probability does not show them.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> excluded_values(dist.Categorical(torch.tensor([0.5, 0.5, 0.0])))
+        tensor([False, False,  True])
+    """
+    while isinstance(distribution, _WRAPPERS):
+        distribution = distribution.base_dist
+    given = _given_probabilities(getattr(distribution, "_categorical", distribution))
+    if given is not None and isinstance(distribution, Bernoulli):
+        return torch.stack([torch.eq(given, 1), torch.eq(given, 0)])
+    if given is not None and isinstance(distribution, Categorical | OneHotCategorical):
+        return torch.eq(given.movedim(-1, 0), 0)
+    try:
+        return distribution.log_prob(distribution.enumerate_support(expand=False)) == -torch.inf
+    except NotImplementedError:
+        return None
 
 
 def support_name(support: constraints.Constraint) -> str:
     """A support in words, as in `real` or `interval(0, 1)`."""
-    text = str(_base(support))
+    base = _base(support)
+    limits = {name: end for name, end in vars(base).items() if isinstance(end, Tensor) and end.numel() > 1}
+    text = str(base)
+    if limits:
+        ranges = (f"{name}={end.min():.4g} to {end.max():.4g}" for name, end in limits.items())
+        text = f"{type(base).__name__}({', '.join(ranges)})".lstrip("_")
     return text[0].lower() + text[1:].removesuffix("()")
 
 
+def _given_probabilities(distribution: Any) -> Tensor | None:
+    """The probabilities that a distribution was made of; None if it was made of logits."""
+    given: Tensor | None = vars(distribution).get("probs")
+    return given if given is not None and given is getattr(distribution, "_param", None) else None
+
+
+def _image(distribution: TransformedDistribution) -> constraints.Constraint:
+    """The support after the transforms: bounds go through those that act on each coordinate, others state theirs."""
+    support = support_of(distribution.base_dist)
+    for transform in _flat(distribution.transforms):
+        limits = bounds(support)
+        try:
+            codomain = transform.codomain
+        except NotImplementedError:
+            return _Unstated(len(distribution.event_shape))
+        if limits is None or not isinstance(transform, _MONOTONE):
+            support = codomain
+        else:
+            ends = torch.stack(torch.broadcast_tensors(*(_end(transform, end, codomain) for end in limits)))
+            support = _interval(*ends.aminmax(dim=0), codomain)
+    missing = len(distribution.event_shape) - support.event_dim
+    return constraints.independent(support, missing) if missing > 0 else support
+
+
+def _end(transform: t.Transform, end: Tensor, codomain: constraints.Constraint) -> Tensor:
+    """Image of an end of an interval; torch's sigmoid stops short of the image of an infinite one."""
+    image, known = transform(end), bounds(codomain)
+    if known is None:
+        return image
+    nearest = torch.where((image - known[0]).abs() <= (image - known[1]).abs(), *known)
+    return torch.where(torch.isinf(end) & torch.isfinite(nearest), nearest, image)
+
+
+def _interval(lower: Tensor, upper: Tensor, codomain: constraints.Constraint) -> constraints.Constraint:
+    """The interval between bounds; the codomain itself where they are its own."""
+    known = bounds(codomain)
+    if known is not None and bool((lower == known[0]).all()) and bool((upper == known[1]).all()):
+        return codomain
+    low, high = _plain(lower), _plain(upper)
+    if not bool(torch.isfinite(upper).any()):
+        return constraints.greater_than(low)
+    if not bool(torch.isfinite(lower).any()):
+        return constraints.less_than(high)
+    return constraints.interval(low, high)
+
+
+def _plain(end: Tensor) -> Any:
+    """A number where all entries are the same."""
+    first = end.flatten()[0]
+    return float(first) if bool((end == first).all()) else end
+
+
+def _flat(transforms: Sequence[t.Transform]) -> list[t.Transform]:
+    flat: list[t.Transform] = []
+    for transform in transforms:
+        if isinstance(transform, t.ComposeTransform):
+            flat += _flat(transform.parts)
+        elif isinstance(transform, t.IndependentTransform):
+            flat += _flat([transform.base_transform])
+        else:
+            flat.append(transform)
+    return flat
+
+
+def _size(end: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(end), end.abs(), 0.0).clamp_min(1.0)
+
+
 def _base(support: constraints.Constraint) -> constraints.Constraint:
-    while isinstance(support, constraints.independent):
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support

@@ -1,4 +1,4 @@
-"""Runs a program and records its sample statements: the only place that talks to Pyro's handlers."""
+"""Runs a program and records its sample statements: the only place where a program of a pair is called."""
 
 from __future__ import annotations
 
@@ -52,6 +52,10 @@ class Layout(NamedTuple):
     """Whether a plate nested inside "data" is subsampled."""
     full_size: int | None
     """Number of rows of the whole data set where the data plate states it; None where it states those of the batch."""
+
+    def largest_batch(self, num_rows: int) -> int:
+        """`num_rows`, or fewer where the data plate states a smaller data set."""
+        return num_rows if self.full_size is None else min(num_rows, self.full_size)
 
     @property
     def not_enumerable(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.evaluation import likelihood
+from ppl_vae.evaluation.proposal import evaluate_model
 
 
 def estimate(pair, x, k, seed=0, **options):
@@ -181,6 +183,32 @@ def test_memory_and_chunks_change_no_number(monkeypatch):
         assert whole.posterior.keys() == cut.posterior.keys()
 
 
+@pytest.mark.parametrize("looped", [False, True])
+def test_memory_bounds_what_a_run_of_the_model_makes(monkeypatch, looped):
+    """No run of the model makes tensors of more bytes than it was given, but for a single row and particle."""
+    x, pair, made = binary_rows(64), ModuleVAE(), []
+
+    def counting(*args):
+        with likelihood._Allocations() as allocations:
+            result = evaluate_model(*args)
+        made.append(allocations.bytes)
+        return result
+
+    if looped:
+        monkeypatch.setattr(likelihood, "check", lambda *args, **_: _looped(pair, x))
+    monkeypatch.setattr(likelihood, "evaluate_model", counting)
+    estimate(pair, x, 50)
+    free, one = max(made), made[0]
+    made.clear()
+    estimate(pair, x, 50, memory=10 * one)
+    assert max(made) <= 10 * one < free
+
+
+def _looped(pair, x):
+    report = pv.check(pair, x)
+    return dataclasses.replace(report, layout=report.layout._replace(vectorized=False))
+
+
 def test_exactly_k_draws_and_one_encoding():
     """Whatever K and the blocks: K decodes for each datum, and the encoder sees each datum once."""
     seen = {"encoder": 0, "decoder": 0}
@@ -210,7 +238,7 @@ def _layout(pair, x):
 
 def test_k_is_divided_over_blocks(monkeypatch):
     """Blocks of particles of every size add up to K: the stream refuses any other number."""
-    monkeypatch.setattr(likelihood, "_BLOCK_LATENTS", 100)
+    monkeypatch.setattr(likelihood, "_BLOCK_SCALARS", 100)
     x = binary_rows(20)
     for k in (1, 2, 3, 50):
         assert estimate(ModuleVAE(), x, k).num_samples == k
@@ -399,7 +427,7 @@ def test_few_samples_say_so_and_no_draws_no_export():
 @pytest.mark.usefixtures("float64")
 def test_every_block_has_noise_of_its_own(monkeypatch):
     """Blocks of one draw for 256 equal rows: no draw is used twice, neither for another draw nor for other rows."""
-    monkeypatch.setattr(likelihood, "_BLOCK_LATENTS", 1)
+    monkeypatch.setattr(likelihood, "_block_shape", lambda *_: (256, 1))
     ll = estimate(ModuleVAE(), binary_rows(1).repeat(512, 1), 2)
     assert (ll.ess < 2).all()
     assert (ll.value[:256] != ll.value[256:]).all()
@@ -408,7 +436,7 @@ def test_every_block_has_noise_of_its_own(monkeypatch):
 @pytest.mark.usefixtures("float64")
 def test_posterior_draws_do_not_depend_on_the_blocks(monkeypatch):
     """Draws kept from blocks of one sample are resampled over all of them: unit variance, not that of the guide."""
-    monkeypatch.setattr(likelihood, "_BLOCK_LATENTS", 1)
+    monkeypatch.setattr(likelihood, "_block_shape", lambda *_: (200, 1))
     ppca = small_ppca()
     x = ppca.sample(200, seed=3)
     ll = estimate(scaled_guide(ppca, 1.4), x, 200, num_draws=50)

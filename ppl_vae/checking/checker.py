@@ -6,7 +6,6 @@ from typing import Any
 
 import pyro
 import torch
-from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.layout import find_layout, stated_size
@@ -29,13 +28,17 @@ from ppl_vae.checking.rules import (
     check_sites,
     check_supports,
 )
+from ppl_vae.checking.sites import frame_of
+from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair, as_pair
-from ppl_vae.supports import is_fixed
-from ppl_vae.tape import Batch
+from ppl_vae.supports import is_fixed, support_of
+from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
 
-__all__ = ["check", "check_for_pyro", "check_observations"]
+__all__ = ["check", "check_for_pyro", "check_observations", "check_rows"]
 
 _PROBE_ROWS = 8
+_BLOCK_ROWS = 256
+_PRIOR_DRAWS, _ROW_DRAWS = 64, 8
 
 
 def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckReport:
@@ -73,8 +76,9 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         for role, tape in (("model", prior), ("guide", guide)):
             check_plates(role, tape, len(rows))
         check_agreement(guide, prior)
-        check_supports(guide, prior)
-        layout = find_layout(guide, prior)
+        model = _replayed(pair, args, guide, prior)
+        check_supports(guide, model)
+        layout = find_layout(guide, model)
         if not proposes_outside:
             check_draws_inside(guide, prior, layout)
         with pyro.validation_enabled(not layout.may_leave_support):
@@ -84,7 +88,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         if reason := cannot_broadcast(pair, few, layout):
             layout = layout._replace(vectorized=False)
             notes.append(f"particles run one after another: {reason}")
-        check_coverage(pair, few, layout)
+        check_coverage(pair, few, layout, _PRIOR_DRAWS)
         if len(rows) > 1:
             layout = layout._replace(full_size=stated_size(check_other_size(pair, args)))
             if not layout.subsampled and rows_are_mixed(pair, few, layout):
@@ -96,6 +100,16 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
     if sampled:
         notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
     return CheckReport(describe_sites(guide, prior, layout), describe_parameters(pair), layout, tuple(notes))
+
+
+def _replayed(pair: Pair, batch: Batch, guide: Tape, prior: Tape) -> Tape:
+    """A run of the model on the draws of the guide, which may lie outside its support."""
+    try:
+        with pyro.validation_enabled(False):
+            return trace(pair, "model", batch, guide)
+    except PairError:
+        check_supports(guide, prior)  # which may tell why
+        raise
 
 
 def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
@@ -119,7 +133,7 @@ def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
     return CheckReport(describe_sites(guide, model, layout), describe_parameters(pair), layout, (note,))
 
 
-def check_observations(pair: Pair, rows: Rows, skip: tuple[int, ...] = (), block: int = 256) -> None:
+def check_observations(pair: Pair, rows: Rows, layout: Layout, skip: tuple[int, ...] = ()) -> None:
     """Checks once that every row of a data set lies in the support of the site that observes it.
 
     An array handed to a site as it is is checked directly; anything else by running the model block by block.
@@ -127,19 +141,19 @@ def check_observations(pair: Pair, rows: Rows, skip: tuple[int, ...] = (), block
     Args:
         pair: The pair.
         rows: The whole data set.
+        layout: Layout of the pair.
         skip: Positions of arrays known to be inside (binarised ones).
-        block: Rows a run.
 
     Raises:
         DataError: Naming the site and the row.
     """
-    device = pair.device
+    device, block = pair.device, layout.largest_batch(_BLOCK_ROWS)
     first = rows.take(slice(0, _PROBE_ROWS), device)
     with quiet(pair):
         tape = trace(pair, "model", first)
         observed = [s for s in tape.sites.values() if s["is_observed"]]
-        sources = [_source(s["value"], first) for s in observed]
-        if any(i is None or not is_fixed(s["fn"].support) for s, i in zip(observed, sources, strict=True)):
+        sources = [_source(s, first) for s in observed]
+        if any(i is None or not is_fixed(support_of(s["fn"])) for s, i in zip(observed, sources, strict=True)):
             for start, batch in rows.blocks(block, device):
                 check_observed(trace(pair, "model", batch), start)
             return
@@ -149,8 +163,24 @@ def check_observations(pair: Pair, rows: Rows, skip: tuple[int, ...] = (), block
                     check_inside(site, batch[i].reshape(-1, *site["value"].shape[1:]), start)
 
 
-def _source(value: Tensor, batch: Batch) -> int | None:
-    """Position of the argument that a site observes as it is."""
+def check_rows(pair: Pair, rows: Rows, layout: Layout) -> None:
+    """Checks that the guide covers the model's support at every row, whose bounds may depend on the datum.
+
+    Raises:
+        PairError: Naming the site.
+    """
+    with quiet(pair), pyro.validation_enabled(False):
+        for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
+            guide = trace(pair, "guide", batch)
+            check_supports(guide, trace(pair, "model", batch, guide))
+            check_coverage(pair, batch, layout, _ROW_DRAWS)
+
+
+def _source(site: Site, batch: Batch) -> int | None:
+    """Position of the argument that a site observes as it is, rows first."""
+    value = site["value"]
+    if frame_of(site, DATA).dim != -len(site["fn"].batch_shape):
+        return None
     for i, argument in enumerate(batch):
         if value.numel() == argument.numel() and torch.equal(value.reshape(-1), argument.reshape(-1).to(value.dtype)):
             return i

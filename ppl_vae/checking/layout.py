@@ -10,7 +10,7 @@ import torch
 
 from ppl_vae.checking.sites import frame_of, is_point
 from ppl_vae.kl import analytic_kl
-from ppl_vae.supports import bounds, first_outside
+from ppl_vae.supports import covers, first_outside, support_of
 from ppl_vae.tape import DATA, Layout, Site, Tape
 from ppl_vae.terms import is_rescaled
 
@@ -49,10 +49,9 @@ def stated_size(model: Tape) -> int | None:
 
 
 def _may_leave(guide: Site, model: Site) -> bool:
-    of_guide, of_model = bounds(guide["fn"].support), bounds(model["fn"].support)
-    if is_point(guide) or of_guide is None or of_model is None:
-        return first_outside(model["fn"].support, guide["value"]) is not None
-    return bool((of_guide[0] < of_model[0]).any()) or bool((of_guide[1] > of_model[1]).any())
+    of_guide, of_model = support_of(guide["fn"]), support_of(model["fn"])
+    contained = None if is_point(guide) else covers(of_model, of_guide)
+    return first_outside(of_model, guide["value"]) is not None if contained is None else not contained
 
 
 def _has_analytic_kl(name: str, guide: Tape, model: Tape) -> bool:

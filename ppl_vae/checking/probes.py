@@ -19,7 +19,6 @@ from ppl_vae.terms import Terms, run, sum_to_data
 
 __all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "rows_are_mixed", "trace"]
 
-_PRIOR_DRAWS = 64
 _LOOPED_DRAWS = 8
 _PROBE_ROWS = 8
 _SEED = 0
@@ -94,9 +93,9 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
     return ""
 
 
-def check_coverage(pair: Pair, batch: Batch, layout: Layout) -> None:
+def check_coverage(pair: Pair, batch: Batch, layout: Layout, num_draws: int) -> None:
     """Prior draws that the data allow must have positive density under the guide."""
-    outer = [_PRIOR_DRAWS] if layout.vectorized else [None] * _LOOPED_DRAWS
+    outer = [num_draws] if layout.vectorized else [None] * min(num_draws, _LOOPED_DRAWS)
     with pyro.validation_enabled(False):
         for size in outer:
             prior = run_program(pair, pair.model, batch, size, layout)

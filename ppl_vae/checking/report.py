@@ -10,7 +10,7 @@ import torch
 
 from ppl_vae.checking.sites import distribution_name
 from ppl_vae.pair import Pair
-from ppl_vae.supports import support_name
+from ppl_vae.supports import support_name, support_of
 from ppl_vae.tape import Layout, Site, Tape
 
 __all__ = ["CheckReport", "SiteReport", "describe_parameters", "describe_sites"]
@@ -113,7 +113,7 @@ def _describe(site: Site, kind: str, model: str, guide: str, gradient: str, kl: 
     plates = tuple(f"{f.name}[{f.size if f.size >= 0 else '?'}]" for f in reversed(site["cond_indep_stack"]))
     fn = site["fn"]
     return SiteReport(
-        site["name"], kind, model, guide, tuple(fn.event_shape), plates, support_name(fn.support), gradient, kl
+        site["name"], kind, model, guide, tuple(fn.event_shape), plates, support_name(support_of(fn)), gradient, kl
     )
 
 

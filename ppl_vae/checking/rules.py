@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 from torch import Tensor
 
 from ppl_vae.checking.sites import distribution_name, frame_of, is_point
 from ppl_vae.errors import DataError, PairError
-from ppl_vae.supports import bounds, first_outside, support_name
+from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of
 from ppl_vae.tape import DATA, Layout, Site, Tape
 
 __all__ = [
@@ -130,20 +131,35 @@ def check_supports(guide: Tape, model: Tape) -> None:
         q, p = guide.sites[name]["fn"], model.sites[name]["fn"]
         if is_point(guide.sites[name]):
             continue
-        of_model, of_guide = bounds(p.support), bounds(q.support)
-        if p.support.is_discrete != q.support.is_discrete:
+        support, found = support_of(p), support_of(q)
+        if support.is_discrete != found.is_discrete:
             raise PairError(
-                f"site {name!r}: expected a guide with the model's support {support_name(p.support)}, found "
-                f"{distribution_name(q)} on {support_name(q.support)}: one is discrete, the other is not"
+                f"site {name!r}: expected a guide with the model's support {support_name(support)}, found "
+                f"{distribution_name(q)} on {support_name(found)}: one is discrete, the other is not"
             )
-        if of_model is None or of_guide is None:
-            continue
-        if bool((of_guide[0] > of_model[0]).any()) or bool((of_guide[1] < of_model[1]).any()):
+        if covers(found, support) is False:
             raise PairError(
-                f"site {name!r}: expected a guide that covers the model's support {support_name(p.support)}, found "
-                f"{distribution_name(q)} on {support_name(q.support)}: every estimate would be biased; "
+                f"site {name!r}: expected a guide that covers the model's support {support_name(support)}, found "
+                f"{distribution_name(q)} on {support_name(found)}: every estimate would be biased; "
                 "choose a guide with the model's support"
             )
+        if found.is_discrete:
+            _check_excluded(name, q, p)
+
+
+def _check_excluded(name: str, guide: Any, model: Any) -> None:
+    """No value that the model allows has probability exactly zero under the guide."""
+    of_guide, of_model = excluded_values(guide), excluded_values(model)
+    if of_guide is None or of_model is None or len(of_guide) != len(of_model):
+        return
+    missing = of_guide & ~of_model
+    if bool(missing.any()):
+        value = int(missing.flatten(1).any(1).nonzero()[0]) if missing.dim() > 1 else int(missing.nonzero()[0])
+        raise PairError(
+            f"site {name!r}: expected a guide that covers the model's support, found {distribution_name(guide)} with "
+            f"probability 0 for value {value}, which the model allows: every estimate would be biased; "
+            "give every value some probability"
+        )
 
 
 def check_observed(model: Tape, start: int = 0) -> None:
@@ -155,13 +171,14 @@ def check_observed(model: Tape, start: int = 0) -> None:
 
 def check_inside(site: Site, value: Tensor, start: int) -> None:
     """`value`, whose first row is `start` of the data set, lies in the support of a site."""
-    outside = first_outside(site["fn"].support, value)
+    support = support_of(site["fn"])
+    outside = first_outside(support, value, frame_of(site, DATA).dim)
     if outside is not None:
         row, found = outside
-        family, support = distribution_name(site["fn"]), support_name(site["fn"].support)
+        family, allowed = distribution_name(site["fn"]), support_name(support)
         mend = "binarise it (binarize=...)" if family == "Bernoulli" else "choose a likelihood for such data"
         raise DataError(
-            f"site {site['name']!r}, row {start + row}: expected values in the support {support} of {family}, "
+            f"site {site['name']!r}, row {start + row}: expected values in the support {allowed} of {family}, "
             f"found {found:.6g}; {mend}"
         )
 
@@ -170,9 +187,9 @@ def check_draws_inside(guide: Tape, model: Tape, layout: Layout) -> None:
     """The guide's draws lie in the model's support."""
     for name in guide.latents:
         if name in layout.may_leave_support:
-            support, family = support_name(model.sites[name]["fn"].support), distribution_name(guide.sites[name]["fn"])
+            support, family = support_of(model.sites[name]["fn"]), distribution_name(guide.sites[name]["fn"])
             raise PairError(
-                f"site {name!r}: expected draws inside the model's support {support}, "
+                f"site {name!r}: expected draws inside the model's support {support_name(support)}, "
                 f"found draws of the guide ({family}) outside: the ELBO is minus infinity; "
                 "choose a guide with the model's support"
             )

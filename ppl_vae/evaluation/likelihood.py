@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.arrays import as_rows
-from ppl_vae.checking import check, check_observations
+from ppl_vae.checking import check, check_observations, check_rows
 from ppl_vae.device import choose_device
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.draws import PosteriorDraws
@@ -30,9 +30,8 @@ from ppl_vae.weights import Stream, Summary, khat_threshold
 __all__ = ["LogLikelihood", "log_likelihood"]
 
 # Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
-_MIN_ROWS, _MAX_ROWS = 16, 256
-_BLOCK_WEIGHTS = 1 << 16
-_BLOCK_LATENTS = 1 << 22
+_PROBE_ROWS, _MAX_ROWS = 16, 256
+_BLOCK_SCALARS = 1 << 22
 # Rows that a decoder handles at once: larger runs no faster and falls out of the cache.
 _CHUNK_ROWS = 2048
 
@@ -171,10 +170,11 @@ def log_likelihood(
     start = time.monotonic()
     pair = as_pair(pair)
     rows = as_rows(data).with_dtype(pair.dtype)
-    report = check(pair, rows.take(slice(0, _MIN_ROWS)), proposes_outside=True)
-    check_observations(pair, rows)
+    report = check(pair, rows.take(slice(0, _PROBE_ROWS)), proposes_outside=True)
     layout = report.layout
     _check_local(layout)
+    check_observations(pair, rows, layout)
+    check_rows(pair, rows, layout)
     target = pair.device if device == "auto" else choose_device(device)
     num_rows, num_particles = _block_shape(
         num_samples, _latent_size(pair, rows.take(slice(0, 1), pair.device), layout), layout
@@ -232,42 +232,38 @@ def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
 
 
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:
-    """Rows and particles of a block of noise."""
-    rows = min(_MAX_ROWS, max(_MIN_ROWS, _BLOCK_WEIGHTS // num_samples)) if layout.vectorized else _MAX_ROWS
-    return rows, max(1, min(num_samples, _BLOCK_LATENTS // (rows * latent_size)))
+    """Rows and particles of a block of noise: all K particles of a few rows, so that a datum is encoded once."""
+    affordable = max(1, _BLOCK_SCALARS // latent_size)
+    if not layout.vectorized:
+        return layout.largest_batch(_MAX_ROWS), max(1, min(num_samples, affordable // _MAX_ROWS))
+    return layout.largest_batch(min(_MAX_ROWS, max(1, affordable // num_samples))), min(num_samples, affordable)
 
 
 def _in_chunks(
     pair: Pair, batch: Batch, proposal: Proposal, count: int, layout: Layout, memory: int
 ) -> tuple[Tensor, Tensor]:
     """log p(x given z) and log p(z), (K, N), on slices of the particles and, if need be, rows."""
-    if len(proposal.latents) > 1:
-        return evaluate_model(pair, batch, proposal.latents, layout, None)
-    rows, particles = _chunk_shape(pair, batch, proposal, count, layout, memory)
-    outer = count if count > 1 else None
+    rows, particles = _chunk_shape(pair, batch, proposal, layout, memory)
     columns = []
     for i in range(0, len(batch[0]), rows):
         part = tuple(a[i : i + rows] for a in batch)
         blocks = []
         for k in range(0, count, particles):
-            latents = proposal.slice(layout, slice(i, i + rows), slice(k, k + particles) if outer else None)
-            size = min(particles, count - k) if outer else None
-            blocks.append(evaluate_model(pair, part, [latents], layout, size))
+            latents = proposal.part(layout, slice(i, i + rows), slice(k, k + particles))
+            blocks.append(evaluate_model(pair, part, latents, layout, proposal.outer_size(min(particles, count - k))))
         columns.append(tuple(torch.cat(parts) for parts in zip(*blocks, strict=True)))
     log_lik, log_prior = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
     return log_lik, log_prior
 
 
-def _chunk_shape(
-    pair: Pair, batch: Batch, proposal: Proposal, count: int, layout: Layout, memory: int
-) -> tuple[int, int]:
+def _chunk_shape(pair: Pair, batch: Batch, proposal: Proposal, layout: Layout, memory: int) -> tuple[int, int]:
     """Rows and particles that one run of the model may handle within the memory."""
-    one = proposal.slice(layout, slice(0, 1), slice(0, 1) if count > 1 else None)
+    one = proposal.part(layout, slice(0, 1), slice(0, 1))
     with _Allocations() as allocations:
-        evaluate_model(pair, tuple(a[:1] for a in batch), [one], layout, 1 if count > 1 else None)
+        evaluate_model(pair, tuple(a[:1] for a in batch), one, layout, proposal.outer_size(1))
     affordable = max(1, min(_CHUNK_ROWS, memory // max(1, allocations.bytes)))
     rows = min(len(batch[0]), affordable)
-    return rows, max(1, affordable // rows)
+    return rows, max(1, affordable // rows) if proposal.outer else 1
 
 
 class _Allocations(TorchDispatchMode):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pair import Pair
+from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates, sum_to_data
 
@@ -27,16 +28,21 @@ class Proposal(NamedTuple):
     log_guide: Tensor
     """log q(z given x), (K, N), in nats."""
 
-    def slice(self, layout: Layout, rows: slice, particles: slice | None) -> dict[str, Tensor]:
-        """Latent values of some rows and particles; `particles` is None where there is no particle dimension."""
-        part = {}
-        for name, value in self.latents[0].items():
-            index = [slice(None)] * value.dim()
-            index[value.dim() - self.event_dims[name] + layout.data_dim] = rows
-            if particles is not None:
-                index[0] = particles
-            part[name] = value[tuple(index)]
-        return part
+    def part(self, layout: Layout, rows: slice, particles: slice) -> list[dict[str, Tensor]]:
+        """Latent values of some rows and particles, in the same form."""
+        chosen = self.latents if self.outer else self.latents[particles]
+        return [{name: self._of_site(name, value, layout, rows, particles) for name, value in d.items()} for d in chosen]
+
+    def outer_size(self, num_particles: int) -> int | None:
+        """Size of the plate that runs so many of the particles at once; None where they run one by one."""
+        return num_particles if self.outer else None
+
+    def _of_site(self, name: str, value: Tensor, layout: Layout, rows: slice, particles: slice) -> Tensor:
+        index = [slice(None)] * value.dim()
+        index[value.dim() - self.event_dims[name] + layout.data_dim] = rows
+        if self.outer:
+            index[0] = particles
+        return value[tuple(index)]
 
     def particles_first(self, layout: Layout) -> dict[str, Tensor]:
         """Latent values as (K, N, *rest), whatever the plates."""
@@ -80,5 +86,5 @@ def _inside(model: Tape, layout: Layout) -> Tensor:
     outside: Tensor | float = 0.0
     for name in layout.may_leave_support:
         site = model.sites[name]
-        outside = outside + sum_to_data((~site["fn"].support.check(site["value"])).float(), layout)
+        outside = outside + sum_to_data((~support_of(site["fn"]).check(site["value"])).float(), layout)
     return torch.as_tensor(outside) == 0

@@ -135,7 +135,7 @@ def fit(
     held_out = None if validation is None else validation_rows(pair, validation, settings)
     report = checked(pair, rows, settings)
     if held_out is not None:
-        check_observations(pair, held_out)
+        check_observations(pair, held_out, report.layout)
     directory = RunDirectory.create(run_dir, settings) if run_dir is not None else None
     pair.to(target)
     loop = Loop(

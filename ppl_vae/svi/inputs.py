@@ -47,7 +47,7 @@ def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
             batch = (torch.bernoulli(batch[0].cpu()), *batch[1:])
     summed = check_for_pyro(pair, batch) if isinstance(settings.objective, FromPyro) else None
     report = summed or check(pair, batch)
-    check_observations(pair, rows, skip=(0,) if settings.binarize else ())
+    check_observations(pair, rows, report.layout, skip=(0,) if settings.binarize else ())
     return report
 
 

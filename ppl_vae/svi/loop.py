@@ -147,7 +147,7 @@ class Loop:
         judge = self.settings.objective.judge()
         elbo = watched = 0.0
         with seeded(key(self.settings.seed, _VALIDATION), self.device), torch.no_grad(), frozen_modes(self.pair):
-            for _, batch in self.held_out.blocks(_VALIDATION_BLOCK, self.device):
+            for _, batch in self.held_out.blocks(self.layout.largest_batch(_VALIDATION_BLOCK), self.device):
                 values = judge.evaluate(self.pair, batch, self.layout, 1.0)
                 share = len(batch[0]) / len(self.held_out)
                 elbo += share * float(values.elbo)
