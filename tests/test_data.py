@@ -64,6 +64,13 @@ def test_the_split_loses_no_digit():
     assert sorted(rows) == sorted(load_digits().data.astype(int).tolist())
 
 
+def test_every_row_falls_into_one_part_of_a_split():
+    rest, second, third = data.split_rows(50, 5, 7)
+    assert [len(part) for part in (rest, second, third)] == [38, 5, 7]
+    assert sorted(np.concatenate([rest, second, third])) == list(range(50))
+    assert all((np.diff(part) > 0).all() for part in (rest, second, third))
+
+
 @pytest.mark.parametrize(
     ("name", "sizes", "expected"),
     [
@@ -119,7 +126,7 @@ def test_binarize_is_a_function_of_its_seed():
 def test_binarize_names_the_row_out_of_support(value):
     x = torch.full((5, 1, 2), 0.5)
     x[3, 0, 1] = value
-    with pytest.raises(DataError, match="row 3"):
+    with pytest.raises(DataError, match=f"row 3: .*found {value:g}: divide by"):
         data.binarize(x)
 
 

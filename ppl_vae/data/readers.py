@@ -16,7 +16,7 @@ import numpy as np
 from ppl_vae.arrays import as_rows
 from ppl_vae.errors import DataError
 
-__all__ = ["bounded_bytes", "check_archive", "load_array", "parse_idx"]
+__all__ = ["array_names", "bounded_bytes", "check_archive", "load_array", "parse_idx"]
 
 MAX_BYTES = 2**32
 _CHUNK = 2**20
@@ -53,6 +53,17 @@ def load_array(path: str | Path, key: str | None = None, max_bytes: int = MAX_BY
     return array
 
 
+def array_names(path: str | Path) -> list[str]:
+    """Names of the arrays in a `.npz` file, in their order.
+
+    Raises:
+        DataError: No such file, or not a zip.
+    """
+    path = existing(Path(path))
+    with as_data_error(path), zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
 def _load_npy(path: Path) -> np.ndarray:
     with path.open("rb") as stream:
         _check_header(stream, path.stat().st_size)
@@ -66,7 +77,7 @@ def _load_npz(path: Path, key: str | None, max_bytes: int) -> np.ndarray:
         if key is None and len(names) == 1:
             key = names[0]
         if key is None or key not in names:
-            raise DataError(f"expected key to be one of {sorted(names)}, found {key!r}")
+            raise DataError(f"expected the name of one of its arrays, {', '.join(names)}, found {key!r}: pass key")
         info = archive.infolist()[names.index(key)]
         with archive.open(info) as stream:
             _check_header(stream, info.file_size)

@@ -9,12 +9,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.data.origins import IDX, data_root, omniglot, read_idx
 from ppl_vae.errors import DataError
 from ppl_vae.rng import key
+from ppl_vae.supports import first_outside
 
-__all__ = ["Dataset", "Labels", "binarize", "load"]
+__all__ = ["ImageData", "Labels", "binarize", "load", "split_rows"]
 
 _SPLIT_SEED = 0
 _NUM_VALIDATION = {"digits": 180, "mnist": 5000, "fashion-mnist": 5000, "omniglot": 2000}
@@ -32,7 +34,7 @@ class Labels(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Dataset:
+class ImageData:
     """Grey images in [0, 1], flat, float32: 0 is background, 1 is full ink."""
 
     name: str
@@ -49,7 +51,7 @@ class Dataset:
     """Classes, by split."""
 
 
-def load(name: str, *, data_dir: str | Path | None = None, binarize: Literal["fixed"] | None = None) -> Dataset:
+def load(name: str, *, data_dir: str | Path | None = None, binarize: Literal["fixed"] | None = None) -> ImageData:
     """Load a data set with its fixed split into training, validation and test data.
 
     | name | images | training, validation, test | origin |
@@ -106,49 +108,62 @@ def binarize(x: Tensor, seed: int = 0) -> Tensor:
         >>> binarize(torch.tensor([[0.0, 1.0]]))
         tensor([[0., 1.]])
     """
-    inside = ((x >= 0) & (x <= 1)).reshape(len(x), -1).all(1)
-    if not inside.all():
-        row = int((~inside).nonzero()[0])
+    if (outside := first_outside(constraints.unit_interval, x)) is not None:
         raise DataError(
-            f"row {row}: expected probabilities in [0, 1] to draw binary data from, found values from "
-            f"{x[row].min().item():g} to {x[row].max().item():g}: divide by the largest grey level, drop NaN"
+            f"row {outside[0]}: expected probabilities in [0, 1] to draw binary data from, found {outside[1]:g}: "
+            f"divide by the largest grey level (255 for bytes), drop NaN"
         )
     # Not torch.bernoulli, whose stream depends on the build (MKL or not): these bits are part of a data set.
     return (torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < x).to(x.dtype)
 
 
-def _digits() -> Dataset:
+def split_rows(n: int, *sizes: int) -> tuple[np.ndarray, ...]:
+    """Split the rows 0..n-1 at random, always in the same way.
+
+    Args:
+        n: Number of rows.
+        sizes: Sizes of the parts after the first, which gets the rest.
+
+    Returns:
+        The rows of each part, in ascending order: the rest, then one array for each size.
+
+    Example:
+        >>> [part.tolist() for part in split_rows(6, 1, 2)]
+        [[0, 3, 4], [5], [1, 2]]
+    """
+    # The legacy generator: its stream is frozen by numpy's policy, so the split outlives versions.
+    order = np.random.RandomState(_SPLIT_SEED).permutation(n)
+    *parts, rest = np.split(order, np.cumsum(sizes))
+    return tuple(np.sort(part) for part in (rest, *parts))
+
+
+def _digits() -> ImageData:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    rest, test = _split(len(images), 360)
-    return _dataset("digits", (images[rest] / 16, labels[rest]), (images[test] / 16, labels[test]), 8)
+    rest, test = split_rows(len(images), 360)
+    return _image_data("digits", (images[rest] / 16, labels[rest]), (images[test] / 16, labels[test]), 8)
 
 
-def _idx(name: str, folder: Path) -> Dataset:
+def _idx(name: str, folder: Path) -> ImageData:
     images, labels, test_images, test_labels = (read_idx(folder, file, IDX[name]) for file in IDX[name].sha256)
-    return _dataset(name, (images, labels), (test_images, test_labels), 28)
+    return _image_data(name, (images, labels), (test_images, test_labels), 28)
 
 
-def _omniglot(folder: Path) -> Dataset:
+def _omniglot(folder: Path) -> ImageData:
     images, alphabet, character, test = omniglot(folder)
     labels = np.unique(np.stack([test, alphabet, character]), axis=1, return_inverse=True)[1]
-    return _dataset("omniglot", (images[~test], labels[~test]), (images[test], labels[test]), 28)
+    return _image_data("omniglot", (images[~test], labels[~test]), (images[test], labels[test]), 28)
 
 
-def _dataset(name: str, rest: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], side: int) -> Dataset:
+def _image_data(
+    name: str, rest: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], side: int
+) -> ImageData:
     x, labels = _tensors(*rest)
     test_x, test_labels = _tensors(*test)
-    train, validation = (torch.from_numpy(rows) for rows in _split(len(x), _NUM_VALIDATION[name]))
+    train, validation = (torch.from_numpy(rows) for rows in split_rows(len(x), _NUM_VALIDATION[name]))
     all_labels = Labels(labels[train], labels[validation], test_labels)
-    return Dataset(name, (1, side, side), x[train], x[validation], test_x, all_labels)
-
-
-def _split(n: int, num_second: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split the rows 0..n-1 at random into two parts, each in ascending order."""
-    # The legacy generator: its stream is frozen by numpy's policy, so the split outlives versions.
-    order = np.random.RandomState(_SPLIT_SEED).permutation(n)
-    return np.sort(order[num_second:]), np.sort(order[:num_second])
+    return ImageData(name, (1, side, side), x[train], x[validation], test_x, all_labels)
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -158,6 +173,6 @@ def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
     return x, torch.tensor(labels, dtype=torch.int64)
 
 
-def _binarized(data: Dataset) -> Dataset:
+def _binarized(data: ImageData) -> ImageData:
     train, validation, test = (binarize(x, key(0, i)) for i, x in enumerate([data.train, data.validation, data.test]))
     return replace(data, train=train, validation=validation, test=test)
