@@ -130,6 +130,24 @@ def test_binarize_names_the_row_out_of_support(value):
         data.binarize(x)
 
 
+def test_dequantised_levels_stay_in_their_share_of_the_interval():
+    x = data.load("digits").test
+    y = data.dequantize(x, 17, seed=3)
+    assert torch.equal((17 * y).floor(), 16 * x)
+    assert torch.equal(y, data.dequantize(x, 17, seed=3))
+    assert not torch.equal(y, data.dequantize(x, 17, seed=4))
+    assert_mean((17 * y - 16 * x).double().numpy(), 0.5, sigma=12**-0.5, effect=0.03)
+
+
+@pytest.mark.parametrize(
+    ("value", "levels", "message"),
+    [(2.0, 17, "row 1: expected grey levels in"), (0.5, 16, "row 1: .*is it 16"), (0.5, 1, "at least 2, found 1")],
+)
+def test_dequantisation_refuses_what_is_no_level(value, levels, message):
+    with pytest.raises(DataError, match=message):
+        data.dequantize(torch.tensor([[0.0], [value]]), levels)
+
+
 def test_dynamic_binarisation_is_left_to_fit():
     with pytest.raises(DataError, match="option of fit"):
         data.load("digits", binarize="dynamic")

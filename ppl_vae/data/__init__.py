@@ -1,6 +1,7 @@
 """Data sets with a fixed split and checked bytes, and bounded readers for arrays of one's own."""
 
+from ppl_vae.data.levels import binarize, dequantize
 from ppl_vae.data.readers import array_names, load_array
-from ppl_vae.data.sets import ImageData, Labels, binarize, load, split_rows
+from ppl_vae.data.sets import ImageData, Labels, load, split_rows
 
-__all__ = ["ImageData", "Labels", "array_names", "binarize", "load", "load_array", "split_rows"]
+__all__ = ["ImageData", "Labels", "array_names", "binarize", "dequantize", "load", "load_array", "split_rows"]

@@ -9,14 +9,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
+from ppl_vae.data import levels
 from ppl_vae.data.origins import IDX, data_root, omniglot, read_idx
 from ppl_vae.errors import DataError
 from ppl_vae.rng import key
-from ppl_vae.supports import first_outside
 
-__all__ = ["ImageData", "Labels", "binarize", "load", "split_rows"]
+__all__ = ["ImageData", "Labels", "load", "split_rows"]
 
 _SPLIT_SEED = 0
 _NUM_VALIDATION = {"digits": 180, "mnist": 5000, "fashion-mnist": 5000, "omniglot": 2000}
@@ -91,32 +90,6 @@ def load(name: str, *, data_dir: str | Path | None = None, binarize: Literal["fi
     return data if binarize is None else _binarized(data)
 
 
-def binarize(x: Tensor, seed: int = 0) -> Tensor:
-    """Draw each pixel once from Bernoulli(x): binary data of the shape and dtype of x.
-
-    Args:
-        x: Probabilities (N, *event) in [0, 1], on the CPU.
-        seed: Seed of this call; the global generators stay as they are.
-
-    Raises:
-        DataError: An entry is NaN or outside [0, 1]; the row is named.
-
-    Reference:
-        Salakhutdinov and Murray (2008), On the Quantitative Analysis of Deep Belief Networks.
-
-    Example:
-        >>> binarize(torch.tensor([[0.0, 1.0]]))
-        tensor([[0., 1.]])
-    """
-    if (outside := first_outside(constraints.unit_interval, x)) is not None:
-        raise DataError(
-            f"row {outside[0]}: expected probabilities in [0, 1] to draw binary data from, found {outside[1]:g}: "
-            f"divide by the largest grey level (255 for bytes), drop NaN"
-        )
-    # Not torch.bernoulli, whose stream depends on the build (MKL or not): these bits are part of a data set.
-    return (torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < x).to(x.dtype)
-
-
 def split_rows(n: int, *sizes: int) -> tuple[np.ndarray, ...]:
     """Split the rows 0..n-1 at random, always in the same way.
 
@@ -174,5 +147,6 @@ def _tensors(images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
 
 
 def _binarized(data: ImageData) -> ImageData:
-    train, validation, test = (binarize(x, key(0, i)) for i, x in enumerate([data.train, data.validation, data.test]))
+    parts = (data.train, data.validation, data.test)
+    train, validation, test = (levels.binarize(x, key(0, i)) for i, x in enumerate(parts))
     return replace(data, train=train, validation=validation, test=test)
