@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pyro.distributions import Delta
+from pyro.distributions import Categorical, Delta, OneHotCategorical
 from torch import Tensor
 from torch.distributions import (
     Distribution,
@@ -56,6 +56,18 @@ def _low_rank_to_diagonal(q: LowRankMultivariateNormal, p: Independent) -> Tenso
     capacitance = q._capacitance_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     log_det = capacitance + 0.5 * q._unbroadcasted_cov_diag.log().sum(-1)
     return _gaussian_kl(q.loc, q.variance, log_det, loc, scale)
+
+
+@register_kl(Categorical, Categorical)
+def _categorical(q: Categorical, p: Categorical) -> Tensor:
+    """sum_v q_v log(q_v / p_v) over the values that q can take: where it cannot, torch's own form has NaN gradients."""
+    possible = q.probs > 0
+    return (q.probs * torch.where(possible, q.logits - p.logits, 0.0)).sum(-1)
+
+
+@register_kl(OneHotCategorical, OneHotCategorical)
+def _one_hot(q: OneHotCategorical, p: OneHotCategorical) -> Tensor:
+    return _categorical(q._categorical, p._categorical)
 
 
 def _gaussian_kl(mean: Tensor, variance: Tensor, half_log_det: Tensor, loc: Tensor, scale: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.distributions import (
 )
 from torch.distributions import transforms as t
 
-__all__ = ["bounds", "covers", "excluded_values", "first_outside", "is_fixed", "support_name", "support_of"]
+__all__ = ["bounds", "covers", "excluded_values", "first_outside", "is_fixed", "support_name", "support_of", "support_of_data"]
 
 
 _TRANSFORMED = TransformedDistribution.support
@@ -74,6 +74,14 @@ def support_of(distribution: Any) -> constraints.Constraint:
         return distribution.support
     except NotImplementedError:
         return _Unstated(len(distribution.event_shape))
+
+
+def support_of_data(distribution: Any) -> constraints.Constraint:
+    """Where observed values may lie: the support, but for angles, which may be written with any number of turns."""
+    inner = distribution
+    while isinstance(inner, _WRAPPERS):
+        inner = inner.base_dist
+    return distribution.support if isinstance(inner, VonMises) else support_of(distribution)
 
 
 def bounds(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
@@ -176,12 +184,16 @@ def excluded_values(distribution: Any) -> Tensor | None:
 def support_name(support: constraints.Constraint) -> str:
     """A support in words, as in `real` or `interval(0, 1)`."""
     base = _base(support)
-    limits = {name: end for name, end in vars(base).items() if isinstance(end, Tensor) and end.numel() > 1}
     text = str(base)
-    if limits:
-        ranges = (f"{name}={end.min():.4g} to {end.max():.4g}" for name, end in limits.items())
-        text = f"{type(base).__name__}({', '.join(ranges)})".lstrip("_")
+    if any(isinstance(end, Tensor) and end.numel() > 1 for end in vars(base).values()):
+        ends = (f"{name}={_in_words(end)}" for name, end in vars(base).items())
+        text = f"{type(base).__name__}({', '.join(ends)})".lstrip("_")
     return text[0].lower() + text[1:].removesuffix("()")
+
+
+def _in_words(end: Any) -> str:
+    low, high = torch.as_tensor(end).aminmax()
+    return f"{float(low):.4g}" if low == high else f"{float(low):.4g} to {float(high):.4g}"
 
 
 def _given_probabilities(distribution: Any) -> Tensor | None:
@@ -248,11 +260,16 @@ def _flat(transforms: Sequence[t.Transform]) -> list[t.Transform]:
     return flat
 
 
+def _is_mixture_of_equals(support: constraints.Constraint) -> bool:
+    """Whether it is the support of a mixture whose components have one and the same."""
+    return isinstance(support, constraints.MixtureSameFamilyConstraint) and is_fixed(support.base_constraint)
+
+
 def _size(end: Tensor) -> Tensor:
     return torch.where(torch.isfinite(end), end.abs(), 0.0).clamp_min(1.0)
 
 
 def _base(support: constraints.Constraint) -> constraints.Constraint:
-    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+    while isinstance(support, constraints.independent) or _is_mixture_of_equals(support):
         support = support.base_constraint
     return support

@@ -245,7 +245,7 @@ def outer_plates(num_particles: int, layout: Layout) -> list[int | None]:
 def _constant_parameters(pair: Pair) -> Iterator[None]:
     """Context in which no parameter takes part in gradients, wherever the programs keep it, and no buffer moves."""
     trained = [p for p in pair.parameters() if p.requires_grad]
-    buffers = [(b, b.clone()) for b in pair.buffers()]
+    buffers = [(b, b._version, b.clone()) for b in pair.buffers()]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -256,8 +256,9 @@ def _constant_parameters(pair: Pair) -> Iterator[None]:
         for parameter in trained:
             parameter.requires_grad_(True)
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for buffer, version, before in buffers:
+                if buffer._version != version:  # autograd may hold one that did not move
+                    buffer.copy_(before)
 
 
 def is_rescaled(site: Site) -> bool:

@@ -6,7 +6,16 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions import transforms as t
 
-from ppl_vae.supports import bounds, covers, excluded_values, first_outside, is_fixed, support_name, support_of
+from ppl_vae.supports import (
+    bounds,
+    covers,
+    excluded_values,
+    first_outside,
+    is_fixed,
+    support_name,
+    support_of,
+    support_of_data,
+)
 
 PI = 3.141592653589793
 NORMAL = dist.Normal(0.0, 1.0)
@@ -59,7 +68,7 @@ def test_what_acts_on_whole_vectors_states_its_own():
 
 def test_a_distribution_that_states_no_support_excludes_nothing():
     class Silent(dist.TorchDistribution):
-        arg_constraints = {}
+        arg_constraints = {}  # noqa: RUF012
 
     support = support_of(Silent(torch.Size([4]), torch.Size([2])))
     assert bool(support.check(torch.full((4, 2), torch.inf)).all())
@@ -109,8 +118,13 @@ def test_the_row_is_found_wherever_the_rows_are():
     assert first_outside(support, value[:, :4]) is None
 
 
+def test_angles_are_observed_with_any_number_of_turns():
+    assert support_of_data(dist.VonMises(torch.zeros(3), 1.0).to_event(1)).check(torch.tensor([4.0, -9.0, 0.0]))
+    assert not support_of_data(dist.Beta(2.0, 2.0)).check(torch.tensor(4.0))
+
+
 def test_names_are_one_line():
     assert support_name(constraints.real) == "real"
     assert support_name(constraints.interval(torch.zeros(50), torch.arange(50.0))) == (
-        "interval(lower_bound=0 to 0, upper_bound=0 to 49)"
+        "interval(lower_bound=0, upper_bound=0 to 49)"
     )

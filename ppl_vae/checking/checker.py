@@ -31,7 +31,7 @@ from ppl_vae.checking.rules import (
 from ppl_vae.checking.sites import frame_of
 from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair, as_pair
-from ppl_vae.supports import is_fixed, support_of
+from ppl_vae.supports import is_fixed, support_of_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
 
 __all__ = ["check", "check_for_pyro", "check_observations", "check_rows"]
@@ -153,7 +153,7 @@ def check_observations(pair: Pair, rows: Rows, layout: Layout, skip: tuple[int, 
         tape = trace(pair, "model", first)
         observed = [s for s in tape.sites.values() if s["is_observed"]]
         sources = [_source(s, first) for s in observed]
-        if any(i is None or not is_fixed(support_of(s["fn"])) for s, i in zip(observed, sources, strict=True)):
+        if any(i is None or not is_fixed(support_of_data(s["fn"])) for s, i in zip(observed, sources, strict=True)):
             for start, batch in rows.blocks(block, device):
                 check_observed(trace(pair, "model", batch), start)
             return

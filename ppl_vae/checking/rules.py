@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_vae.checking.sites import distribution_name, frame_of, is_point
 from ppl_vae.errors import DataError, PairError
-from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of
+from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of, support_of_data
 from ppl_vae.tape import DATA, Layout, Site, Tape
 
 __all__ = [
@@ -171,7 +171,7 @@ def check_observed(model: Tape, start: int = 0) -> None:
 
 def check_inside(site: Site, value: Tensor, start: int) -> None:
     """`value`, whose first row is `start` of the data set, lies in the support of a site."""
-    support = support_of(site["fn"])
+    support = support_of_data(site["fn"])
     outside = first_outside(support, value, frame_of(site, DATA).dim)
     if outside is not None:
         row, found = outside

@@ -176,15 +176,14 @@ def log_likelihood(
     check_observations(pair, rows, layout)
     check_rows(pair, rows, layout)
     target = pair.device if device == "auto" else choose_device(device)
-    num_rows, num_particles = _block_shape(
-        num_samples, _latent_size(pair, rows.take(slice(0, 1), pair.device), layout), layout
-    )
     results: list[tuple[Summary, PosteriorDraws]] = []
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(on_device(pair, target))
         stack.enter_context(frozen_modes(pair))
         stack.enter_context(pyro.validation_enabled(False))
+        size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
+        num_rows, num_particles = _block_shape(num_samples, size, layout)
         bar = stack.enter_context(Progress("log-likelihood", len(rows), progress, "data"))
         for first, batch in rows.to(target).blocks(num_rows, target):
             stream = Stream(len(batch[0]), num_samples, first)
@@ -226,7 +225,7 @@ def _check_local(layout: Layout) -> None:
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
     """Number of scalars in the latent values of one datum."""
-    with seeded(0, pair.device), frozen_modes(pair), torch.no_grad():
+    with seeded(0, pair.device):
         latents = propose(pair, batch, 1, layout).latents[0]
     return max(1, sum(value.numel() for value in latents.values()))
 

@@ -31,7 +31,7 @@ class Proposal(NamedTuple):
     def part(self, layout: Layout, rows: slice, particles: slice) -> list[dict[str, Tensor]]:
         """Latent values of some rows and particles, in the same form."""
         chosen = self.latents if self.outer else self.latents[particles]
-        return [{name: self._of_site(name, value, layout, rows, particles) for name, value in d.items()} for d in chosen]
+        return [{n: self._of_site(n, value, layout, rows, particles) for n, value in d.items()} for d in chosen]
 
     def outer_size(self, num_particles: int) -> int | None:
         """Size of the plate that runs so many of the particles at once; None where they run one by one."""

@@ -64,7 +64,9 @@ def true_terms(terms: Terms, analytic: frozenset[str]) -> tuple[Tensor, Tensor, 
         plain = terms.unscaled()
         weights = plain.particle_weights
         distortion = -particle_mean(plain.log_lik, weights).mean()
-        rate = particle_mean(total(plain.kl(analytic)), weights).mean()
+        rate = particle_mean(
+            total(plain.kl(analytic)) if analytic else plain.log_guide - plain.log_prior, weights
+        ).mean()
         if plain.global_kl is not None:
             rate = rate + plain.global_kl.mean()
         return -distortion - rate, distortion, rate
@@ -75,7 +77,8 @@ def particle_mean(matrix: Tensor | float, weights: Tensor | None) -> Tensor:
     matrix = torch.as_tensor(matrix)
     if weights is None:
         return matrix.mean(0) if matrix.dim() else matrix
-    return torch.where(weights > 0, weights * matrix, 0.0).sum(0)
+    # Masked before it is multiplied: the gradient of 0 x (-inf) is NaN.
+    return (weights * torch.where(weights > 0, matrix, 0.0)).sum(0)
 
 
 def total(rates: dict[str, Tensor]) -> Tensor | float:

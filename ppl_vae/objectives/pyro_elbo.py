@@ -18,6 +18,15 @@ from ppl_vae.tape import Batch, Layout
 
 __all__ = ["FromPyro", "from_pyro", "scale_latents"]
 
+_REFUSED = {
+    "ReweightedWakeSleep": "its two losses need two optimisers; use IWAE(gradient='dreg')",
+    "EnergyDistance": "it is no bound on log p(x)",
+    "TraceTailAdaptive_ELBO": "its weights join all data of a batch; use Renyi(...)",
+    "JitTrace_ELBO": "its TorchScript keeps parameters as constants; use Trace_ELBO()",
+    "JitTraceMeanField_ELBO": "its TorchScript keeps parameters as constants; use TraceMeanField_ELBO()",
+    "JitTraceEnum_ELBO": "its TorchScript keeps parameters as constants; use TraceEnum_ELBO()",
+    "JitTraceGraph_ELBO": "its TorchScript keeps parameters as constants; use TraceGraph_ELBO()",
+}
 _PLAIN_ELBOS = (
     pyro.infer.Trace_ELBO,
     pyro.infer.TraceMeanField_ELBO,
@@ -62,13 +71,21 @@ class FromPyro:
 
 
 def from_pyro(elbo: Any) -> FromPyro:
-    """Lets any `pyro.infer` ELBO (Trace, TraceMeanField, TraceEnum, TraceGraph, Renyi, ...) train in `fit`.
+    """Lets any `pyro.infer` ELBO (Trace, TraceMeanField, TraceEnum, TraceGraph, TraceTMC, Renyi, ...) train in `fit`.
+
+    Raises:
+        ValueError: For what is not a bound with one loss: wake-sleep, energy distance, tail-adaptive, TorchScript.
 
     Example:
         >>> from pyro.infer import TraceEnum_ELBO
         >>> from_pyro(TraceEnum_ELBO(max_plate_nesting=1)).num_particles
         1
     """
+    for family in type(elbo).__mro__:
+        if (reason := _REFUSED.get(family.__name__)) is not None:
+            raise ValueError(f"from_pyro: {family.__name__} cannot train in fit: {reason}")
+    if not hasattr(elbo, "loss_and_grads"):
+        raise ValueError(f"from_pyro: expected an ELBO of pyro.infer such as Trace_ELBO(), found {elbo!r}")
     return FromPyro(elbo, int(getattr(elbo, "num_particles", 1)))
 
 
