@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pair import Pair
+from ppl_vae.reductions import sum_to_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, run_program
-from ppl_vae.terms import outer_plates, sum_to_data
+from ppl_vae.terms import outer_plates
 
 __all__ = ["explain_non_finite"]
 

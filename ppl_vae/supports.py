@@ -20,7 +20,16 @@ from torch.distributions import (
 )
 from torch.distributions import transforms as t
 
-__all__ = ["bounds", "covers", "excluded_values", "first_outside", "is_fixed", "support_name", "support_of", "support_of_data"]
+__all__ = [
+    "bounds",
+    "covers",
+    "excluded_values",
+    "first_outside",
+    "is_fixed",
+    "support_name",
+    "support_of",
+    "support_of_data",
+]
 
 
 _TRANSFORMED = TransformedDistribution.support
@@ -271,5 +280,5 @@ def _size(end: Tensor) -> Tensor:
 
 def _base(support: constraints.Constraint) -> constraints.Constraint:
     while isinstance(support, constraints.independent) or _is_mixture_of_equals(support):
-        support = support.base_constraint
+        support = vars(support)["base_constraint"]
     return support

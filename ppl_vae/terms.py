@@ -16,10 +16,11 @@ from torch import Tensor
 from ppl_vae.errors import PairError
 from ppl_vae.kl import analytic_kl
 from ppl_vae.pair import Pair
+from ppl_vae.reductions import is_local, nested_scale, scale_within_data, site_log_prob, sum_but, sum_to_data
 from ppl_vae.rng import current_state, restore_state
-from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
+from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 
-__all__ = ["Terms", "is_rescaled", "outer_plates", "run", "sum_to_data"]
+__all__ = ["Terms", "outer_plates", "run"]
 
 
 class Terms:
@@ -54,7 +55,7 @@ class Terms:
     @cached_property
     def log_lik(self) -> Tensor:
         """log p(x given z): observed sites of the model."""
-        return self._total(lambda guide, model: (s for s in model.sites.values() if s["is_observed"] and _is_local(s)))
+        return self._total(lambda guide, model: (s for s in model.sites.values() if s["is_observed"] and is_local(s)))
 
     @cached_property
     def log_prior(self) -> Tensor:
@@ -64,7 +65,7 @@ class Terms:
     @cached_property
     def log_guide(self) -> Tensor:
         """log q(z given x): local latent sites of the guide, auxiliary ones included."""
-        return self._total(lambda guide, model: (s for s in guide.sites.values() if _is_local(s)))
+        return self._total(lambda guide, model: (s for s in guide.sites.values() if is_local(s)))
 
     @property
     def log_weight(self) -> Tensor:
@@ -86,7 +87,7 @@ class Terms:
         if analytic in self._kl:
             return self._kl[analytic]
         names = self._layout.local_latents
-        extra = {s["name"] for s in self._runs[0][0].sites.values() if _is_local(s)} - set(names)
+        extra = {s["name"] for s in self._runs[0][0].sites.values() if is_local(s)} - set(names)
         per_site = {name: torch.cat([self._kl_site(g, m, name, analytic) for g, m in self._runs]) for name in names}
         for name in extra:
             per_site[name] = torch.cat([self._log_prob(g.sites[name]) for g, _ in self._runs])
@@ -104,7 +105,7 @@ class Terms:
     def global_score(self) -> Tensor | None:
         """log q of the global draws that carry no pathwise gradient, (K, 1), or None."""
         sites = self._runs[0][0].sites.values()
-        if all(_is_local(s) or s["fn"].has_rsample for s in sites):
+        if all(is_local(s) or s["fn"].has_rsample for s in sites):
             return None
         return self._global(lambda g, m: [(1, s) for s in g if not s["fn"].has_rsample]) * self.full_size
 
@@ -127,7 +128,7 @@ class Terms:
         for i, (guide, _) in enumerate(self._runs):
             of_run = weights if len(self._runs) == 1 else weights[i : i + 1]
             for site in guide.sites.values():
-                if site["value"].requires_grad and _is_local(site):
+                if site["value"].requires_grad and is_local(site):
                     factor = self._aligned(of_run, site["fn"].event_dim)
                     site["value"].register_hook(lambda gradient, factor=factor: gradient * factor)
 
@@ -143,7 +144,7 @@ class Terms:
 
     def _score(self, pathwise: bool) -> Tensor | None:
         def without_path(site: Site) -> bool:
-            drawn = _is_local(site) and site["name"] not in self._enumerated
+            drawn = is_local(site) and site["name"] not in self._enumerated
             return drawn and not (pathwise and site["fn"].has_rsample)
 
         if not any(without_path(s) for s in self._runs[0][0].sites.values()):
@@ -152,16 +153,16 @@ class Terms:
 
     def _log_q(self, choose: Callable[[Site], bool]) -> Tensor:
         chosen = [[s for s in guide.sites.values() if choose(s)] for guide, _ in self._runs]
-        return self._sum_sites([[self._reduce(s, _log_prob(s)) for s in sites] for sites in chosen])
+        return self._sum_sites([[self._reduce(s, site_log_prob(s)) for s in sites] for sites in chosen])
 
     def _global(self, choose: Callable[[list[Any], list[Any]], list[tuple[int, Site]]]) -> Tensor:
         rows = []
         for guide, model in self._runs:
-            of_guide, of_model = ([s for s in t.sites.values() if not _is_local(s)] for t in (guide, model))
+            of_guide, of_model = ([s for s in t.sites.values() if not is_local(s)] for t in (guide, model))
             total: Tensor | float = 0.0
             for sign, site in choose(of_guide, of_model):
-                log_prob = scale_and_mask(_log_prob(site), self._scale(site), site["mask"])
-                total = total + sign * _sum_but(log_prob, self._layout.particle_dim, None)
+                log_prob = scale_and_mask(site_log_prob(site), self._scale(site), site["mask"])
+                total = total + sign * sum_but(log_prob, self._layout.particle_dim, None)
             rows.append(torch.as_tensor(total).reshape(-1, 1))
         return torch.cat(rows) / self.full_size
 
@@ -173,10 +174,10 @@ class Terms:
         return self._reduce(q, scale_and_mask(closed, 1.0, q["mask"]), self._scale(q))
 
     def _log_prob(self, site: Site) -> Tensor:
-        return self._reduce(site, scale_and_mask(_log_prob(site), 1.0, site["mask"]), self._scale(site))
+        return self._reduce(site, scale_and_mask(site_log_prob(site), 1.0, site["mask"]), self._scale(site))
 
     def _scale(self, site: Site) -> Tensor | float:
-        return _scale_within_data(site) if self._scaled else _nested_scale(site)
+        return scale_within_data(site) if self._scaled else nested_scale(site)
 
     def _reduce(self, site: Site, log_prob: Tensor, scale: Tensor | float = 1.0) -> Tensor:
         if isinstance(scale, Tensor) or not math.isclose(scale, 1.0):
@@ -259,45 +260,3 @@ def _constant_parameters(pair: Pair) -> Iterator[None]:
             for buffer, version, before in buffers:
                 if buffer._version != version:  # autograd may hold one that did not move
                     buffer.copy_(before)
-
-
-def is_rescaled(site: Site) -> bool:
-    """Whether a site carries a scale that no plate put there."""
-    scale = _scale_within_data(site)
-    return isinstance(scale, Tensor) or not math.isclose(scale, _nested_scale(site))
-
-
-def sum_to_data(log_prob: Tensor, layout: Layout) -> Tensor:
-    """Sums every batch dimension but those of the particles and the data: (K, N)."""
-    return _sum_but(log_prob, layout.particle_dim, layout.data_dim)
-
-
-def _is_local(site: Site) -> bool:
-    return any(frame.name == DATA for frame in site["cond_indep_stack"])
-
-
-def _log_prob(site: Site) -> Tensor:
-    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-
-
-def _scale_within_data(site: Site) -> Tensor | float:
-    """The scale of a site without the factor (data set / batch) of the data plate."""
-    scale = site["scale"]
-    for frame in site["cond_indep_stack"]:
-        if frame.name == DATA and frame.size not in (-1, frame.full_size):
-            scale = scale * frame.size / frame.full_size
-    return scale
-
-
-def _nested_scale(site: Site) -> float:
-    """The scale that subsampled plates inside (or beside) the data plate put on a site."""
-    frames = (f for f in site["cond_indep_stack"] if f.name != DATA)
-    return math.prod(f.full_size / f.size for f in frames if f.size not in (-1, f.full_size))
-
-
-def _sum_but(log_prob: Tensor, particle_dim: int, data_dim: int | None) -> Tensor:
-    ndim = -particle_dim
-    if log_prob.dim() < ndim:
-        log_prob = log_prob.reshape((1,) * (ndim - log_prob.dim()) + log_prob.shape)
-    others = [d for d in range(particle_dim + 1, 0) if d != data_dim]
-    return log_prob.sum(others) if others else log_prob

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 
 FOUNDATION = {"errors", "kl", "supports", "rng", "arrays", "device", "progress", "history"}
 CORE = {
-    *("pair", "tape", "terms", "checking", "diagnosis", "weights"),
+    *("discovery", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
     *("schedules", "objectives", "rundir", "svi", "evaluation"),
 }
 ZOO = {"networks", "priors", "encoders", "decoders", "vae"}
@@ -28,11 +28,13 @@ MAY_IMPORT = {
     "device": {"errors"},
     "progress": {"errors"},
     "history": {"errors"},
-    "pair": FOUNDATION,
+    "discovery": FOUNDATION,
+    "pair": FOUNDATION | {"discovery"},
     "tape": FOUNDATION | {"pair"},
-    "terms": FOUNDATION | {"pair", "tape"},
-    "checking": FOUNDATION | {"pair", "tape", "terms"},
-    "diagnosis": FOUNDATION | {"pair", "tape", "terms"},
+    "reductions": FOUNDATION | {"tape"},
+    "terms": FOUNDATION | {"pair", "tape", "reductions"},
+    "checking": FOUNDATION | {"pair", "tape", "reductions", "terms"},
+    "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms"},
     "rundir": FOUNDATION | {"pair"},
     "weights": FOUNDATION,
     "schedules": FOUNDATION,

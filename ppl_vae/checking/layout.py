@@ -10,9 +10,9 @@ import torch
 
 from ppl_vae.checking.sites import frame_of, is_point
 from ppl_vae.kl import analytic_kl
+from ppl_vae.reductions import is_rescaled
 from ppl_vae.supports import covers, first_outside, support_of
 from ppl_vae.tape import DATA, Layout, Site, Tape
-from ppl_vae.terms import is_rescaled
 
 __all__ = ["find_layout", "stated_size"]
 

@@ -13,9 +13,10 @@ from ppl_vae.checking.rules import check_plates
 from ppl_vae.checking.sites import distribution_name, frame_of
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.pair import Pair, Program, frozen_modes
+from ppl_vae.reductions import sum_to_data
 from ppl_vae.rng import seeded
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
-from ppl_vae.terms import Terms, run, sum_to_data
+from ppl_vae.terms import Terms, run
 
 __all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "rows_are_mixed", "trace"]
 

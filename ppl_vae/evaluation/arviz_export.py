@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from ppl_vae.evaluation.likelihood import LogLikelihood
+    from ppl_vae.evaluation.result import LogLikelihood
 
 __all__ = ["to_arviz"]
 

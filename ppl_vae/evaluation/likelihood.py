@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,102 +16,23 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppl_vae.arrays import as_rows
 from ppl_vae.checking import check, check_observations, check_rows
 from ppl_vae.device import choose_device
-from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
+from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.pair import Pair, as_pair, frozen_modes, on_device
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
-from ppl_vae.weights import Stream, Summary, khat_threshold
+from ppl_vae.weights import Stream, Summary
 
-__all__ = ["LogLikelihood", "log_likelihood"]
+__all__ = ["log_likelihood"]
 
 # Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
 _PROBE_ROWS, _MAX_ROWS = 16, 256
 _BLOCK_SCALARS = 1 << 22
 # Rows that a decoder handles at once: larger runs no faster and falls out of the cache.
 _CHUNK_ROWS = 2048
-
-
-@dataclass(frozen=True)
-class LogLikelihood:
-    """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
-
-    value: np.ndarray
-    """log 1/K sum_k p(x, z_k) / q(z_k given x)."""
-    stderr: np.ndarray
-    """Monte Carlo standard error of `value` (delta method); see `trusted`."""
-    ess: np.ndarray
-    """Effective number of the K samples."""
-    khat: np.ndarray
-    """Pareto k-hat of the weights: -inf for equal weights (a perfect guide), +inf where it cannot be told."""
-    elbo: np.ndarray
-    """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
-    zero_weights: np.ndarray
-    """How many samples fell outside the model's support; they count in K with weight zero."""
-    num_samples: int
-    """K."""
-    seconds: float
-    """Wall time."""
-    posterior: Mapping[str, np.ndarray]
-    """Latent values resampled by their weights, name -> (draws, N, *event): approximate draws of p(z given x)."""
-    posterior_log_lik: np.ndarray
-    """log p(x given z) of those draws, (draws, N)."""
-
-    @property
-    def mean(self) -> float:
-        """Mean over data, in nats per datum."""
-        return float(self.value.mean())
-
-    @property
-    def mean_stderr(self) -> float:
-        """Monte Carlo standard error of `mean` on these data, in nats per datum."""
-        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
-
-    @property
-    def population_stderr(self) -> float:
-        """Standard error of `mean` as an estimate for new data: the spread over data, Monte Carlo error included."""
-        return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
-
-    @property
-    def trusted(self) -> np.ndarray:
-        """Whether value and error of a datum can be trusted: equal weights, or k-hat below `khat_threshold(K)`."""
-        return (self.khat == -np.inf) | (self.khat < khat_threshold(self.num_samples))
-
-    def bits_per_dimension(self, num_dimensions: int) -> float:
-        """-mean / (D log 2)."""
-        return -self.mean / (num_dimensions * math.log(2))
-
-    def to_arviz(self) -> Any:
-        """The result for ArviZ: an `InferenceData` under arviz 0.x, a `DataTree` under 1.x.
-
-        Groups: `posterior` (latents, dimensions chain, draw, datum), `log_likelihood` (log p(x given z) of those
-        draws) and `constant_data` (value, stderr, ess, khat per datum).
-        """
-        if not self.posterior:
-            raise EstimateError("to_arviz needs posterior draws, found none: evaluate with num_draws of at least 1")
-        from ppl_vae.evaluation.arviz_export import to_arviz
-
-        return to_arviz(self)
-
-    def __str__(self) -> str:
-        text = (
-            f"log p(x) = {self.mean:.3f} +- {self.mean_stderr:.3f} nats per datum "
-            f"({len(self.value)} data, K = {self.num_samples}, median ESS {np.median(self.ess):.0f})"
-        )
-        doubtful = int((~self.trusted).sum())
-        if doubtful and self.num_samples <= 10:
-            text += "; too few samples to tell how far to trust it"
-        elif doubtful:
-            limit = khat_threshold(self.num_samples)
-            text += (
-                f"; {doubtful} of {len(self.value)} data have k-hat above {limit:.2f}: do not trust their error nor "
-                "that of the mean, the estimate is too low rather than too high; take more samples or a better guide"
-            )
-        if zeros := int(self.zero_weights.sum()):
-            text += f"; {zeros} samples fell outside the model's support and count as zero"
-        return text
 
 
 def log_likelihood(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pair import Pair
+from ppl_vae.reductions import sum_to_data
 from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape, run_program
-from ppl_vae.terms import Terms, outer_plates, sum_to_data
+from ppl_vae.terms import Terms, outer_plates
 
 __all__ = ["Proposal", "evaluate_model", "propose"]
 

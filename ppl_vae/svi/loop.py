@@ -41,8 +41,21 @@ class Course(NamedTuple):
     """Whether patience ran out."""
 
 
+class Best(NamedTuple):
+    """The best state so far, as the held-out data judge it."""
+
+    bound: float
+    """Bound that is watched, in nats per datum."""
+    step: int
+    """Steps done."""
+    epoch: int
+    """Epochs done."""
+    state: list[Tensor]
+    """Copies of parameters and buffers."""
+
+
 class Loop:
-    """State of one fit; `step` is a function of tensors and the only thing in the hot path."""
+    """State of one fit."""
 
     def __init__(
         self,
@@ -65,7 +78,7 @@ class Loop:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.guard = Guard(self.optimizer, device)
         self.history = History()
-        self.best: tuple[float, int, list[Tensor]] | None = None
+        self.best: Best | None = None
 
     def run(self, progress: bool, directory: RunDirectory | None) -> Course:
         """Takes every step, keeps the history and leaves the best parameters in the pair."""
@@ -157,9 +170,8 @@ class Loop:
                 f"step {step}: the bound of the validation data is not finite: look for values there that training "
                 "data lack, or give scales a lower bound"
             )
-        if self.best is None or watched > self.best[0]:
-            self.best = (watched, step, [t.detach().clone() for t in self._state()])
-            self.best_epoch = len(self.history) + 1
+        if self.best is None or watched > self.best.bound:
+            self.best = Best(watched, step, len(self.history) + 1, [t.detach().clone() for t in self._state()])
         return elbo
 
     def _state(self) -> list[Tensor]:
@@ -169,13 +181,13 @@ class Loop:
         if self.best is None:
             return step
         with torch.no_grad():
-            for tensor, kept in zip(self._state(), self.best[2], strict=True):
+            for tensor, kept in zip(self._state(), self.best.state, strict=True):
                 tensor.copy_(kept)
-        return self.best[1]
+        return self.best.step
 
     def _out_of_patience(self, epoch: int) -> bool:
         patience = self.settings.patience
-        return patience is not None and self.best is not None and epoch - self.best_epoch >= patience
+        return patience is not None and self.best is not None and epoch - self.best.epoch >= patience
 
 
 def _make_optimizer(settings: FitSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -25,16 +25,27 @@ class FitSettings:
     """Everything that decides a fit besides pair and data; written into the run directory."""
 
     objective: Objective = ELBO()
+    """What is maximised."""
     epochs: int | None = None
+    """Passes over the data, at most."""
     steps: int | None = None
+    """Steps, at most."""
     batch_size: int = 128
+    """Rows a step."""
     learning_rate: float = 1e-3
+    """Of the optimiser."""
     optimizer: OptimizerFactory | None = None
+    """Called as `optimizer(parameters, lr=...)`; None is Adam."""
     schedule: Schedule | None = None
+    """Factor of the learning rate by step."""
     clip_norm: float | None = None
+    """Largest norm of the whole gradient."""
     binarize: Literal["dynamic", "fixed"] | None = None
+    """Whether the first array holds probabilities, and when binary data are drawn from them."""
     patience: int | None = None
+    """Epochs without a better validation after which the fit stops."""
     seed: int = 0
+    """Of the order of the data and of all noise."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):

@@ -1,0 +1,56 @@
+"""What one recorded site contributes: its log-probability, its scale, and its sum for each particle and datum."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ppl_vae.tape import DATA, Layout, Site
+
+__all__ = ["is_local", "is_rescaled", "nested_scale", "scale_within_data", "site_log_prob", "sum_but", "sum_to_data"]
+
+
+def is_local(site: Site) -> bool:
+    """Whether a site lies inside the data plate."""
+    return any(frame.name == DATA for frame in site["cond_indep_stack"])
+
+
+def site_log_prob(site: Site) -> Tensor:
+    """The log-density of a site at its value, as its distribution gives it."""
+    return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+
+
+def scale_within_data(site: Site) -> Tensor | float:
+    """The scale of a site without the factor (data set / batch) of the data plate."""
+    scale = site["scale"]
+    for frame in site["cond_indep_stack"]:
+        if frame.name == DATA and frame.size not in (-1, frame.full_size):
+            scale = scale * frame.size / frame.full_size
+    return scale
+
+
+def nested_scale(site: Site) -> float:
+    """The scale that subsampled plates inside (or beside) the data plate put on a site."""
+    frames = (f for f in site["cond_indep_stack"] if f.name != DATA)
+    return math.prod(f.full_size / f.size for f in frames if f.size not in (-1, f.full_size))
+
+
+def is_rescaled(site: Site) -> bool:
+    """Whether a site carries a scale that no plate put there."""
+    scale = scale_within_data(site)
+    return isinstance(scale, Tensor) or not math.isclose(scale, nested_scale(site))
+
+
+def sum_to_data(log_prob: Tensor, layout: Layout) -> Tensor:
+    """Sums every batch dimension but those of the particles and the data: (K, N)."""
+    return sum_but(log_prob, layout.particle_dim, layout.data_dim)
+
+
+def sum_but(log_prob: Tensor, particle_dim: int, data_dim: int | None) -> Tensor:
+    """Sums every batch dimension but those of the particles and, unless None, of the data."""
+    ndim = -particle_dim
+    if log_prob.dim() < ndim:
+        log_prob = log_prob.reshape((1,) * (ndim - log_prob.dim()) + log_prob.shape)
+    others = [d for d in range(particle_dim + 1, 0) if d != data_dim]
+    return log_prob.sum(others) if others else log_prob
