@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from statistical import assert_close, assert_mean
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.weights import Stream, khat_threshold, log_mean_exp, pareto_khat, tail_size
@@ -30,22 +31,22 @@ def test_summary_is_the_formula():
     w = log_weight.exp().numpy()
     got = summarise(log_weight)
     k = len(w)
-    np.testing.assert_allclose(got.value, np.log(w.mean(0)), rtol=1e-12)
-    np.testing.assert_allclose(got.ess, w.sum(0) ** 2 / (w**2).sum(0), rtol=1e-12)
-    np.testing.assert_allclose(got.stderr, w.std(0, ddof=1) / w.mean(0) / math.sqrt(k), rtol=1e-10)
-    np.testing.assert_allclose(got.elbo, log_weight.mean(0).numpy(), rtol=1e-12)
+    assert_close(got.value, np.log(w.mean(0)))
+    assert_close(got.ess, w.sum(0) ** 2 / (w**2).sum(0))
+    assert_close(got.stderr, w.std(0, ddof=1) / w.mean(0) / math.sqrt(k))
+    assert_close(got.elbo, log_weight.mean(0).numpy())
 
 
 @pytest.mark.parametrize("pieces", [2, 7, 300])
 def test_streaming_changes_nothing(pieces):
     whole, streamed = summarise(log_weights()), summarise(log_weights(), pieces)
     for a, b in zip(whole, streamed, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12)
+        assert_close(a, b)
 
 
 def test_values_far_below_zero_do_not_underflow():
     got = summarise(log_weights() - 5000.0)
-    np.testing.assert_allclose(got.value, summarise(log_weights()).value - 5000.0, rtol=1e-12)
+    assert_close(got.value, summarise(log_weights()).value - 5000.0)
 
 
 def test_khat_equals_arviz_on_a_thousand_tails():
@@ -61,15 +62,17 @@ def test_khat_equals_arviz_on_a_thousand_tails():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             judge = np.array([arviz.psislw(row.copy())[1] for row in rows])
-        np.testing.assert_allclose(pareto_khat(largest, k), judge, rtol=1e-12, atol=1e-12)
+        assert_close(pareto_khat(largest, k), judge, scale=1.0)
 
 
 @pytest.mark.parametrize("s", [0.45, 0.6, 0.8])
-def test_khat_of_a_narrow_gaussian_proposal_has_a_closed_form(s):
+def test_khat_of_a_narrow_gaussian_proposal_has_a_closed_form(s, generator):
     """S10b: a Gaussian proposal s times as wide as its target has weights with k = 1 - s^2; 8 repetitions of 10^5."""
-    z = s * torch.randn(100_000, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    z = s * torch.randn(100_000, 8, generator=generator, dtype=torch.float64)
     log_weight = -0.5 * z**2 + 0.5 * (z / s) ** 2
-    assert summarise(log_weight).khat.mean() == pytest.approx(1 - s**2, abs=0.1)
+    # The shape of a tail of M draws has standard error (1 + k) / sqrt(M).
+    sigma = (2 - s**2) / math.sqrt(tail_size(100_000))
+    assert_mean(summarise(log_weight).khat, 1 - s**2, sigma, effect=0.25)
 
 
 def test_equal_weights_are_the_best_case():
@@ -93,7 +96,7 @@ def test_zero_weights_count_in_k():
     log_weight = log_weights(k=100)
     log_weight[::2] = -torch.inf
     got = summarise(log_weight)
-    np.testing.assert_allclose(got.value, summarise(log_weight[1::2]).value - math.log(2), rtol=1e-12)
+    assert_close(got.value, summarise(log_weight[1::2]).value - math.log(2))
     assert (got.zero_weights == 50).all()
     assert (got.elbo == -np.inf).all()
 
@@ -125,4 +128,4 @@ def test_bounds_rise_with_k_on_the_same_draws():
     log_weight = 3 * log_weights(k=64, n=2000)
     bounds = [log_mean_exp(log_weight.reshape(-1, k, 2000), 1).mean(0) for k in (1, 2, 4, 8, 16, 32, 64)]
     for lower, upper in itertools.pairwise(bounds):
-        assert float((upper - lower).min()) >= -1e-12
+        assert bool((upper >= lower).all())
