@@ -18,7 +18,6 @@ NEIGHBOURING_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="torch device of the tests that take one (default: cpu)")
     parser.addoption("--vary-seed", action="store_true", help="draw a new base seed; it is printed in the header")
 
 
@@ -32,8 +31,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    device, data = config.getoption("--device"), os.environ.get("PPL_VAE_DATA", "none")
-    return f"base seed: {config.base_seed}, device: {device}, real data: {data}"
+    cuda = "yes" if torch.cuda.is_available() else "no"
+    return f"base seed: {config.base_seed}, CUDA: {cuda}, real data: {os.environ.get('PPL_VAE_DATA', 'none')}"
 
 
 class Isolation:
@@ -73,13 +72,13 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.fixture
+NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=NO_CUDA)])
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The device of --device; the test is skipped where the machine has none."""
-    device = torch.device(request.config.getoption("--device"))
-    if device.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("--device=cuda, but torch sees no CUDA device")
-    return device
+    """Every device in turn; CUDA is skipped where the machine has none."""
+    return torch.device(request.param)
 
 
 @pytest.fixture

@@ -1,0 +1,88 @@
+"""Means over an epoch and over held-out data, and the parameters that validation keeps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pairs import ModuleVAE, binary_rows, closure_pair, small_ppca
+from statistical import assert_close
+from torch import nn
+from training import fresh, state, train
+
+import ppl_vae as pv
+
+
+class ExactPPCA(nn.Module):
+    """PPCA with its posterior and one parameter that starts where it changes nothing: every weight is log p(x)."""
+
+    def __init__(self):
+        super().__init__()
+        self.ppca, self.shift = small_ppca(), nn.Parameter(torch.zeros(4))
+
+    def model(self, x):
+        self.ppca.model(x)
+
+    def guide(self, x):
+        self.ppca.guide(x + self.shift)
+
+
+@pytest.mark.usefixtures("float64")
+def test_means_of_an_epoch_and_of_held_out_data_are_means_over_rows():
+    """R2, to rounding: 5 rows in batches of 4, 700 held-out rows in blocks of 512."""
+    pair = ExactPPCA()
+    x, held_out = pair.ppca.sample(5, seed=1), pair.ppca.sample(700, seed=2)
+    result = train(pair, x, epochs=1, objective=pv.IWAE(2), validation=held_out, learning_rate=1e-14)
+    assert_close(result.history[0].elbo, pair.ppca.log_prob(x).mean())
+    assert_close(result.history[0].validation_elbo, pair.ppca.log_prob(held_out).mean())
+
+
+def test_validation_keeps_the_best_parameters_and_stops():
+    """Training on eight rows overfits; the parameters kept are those of the best epoch."""
+    torch.manual_seed(0)
+    x, held_out = binary_rows(8, seed=1), binary_rows(100, seed=2)
+    pair = fresh()
+    result = train(pair, x, validation=held_out, patience=5, epochs=500, learning_rate=3e-2)
+    best = int(np.argmax(result.history["validation_elbo"]))
+    assert result.stopped_early
+    assert len(result.history) == best + 1 + 5
+    assert result.best_step == result.history[best].step
+    again = fresh()
+    train(again, x, epochs=best + 1, learning_rate=3e-2)
+    assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), again.parameters(), strict=True))
+
+
+def test_the_best_buffers_are_kept_with_the_best_parameters():
+    """Running means of a batch norm: those of the best epoch, and none of a held-out row in them."""
+
+    def make():
+        module = ModuleVAE()
+        module.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+        return module
+
+    x, held_out = binary_rows(8, seed=1), binary_rows(100, seed=2)
+    pair, again = fresh(make=make), fresh(make=make)
+    result = train(pair, x, validation=held_out, epochs=60, learning_rate=3e-2)
+    best = int(np.argmax(result.history["validation_elbo"]))
+    assert best + 1 < 60
+    train(again, x, epochs=best + 1, learning_rate=3e-2)
+    assert all(torch.equal(value, state(again)[name]) for name, value in state(pair).items())
+
+
+def test_validating_does_not_change_the_training():
+    x = binary_rows(8)
+    plain, watched = (train(fresh(), x, epochs=4, **more).history["elbo"] for more in ({}, {"validation": x}))
+    assert (plain == watched).all()
+
+
+def test_held_out_data_have_noise_of_their_own_that_never_changes():
+    result = train(ModuleVAE(), torch.rand(8, 5), validation=torch.rand(20, 5), binarize="dynamic", learning_rate=1e-12)
+    first, second = result.history["validation_elbo"]
+    assert_close(first, second, torch.float32)
+    assert abs(result.history[0].elbo - result.history[1].elbo) > 1e-3
+
+
+def test_a_validation_that_is_not_finite_is_an_error():
+    x, held_out = torch.randn(8, 3), torch.full((2, 3), 3e38)
+    with pytest.raises(pv.EstimateError, match="validation data is not finite"):
+        train(closure_pair(), x, validation=held_out)

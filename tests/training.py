@@ -1,0 +1,22 @@
+"""Short fits for tests."""
+
+from __future__ import annotations
+
+from pairs import ModuleVAE
+
+import ppl_vae as pv
+from ppl_vae.pair import as_pair
+from ppl_vae.rng import seeded
+
+
+def state(pair):
+    return {name: value.detach().clone() for name, value in as_pair(pair).state_dict().items()}
+
+
+def fresh(seed=0, make=ModuleVAE):
+    with seeded(seed):
+        return make()
+
+
+def train(pair, x, **options):
+    return pv.fit(pair, x, **{"epochs": 2, "batch_size": 4, "progress": False, **options})
