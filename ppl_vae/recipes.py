@@ -8,14 +8,17 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_vae import decoders, encoders, priors
 from ppl_vae.errors import DataError
+from ppl_vae.supports import first_outside
 from ppl_vae.vae import VAE
 
-__all__ = ["RECIPES", "Recipe", "bernoulli_vae", "gaussian_vae"]
+__all__ = ["RECIPES", "Recipe", "bernoulli_vae", "gaussian_vae", "scaled_vae"]
 
 _MIN_SCALE = 1e-3
+_SMALLEST_SHARE = 0.01
 
 
 class Recipe(NamedTuple):
@@ -42,12 +45,10 @@ def bernoulli_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200,
         >>> bernoulli_vae(torch.zeros(5, 64), latent_dim=2, hidden=[8]).sample(3).shape
         torch.Size([3, 64])
     """
-    outside = ((x < 0) | (x > 1)).flatten(1).any(1)
-    if outside.any():
-        row = int(outside.nonzero()[0])
+    if (outside := first_outside(constraints.unit_interval, x)) is not None:
         raise DataError(
-            f"row {row}: the recipe vae expects binary data or grey levels in [0, 1], found {x[row].min():g} to "
-            f"{x[row].max():g}: divide by the largest grey level, or take the recipe gaussian-vae for continuous data"
+            f"row {outside[0]}: the recipe vae expects binary data or grey levels in [0, 1], found {outside[1]:g}: "
+            "divide by the largest grey level (255 for bytes), or take the recipe gaussian-vae for continuous data"
         )
     shape, size = x.shape[1:], x[0].numel()
     decoder = decoders.Bernoulli.mlp(latent_dim, hidden[::-1], shape)
@@ -80,6 +81,31 @@ def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 
     return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal.mlp(size, hidden, latent_dim))
 
 
+def scaled_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
+    """Make the VAE of continuous data with a scale for each entry, p(x given z) = N(x; f(z), diag s(z)^2).
+
+    No scale falls below a hundredth of the standard deviation of all of x: an entry that never changes would have an
+    unbounded density.
+
+    Args:
+        x: Training data (N, *event). Integer levels have no density: dequantise them first.
+        latent_dim: Dimension of z.
+        hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
+
+    Example:
+        >>> scaled_vae(torch.randn(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
+        torch.Size([2, 3])
+    """
+    shape, size = x.shape[1:], x[0].numel()
+    floor = _SMALLEST_SHARE * float(x.std().clamp_min(_MIN_SCALE))
+    decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], shape, scale="per_latent", min_scale=floor)
+    return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal.mlp(size, hidden, latent_dim))
+
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {"vae": Recipe(bernoulli_vae, binary=True), "gaussian-vae": Recipe(gaussian_vae, binary=False)}
+    {
+        "vae": Recipe(bernoulli_vae, binary=True),
+        "gaussian-vae": Recipe(gaussian_vae, binary=False),
+        "scaled-vae": Recipe(scaled_vae, binary=False),
+    }
 )

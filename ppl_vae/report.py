@@ -17,6 +17,10 @@ __all__ = ["ModelRow", "bits_per_dimension", "to_json", "to_markdown", "to_table
 
 ABSENT = "–"
 UNIT = "nats per datum, higher is better"
+LEGEND = (
+    "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7); their estimate is rather too low, and ± "
+    "does not cover that. ≥: most data are untrusted; the number is a lower bound in mean, and has no ±."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +37,19 @@ class ModelRow:
     """Mean log p(x), exact or importance-sampled, nats per datum."""
     log_likelihood_stderr: float | None = None
     """Monte Carlo standard error of `log_likelihood`, nats per datum; `None` if it is exact."""
+    num_samples: int | None = None
+    """K, importance samples for each datum."""
     ess: float | None = None
     """Median effective sample size of the importance weights of a datum."""
-    share_khat: float | None = None
-    """Share of the data with a Pareto k-hat above 0.7, whose estimate is unreliable; in [0, 1]."""
+    share_untrusted: float | None = None
+    """Share of the data whose Pareto k-hat is above the threshold for K, `weights.khat_threshold`; in [0, 1]."""
     seconds: float | None = None
     """Wall time of training, seconds."""
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether most data are untrusted: the estimate is then rather too low, by more than its error tells."""
+        return self.log_likelihood_stderr is not None and (self.share_untrusted or 0.0) > 0.5
 
 
 def bits_per_dimension(log_likelihood: float, event_size: int) -> float:
@@ -76,7 +87,9 @@ def to_table(rows: Iterable[ModelRow], event_size: int | None = None, title: str
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    rows = list(rows)
     table = Table(title=f"{title} ({UNIT})", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
+    table.caption, table.caption_justify = _legend(rows), "left"
     for heading in _headings(event_size):
         is_name = heading == "model"
         table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
@@ -95,13 +108,15 @@ def to_markdown(rows: Iterable[ModelRow], event_size: int | None = None, title: 
 
     Example:
         >>> print(to_markdown([ModelRow(model="GMM", num_parameters=9, log_likelihood=-2.5)]).splitlines()[-1])
-        | GMM | 9 | – | -2.50 exact | – | – | – |
+        | GMM | 9 | – | -2.50 exact | – | – | – | – |
     """
+    rows = list(rows)
     headings = _headings(event_size)
     lines = [headings, ["---" if heading == "model" else "---:" for heading in headings]]
     lines += [[cell.replace("|", "\\|") for cell in _cells(row, event_size)] for row in rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"**{title}** ({UNIT})\n\n{table}\n"
+    legend = _legend(rows)
+    return f"**{title}** ({UNIT})\n\n{table}\n" + (f"\n{legend}\n" if legend else "")
 
 
 def to_json(rows: Iterable[ModelRow], event_size: int | None = None) -> str:
@@ -118,7 +133,7 @@ def to_json(rows: Iterable[ModelRow], event_size: int | None = None) -> str:
     """
     records: list[dict[str, Any]] = []
     for row in rows:
-        record = asdict(row)
+        record = asdict(row) | {"is_lower_bound": row.is_lower_bound}
         if event_size is not None:
             ll = row.log_likelihood
             record["bits_per_dimension"] = None if ll is None else bits_per_dimension(ll, event_size)
@@ -128,7 +143,7 @@ def to_json(rows: Iterable[ModelRow], event_size: int | None = None) -> str:
 
 def _headings(event_size: int | None) -> Sequence[str]:
     bits = [] if event_size is None else ["bits/dim"]
-    return ["model", "parameters", "ELBO", "log p(x)", *bits, "ESS", "k-hat > 0.7", "seconds"]
+    return ["model", "parameters", "ELBO", "log p(x)", *bits, "K", "ESS", "untrusted", "seconds"]
 
 
 def _cells(row: ModelRow, event_size: int | None) -> list[str]:
@@ -138,18 +153,26 @@ def _cells(row: ModelRow, event_size: int | None) -> list[str]:
         row.model,
         f"{row.num_parameters:,}",
         _text(row.elbo, ".2f"),
-        ABSENT if ll is None else _estimate(ll, row.log_likelihood_stderr),
+        ABSENT if ll is None else _estimate(ll, row.log_likelihood_stderr, row.is_lower_bound),
         *bits,
+        _text(row.num_samples, ",d"),
         _text(row.ess, ",.0f"),
-        _text(row.share_khat, ".1%"),
+        _text(row.share_untrusted, ".1%"),
         _text(row.seconds, ".1f"),
     ]
 
 
-def _estimate(value: float, stderr: float | None) -> str:
+def _legend(rows: Sequence[ModelRow]) -> str:
+    """What the reader of the table must know of its estimates; empty if all rows are exact."""
+    return LEGEND if any(row.share_untrusted is not None for row in rows) else ""
+
+
+def _estimate(value: float, stderr: float | None, is_lower_bound: bool) -> str:
     """An estimate and its error to two digits of the error, never fewer than two decimals."""
     if stderr is None:
         return f"{value:.2f} exact"
+    if is_lower_bound:
+        return f"≥ {value:.2f}"
     decimals = max(2, 1 - math.floor(math.log10(stderr))) if 0.0 < stderr < 1.0 else 2
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
 

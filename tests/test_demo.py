@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from sklearn.naive_bayes import BernoulliNB
+from typer.testing import CliRunner
 
 from ppl_vae import data
+from ppl_vae.cli import app
 from ppl_vae.demo import DemoSettings, run_demo
-from ppl_vae.demo.run import _dequantized, _independent_pixels, _make_empty, _one_thread
+from ppl_vae.demo.run import _independent_pixels, _make_empty, _one_thread
 from ppl_vae.errors import PplVaeError
 
+RUNS = ("vae-elbo", "vae-iwae", "vae-one-scale", "vae-scales-s-z")
 TINY = DemoSettings(epochs=1, num_samples=20, num_test=40, num_components=(2, 3))
 
 
@@ -25,26 +30,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def call(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 def rows(folder: Path) -> dict[str, list[str]]:
     lines = (folder / "tables.md").read_text(encoding="utf-8").splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return {row[0]: row[1:] for row in cells if row[0] not in ("model", "---")}
 
 
-def test_it_leaves_tables_figures_and_a_sheet(folder: Path):
+def test_it_leaves_tables_figures_and_two_sheets(folder: Path):
     names = {path.name for path in folder.iterdir()}
-    assert names >= {"demo.json", "tables.md", "figures", "contact-sheet.png", "vae-elbo", "vae-iwae", "vae-one-scale"}
-    assert len(list((folder / "figures").iterdir())) == 16
-    assert (folder / "contact-sheet.png").read_bytes().startswith(b"\x89PNG")
+    assert names == {"demo.json", "tables.md", "figures", "binary-digits.png", "grey-digits.png", *RUNS}
+    assert [len(list((folder / "figures" / part).iterdir())) for part in ("binary-digits", "grey-digits")] == [7, 9]
+    for part in ("binary-digits", "grey-digits"):
+        width, height = struct.unpack_from(">II", (folder / f"{part}.png").read_bytes(), 16)
+        assert 1.2 < width / height < 2.2
+
+
+def test_its_runs_can_be_evaluated_sampled_and_compared(folder: Path, tmp_path: Path):
+    for name in RUNS:
+        before = json.loads((folder / name / "evaluation.json").read_text())
+        root = shutil.copytree(folder / name, tmp_path / name)
+        call("evaluate", root, "--num-samples", "20", "--limit", "40")
+        again = json.loads((root / "evaluation.json").read_text())
+        assert again["data_sha256"] == before["data_sha256"]
+        assert again["mean"] == pytest.approx(before["mean"], rel=1e-6)
+    call("sample", folder / "vae-one-scale", "--out", tmp_path / "samples.png")
+    result = json.loads(call("compare", folder / "vae-elbo", folder / "vae-iwae", "--format", "json"))
+    assert {row["model"] for row in result["rows"]} == {"vae-elbo", "vae-iwae"}
 
 
 def test_exact_models_say_so_and_have_every_sample_effective(folder: Path):
     table = rows(folder)
     for name in ("mixture of 2", "mixture of 3", "PPCA"):
-        _, elbo, log_likelihood, ess, doubtful, _ = table[name]
+        _, elbo, log_likelihood, num_samples, ess, untrusted, _ = table[name]
         assert log_likelihood == f"{elbo} exact"
-        assert (ess, doubtful) == ("20", "0.0%")
-    assert "±" in table["VAE, ELBO"][2]
+        assert (num_samples, ess, untrusted) == ("20", "20", "0.0%")
+    assert "≥" in table["VAE, ELBO"][2]  # 20 samples cannot tell
 
 
 def test_each_table_says_which_data_and_unit(folder: Path):
@@ -86,10 +112,3 @@ def test_independent_pixels_agree_with_naive_bayes_of_one_class():
     row = _independent_pixels(binary.train, binary.test)
     assert row.log_likelihood == pytest.approx(expected, rel=1e-10)
     assert row.log_likelihood_stderr is None
-
-
-def test_dequantized_levels_stay_in_their_share_of_the_interval():
-    x = data.load("digits").test
-    y = _dequantized(x, seed=3)
-    assert torch.equal((17 * y).floor(), 16 * x)
-    assert torch.equal(y, _dequantized(x, seed=3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -133,6 +134,14 @@ def test_histogram_counts_every_datum_and_marks_the_doubtful():
     assert "mean −20.00 nats" in legend
 
 
+def test_histogram_trusts_below_the_limit_of_its_number_of_samples():
+    khat = np.array([-np.inf, 0.1, 0.55, 0.65, 0.8])
+    for limit, trusted in ((0.7, 4), (0.6, 3), (-np.inf, 1)):
+        axes = figures.log_likelihood_histogram(np.linspace(-3, -1, 5), khat, khat_limit=limit).axes[0]
+        assert sum(bar.get_height() for bar in axes.containers[0]) == trusted
+    assert "K is too small" in axes.get_legend_handles_labels()[1][1] + axes.get_legend_handles_labels()[1][0]
+
+
 def test_histogram_of_an_exact_model_says_so():
     _, legend = figures.log_likelihood_histogram(np.linspace(-3, -1, 50)).axes[0].get_legend_handles_labels()
     assert "exact" in legend
@@ -169,10 +178,25 @@ def test_contact_sheet_keeps_proportions_and_order():
     for axes, box in zip(page.axes, boxes, strict=True):
         pixels = axes.get_images()[0].get_array().shape
         assert box.width * width / (box.height * height) == pytest.approx(pixels[1] / pixels[0], rel=1e-6)
+        assert 0 <= box.x0 <= box.x1 <= 1
+        assert 0 <= box.y0 <= box.y1 <= 1
     assert [axes.get_title(loc="left") for axes in page.axes] == ["a", "b", "c"]
-    assert boxes[0].y0 > boxes[1].y1
-    assert boxes[1].y0 == boxes[2].y0
-    assert boxes[1].x1 < boxes[2].x0
+    assert all(after.x0 > before.x1 or after.y1 < before.y0 for before, after in pairwise(boxes))
+
+
+@pytest.mark.parametrize("count", [6, 12, 24])
+def test_contact_sheet_has_the_shape_of_a_screen(count: int):
+    grid = figures.image_grid(np.zeros((40, 8, 8)), columns=10)
+    curves = figures.learning_curves(history())
+    pictures = {str(i): curves if i % 4 == 0 else grid for i in range(count)}
+    width, height = figures.contact_sheet(pictures, "Title", "A note.").get_size_inches()
+    assert 1.2 < width / height < 2.2
+
+
+def test_contact_sheet_shows_title_and_note():
+    page = figures.contact_sheet({"a": figures.image_grid(np.zeros((4, 8, 8)))}, "Digits", "Draws are noisy.")
+    assert page.get_suptitle() == "Digits"
+    assert [text.get_text() for text in page.texts if text.get_text() != "Digits"] == ["Draws are noisy."]
 
 
 def test_contact_sheet_refuses_nothing():

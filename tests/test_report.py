@@ -18,8 +18,9 @@ VAE = ModelRow(
     elbo=-24.061,
     log_likelihood=-22.3111,
     log_likelihood_stderr=0.0123,
+    num_samples=5000,
     ess=812.4,
-    share_khat=0.034,
+    share_untrusted=0.034,
     seconds=7.25,
 )
 GMM = ModelRow(model="GMM | EM", num_parameters=99, log_likelihood=-23.0, seconds=0.4)
@@ -34,7 +35,7 @@ def rendered(rows: list[ModelRow], event_size: int | None = None) -> str:
 @pytest.mark.parametrize("text", [rendered([VAE, GMM], 64), to_markdown([VAE, GMM], 64)], ids=["terminal", "markdown"])
 def test_table_shows_numbers_with_their_error_and_unit(text: str):
     assert "nats per datum" in text
-    for cell in ("12,345", "-24.06", "-22.311 ± 0.012", "812", "3.4%", "7.2", "-23.00 exact", "–"):
+    for cell in ("12,345", "-24.06", "-22.311 ± 0.012", "5,000", "812", "3.4%", "7.2", "-23.00 exact", "–"):
         assert cell in text, cell
     assert f"{bits_per_dimension(-23.0, 64):.3f}" in text
 
@@ -46,7 +47,7 @@ def test_a_bits_column_appears_only_with_an_event_size():
 
 @pytest.mark.parametrize("event_size", [None, 64])
 def test_markdown_rows_have_one_cell_per_heading(event_size: int | None):
-    lines = [line.replace("\\|", "") for line in to_markdown([VAE, GMM], event_size).splitlines()[2:]]
+    lines = [line.replace("\\|", "") for line in to_markdown([VAE, GMM], event_size).splitlines() if line[:1] == "|"]
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
 
@@ -66,6 +67,26 @@ def test_markdown_rows_have_one_cell_per_heading(event_size: int | None):
 def test_error_decides_the_decimals(stderr: float | None, cell: str):
     row = ModelRow(model="m", num_parameters=1, log_likelihood=-22.3111, log_likelihood_stderr=stderr)
     assert f"| {cell} |" in to_markdown([row])
+
+
+@pytest.mark.parametrize(
+    ("share", "stderr", "cell"),
+    [(0.5, 0.02, "-22.311 ± 0.020"), (0.51, 0.02, "≥ -22.31"), (1.0, None, "-22.31 exact")],
+)
+def test_an_estimate_that_most_data_do_not_bear_is_a_lower_bound_without_error(
+    share: float, stderr: float | None, cell: str
+):
+    row = ModelRow(
+        model="m", num_parameters=1, log_likelihood=-22.3111, log_likelihood_stderr=stderr, share_untrusted=share
+    )
+    assert f"| {cell} |" in to_markdown([row])
+    assert json.loads(to_json([row]))["rows"][0]["is_lower_bound"] == cell.startswith("≥")
+
+
+@pytest.mark.parametrize("render", [rendered, to_markdown], ids=["terminal", "markdown"])
+def test_a_table_with_estimates_explains_its_marks(render):
+    assert "k-hat above min(1 - 1/log10 K, 0.7)" in " ".join(render([VAE, GMM]).split())
+    assert "k-hat" not in render([GMM])
 
 
 def test_json_keeps_every_digit_and_none():

@@ -1,5 +1,34 @@
 """The command `ppl-vae`."""
 
-from ppl_vae.cli.main import app
+from __future__ import annotations
 
-__all__ = ["app"]
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppl_vae.cli.main import app
+
+__all__ = ["app", "run"]
+
+_INTERRUPTED = 130
+
+
+def run() -> None:
+    """Run the command line; Ctrl-C ends it quietly even while its libraries are imported."""
+    try:
+        from ppl_vae.cli.main import app
+
+        app()
+    except KeyboardInterrupt:
+        sys.stderr.write("ppl-vae: interrupted\n")
+        sys.exit(_INTERRUPTED)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name != "app":
+            raise AttributeError(f"module 'ppl_vae.cli' has no attribute {name!r}")
+        from ppl_vae.cli.main import app
+
+        return app

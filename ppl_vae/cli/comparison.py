@@ -11,8 +11,8 @@ import numpy as np
 import typer
 
 from ppl_vae import report
-from ppl_vae.cli.record import Evaluation, RunRecord, read_evaluation, read_run
 from ppl_vae.data import load_array
+from ppl_vae.rundir import Evaluation, RunRecord, read_evaluation, read_run
 
 __all__ = ["compare"]
 
@@ -23,17 +23,24 @@ class _Run:
     record: RunRecord
     evaluation: Evaluation
 
+    @property
+    def name(self) -> str:
+        """The name of its directory, and what became of the training unless it finished."""
+        status = self.record.status
+        return self.root.name if status == "finished" else f"{self.root.name} ({status})"
+
     def row(self) -> report.ModelRow:
         """The run as a row of the table."""
         e = self.evaluation
         return report.ModelRow(
-            model=self.root.name,
+            model=self.name,
             num_parameters=self.record.num_parameters,
             elbo=e.elbo,
             log_likelihood=e.mean,
             log_likelihood_stderr=e.mean_stderr,
+            num_samples=e.num_samples,
             ess=e.ess,
-            share_khat=e.share_khat,
+            share_untrusted=e.share_untrusted,
             seconds=self.record.seconds,
         )
 
@@ -64,13 +71,18 @@ def _print(group: Sequence[_Run], form: Literal["table", "markdown", "json"]) ->
         # Without bits per dimension, for the names of the runs need the width.
         Console().print(report.to_table(rows, title=title))
     for run in group[1:]:
-        typer.echo(_difference(group[0].root, run.root))
+        typer.echo(_difference(group[0], run))
 
 
-def _difference(best: Path, other: Path) -> str:
+def _difference(best: _Run, other: _Run) -> str:
     """The difference of two runs, datum by datum: its error is far smaller than that of either mean."""
-    gain = load_array(best / "evaluation.npz", "value") - load_array(other / "evaluation.npz", "value")
+    gain, rest = (load_array(run.root / "evaluation.npz", "value") for run in (best, other))
+    gain = gain - rest
     stderr = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-    return (
-        f"{best.name} - {other.name} = {gain.mean():.3f} ± {stderr:.3f} nats per datum (standard error over the data)"
+    text = (
+        f"{best.root.name} - {other.root.name} = {gain.mean():.3f} ± {stderr:.3f} nats per datum "
+        "(standard error over the data)"
     )
+    if bounds := [run.root.name for run in (best, other) if run.row().is_lower_bound]:
+        text += f"; {' and '.join(bounds)}: a lower bound, so the true difference may be another one"
+    return text

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,118 +12,129 @@ from torch import Tensor
 from ppl_vae import data
 from ppl_vae.errors import DataError
 from ppl_vae.rng import key
+from ppl_vae.rundir import DataSpec
 
-__all__ = ["Binarization", "DataSpec", "Splits", "fingerprint", "load_splits"]
+__all__ = ["Batch", "Splits", "load_splits", "random_rows"]
 
-Binarization = Literal["dynamic", "fixed", "none"]
+Batch = tuple[Tensor, ...]
 
-_SPLIT_SEED = 0
 _HELD_OUT = 10  # one row in ten for validation, one for test
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """Which data, as the user named them."""
-
-    name: str
-    """A data set of `ppl_vae.data.load`, or a `.npy` or `.npz` file."""
-    binarize: Binarization
-    """What becomes of grey levels: training draws them anew in each step, or once, or takes them as they are."""
-    data_dir: str | None = None
-    """Folder of the data sets."""
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the name is that of a file."""
-        return Path(self.name).suffix != ""
+_PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Data of a run; test data are binary whenever the training is."""
+    """Data of a run, each part the arguments of the programs; test data are binary whenever the training is."""
 
     title: str
     """Name of the data and what was made of them, for headings."""
-    train: Tensor
-    """Training data (N, *event); probabilities where binarisation is dynamic."""
-    validation: Tensor
-    """Validation data (N, *event); probabilities where binarisation is dynamic."""
-    test: Tensor
-    """Test data (N, *event)."""
+    train: Batch
+    """Training data, arrays (N, *event); probabilities where binarisation is dynamic."""
+    validation: Batch
+    """Validation data; probabilities where binarisation is dynamic."""
+    test: Batch
+    """Test data."""
     image_shape: tuple[int, int, int] | None
     """Channels, height and width of a datum that is an image."""
 
     @property
     def event_size(self) -> int:
-        """Number of entries of a datum."""
-        return self.test[0].numel()
+        """Number of entries of a datum, in the first array."""
+        return self.test[0][0].numel()
 
 
 def load_splits(spec: DataSpec) -> Splits:
-    """Load and split the data; binary data are drawn by seeds that belong to the data, whatever the run's.
+    """Load and split the data; what is drawn from them has seeds that belong to the data, whatever the run's.
 
-    A file with one array is split at random, by a fixed seed, into 80 % training, 10 % validation and 10 % test; a
-    `.npz` with the arrays `train`, `validation` and `test` is taken as it is.
+    A file is split at random, always in the same way, into 80 % training, 10 % validation and 10 % test; a `.npz`
+    with the arrays `train`, `validation` and `test` is taken as it is.
 
     Raises:
-        DataError: The data cannot be had, or cannot be binarised; the row is named.
+        DataError: The data cannot be had, or cannot be binarised; file and row are named.
     """
-    splits = _from_file(Path(spec.name)) if spec.is_file else _from_name(spec)
-    if spec.binarize == "none":
+    splits = _from_file(Path(spec.name), spec.arrays) if spec.is_file else _from_name(spec)
+    if spec.dequantize is None and spec.binarize == "none":
         return splits
-    train, validation, test = (data.binarize(x, key(0, i)) for i, x in enumerate(_parts(splits)))
-    if spec.binarize == "fixed":
-        return replace(splits, title=f"{splits.title}, binarised", train=train, validation=validation, test=test)
-    return replace(splits, title=f"{splits.title}, binarised", test=test)
+    train, validation, test = (_drawn(splits, part, spec) for part in _PARTS)
+    if spec.binarize == "dynamic":
+        return replace(splits, title=f"{splits.title}, binarised", test=test)
+    done = "binarised" if spec.dequantize is None else "dequantised"
+    return replace(splits, title=f"{splits.title}, {done}", train=train, validation=validation, test=test)
 
 
-def fingerprint(x: Tensor) -> str:
-    """Return a hash of shape and values, the same for the same data only."""
-    head = str(tuple(x.shape)).encode()
-    return hashlib.sha256(head + x.to(torch.float64).contiguous().numpy().tobytes()).hexdigest()
+def random_rows(batch: Batch, limit: int | None) -> Batch:
+    """Return at most `limit` rows, chosen at random but always the same: those of a smaller limit are among them."""
+    if limit is None or limit >= len(batch[0]):
+        return batch
+    rows = torch.from_numpy(data.split_rows(len(batch[0]), limit)[1])
+    return tuple(x[rows] for x in batch)
 
 
-def _parts(splits: Splits) -> tuple[Tensor, Tensor, Tensor]:
-    return splits.train, splits.validation, splits.test
+def _drawn(splits: Splits, part: str, spec: DataSpec) -> Batch:
+    """One part of the data with its first array binarised or dequantised."""
+    first, *others = getattr(splits, part)
+    seed = key(0, _PARTS.index(part))
+    try:
+        x = data.binarize(first, seed) if spec.dequantize is None else data.dequantize(first, spec.dequantize, seed)
+    except DataError as error:
+        raise DataError(f"{splits.title}, {part.replace('train', 'training')} data, {error}") from error
+    return (x, *others)
 
 
 def _from_name(spec: DataSpec) -> Splits:
+    if spec.arrays:
+        raise DataError(f"{spec.name}: expected FILE.npz to take the arrays {', '.join(spec.arrays)} from")
     loaded = data.load(spec.name, data_dir=spec.data_dir)
-    return Splits(spec.name, loaded.train, loaded.validation, loaded.test, loaded.event_shape)
+    return Splits(spec.name, (loaded.train,), (loaded.validation,), (loaded.test,), loaded.event_shape)
 
 
-def _from_file(path: Path) -> Splits:
-    if path.suffix == ".npz" and (named := _named_arrays(path)) is not None:
-        train, validation, test = named
+def _from_file(path: Path, arrays: tuple[str, ...]) -> Splits:
+    names = data.array_names(path) if path.suffix == ".npz" else []
+    if arrays or len(names) < 2:
+        train, validation, test = _split(path, _read(path, arrays or tuple(names)))
     else:
-        x = _floating(data.load_array(path))
-        held_out = len(x) // _HELD_OUT
-        if not held_out:
-            raise DataError(f"{path}: expected at least {_HELD_OUT} rows to split, found {len(x)}")
-        # The legacy generator, as in the named data sets: its stream is frozen, so the split outlives versions.
-        order = np.random.RandomState(_SPLIT_SEED).permutation(len(x))
-        test, validation, train = (x[np.sort(part)] for part in np.split(order, [held_out, 2 * held_out]))
-    return Splits(path.name, train, validation, test, _image_shape(tuple(train.shape[1:])))
+        train, validation, test = _as_named(path, names)
+    return Splits(path.name, train, validation, test, _image_shape(tuple(train[0].shape[1:])))
 
 
-def _named_arrays(path: Path) -> tuple[Tensor, Tensor, Tensor] | None:
-    """The arrays `train`, `validation` and `test`; None where there is no `train`."""
-    try:
-        train = data.load_array(path, "train")
-    except DataError:
-        return None
-    parts = [_floating(a) for a in (train, data.load_array(path, "validation"), data.load_array(path, "test"))]
+def _read(path: Path, names: tuple[str, ...]) -> Batch:
+    """The arrays of these names, or the only one; the first holds floating numbers, others may be labels."""
+    loaded = [data.load_array(path, name) for name in names or (None,)]
+    if len({len(array) for array in loaded}) > 1:
+        raise DataError(f"{path}: expected arrays of equal length, found {[len(array) for array in loaded]}")
+    return (_floating(path, loaded[0]), *(torch.from_numpy(np.array(array)) for array in loaded[1:]))
+
+
+def _split(path: Path, batch: Batch) -> list[Batch]:
+    size = len(batch[0])
+    held_out = size // _HELD_OUT
+    if not held_out:
+        raise DataError(f"{path}: expected at least {_HELD_OUT} rows to split, found {size}")
+    # Test first, as the split has always been: `split_rows` names the rest first, then parts in their order.
+    train, test, validation = (torch.from_numpy(rows) for rows in data.split_rows(size, held_out, held_out))
+    return [tuple(x[rows] for x in batch) for rows in (train, validation, test)]
+
+
+def _as_named(path: Path, names: list[str]) -> list[Batch]:
+    """The arrays `train`, `validation` and `test`."""
+    if missing := [part for part in _PARTS if part not in names]:
+        raise DataError(
+            f"{path}: expected one array, or {', '.join(_PARTS)}; found {', '.join(names)}, without "
+            f"{', '.join(missing)}: name the arguments of your programs in order, such as --arrays "
+            f"{','.join(names[:2])}"
+        )
+    parts = [_floating(path, data.load_array(path, part)) for part in _PARTS]
     shapes = [tuple(part.shape[1:]) for part in parts]
     if len(set(shapes)) > 1:
         raise DataError(f"{path}: expected train, validation and test rows of one shape, found {shapes}")
-    return parts[0], parts[1], parts[2]
+    return [(part,) for part in parts]
 
 
-def _floating(array: np.ndarray) -> Tensor:
-    """A copy in memory: float64 stays, everything else becomes float32."""
+def _floating(path: Path, array: np.ndarray) -> Tensor:
+    """A copy in memory: float64 stays, everything else becomes float32, its numbers as they are."""
     if array.ndim < 2:
         raise DataError(
-            f"expected one row per datum, (N, *event), found shape {array.shape}: reshape a column to (N, 1)"
+            f"{path}: expected one row per datum, (N, *event), found shape {array.shape}: reshape a column to (N, 1)"
         )
     return torch.from_numpy(np.array(array, dtype=np.float64 if array.dtype == np.float64 else np.float32))
 

@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppl_vae.cli.options import (
-    BinarizeOption,
-    DataDirOption,
-    DataOption,
-    DeviceOption,
-    HiddenOption,
-    LatentDimOption,
-    PairAgainOption,
-    PairArgument,
-    RunArgument,
-)
+from ppl_vae.cli import options as o
 from ppl_vae.cli.shell import Shell
 
 if TYPE_CHECKING:
-    from ppl_vae.cli.inputs import Binarization, DataSpec
-    from ppl_vae.cli.pairs import PairSpec
+    from ppl_vae.rundir import Binarization, DataSpec, PairSpec
 
 __all__ = ["app"]
 
 _FILE_WIDTH = 118
-_TRAINING, _EVALUATION, _RUN = "Training", "Evaluation", "The run"
 
 app = typer.Typer(cls=Shell, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -48,74 +36,37 @@ def _main(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Variational autoencoders written as Pyro model/guide pairs, with log-likelihoods one can trust."""
+    """Variational autoencoders written as Pyro model/guide pairs, with log-likelihoods one can trust.
+
+    The commands cover the usual path; ppl_vae in Python has more objectives, models and options.
+    """
 
 
 @app.command()
 def fit(
-    pair: PairArgument,
-    data: DataOption = "digits",
-    data_dir: DataDirOption = None,
-    binarize: BinarizeOption = None,
-    latent_dim: LatentDimOption = None,
-    hidden: HiddenOption = None,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data.", rich_help_panel=_TRAINING)] = 20,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows a step.", rich_help_panel=_TRAINING)] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.", rich_help_panel=_TRAINING)] = 1e-3,
-    schedule: Annotated[
-        Literal["constant", "cosine"],
-        typer.Option(help="Learning rate: as it is, or to 0 along half a cosine.", rich_help_panel=_TRAINING),
-    ] = "constant",
-    objective: Annotated[
-        Literal["elbo", "iwae"],
-        typer.Option(help="ELBO, or the importance-weighted bound.", rich_help_panel=_TRAINING),
-    ] = "elbo",
-    num_particles: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Draws of z for each datum and step.",
-            show_default="1 for elbo, 5 for iwae",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    beta: Annotated[
-        float, typer.Option(min=0.0, help="Weight of the rate in the ELBO.", rich_help_panel=_TRAINING)
-    ] = 1.0,
-    beta_warmup: Annotated[
-        int, typer.Option(min=0, help="Epochs in which beta rises from 0 in a line.", rich_help_panel=_TRAINING)
-    ] = 0,
-    validation: Annotated[
-        bool,
-        typer.Option(
-            help="Keep the parameters of the best validation ELBO. Without it, the validation data train too.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = True,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Stop after this many epochs without a better validation ELBO.",
-            show_default="never",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Of initial parameters, order of the data and noise.", rich_help_panel=_RUN)
-    ] = 0,
-    device: DeviceOption = "auto",
-    run_dir: Annotated[
-        Path | None,
-        typer.Option(help="New directory for all results.", show_default="runs/PAIR-DATA-NUMBER", rich_help_panel=_RUN),
-    ] = None,
-    eval_samples: Annotated[
-        int,
-        typer.Option(min=0, help="K of the evaluation at the end; 0 leaves it out.", rich_help_panel=_EVALUATION),
-    ] = 500,
-    eval_limit: Annotated[
-        int, typer.Option(min=1, help="Evaluate the first test data only.", rich_help_panel=_EVALUATION)
-    ] = 1000,
+    pair: o.PairArgument,
+    data: o.DataOption = "digits",
+    arrays: o.ArraysOption = None,
+    data_dir: o.DataDirOption = None,
+    binarize: o.BinarizeOption = None,
+    dequantize: o.DequantizeOption = None,
+    latent_dim: o.LatentDimOption = None,
+    hidden: o.HiddenOption = None,
+    epochs: o.EpochsOption = 20,
+    batch_size: o.BatchSizeOption = 128,
+    learning_rate: o.LearningRateOption = 1e-3,
+    schedule: o.ScheduleOption = "constant",
+    objective: o.ObjectiveOption = "elbo",
+    num_particles: o.NumParticlesOption = None,
+    beta: o.BetaOption = 1.0,
+    beta_warmup: o.BetaWarmupOption = 0,
+    validation: o.ValidationOption = True,
+    patience: o.PatienceOption = None,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+    run_dir: o.RunDirOption = None,
+    eval_samples: o.EvalSamplesOption = 500,
+    eval_limit: o.EvalLimitOption = 1000,
 ) -> None:
     """Train a pair; leave configuration, history, parameters, evaluation and figures in a directory."""
     if objective == "iwae" and (beta != 1.0 or beta_warmup):
@@ -127,21 +78,20 @@ def fit(
     from ppl_vae.cli.work import EvaluationSettings, Training, free_directory, train
 
     pair_spec = _pair_spec(pair, latent_dim, hidden, seed)
-    data_spec = _data_spec(data, data_dir, binarize, pair_spec)
-    particles = num_particles or (5 if objective == "iwae" else 1)
+    data_spec = _data_spec(data, data_dir, binarize, dequantize, arrays, pair_spec)
     training = Training(
-        epochs,
-        batch_size,
-        learning_rate,
-        schedule,
-        objective,
-        particles,
-        beta,
-        beta_warmup,
-        validation,
-        patience,
-        seed,
-        device,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        objective=objective,
+        num_particles=num_particles or (5 if objective == "iwae" else 1),
+        beta=beta,
+        beta_warmup=beta_warmup,
+        validation=validation,
+        patience=patience,
+        seed=seed,
+        device=device,
     )
     evaluation = EvaluationSettings(eval_samples, eval_limit, seed, device) if eval_samples else None
     train(pair_spec, data_spec, training, evaluation, run_dir or free_directory(pair, data))
@@ -149,15 +99,18 @@ def fit(
 
 @app.command()
 def evaluate(
-    run: RunArgument,
-    pair: PairAgainOption = None,
-    data_dir: DataDirOption = None,
-    num_samples: Annotated[int, typer.Option(min=1, help="K, importance samples for each datum.")] = 5000,
-    limit: Annotated[int | None, typer.Option(min=1, help="First test data only.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
-    device: DeviceOption = "auto",
+    run: o.RunArgument,
+    pair: o.PairAgainOption = None,
+    data_dir: o.DataDirOption = None,
+    num_samples: o.NumSamplesOption = 5000,
+    limit: o.LimitOption = None,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
 ) -> None:
-    """Estimate the log-likelihood of a run's test data, with its error; write evaluation.json and evaluation.npz."""
+    """Estimate the log-likelihood of a run's test data, with its error; write evaluation.json and evaluation.npz.
+
+    An earlier evaluation with another K, seed or number of data is kept beside it, under a name that says so.
+    """
     from ppl_vae.cli.work import EvaluationSettings
     from ppl_vae.cli.work import evaluate as work
 
@@ -166,15 +119,13 @@ def evaluate(
 
 @app.command()
 def sample(
-    run: RunArgument,
-    n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
-    out: Annotated[Path, typer.Option(help="NAME.png for a grid of images, NAME.npy for an array.")] = Path(
-        "samples.png"
-    ),
-    draws: Annotated[bool, typer.Option("--draws", help="Draw x from p(x | z) rather than show its mean.")] = False,
-    pair: PairAgainOption = None,
-    data_dir: DataDirOption = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    run: o.RunArgument,
+    n: o.NumberOption = 64,
+    out: o.OutOption = Path("samples.png"),
+    draws: o.DrawsOption = False,
+    pair: o.PairAgainOption = None,
+    data_dir: o.DataDirOption = None,
+    seed: o.SeedOption = 0,
 ) -> None:
     """Draw data from the model of a run."""
     from ppl_vae.cli.work import sample as work
@@ -184,13 +135,15 @@ def sample(
 
 @app.command()
 def check(
-    pair: PairArgument,
-    data: DataOption = "digits",
-    data_dir: DataDirOption = None,
-    binarize: BinarizeOption = None,
-    latent_dim: LatentDimOption = None,
-    hidden: HiddenOption = None,
-    rows: Annotated[int, typer.Option(min=1, help="Rows of the training data to check on.")] = 64,
+    pair: o.PairArgument,
+    data: o.DataOption = "digits",
+    arrays: o.ArraysOption = None,
+    data_dir: o.DataDirOption = None,
+    binarize: o.BinarizeOption = None,
+    dequantize: o.DequantizeOption = None,
+    latent_dim: o.LatentDimOption = None,
+    hidden: o.HiddenOption = None,
+    rows: o.CheckedRowsOption = 64,
 ) -> None:
     """Check that model and guide fit together and to the data; show sites, supports and parameters."""
     from rich.console import Console
@@ -199,14 +152,12 @@ def check(
 
     pair_spec = _pair_spec(pair, latent_dim, hidden, 0)
     console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
-    console.print(check_pair(pair_spec, _data_spec(data, data_dir, binarize, pair_spec), rows))
+    data_spec = _data_spec(data, data_dir, binarize, dequantize, arrays, pair_spec)
+    console.print(check_pair(pair_spec, data_spec, rows))
 
 
 @app.command()
-def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of evaluated runs.")],
-    form: Annotated[Literal["table", "markdown", "json"], typer.Option("--format", help="How to print it.")] = "table",
-) -> None:
+def compare(runs: o.RunsArgument, form: o.FormatOption = "table") -> None:
     """Compare runs evaluated on the same test data, the best first."""
     from ppl_vae.cli.comparison import compare as work
 
@@ -218,19 +169,20 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory of the results; an earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: o.SeedOption = 0,
 ) -> None:
-    """Train VAEs, mixtures and PPCA on digits: two tables and a sheet of figures, in less than two minutes."""
+    """Train VAEs, mixtures and PPCA on digits: two tables and two sheets of figures, in less than two minutes."""
     from ppl_vae.demo import DemoSettings, run_demo
 
     run_demo(out, DemoSettings(seed=seed))
 
 
 def _pair_spec(name: str, latent_dim: int | None, hidden: str | None, seed: int) -> PairSpec:
-    from ppl_vae.cli.pairs import PairSpec
+    from ppl_vae.cli.pairs import is_recipe
+    from ppl_vae.rundir import PairSpec
 
     spec = PairSpec(name, seed=seed)
-    if not spec.is_recipe and (latent_dim is not None or hidden is not None):
+    if not is_recipe(name) and (latent_dim is not None or hidden is not None):
         raise typer.BadParameter(f"--latent-dim and --hidden size a recipe; {name} decides its own sizes")
     return PairSpec(name, latent_dim or spec.latent_dim, spec.hidden if hidden is None else _widths(hidden), seed)
 
@@ -242,8 +194,21 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(width) for width in widths)
 
 
-def _data_spec(name: str, data_dir: str | None, binarize: Binarization | None, pair: PairSpec) -> DataSpec:
-    from ppl_vae.cli.inputs import DataSpec
+def _data_spec(
+    name: str,
+    data_dir: str | None,
+    binarize: Binarization | None,
+    dequantize: int | None,
+    arrays: str | None,
+    pair: PairSpec,
+) -> DataSpec:
     from ppl_vae.cli.pairs import is_binary
+    from ppl_vae.rundir import DataSpec
 
-    return DataSpec(name, binarize or ("dynamic" if is_binary(pair) else "none"), data_dir)
+    drawn = binarize or ("dynamic" if is_binary(pair) else "none")
+    if dequantize is not None and drawn != "none":
+        raise typer.BadParameter("--dequantize makes densities, binarised data have none: leave one of them out")
+    names = () if arrays is None else tuple(part.strip() for part in arrays.split(","))
+    if not all(names):
+        raise typer.BadParameter(f"--arrays: expected names such as x,y, found {arrays!r}")
+    return DataSpec(name, drawn, data_dir, names, dequantize)

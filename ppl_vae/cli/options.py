@@ -1,80 +1,174 @@
-"""Options that several commands share."""
+"""The options of the commands, each described once."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 __all__ = [
+    "ArraysOption",
+    "BatchSizeOption",
+    "BetaOption",
+    "BetaWarmupOption",
     "BinarizeOption",
+    "CheckedRowsOption",
     "DataDirOption",
     "DataOption",
+    "DequantizeOption",
     "DeviceOption",
+    "DrawsOption",
+    "EpochsOption",
+    "EvalLimitOption",
+    "EvalSamplesOption",
+    "FormatOption",
     "HiddenOption",
     "LatentDimOption",
+    "LearningRateOption",
+    "LimitOption",
+    "NumParticlesOption",
+    "NumSamplesOption",
+    "NumberOption",
+    "ObjectiveOption",
+    "OutOption",
     "PairAgainOption",
     "PairArgument",
+    "PatienceOption",
     "RunArgument",
+    "RunDirOption",
+    "RunsArgument",
+    "ScheduleOption",
+    "SeedOption",
+    "ValidationOption",
 ]
 
-_PAIR, _DATA = "The pair", "The data"
+_PAIR, _DATA, _TRAINING, _EVALUATION, _RUN = "The pair", "The data", "Training", "Evaluation", "The run"
+
+_LIMIT_HELP = "Evaluate so many test data, chosen at random but always the same."
+
+
+def _option(panel: str | None, *names: str, **settings: Any) -> Any:
+    return typer.Option(*names, rich_help_panel=panel, **settings)
 
 
 PairArgument = Annotated[
     str,
     typer.Argument(
-        metavar="PAIR", help="A recipe (vae, gaussian-vae), path/to/file.py:factory or package.module:factory."
+        metavar="PAIR",
+        help="A recipe (vae, gaussian-vae, scaled-vae), path/to/file.py:factory or package.module:factory. A factory "
+        "takes no argument, or D, the number of entries of a datum, and returns ppl_vae.Pair(model, guide).",
     ),
 ]
-LatentDimOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="Dimension of z of a recipe.", show_default="50", rich_help_panel=_PAIR),
+PairAgainOption = Annotated[
+    str | None,
+    _option(_PAIR, "--pair", metavar="FILE.py:FACTORY", help="The pair, where it is code of your own."),
 ]
+LatentDimOption = Annotated[int | None, _option(_PAIR, min=1, help="Dimension of z of a recipe.", show_default="50")]
 HiddenOption = Annotated[
     str | None,
-    typer.Option(
+    _option(
+        _PAIR,
         metavar="WIDTH,...",
         help="Hidden layers of a recipe's encoder; its decoder mirrors them.",
         show_default="200,200",
-        rich_help_panel=_PAIR,
     ),
 ]
+
 DataOption = Annotated[
     str,
-    typer.Option(
+    _option(
+        _DATA,
         metavar="NAME|FILE",
         help="digits, mnist, fashion-mnist, omniglot; or FILE.npy or FILE.npz with one array (N, ...), split at random "
-        "by a fixed seed; or FILE.npz with the arrays train, validation and test.",
-        rich_help_panel=_DATA,
+        "but always in the same way, 80 % to train, 10 % for validation, 10 % to test; or FILE.npz with the arrays "
+        "train, validation and test. Numbers are taken as they are: divide bytes by 255 yourself.",
+    ),
+]
+ArraysOption = Annotated[
+    str | None,
+    _option(
+        _DATA,
+        metavar="NAME,...",
+        help="Arrays of FILE.npz with a row per datum, in the order in which the programs take them, as in x,y.",
+        show_default="the only one",
     ),
 ]
 DataDirOption = Annotated[
     str | None,
-    typer.Option(
-        help="Folder of the named data sets.",
-        show_default="$PPL_VAE_DATA, else ~/.cache/ppl_vae",
-        rich_help_panel=_DATA,
-    ),
+    _option(_DATA, help="Folder of the named data sets.", show_default="$PPL_VAE_DATA, else ~/.cache/ppl_vae"),
 ]
 BinarizeOption = Annotated[
     Literal["dynamic", "fixed", "none"] | None,
-    typer.Option(
+    _option(
+        _DATA,
         help="Read values in [0, 1] as probabilities: draw new training data in every step, or draw them once. "
         "Test data are drawn once, by a fixed seed.",
         show_default="dynamic for the recipe vae, none for other pairs",
-        rich_help_panel=_DATA,
     ),
 ]
+DequantizeOption = Annotated[
+    int | None,
+    _option(
+        _DATA,
+        min=2,
+        metavar="LEVELS",
+        help="Spread each of so many equal grey levels in [0, 1] over its share, by a fixed seed: 17 for digits, 256 "
+        "for bytes. Densities need it, as of gaussian-vae.",
+        show_default="no",
+    ),
+]
+
+EpochsOption = Annotated[int, _option(_TRAINING, min=1, help="Passes over the data.")]
+BatchSizeOption = Annotated[int, _option(_TRAINING, min=1, help="Rows a step.")]
+LearningRateOption = Annotated[float, _option(_TRAINING, help="Of Adam.")]
+ScheduleOption = Annotated[
+    Literal["constant", "cosine"],
+    _option(_TRAINING, help="Learning rate: as it is, or to 0 along half a cosine."),
+]
+ObjectiveOption = Annotated[Literal["elbo", "iwae"], _option(_TRAINING, help="ELBO, or the importance-weighted bound.")]
+NumParticlesOption = Annotated[
+    int | None,
+    _option(_TRAINING, min=1, help="Draws of z for each datum and step.", show_default="1 for elbo, 5 for iwae"),
+]
+BetaOption = Annotated[float, _option(_TRAINING, min=0.0, help="Weight of the rate in the ELBO.")]
+BetaWarmupOption = Annotated[int, _option(_TRAINING, min=0, help="Epochs in which beta rises from 0 in a line.")]
+ValidationOption = Annotated[
+    bool,
+    _option(
+        _TRAINING,
+        help="Keep the parameters of the best validation ELBO. Without it, the validation data train too.",
+    ),
+]
+PatienceOption = Annotated[
+    int | None,
+    _option(
+        _TRAINING,
+        min=1,
+        help="Stop after this many epochs without a better validation ELBO.",
+        show_default="never",
+    ),
+]
+
+EvalSamplesOption = Annotated[int, _option(_EVALUATION, min=0, help="K of the evaluation at the end; 0 leaves it out.")]
+EvalLimitOption = Annotated[int, _option(_EVALUATION, min=1, help=_LIMIT_HELP)]
+NumSamplesOption = Annotated[int, _option(None, min=1, help="K, importance samples for each datum.")]
+LimitOption = Annotated[int | None, _option(None, min=1, help=_LIMIT_HELP, show_default="all")]
+
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
-PairAgainOption = Annotated[
-    str | None,
-    typer.Option(
-        "--pair", metavar="FILE.py:FACTORY", help="The pair, where it is code of your own.", rich_help_panel=_PAIR
-    ),
-]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of evaluated runs.")]
+SeedOption = Annotated[int, _option(_RUN, help="Of everything that this command draws.")]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
-    typer.Option(help="Where to compute; auto takes CUDA where there is one.", rich_help_panel="The run"),
+    _option(_RUN, help="Where to compute; auto takes CUDA where there is one."),
 ]
+RunDirOption = Annotated[
+    Path | None,
+    _option(_RUN, help="New directory for all results.", show_default="runs/PAIR-DATA-NUMBER"),
+]
+
+NumberOption = Annotated[int, _option(None, "--n", min=1, help="How many.")]
+OutOption = Annotated[Path, _option(None, help="NAME.png for a grid of images, NAME.npy for an array.")]
+DrawsOption = Annotated[bool, _option(None, "--draws", help="Draw x from p(x | z) rather than show its mean.")]
+CheckedRowsOption = Annotated[int, _option(None, min=1, help="Rows of the training data to check on.")]
+FormatOption = Annotated[Literal["table", "markdown", "json"], _option(None, "--format", help="How to print it.")]

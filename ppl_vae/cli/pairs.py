@@ -9,76 +9,90 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from ppl_vae.errors import PairError, PplVaeError
+from ppl_vae.errors import DataError, PairError, PplVaeError
 from ppl_vae.recipes import RECIPES
 from ppl_vae.rng import key, seeded
+from ppl_vae.rundir import PairSpec
 
-__all__ = ["PairSpec", "is_binary", "make_pair"]
+__all__ = ["is_binary", "is_recipe", "make_pair", "naming_the_line"]
 
 _INITIAL = 0x1217
 _PROGRAMS = ("model", "guide")
+_SINGLE = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    inspect.Parameter.KEYWORD_ONLY,
+)
+_LIBRARIES = ("site-packages", "dist-packages")
+_ROOT = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
-class PairSpec:
-    """Which pair, as the user named it."""
-
-    name: str
-    """A recipe, `path/to/file.py:factory` or `package.module:factory`."""
-    latent_dim: int = 50
-    """Dimension of z of a recipe."""
-    hidden: tuple[int, ...] = (200, 200)
-    """Hidden layers of a recipe."""
-    seed: int = 0
-    """Of the initial parameters."""
-
-    @property
-    def is_recipe(self) -> bool:
-        """Whether the name is that of a built-in pair, which needs no code of the user's."""
-        return self.name in RECIPES
+def is_recipe(name: str) -> bool:
+    """Return whether the name is that of a built-in pair, which needs no code of the user's."""
+    return name in RECIPES
 
 
 def is_binary(spec: PairSpec) -> bool:
     """Return whether the pair is a recipe for binary data."""
-    return spec.is_recipe and RECIPES[spec.name].binary
+    return is_recipe(spec.name) and RECIPES[spec.name].binary
 
 
-def make_pair(spec: PairSpec, x: Tensor) -> Any:
-    """Make the pair for data like x (N, *event); its initial parameters depend on the seed alone.
+def make_pair(spec: PairSpec, batch: tuple[Tensor, ...]) -> Any:
+    """Make the pair for data like `batch`, arrays (N, *event); its initial parameters depend on the seed alone.
 
-    A user's factory is called without arguments, or with D, the number of entries of a datum, if it takes one argument.
+    A user's factory is called with the number of entries of a datum, one for each array, as far as it has arguments
+    without a default.
 
     Raises:
         PairError: There is no such recipe, file, module or factory; the factory fails, or returns no pair.
+        DataError: A recipe is given several arrays, or data that it cannot score.
     """
     with seeded(key(spec.seed, _INITIAL)):
-        if spec.is_recipe:
-            return RECIPES[spec.name].build(x, spec.latent_dim, spec.hidden)
-        return _made_by_user(spec.name, x[0].numel())
+        if not is_recipe(spec.name):
+            return _made_by_user(spec.name, [x[0].numel() for x in batch])
+        if len(batch) > 1:
+            raise DataError(f"pair {spec.name!r}: expected one array, found {len(batch)}: name a pair of your own")
+        return RECIPES[spec.name].build(batch[0], spec.latent_dim, spec.hidden)
 
 
-def _made_by_user(name: str, event_size: int) -> Any:
+@contextmanager
+def naming_the_line(what: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into one `PairError` that says where in that code."""
+    try:
+        yield
+    except PairError as error:
+        if error.__cause__ is None:
+            raise
+        raise PairError(f"{error}{_line(error.__cause__)}") from error
+    except PplVaeError:
+        raise
+    except Exception as error:
+        raise PairError(f"{what}: {type(error).__name__}: {error}{_line(error)}") from error
+
+
+def _made_by_user(name: str, sizes: list[int]) -> Any:
     place, colon, factory_name = name.rpartition(":")
     if not (colon and place and factory_name):
         raise PairError(
             f"pair {name!r}: expected {', '.join(RECIPES)}, path/to/file.py:factory or package.module:factory"
         )
     with _importing_from(Path(place).resolve().parent if place.endswith(".py") else Path.cwd()):
-        with _as_pair_error(f"pair {name!r}: importing {place} failed"):
+        with naming_the_line(f"pair {name!r}: importing {place} failed"):
             module = _module(place)
         factory = getattr(module, factory_name, None)
         if not callable(factory):
             known = [n for n, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-            raise PairError(f"pair {name!r}: expected a function {factory_name!r} in {place}, found {known or 'none'}")
-        arguments = _arguments(name, factory, event_size)
-        with _as_pair_error(f"pair {name!r}: {factory_name}({', '.join(map(str, arguments))}) failed"):
+            raise PairError(
+                f"pair {name!r}: expected a function {factory_name!r} in {place}, found {', '.join(known) or 'none'}"
+            )
+        arguments = _arguments(name, factory, sizes)
+        with naming_the_line(f"pair {name!r}: {factory_name}({', '.join(map(str, arguments))}) failed"):
             pair = factory(*arguments)
     if not all(callable(getattr(pair, program, None)) for program in _PROGRAMS):
         raise PairError(
@@ -104,14 +118,15 @@ def _module(place: str) -> ModuleType:
     return module
 
 
-def _arguments(name: str, factory: Callable[..., Any], event_size: int) -> tuple[int, ...]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = [p for p in inspect.signature(factory).parameters.values() if p.kind in kinds]
-    required = [p for p in parameters if p.default is p.empty]
-    if len(required) > 1:
-        names = ", ".join(p.name for p in required)
-        raise PairError(f"pair {name!r}: expected a factory of no argument or one, the data's size, found ({names})")
-    return (event_size,) if required or len(parameters) == 1 else ()
+def _arguments(name: str, factory: Callable[..., Any], sizes: list[int]) -> list[int]:
+    """The sizes that the factory asks for; an argument with a default keeps it, for it may mean anything."""
+    required = [p for p in inspect.signature(factory).parameters.values() if p.default is p.empty and p.kind in _SINGLE]
+    if len(required) > len(sizes) or any(p.kind is p.KEYWORD_ONLY for p in required):
+        raise PairError(
+            f"pair {name!r}: expected a factory of no argument, or of one for each array, the number of entries of a "
+            f"datum; found ({', '.join(p.name for p in required)}): give the others a default"
+        )
+    return sizes[: len(required)]
 
 
 @contextmanager
@@ -124,13 +139,17 @@ def _importing_from(folder: Path) -> Iterator[None]:
         sys.path.remove(str(folder))
 
 
-@contextmanager
-def _as_pair_error(what: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into one `PairError` with the line that raised."""
-    try:
-        yield
-    except PplVaeError:
-        raise
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        raise PairError(f"{what}: {type(error).__name__}: {error} ({last.filename}, line {last.lineno})") from error
+def _line(error: BaseException) -> str:
+    """Where in the user's code an error arose, in words: the last line that belongs to no library."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    return f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+
+
+def _is_users(filename: str) -> bool:
+    path = Path(filename)
+    standard = Path(inspect.__file__).parent
+    return path.is_file() and not (
+        any(part in _LIBRARIES for part in path.parts) or path.is_relative_to(_ROOT) or path.is_relative_to(standard)
+    )

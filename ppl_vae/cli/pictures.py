@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae import figures
-from ppl_vae.cli.inputs import Splits
+from ppl_vae.cli.inputs import Splits, random_rows
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation import LogLikelihood
 from ppl_vae.history import History
@@ -29,7 +29,7 @@ def draw_fit(root: Path, pair: Any, splits: Splits, history: History) -> None:
     _save(figures.learning_curves(history, f"{root.name}: training on {splits.title}"), root, "learning-curves")
     if not isinstance(pair, VAE) or splits.image_shape is None:
         return
-    x = splits.test[:_NUM_RECONSTRUCTIONS]
+    x = random_rows(splits.test, _NUM_RECONSTRUCTIONS)[0]
     again = pair.reconstruct(x.to(next(pair.parameters())))[0]
     rows = {"E[x | z], z ~ q(z | x)": _images(again, splits)}
     _save(
@@ -41,9 +41,9 @@ def draw_fit(root: Path, pair: Any, splits: Splits, history: History) -> None:
     _save(figures.image_grid(drawn, _COLUMNS, "Samples: E[x | z], z ~ p(z)"), root, "samples")
 
 
-def draw_evaluation(root: Path, result: LogLikelihood, title: str) -> None:
+def draw_evaluation(root: Path, result: LogLikelihood, title: str, khat_limit: float) -> None:
     """Draw the distribution of the log-likelihood over the data."""
-    _save(figures.log_likelihood_histogram(result.value, result.khat, title), root, "log-likelihood")
+    _save(figures.log_likelihood_histogram(result.value, result.khat, title, khat_limit), root, "log-likelihood")
 
 
 def save_images(x: Tensor, splits: Splits, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from typing import Any
 
 import typer
@@ -11,6 +12,18 @@ from typer.core import TyperGroup
 __all__ = ["Shell"]
 
 _INTERRUPTED = 130
+_LONGEST = 600
+_TENSOR = re.compile(r"tensor\(\[[^()]*\)")
+# What the library calls by the names of its arguments.
+_OPTIONS = {
+    "binarize=...": "--binarize dynamic",
+    "binarize='dynamic'": "--binarize dynamic",
+    'binarize="dynamic"': "--binarize dynamic",
+    "binarize='fixed'": "--binarize fixed",
+    "a smaller learning_rate, clip_norm=..., or": "a smaller --learning-rate, or",
+    'device "cpu"': "--device cpu",
+    "device: expected": "--device: expected",
+}
 
 
 class Shell(TyperGroup):
@@ -38,11 +51,21 @@ def _in_words(error: Exception) -> str:
     if hasattr(error, "format_message"):  # an error of the command line; the class moved between versions of typer
         return error.format_message()
     if isinstance(error, PplVaeError):
-        return str(error)
+        return _in_options(str(error))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return f"{type(error).__name__}: {error} (`ppl-vae --debug ...` shows where)"
+    first = (str(error).strip() or "no message").splitlines()[0]
+    return f"{type(error).__name__}: {first} (`ppl-vae --debug ...` shows where)"
+
+
+def _in_options(message: str) -> str:
+    """A message of the library with the options of the command in place of Python's arguments."""
+    for argument, option in _OPTIONS.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def _complain(message: str) -> None:
-    typer.echo(f"ppl-vae: {' '.join(message.split())}", err=True)
+    """Print one line: numbers of a tensor are left out, and what is longer than anybody reads."""
+    line = " ".join(_TENSOR.sub("tensor(...)", message).split())
+    typer.echo(f"ppl-vae: {line if len(line) <= _LONGEST else line[:_LONGEST] + '...'}", err=True)

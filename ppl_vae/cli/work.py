@@ -9,32 +9,43 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import typer
 from torch import Tensor
 
 from ppl_vae import schedules
 from ppl_vae.checking import CheckReport, check
-from ppl_vae.cli.inputs import DataSpec, Splits, fingerprint, load_splits
-from ppl_vae.cli.pairs import PairSpec, make_pair
+from ppl_vae.cli.inputs import Batch, Splits, load_splits, random_rows
+from ppl_vae.cli.pairs import is_recipe, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_evaluation, draw_fit, save_images
-from ppl_vae.cli.record import Evaluation, RunRecord, read_run, write_record
 from ppl_vae.data import binarize
+from ppl_vae.device import choose_device
 from ppl_vae.errors import DataError, PairError
-from ppl_vae.evaluation import LogLikelihood, log_likelihood
+from ppl_vae.evaluation import log_likelihood
 from ppl_vae.objectives import ELBO, IWAE
 from ppl_vae.pair import as_pair
-from ppl_vae.rundir import RunDirectory
-from ppl_vae.svi import fit
+from ppl_vae.rundir import (
+    DataSpec,
+    PairSpec,
+    RunDirectory,
+    RunRecord,
+    check_free,
+    described,
+    fingerprint,
+    read_run,
+    write_evaluation,
+    write_run,
+)
+from ppl_vae.svi import Fit, fit
 from ppl_vae.vae import VAE
+from ppl_vae.weights import khat_threshold
 
 __all__ = ["EvaluationSettings", "Training", "check_pair", "evaluate", "free_directory", "sample", "train"]
 
 _CHECKED_ROWS = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Training:
     """Options of `ppl-vae fit` that decide the training."""
 
@@ -70,40 +81,30 @@ def train(
     pair_spec: PairSpec, data_spec: DataSpec, training: Training, evaluation: EvaluationSettings | None, root: Path
 ) -> None:
     """Fit the pair, then leave configuration, history, parameters, figures and an evaluation in `root`."""
+    check_free(root)
+    device = choose_device(training.device)
     splits = load_splits(data_spec)
     pair = make_pair(pair_spec, splits.train)
-    report = check(pair, _binary_batch(data_spec, splits.train))
+    with naming_the_line(f"pair {pair_spec.name!r} failed"):
+        report = check(pair, _binary_batch(data_spec, splits.train))
     typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
-    rows = splits.train if training.validation else torch.cat([splits.train, splits.validation])
-    result = fit(
-        pair,
-        rows,
-        objective=_objective(training, len(rows)),
-        epochs=training.epochs,
-        batch_size=training.batch_size,
-        learning_rate=training.learning_rate,
-        schedule=_schedule(training, len(rows)),
-        binarize="dynamic" if data_spec.binarize == "dynamic" else None,
-        validation=splits.validation if training.validation else None,
-        patience=training.patience,
-        seed=training.seed,
-        device=training.device,
-        run_dir=root,
-    )
-    # A file is found again wherever `evaluate` is run from.
-    where = replace(data_spec, name=str(Path(data_spec.name).resolve())) if data_spec.is_file else data_spec
-    command = (Path(sys.argv[0]).name, *sys.argv[1:])
     record = RunRecord(
-        command=command,
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
         pair=pair_spec,
-        data=where,
-        data_sha256=fingerprint(splits.test),
+        data=_found_from_anywhere(data_spec),
+        data_sha256=fingerprint(*splits.test),
+        device=str(device),
         num_parameters=report.num_parameters,
-        steps=result.steps,
-        best_step=result.best_step,
-        seconds=result.seconds,
     )
-    write_record(root, record)
+    try:
+        with described(root, record), naming_the_line(f"pair {pair_spec.name!r} failed"):
+            result = _fit(pair, splits, data_spec, training, device, root)
+    except KeyboardInterrupt:
+        if root.exists():
+            typer.echo(f"{root}: parameters of the moment; `ppl-vae evaluate {root}` takes them")
+        raise
+    done = replace(record, status="finished", steps=result.steps, best_step=result.best_step, seconds=result.seconds)
+    write_run(root, done)
     last = result.history[-1]
     typer.echo(
         f"{result.steps} steps in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = -({last.distortion:.2f} distortion + "
@@ -115,6 +116,32 @@ def train(
     typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
 
 
+def _fit(pair: Any, splits: Splits, data_spec: DataSpec, training: Training, device: torch.device, root: Path) -> Fit:
+    batch = splits.train
+    if not training.validation:
+        batch = tuple(torch.cat(parts) for parts in zip(splits.train, splits.validation, strict=True))
+    return fit(
+        pair,
+        batch,
+        objective=_objective(training, len(batch[0])),
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        schedule=_schedule(training, len(batch[0])),
+        binarize="dynamic" if data_spec.binarize == "dynamic" else None,
+        validation=splits.validation if training.validation else None,
+        patience=training.patience,
+        seed=training.seed,
+        device=device,
+        run_dir=root,
+    )
+
+
+def _found_from_anywhere(spec: DataSpec) -> DataSpec:
+    """The data with a file by its absolute path: `evaluate` may be run in another folder."""
+    return replace(spec, name=str(Path(spec.name).resolve())) if spec.is_file else spec
+
+
 def free_directory(pair_name: str, data_name: str) -> Path:
     """Return the first directory runs/PAIR-DATA-NUMBER that does not exist."""
     name = f"{pair_name.rpartition(':')[2]}-{Path(data_name).stem}"
@@ -123,6 +150,7 @@ def free_directory(pair_name: str, data_name: str) -> Path:
 
 def evaluate(root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings) -> None:
     """Estimate the log-likelihood of the test data under the parameters of a run."""
+    choose_device(settings.device)
     pair, splits = _reopen(root, pair_name, data_dir)
     _evaluate(root, pair, splits, settings)
 
@@ -137,7 +165,9 @@ def sample(root: Path, pair_name: str | None, data_dir: str | None, n: int, seed
 def check_pair(pair_spec: PairSpec, data_spec: DataSpec, num_rows: int) -> CheckReport:
     """Check a pair on the first rows of the training data."""
     splits = load_splits(data_spec)
-    return check(make_pair(pair_spec, splits.train), _binary_batch(data_spec, splits.train, num_rows))
+    pair = make_pair(pair_spec, splits.train)
+    with naming_the_line(f"pair {pair_spec.name!r} failed"):
+        return check(pair, _binary_batch(data_spec, splits.train, num_rows))
 
 
 def _reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any, Splits]:
@@ -147,55 +177,52 @@ def _reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[An
     """
     record = read_run(root)
     spec = record.pair if pair_name is None else replace(record.pair, name=pair_name)
-    if not spec.is_recipe and pair_name is None:
+    if not is_recipe(spec.name) and pair_name is None:
         raise PairError(
             f"{root}: the pair of this run is your own code, which runs only if you name it: add --pair FILE.py:NAME "
             f"(the run was made with {spec.name!r})"
         )
+    if record.status != "finished":
+        typer.echo(f"{root}: {_unfinished(record)}", err=True)
     splits = load_splits(record.data if data_dir is None else replace(record.data, data_dir=data_dir))
-    if fingerprint(splits.test) != record.data_sha256:
+    if fingerprint(*splits.test) != record.data_sha256:
         raise DataError(
             f"{root}: the data are not those of the run ({record.data.name} has changed): its test rows may have been "
             "training rows; fit again, or bring the old file back"
         )
     pair = make_pair(spec, splits.train)
-    as_pair(pair).prepare(splits.test[:1].to(_dtype(pair)))
+    with naming_the_line(f"pair {spec.name!r} failed on the data of {root}"):
+        as_pair(pair).prepare(*_as_parameters(pair, tuple(x[:1] for x in splits.test)))
     RunDirectory(root).read_parameters(as_pair(pair))
     return pair, splits
 
 
+def _unfinished(record: RunRecord) -> str:
+    """What became of a run that did not finish."""
+    if record.status == "training":
+        return "the training is still going on, or was killed"
+    return (
+        f"the training {'was interrupted' if record.status == 'interrupted' else 'failed'} after {record.steps} steps"
+    )
+
+
 def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings) -> None:
-    x = splits.test[: settings.limit]
-    result = log_likelihood(pair, x, settings.num_samples, settings.seed, device=settings.device)
-    arrays = {name: getattr(result, name) for name in ("value", "stderr", "ess", "khat", "elbo", "zero_weights")}
-    np.savez(root / "evaluation.npz", **arrays)
-    title = f"{splits.title}, {'all' if len(x) == len(splits.test) else 'first'} {len(x):,} test data"
-    write_record(root, _summary(result, x, title, settings.seed))
-    draw_evaluation(root, result, title)
+    batch = random_rows(splits.test, settings.limit)
+    device = choose_device(settings.device)
+    with naming_the_line("the evaluation failed"):
+        result = log_likelihood(pair, batch, settings.num_samples, settings.seed, device=device)
+    size, total = len(batch[0]), len(splits.test[0])
+    title = f"{splits.title}, {f'all {total:,}' if size == total else f'random {size:,} of {total:,}'} test data"
+    threshold = khat_threshold(settings.num_samples)
+    kept = write_evaluation(root, result, batch, title, settings.seed, threshold)
+    draw_evaluation(root, result, title, threshold)
     typer.echo(f"{title}: {result}")
     typer.echo(
         f"bits per dimension {result.bits_per_dimension(splits.event_size):.4f}; as an estimate for new data of this "
         f"kind the mean has a standard error of {result.population_stderr:.3f} nats"
     )
-
-
-def _summary(result: LogLikelihood, x: Tensor, title: str, seed: int) -> Evaluation:
-    return Evaluation(
-        data=title,
-        data_sha256=fingerprint(x),
-        num_data=len(x),
-        event_size=x[0].numel(),
-        num_samples=result.num_samples,
-        seed=seed,
-        mean=result.mean,
-        mean_stderr=result.mean_stderr,
-        population_stderr=result.population_stderr if len(x) > 1 else None,
-        elbo=float(result.elbo.mean()),
-        ess=float(np.median(result.ess)),
-        share_khat=float((result.khat > 0.7).mean()),
-        seconds=result.seconds,
-        verdict=str(result),
-    )
+    if kept is not None:
+        typer.echo(f"{kept}: the evaluation before this one")
 
 
 def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:
@@ -217,15 +244,17 @@ def _schedule(training: Training, num_data: int) -> schedules.Schedule | None:
     return schedules.Cosine(1.0, 0.0, training.total_steps(num_data)) if training.schedule == "cosine" else None
 
 
-def _binary_batch(spec: DataSpec, x: Tensor, num_rows: int = _CHECKED_ROWS) -> Tensor:
-    batch = x[:num_rows]
-    return binarize(batch) if spec.binarize == "dynamic" else batch
+def _binary_batch(spec: DataSpec, batch: Batch, num_rows: int = _CHECKED_ROWS) -> Batch:
+    first, *others = (x[:num_rows] for x in batch)
+    return (binarize(first) if spec.binarize == "dynamic" else first, *others)
 
 
 def _sizes(splits: Splits, training: Training) -> str:
-    held = f"{len(splits.validation):,} validation" if training.validation else "validation data train too"
-    return f"{len(splits.train):,} training, {held}, {len(splits.test):,} test"
+    validation = f"{len(splits.validation[0]):,} validation" if training.validation else "validation data train too"
+    return f"{len(splits.train[0]):,} training, {validation}, {len(splits.test[0]):,} test"
 
 
-def _dtype(pair: Any) -> torch.dtype:
-    return next((p.dtype for p in as_pair(pair).parameters() if p.is_floating_point()), torch.float32)
+def _as_parameters(pair: Any, batch: Batch) -> Batch:
+    """A batch in the floating type of the parameters."""
+    dtype = as_pair(pair).dtype
+    return tuple(x.to(dtype) if x.is_floating_point() and dtype is not None else x for x in batch)

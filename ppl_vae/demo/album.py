@@ -1,4 +1,4 @@
-"""What the demonstration shows: tables, figures, and one page of all figures."""
+"""What the demonstration shows: tables, figures, and one page of figures for each of its parts."""
 
 from __future__ import annotations
 
@@ -13,30 +13,60 @@ from ppl_vae import figures, report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from rich.console import Console
 
-__all__ = ["COLUMNS", "SIDE", "Album", "file_name"]
+__all__ = ["COLUMNS", "SIDE", "Album", "Page", "file_name"]
 
 SIDE, COLUMNS = 8, 10
 
 
 class Album:
-    """Collects tables and figures in the order in which they are shown."""
+    """Collects pages in the order in which they are shown."""
 
     def __init__(self, root: Path) -> None:
         from rich.console import Console
 
         self.root, self.console = root, Console()
-        self.tables: dict[str, list[report.ModelRow]] = {}
-        self.figures: dict[str, Figure] = {}
+        self.pages: list[Page] = []
 
     def say(self, text: str) -> None:
         """Print a line."""
         self.console.print(text, highlight=False, soft_wrap=True)
 
-    def table(self, title: str, rows: list[report.ModelRow]) -> None:
+    def page(self, name: str, title: str, note: str) -> Page:
+        """Begin a page: the name of its file, its title, and what its reader must know."""
+        self.say(title.partition(":")[0])
+        self.pages.append(Page(name, title, note, self.console))
+        return self.pages[-1]
+
+    def write(self) -> list[Path]:
+        """Write the tables, the figures and the contact sheets; return the paths of the sheets."""
+        text = "\n".join(report.to_markdown(page.rows, title=page.title) for page in self.pages)
+        (self.root / "tables.md").write_text(text, encoding="utf-8")
+        sheets = []
+        for page in self.pages:
+            folder = self.root / "figures" / page.name
+            folder.mkdir(parents=True)
+            for caption, figure in page.figures.items():
+                figure.savefig(folder / f"{file_name(caption)}.png")
+            sheets.append(self.root / f"{page.name}.png")
+            figures.contact_sheet(page.figures, page.title, page.note).savefig(sheets[-1])
+        return sheets
+
+
+class Page:
+    """One part of the demonstration: a table, and figures by their captions."""
+
+    def __init__(self, name: str, title: str, note: str, console: Console) -> None:
+        self.name, self.title, self.note, self._console = name, title, note, console
+        self.rows: list[report.ModelRow] = []
+        self.figures: dict[str, Figure] = {}
+        self.estimates: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
+
+    def table(self, rows: list[report.ModelRow]) -> None:
         """Print a table, the best model first."""
-        self.tables[title] = sorted(rows, key=lambda row: -(row.log_likelihood or 0.0))
-        self.console.print(report.to_table(self.tables[title], title=title))
+        self.rows = sorted(rows, key=lambda row: -(row.log_likelihood or 0.0))
+        self._console.print(report.to_table(self.rows, title=self.title))
 
     def samples(self, caption: str, x: Tensor) -> None:
         """Draw digits (N, 64) as a grid."""
@@ -47,17 +77,11 @@ class Album:
         rows = {name: _images(value) for name, value in again.items()}
         self.figures[caption] = figures.reconstructions(_images(x), rows, title="")
 
-    def write(self) -> Path:
-        """Write the tables, the figures and the contact sheet; return the path of the sheet."""
-        text = "\n".join(report.to_markdown(rows, title=title) for title, rows in self.tables.items())
-        (self.root / "tables.md").write_text(text, encoding="utf-8")
-        folder = self.root / "figures"
-        folder.mkdir()
-        for caption, figure in self.figures.items():
-            figure.savefig(folder / f"{file_name(caption)}.png")
-        sheet = self.root / "contact-sheet.png"
-        figures.contact_sheet(self.figures, "Handwritten digits as the models see them").savefig(sheet)
-        return sheet
+    def histograms(self) -> None:
+        """Draw the distribution of log p(x) over the test data for each model that estimates it."""
+        for name, (value, khat, limit) in self.estimates.items():
+            caption = f"{name}: log p(x) of each test datum"
+            self.figures[caption] = figures.log_likelihood_histogram(value, khat, "", limit)
 
 
 def _images(x: Tensor) -> np.ndarray:

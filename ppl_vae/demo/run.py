@@ -7,25 +7,27 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae import data, decoders, encoders, figures, priors, report, schedules
-from ppl_vae.demo.album import COLUMNS, Album, file_name
+from ppl_vae import data, figures, report, schedules
+from ppl_vae.demo.album import COLUMNS, Album, Page, file_name
 from ppl_vae.errors import PplVaeError
 from ppl_vae.evaluation import log_likelihood
 from ppl_vae.exact import GMM, PPCA
 from ppl_vae.objectives import ELBO, IWAE, Objective
 from ppl_vae.pair import as_pair
-from ppl_vae.recipes import bernoulli_vae, gaussian_vae
+from ppl_vae.recipes import RECIPES, bernoulli_vae
 from ppl_vae.rng import key, seeded
+from ppl_vae.rundir import DataSpec, PairSpec, RunRecord, described, fingerprint, write_evaluation, write_run
 from ppl_vae.svi import Fit, fit
 from ppl_vae.vae import VAE
+from ppl_vae.weights import khat_threshold
 
 __all__ = ["DemoSettings", "run_demo"]
 
@@ -33,12 +35,11 @@ _MARK = "demo.json"
 _LATENT_DIM, _HIDDEN = 10, (200,)
 _BATCH_SIZE, _LEARNING_RATE = 64, 2e-3
 _GREY_LEVELS = 17
-_KHAT_LIMIT = 0.7
 _LEGEND = """\
 log p(x): exact, or importance-sampled ± Monte Carlo standard error; test data, never seen in training.
-k-hat > 0.7: share of the data whose weights have too heavy a tail: their estimate is too low rather than too high,
-and ± does not cover that. PPCA and "one scale" share one variance among the pixels; the others have one for each.
+PPCA and "one scale" share one variance among the pixels; the others have one for each.
 """
+_BINARY, _GREY = DataSpec("digits", "dynamic"), DataSpec("digits", dequantize=_GREY_LEVELS)
 # Always-black pixels have no variance but that of dequantisation, 1/12 of a squared grey level.
 _COVARIANCE_FLOOR = 1 / 12 / _GREY_LEVELS**2
 
@@ -52,25 +53,26 @@ class DemoSettings:
     num_samples: int = 5000
     """K of the importance-sampled log-likelihoods."""
     num_test: int = 360
-    """How many of the 360 test digits are evaluated."""
+    """How many of the 360 test digits are evaluated, chosen at random but always the same."""
     num_components: tuple[int, ...] = (10, 40)
     """Components of the mixtures."""
     seed: int = 0
     """Of everything random."""
 
 
-def run_demo(root: Path, settings: DemoSettings = DemoSettings()) -> Path:
-    """Train VAEs, mixtures and PPCA on scikit-learn's digits; print two tables, draw a contact sheet.
+def run_demo(root: Path, settings: DemoSettings = DemoSettings()) -> list[Path]:
+    """Train VAEs, mixtures and PPCA on scikit-learn's digits; print two tables, draw two contact sheets.
 
     Within a table, every model scores the same test data by the same kind of likelihood: binary digits by a
-    probability, dequantised grey digits by a density. Numbers of different tables do not compare.
+    probability, dequantised grey digits by a density. Numbers of different tables do not compare. The VAEs are left in
+    run directories that `ppl-vae evaluate`, `sample` and `compare` take.
 
     Args:
         root: Directory of the results. An earlier demonstration in it is replaced; anything else is left alone.
         settings: Sizes.
 
     Returns:
-        The path of the contact sheet.
+        The paths of the contact sheets.
 
     Raises:
         PplVaeError: `root` holds something else than an earlier demonstration.
@@ -82,9 +84,11 @@ def run_demo(root: Path, settings: DemoSettings = DemoSettings()) -> Path:
         demo.binary_digits()
         demo.grey_digits()
     demo.album.say(_LEGEND)
-    sheet = demo.album.write()
-    demo.album.say(f"{time.monotonic() - start:.0f} seconds. Everything is in {root}; the figures on one page: {sheet}")
-    return sheet
+    sheets = demo.album.write()
+    demo.album.say(f"{time.monotonic() - start:.0f} seconds. Everything is in {root}; the figures on two pages:")
+    for sheet in sheets:
+        demo.album.say(f"  {sheet}")
+    return sheets
 
 
 class _Demo:
@@ -95,125 +99,150 @@ class _Demo:
 
     def binary_digits(self) -> None:
         """Probabilities: a VAE by the ELBO, the same by the importance-weighted bound, and no latents at all."""
-        grey, test = data.load("digits"), data.load("digits", binarize="fixed").test[: self.settings.num_test]
-        title = "Binary digits: 64 pixels, each drawn from its grey level"
-        self.album.say(title.partition(":")[0])
+        grey, binary = data.load("digits"), data.load("digits", binarize="fixed").test
+        test = self._evaluated(binary)
+        page = self.album.page(
+            "binary-digits",
+            "Binary digits: 64 pixels, each drawn from its grey level",
+            "Reconstructions and new digits show E[x | z], the probability of each pixel to be white: an average over "
+            "binary pictures, hence grey and smooth where data are black and white.",
+        )
         objectives: dict[str, Objective] = {"VAE, ELBO": ELBO(), "VAE, IWAE": IWAE(5)}
-        rows, vaes = [], {}
+        rows, vaes, curves = [], {}, {}
         for name, objective in objectives.items():
             with seeded(key(self.settings.seed)):
                 vaes[name] = bernoulli_vae(grey.train, _LATENT_DIM, _HIDDEN)
-            fitted = self._train(name, vaes[name], grey.train, grey.validation, objective, "dynamic")
-            rows.append(self._row(name, vaes[name], test, fitted.seconds))
-            self.album.figures[f"binary digits: training of {name}"] = figures.learning_curves(fitted.history, title="")
+            data_of_run = (grey.train, grey.validation, binary)
+            fitted = self._train(name, PairSpec("vae"), vaes[name], _BINARY, data_of_run, objective)
+            rows.append(self._row(page, name, vaes[name], _BINARY, test, fitted.seconds))
+            curves[name] = figures.learning_curves(fitted.history, title="")
         rows.append(_independent_pixels(grey.train, test))
-        self.album.table(title, rows)
-        shown = test[: 2 * COLUMNS]
+        page.table(rows)
+        shown = test[:COLUMNS]
         again = {name: vae.reconstruct(shown)[0] for name, vae in vaes.items()}
-        self.album.reconstructions("binary digits: test data and their reconstructions E[x | z]", shown, again)
+        page.reconstructions("Test data and E[x | z], z ~ q(z | x)", shown, again)
         for name, vae in vaes.items():
             drawn = vae.sample(4 * COLUMNS, self.settings.seed, mean=True)
-            self.album.samples(f"binary digits: {name}, E[x | z] with z ~ p(z)", drawn)
+            page.samples(f"New digits from {name}: E[x | z], z ~ p(z)", drawn)
+        page.histograms()
+        for name, figure in curves.items():
+            page.figures[f"Training of {name}"] = figure
 
     def grey_digits(self) -> None:
         """Densities: mixtures by EM, PPCA in closed form, and the VAEs that it is the linear case of."""
         digits, seed = data.load("digits"), self.settings.seed
-        train, validation, test = (
-            _dequantized(x, key(seed, i)) for i, x in enumerate((digits.train, digits.validation, digits.test))
+        parts = enumerate((digits.train, digits.validation, digits.test))
+        train, validation, whole_test = (data.dequantize(x, _GREY_LEVELS, key(0, i)) for i, x in parts)
+        test = self._evaluated(whole_test)
+        page = self.album.page(
+            "grey-digits",
+            "Grey digits: 64 pixels, dequantised, as densities on [0, 1]",
+            "Reconstructions show E[x | z]. A draw of x is noisy by nature: every pixel has the noise of its density "
+            "p(x | z), which shows how much of a digit the model holds for noise.",
         )
-        test, shown = test[: self.settings.num_test], test[: 2 * COLUMNS]
-        title = "Grey digits: 64 pixels, dequantised, as densities on [0, 1]"
-        self.album.say(title.partition(":")[0])
         rows, samples = [], {}
         for count in self.settings.num_components:
             start = time.monotonic()
             gmm = GMM.fit(train, count, covariance_type="diag", covariance_floor=_COVARIANCE_FLOOR, seed=seed)
             name = f"mixture of {count}"
-            rows.append(self._row(name, gmm, test, time.monotonic() - start))
+            rows.append(self._row(page, name, gmm, None, test, time.monotonic() - start))
         samples[name] = gmm.sample(4 * COLUMNS, seed)
         start = time.monotonic()
         ppca = PPCA.fit(train, _LATENT_DIM)
-        rows.append(self._row("PPCA", ppca, test, time.monotonic() - start))
+        rows.append(self._row(page, "PPCA", ppca, None, test, time.monotonic() - start))
         samples["PPCA"] = ppca.sample(4 * COLUMNS, seed)
+        shown = test[:COLUMNS]
         again = {"PPCA": ppca.posterior(shown).mean @ ppca.loading.mT + ppca.bias}
-        with seeded(key(seed)):
-            vaes = {"VAE, one scale": gaussian_vae(train, _LATENT_DIM, _HIDDEN)}
-            vaes["VAE, scales s(z)"] = _scaled_vae(train.shape[1])
-        for name, vae in vaes.items():
-            fitted = self._train(name, vae, train, validation, ELBO())
-            rows.append(self._row(name, vae, test, fitted.seconds))
+        for name, recipe in {"VAE, one scale": "gaussian-vae", "VAE, scales s(z)": "scaled-vae"}.items():
+            with seeded(key(seed)):
+                vae = RECIPES[recipe].build(train, _LATENT_DIM, _HIDDEN)
+            fitted = self._train(name, PairSpec(recipe), vae, _GREY, (train, validation, whole_test), ELBO())
+            rows.append(self._row(page, name, vae, _GREY, test, fitted.seconds))
             samples[name] = vae.sample(4 * COLUMNS, seed)
             again[name] = vae.reconstruct(shown)[0]
-        self.album.table(title, rows)
-        self.album.reconstructions("grey digits: test data and their reconstructions E[x | z]", shown, again)
-        self.album.samples("grey digits: test data", test[: 4 * COLUMNS])
-        self.album.samples(f"grey digits: mixture of {len(gmm.means)}, means of its components", gmm.means)
+        page.table(rows)
+        page.reconstructions("Test data and E[x | z], z ~ q(z | x)", shown, again)
+        page.samples("Test data", test[: 4 * COLUMNS])
+        page.samples(f"Mixture of {len(gmm.means)}: means of its components", gmm.means[: 4 * COLUMNS])
         for name, x in samples.items():
-            self.album.samples(f"grey digits: {name}, draws of x", x)
+            page.samples(f"{name}: draws of x".capitalize() if name[0].islower() else f"{name}: draws of x", x)
+        page.histograms()
+
+    def _evaluated(self, test: Tensor) -> Tensor:
+        return test[torch.from_numpy(data.split_rows(len(test), self.settings.num_test)[1])]
 
     def _train(
         self,
         name: str,
+        pair_spec: PairSpec,
         pair: VAE,
-        x: Tensor,
-        validation: Tensor,
+        data_spec: DataSpec,
+        parts: tuple[Tensor, Tensor, Tensor],
         objective: Objective,
-        binarize: Literal["dynamic"] | None = None,
     ) -> Fit:
+        """Train on the first part and leave a run directory as `ppl-vae fit` does."""
         self.album.say(f"  training {name}")
-        steps = self.settings.epochs * -(-len(x) // _BATCH_SIZE)
-        return fit(
-            pair,
-            x,
-            objective=objective,
-            epochs=self.settings.epochs,
-            batch_size=_BATCH_SIZE,
-            learning_rate=_LEARNING_RATE,
-            schedule=schedules.Cosine(1.0, 0.0, steps),
-            binarize=binarize,
-            validation=validation,
-            seed=self.settings.seed,
+        train, validation, test = parts
+        steps = self.settings.epochs * -(-len(train) // _BATCH_SIZE)
+        root = self.root / file_name(name)
+        record = RunRecord(
+            command=("ppl-vae", "demo"),
+            pair=replace(pair_spec, latent_dim=_LATENT_DIM, hidden=_HIDDEN, seed=self.settings.seed),
+            data=data_spec,
+            data_sha256=fingerprint(test),
             device="cpu",
-            run_dir=self.root / file_name(name),
+            num_parameters=sum(p.numel() for p in pair.parameters()),
         )
+        with described(root, record):
+            fitted = fit(
+                pair,
+                train,
+                objective=objective,
+                epochs=self.settings.epochs,
+                batch_size=_BATCH_SIZE,
+                learning_rate=_LEARNING_RATE,
+                schedule=schedules.Cosine(1.0, 0.0, steps),
+                binarize="dynamic" if data_spec.binarize == "dynamic" else None,
+                validation=validation,
+                seed=self.settings.seed,
+                device="cpu",
+                run_dir=root,
+            )
+        done = replace(
+            record, status="finished", steps=fitted.steps, best_step=fitted.best_step, seconds=fitted.seconds
+        )
+        write_run(root, done)
+        return fitted
 
-    def _row(self, name: str, pair: Any, x: Tensor, seconds: float) -> report.ModelRow:
+    def _row(
+        self, page: Page, name: str, pair: Any, data_spec: DataSpec | None, x: Tensor, seconds: float
+    ) -> report.ModelRow:
         """A model on test data: its log-likelihood is exact where the model can tell it."""
-        estimate = log_likelihood(pair, x, self.settings.num_samples, self.settings.seed, device="cpu")
+        num_samples, seed = self.settings.num_samples, self.settings.seed
+        estimate = log_likelihood(pair, x, num_samples, seed, device="cpu")
         exact = float(pair.log_prob(x).mean()) if isinstance(pair, GMM | PPCA) else None
-        if exact is None:
-            histogram = figures.log_likelihood_histogram(estimate.value, estimate.khat, title="")
-            self.album.figures[f"{name}: log p(x) of the test data"] = histogram
+        if data_spec is not None:
+            threshold = khat_threshold(num_samples)
+            write_evaluation(self.root / file_name(name), estimate, (x,), page.title, seed, threshold)
+            page.estimates[name] = (estimate.value, estimate.khat, threshold)
         return report.ModelRow(
             model=name,
             num_parameters=getattr(pair, "num_parameters", sum(p.numel() for p in as_pair(pair).parameters())),
             elbo=float(estimate.elbo.mean()),
             log_likelihood=estimate.mean if exact is None else exact,
             log_likelihood_stderr=estimate.mean_stderr if exact is None else None,
+            num_samples=num_samples,
             ess=float(np.median(estimate.ess)),
-            share_khat=float((estimate.khat > _KHAT_LIMIT).mean()),
+            share_untrusted=float((~estimate.trusted).mean()),
             seconds=seconds,
         )
-
-
-def _scaled_vae(size: int) -> VAE:
-    """A VAE whose decoder gives each pixel a scale of its own, which depends on z."""
-    decoder = decoders.Gaussian.mlp(_LATENT_DIM, _HIDDEN, size, scale="per_latent", min_scale=_COVARIANCE_FLOOR**0.5)
-    encoder = encoders.DiagonalNormal.mlp(size, _HIDDEN, _LATENT_DIM)
-    return VAE(priors.StandardNormal(_LATENT_DIM), decoder, encoder)
 
 
 def _independent_pixels(train: Tensor, x: Tensor) -> report.ModelRow:
     """The model without latents: log p(x) = sum_d log Bernoulli(x_d; mean of pixel d)."""
     means = (train.double().sum(0) + 0.5) / (len(train) + 1)
     log_prob = torch.distributions.Bernoulli(means).log_prob(x.double()).sum(1)
-    return report.ModelRow(model="independent pixels", num_parameters=len(means), log_likelihood=float(log_prob.mean()))
-
-
-def _dequantized(x: Tensor, seed: int) -> Tensor:
-    """Spread each of the 17 grey levels uniformly over its share of [0, 1] (Uria, Murray and Larochelle, 2013)."""
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed))
-    return ((_GREY_LEVELS - 1) * x + noise) / _GREY_LEVELS
+    return report.ModelRow(model="no latents", num_parameters=len(means), log_likelihood=float(log_prob.mean()))
 
 
 def _make_empty(root: Path, settings: DemoSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,20 @@ if TYPE_CHECKING:
 
 __all__ = ["contact_sheet"]
 
-PAGE_WIDTH, PAGE_ASPECT = 12.0, 2.8  # inches, and the least width of a row against its height
+_PAGE_WIDTH, _PAGE_ASPECT = 16.0, 1.6  # inches; width against height of a laptop's screen
+_CANDIDATES = 100
+_GAP, _CAPTION, _HEAD, _NOTE = 0.15, 0.35, 0.5, 0.3
 
 
-def contact_sheet(pictures: Mapping[str, Figure | Path], title: str = "") -> Figure:
+def contact_sheet(pictures: Mapping[str, Figure | Path], title: str = "", note: str = "") -> Figure:
     """Gather figures on one page, each under its caption, in rows of equal height and full width.
+
+    Of all ways to break them into rows, that is taken whose page is nearest to the shape of a screen.
 
     Args:
         pictures: Caption of each picture, and the picture: a figure or the path of a PNG file.
         title: Title of the page.
+        note: A sentence under the title.
 
     Raises:
         DataError: If there is no picture.
@@ -39,34 +45,49 @@ def contact_sheet(pictures: Mapping[str, Figure | Path], title: str = "") -> Fig
     if not pictures:
         raise DataError("expected at least one picture for the contact sheet, found none")
     pages = [(caption, _pixels(picture)) for caption, picture in pictures.items()]
-    rows = _rows_of_width([page.shape[1] / page.shape[0] for _, page in pages], PAGE_ASPECT)
-    gap, caption_height, head = 0.15, 0.35, 0.5 if title else 0.0
-    # The last row may be too short to fill the width; it is not blown up.
-    heights = [PAGE_WIDTH / max(sum(row), PAGE_ASPECT) for row in rows]
-    width = PAGE_WIDTH + gap * (1 + max(map(len, rows)))
-    height = head + sum(heights) + len(rows) * (caption_height + gap)
-    figure = new_figure(width, height, layout=None)
-    figure.suptitle(title, y=1.0 - 0.1 / height, fontsize="x-large", fontweight="bold")
+    head = (_HEAD if title else 0.0) + (_NOTE if note else 0.0)
+    rows, heights = _layout([page.shape[1] / page.shape[0] for _, page in pages], head)
+    height = _height(heights, head)
+    figure = new_figure(_PAGE_WIDTH, height, layout=None)
+    figure.suptitle(title, y=1.0 - 0.1 / height, fontsize="xx-large", fontweight="bold")
+    if note:
+        figure.text(0.5, 1.0 - (head - _NOTE / 2) / height, note, ha="center", va="center", fontsize="large")
     top, remaining = height - head, iter(pages)
     for row, row_height in zip(rows, heights, strict=True):
-        bottom, left = top - caption_height - row_height, gap
+        bottom, left = top - _CAPTION - row_height, _GAP
         for aspect in row:
             caption, page = next(remaining)
-            box = (left / width, bottom / height, aspect * row_height / width, row_height / height)
+            box = (left / _PAGE_WIDTH, bottom / height, aspect * row_height / _PAGE_WIDTH, row_height / height)
             axes = figure.add_axes(box)
-            axes.imshow(page)
+            axes.imshow(page, interpolation="antialiased")
             axes.set_title(caption, loc="left", fontweight="bold")
             axes.set_axis_off()
-            left += aspect * row_height + gap
-        top = bottom - gap
+            left += aspect * row_height + _GAP
+        top = bottom - _GAP
     return figure
 
 
+def _layout(aspects: Sequence[float], head: float) -> tuple[list[list[float]], list[float]]:
+    """Rows of the pictures and their heights."""
+    widths = np.linspace(min(aspects), sum(aspects), _CANDIDATES)
+    layouts = []
+    for width in widths:
+        rows = _rows_of_width(aspects, width)
+        # The last row may be too short to fill the width; it is not blown up.
+        heights = [(_PAGE_WIDTH - _GAP * (1 + len(row))) / max(sum(row), 0.8 * width) for row in rows]
+        layouts.append((rows, heights))
+    return min(layouts, key=lambda layout: abs(math.log(_PAGE_WIDTH / _height(layout[1], head) / _PAGE_ASPECT)))
+
+
+def _height(heights: Sequence[float], head: float) -> float:
+    return head + sum(heights) + len(heights) * (_CAPTION + _GAP)
+
+
 def _rows_of_width(aspects: Sequence[float], width: float) -> list[list[float]]:
-    """Break pictures of height 1 into rows, each as soon as it is at least `width` wide."""
+    """Break pictures of height 1 into rows, each as soon as it is about `width` wide."""
     rows: list[list[float]] = [[]]
     for aspect in aspects:
-        if sum(rows[-1]) >= width:
+        if rows[-1] and sum(rows[-1]) + aspect / 2 > width:
             rows.append([])
         rows[-1].append(aspect)
     return rows

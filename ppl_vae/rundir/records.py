@@ -1,7 +1,8 @@
-"""What the command writes into a run directory beside the files of `fit`, and reads back with distrust."""
+"""The description of a run, `run.json`: written before the training starts, and read back with distrust."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,20 +10,69 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from ppl_vae.cli.inputs import DataSpec
-from ppl_vae.cli.pairs import PairSpec
+import torch
+from torch import Tensor
+
 from ppl_vae.errors import DataError
 
-__all__ = ["Evaluation", "RunRecord", "read_evaluation", "read_run", "write_record"]
+__all__ = [
+    "Binarization",
+    "DataSpec",
+    "Evaluation",
+    "PairSpec",
+    "RunRecord",
+    "fingerprint",
+    "read_record",
+    "read_run",
+    "write_json",
+    "write_run",
+]
 
 T = TypeVar("T")
 
-_RUN, _EVALUATION = "run.json", "evaluation.json"
+Binarization = Literal["dynamic", "fixed", "none"]
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """Which pair, as the user named it."""
+
+    name: str
+    """A recipe, `path/to/file.py:factory` or `package.module:factory`."""
+    latent_dim: int = 50
+    """Dimension of z of a recipe."""
+    hidden: tuple[int, ...] = (200, 200)
+    """Hidden layers of a recipe."""
+    seed: int = 0
+    """Of the initial parameters."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which data, as the user named them."""
+
+    name: str
+    """A data set of `ppl_vae.data.load`, or a `.npy` or `.npz` file."""
+    binarize: Binarization = "none"
+    """What becomes of grey levels: training draws them anew in each step, or once, or takes them as they are."""
+    data_dir: str | None = None
+    """Folder of the data sets."""
+    arrays: tuple[str, ...] = ()
+    """Arrays of a `.npz`, in the order in which the programs take them."""
+    dequantize: int | None = None
+    """Number of grey levels to spread over their share of [0, 1]; None takes the data as they are."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the name is that of a file."""
+        return Path(self.name).suffix != ""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """`run.json`: the command of a finished fit, what it was given and what it cost."""
+    """`run.json`: the command of a fit, what it was given, how far it came and what it cost."""
 
     command: tuple[str, ...]
     """The command line."""
@@ -32,13 +82,17 @@ class RunRecord:
     """The data; a file by its absolute path."""
     data_sha256: str
     """Fingerprint of the test data: another split, or another file of the same name, is noticed."""
+    device: str
+    """Where it trained."""
     num_parameters: int
     """Number of trained scalars."""
-    steps: int
-    """Steps done."""
-    best_step: int
+    status: Literal["training", "finished", "interrupted", "failed"] = "training"
+    """How far the training came; one that was killed stays at "training"."""
+    steps: int = 0
+    """Steps done; of an interrupted run, those of its whole epochs."""
+    best_step: int = 0
     """Step of the parameters kept."""
-    seconds: float
+    seconds: float = 0.0
     """Wall time of training."""
 
 
@@ -60,27 +114,27 @@ class Evaluation:
     """Of the samples."""
     mean: float
     """Mean of log p(x)."""
-    mean_stderr: float
-    """Its Monte Carlo standard error on these data."""
+    mean_stderr: float | None
+    """Its Monte Carlo standard error on these data; absent where K = 1."""
     population_stderr: float | None
     """Its standard error as an estimate for new data; absent where N = 1."""
     elbo: float
     """Mean ELBO."""
     ess: float
     """Median effective sample size."""
-    share_khat: float
-    """Share of the data with k-hat above 0.7."""
+    khat_threshold: float | None
+    """Largest k-hat whose estimate is trusted at this K, min(1 - 1/log10 K, 0.7); absent up to K = 10."""
+    share_untrusted: float
+    """Share of the data whose k-hat is above that: neither their estimate nor its error can be trusted."""
     seconds: float
     """Wall time of the evaluation."""
     verdict: str
     """The same in a sentence."""
 
 
-def write_record(root: Path, record: RunRecord | Evaluation) -> None:
-    """Write a record as JSON under its fixed name."""
-    name = _RUN if isinstance(record, RunRecord) else _EVALUATION
-    text = json.dumps(asdict(record), indent=2, allow_nan=False)
-    (root / name).write_text(text + "\n", encoding="utf-8")
+def write_run(root: Path, record: RunRecord) -> None:
+    """Write `run.json`."""
+    write_json(root / RUN, asdict(record))
 
 
 def read_run(root: Path) -> RunRecord:
@@ -89,20 +143,35 @@ def read_run(root: Path) -> RunRecord:
     Raises:
         DataError: There is none, or it does not hold a record of a run.
     """
-    path = root / _RUN
-    fields = _json_object(path, "a run directory of a finished `ppl-vae fit`")
+    path = root / RUN
+    fields = _json_object(path, "a run directory of `ppl-vae fit`")
     specs = {"pair": _record(PairSpec, fields.get("pair"), path), "data": _record(DataSpec, fields.get("data"), path)}
     return _record(RunRecord, fields | specs, path)
 
 
-def read_evaluation(root: Path) -> Evaluation:
-    """Read `evaluation.json`.
+def read_record(kind: type[T], path: Path, expected: str) -> T:
+    """Read a file that holds the fields of a dataclass; `expected` says what a missing one should have been.
 
     Raises:
-        DataError: There is none, or it does not hold an evaluation.
+        DataError: There is none, or it holds something else.
     """
-    path = root / _EVALUATION
-    return _record(Evaluation, _json_object(path, f"an evaluated run; run `ppl-vae evaluate {root}`"), path)
+    return _record(kind, _json_object(path, expected), path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that is whole or as it was before, whenever the process ends."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def fingerprint(*arrays: Tensor) -> str:
+    """Return a hash of shapes and values, the same for the same data only."""
+    digest = hashlib.sha256()
+    for x in arrays:
+        digest.update(str(tuple(x.shape)).encode())
+        digest.update(x.to("cpu", torch.float64).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _json_object(path: Path, expected: str) -> dict[str, Any]:

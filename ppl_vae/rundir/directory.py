@@ -1,0 +1,183 @@
+"""The directory a run leaves: configuration, environment, history and parameters, under fixed names."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import math
+import platform
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ppl_vae.errors import DataError, PplVaeError
+from ppl_vae.history import Record
+from ppl_vae.pair import Pair
+from ppl_vae.rundir.records import RUN, RunRecord, write_run
+
+__all__ = ["RunDirectory", "check_free", "described"]
+
+_CONFIG, _PARAMETERS = "config.json", "parameters.safetensors"
+_PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
+
+
+class RunDirectory:
+    """`config.json`, `environment.json`, `history.jsonl` (a line an epoch), `parameters.safetensors`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def create(cls, root: str | Path, settings: Any, device: torch.device | None = None) -> RunDirectory:
+        """Makes a new run directory, or takes one that holds its description alone, and writes the configuration.
+
+        Raises:
+            PplVaeError: There is something in it, or it cannot be made.
+        """
+        path = Path(root)
+        check_free(path, allowed={RUN})
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PplVaeError(f"run directory {path}: cannot be made: {error.strerror}") from error
+        run = cls(path)
+        run.write_json(_CONFIG, _plain(settings) | ({} if device is None else {"device": str(device)}))
+        run.write_json("environment.json", _environment())
+        return run
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file of the run."""
+        (self.root / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+    def append_history(self, record: Record) -> None:
+        """Adds the line of an epoch to the history."""
+        with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({k: _finite(v) for k, v in record._asdict().items()}) + "\n")
+
+    def write_parameters(self, pair: Pair) -> None:
+        """Writes every parameter and buffer of the pair."""
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in pair.state_dict().items()}
+        save_file(state, self.root / _PARAMETERS)
+
+    def read_parameters(self, pair: Pair) -> None:
+        """Loads the parameters of the run into a pair of the same programs.
+
+        Raises:
+            PplVaeError: There are none yet.
+            DataError: The file is damaged, or its parameters are not those of the pair; the first one is named.
+        """
+        path = self.root / _PARAMETERS
+        if not path.is_file():
+            raise PplVaeError(f"{path}: expected the parameters of a finished or interrupted run, found no such file")
+        try:
+            state = load_file(path)
+        except Exception as error:
+            raise DataError(f"{path}: expected readable parameters, found damage ({error})") from error
+        if misfit := _misfit(pair, state):
+            raise DataError(
+                f"{path}: these parameters do not fit the pair: {misfit}; give it the pair that was trained"
+            )
+        pair.load_state_dict(state)
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """The records of the history; none before the end of the first epoch."""
+        if not (self.root / "history.jsonl").is_file():
+            return []
+        lines = (self.root / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+
+@contextmanager
+def described(root: Path, record: RunRecord) -> Iterator[None]:
+    """Context of a fit into `root`, whose description stands there before the first step, whatever ends it.
+
+    A fit that is refused before it begins leaves nothing behind; one that is interrupted or fails says so.
+    """
+    check_free(root)
+    made = [folder for folder in (root, *root.parents) if not folder.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    write_run(root, record)
+    try:
+        yield
+    except BaseException as error:
+        if (root / _CONFIG).exists():
+            write_run(root, _ended(root, record, error))
+        else:
+            (root / RUN).unlink()
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+def check_free(root: Path, allowed: Collection[str] = ()) -> None:
+    """Refuses a run directory that holds something.
+
+    Raises:
+        PplVaeError: There is a file in it, or in its place.
+    """
+    if root.exists() and (not root.is_dir() or {path.name for path in root.iterdir()} - set(allowed)):
+        raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
+
+
+def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
+    """The description of a run that did not finish: its parameters are those of the moment, or there are none."""
+    history = RunDirectory(root).read_history()
+    last: dict[str, Any] = history[-1] if history else {"step": 0, "seconds": 0.0}
+    status: Literal["interrupted", "failed"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    return replace(record, status=status, steps=last["step"], best_step=last["step"], seconds=last["seconds"])
+
+
+def _misfit(pair: Pair, state: Mapping[str, Tensor]) -> str:
+    """The first parameter in which a state differs from that of the pair, in words; empty if none does."""
+    expected = {name: tuple(tensor.shape) for name, tensor in pair.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        # What `pyro.param` makes on first use may be missing in a pair that has not run.
+        if expected.get(name) != found.get(name) and not (name not in expected and name.startswith("store.")):
+            return f"expected {name} of shape {expected.get(name, 'none')}, found {found.get(name, 'none')}"
+    return ""
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON: dataclasses become their class and fields, callables their name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": type(value).__name__, **fields}
+    if isinstance(value, functools.partial):
+        return {"partial": _plain(value.func), "args": _plain(list(value.args)), "keywords": _plain(value.keywords)}
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__qualname__", None) or type(value).__name__
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
