@@ -19,11 +19,12 @@ NEIGHBOURING_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--vary-seed", action="store_true", help="draw a new base seed; it is printed in the header")
+    parser.addoption("--base-seed", type=int, default=0, help="base seed, to repeat a run that --vary-seed drew")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # matrices as small as these only wait for more threads
-    config.base_seed = secrets.randbelow(2**31) if config.getoption("--vary-seed") else 0
+    config.base_seed = secrets.randbelow(2**31) if config.getoption("--vary-seed") else config.getoption("--base-seed")
     if NEIGHBOURING_DATA.is_dir():
         os.environ.setdefault("PPL_VAE_DATA", str(NEIGHBOURING_DATA))
     # A plugin rather than plain fixtures: the doctests of the library live outside this folder and need the same care.
@@ -62,7 +63,7 @@ class Isolation:
 
     @pytest.fixture
     def seed(self, request: pytest.FixtureRequest) -> int:
-        """The base seed: 0, or a new one with --vary-seed."""
+        """The base seed: 0, that of --base-seed, or a new one with --vary-seed."""
         return request.config.base_seed
 
 

@@ -1,0 +1,88 @@
+"""S9, S15: posterior draws and intervals say how uncertain they are. The long runs: `-m slow --vary-seed`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from pairs import chi_square, scaled_guide, small_ppca
+from statistical import assert_mean
+
+import ppl_vae as pv
+from ppl_vae.rng import key
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def joint_draws(ppca, n, seed):
+    """z from the prior and x given z: (n, 2) and (n, 4)."""
+    rng = np.random.default_rng(seed)
+    z = torch.as_tensor(rng.normal(size=(n, 2)))
+    return z, z @ ppca.loading.T + ppca.bias + ppca.scale * torch.as_tensor(rng.normal(size=(n, 4)))
+
+
+def assert_calibrated(draws, truth):
+    """Simulation-based calibration: the rank of the truth among L draws is uniform on 0..L.
+
+    Mean and second moment of the ranks, whose standard deviations are known. Talts et al. (2018), Validating Bayesian
+    Inference Algorithms with Simulation-Based Calibration.
+    """
+    number = len(draws)
+    ranks = (draws < truth).sum(0) - number / 2
+    uniform = np.arange(number + 1) - number / 2
+    scale = number + 1
+    assert_mean(ranks / scale, 0.0, sigma=uniform.std() / scale, effect=0.04)
+    assert_mean((ranks / scale) ** 2, (uniform**2).mean() / scale**2, sigma=(uniform**2).std() / scale**2, effect=0.01)
+
+
+def draws_of_guide(pair, x, number, seed):
+    """(number, N, 2) draws of the guide, by torch alone."""
+    q = pair.posterior(x)
+    noise = torch.as_tensor(np.random.default_rng(seed).normal(size=(number, len(x), 2)))
+    return q.loc + (q.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+
+
+@pytest.mark.parametrize("s", [pytest.param(1.0, marks=pytest.mark.slow), 1.4])
+def test_posterior_draws_are_calibrated(s, seed):
+    """Draws of a guide too wide, resampled by their weights; K is large, as one sample may be drawn twice."""
+    ppca = small_ppca()
+    z, x = joint_draws(ppca, 10_000, key(seed, 1))
+    ll = pv.log_likelihood(scaled_guide(ppca, s), x, 500, seed, num_draws=20, progress=False)
+    for coordinate in range(2):
+        assert_calibrated(ll.posterior["z"][:, :, coordinate], z[:, coordinate].numpy())
+
+
+def test_a_guide_a_tenth_too_narrow_is_seen(seed):
+    ppca = small_ppca()
+    z, x = joint_draws(ppca, 20_000, key(seed, 1))
+    exact = draws_of_guide(ppca, x, 20, key(seed, 2))
+    assert_calibrated(exact[:, :, 0].numpy(), z[:, 0].numpy())
+    narrow = ppca.posterior(x).loc + 0.9 * (exact - ppca.posterior(x).loc)
+    with pytest.raises(AssertionError, match="z ="):
+        assert_calibrated(narrow[:, :, 0].numpy(), z[:, 0].numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", range(5))
+@pytest.mark.parametrize(("s", "dim"), [(1.3, 2), (1.2, 8)])
+def test_intervals_cover_at_length(s, dim, run, seed):
+    """S15: 95 % intervals of 20,000 data hold the truth for 92 % to 96 % of them (four standard errors: 0.8 %)."""
+    ppca = small_ppca(dim + 2, dim)
+    x = ppca.sample(20_000, seed=key(seed, run))
+    ll = pv.log_likelihood(scaled_guide(ppca, s), x, 1000, key(seed, run, 1), num_draws=0, progress=False)
+    covered = np.abs(ll.value - ppca.log_prob(x).numpy()) <= 1.96 * ll.stderr
+    assert 0.92 <= covered.mean() <= 0.96
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", range(5))
+@pytest.mark.parametrize(("s", "dim"), [(0.8, 1), (1.5, 2), (1.1, 16)])
+def test_estimates_are_unbiased_at_length(s, dim, run, seed):
+    """S4: E p-hat = p to an effect of 0.5 %, with the known variance chi2 / K."""
+    ppca = small_ppca(dim + 1, dim)
+    x = ppca.sample(1, seed=run).expand(200_000, -1).contiguous()
+    ll = pv.log_likelihood(scaled_guide(ppca, s), x, 50, key(seed, run), num_draws=0, progress=False)
+    ratio = np.exp(ll.value - float(ppca.log_prob(x[:1])))
+    assert_mean(ratio, 1.0, sigma=math.sqrt(chi_square(s, dim) / 50), effect=0.005)
