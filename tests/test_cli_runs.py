@@ -1,0 +1,255 @@
+"""Runs that do not go straight: interrupted, failed, evaluated twice, on a part of the data, on several arrays."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae import data
+from ppl_vae.cli.inputs import load_splits, random_rows
+from ppl_vae.rundir import DataSpec, Evaluation, RunDirectory, fingerprint, read_evaluation, read_run
+from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs") / "first"
+    succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
+    return root
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(run, tmp_path / "copy")
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    append = RunDirectory.append_history
+
+    def interrupt(self: RunDirectory, record: pv.Fit) -> None:
+        append(self, record)
+        if record.epoch == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunDirectory, "append_history", interrupt)
+    root = tmp_path / "interrupted"
+    result = call("fit", *SMALL_VAE, "--epochs", "9", "--run-dir", root)
+    assert (result.exit_code, result.stderr) == (130, "ppl-vae: interrupted\n")
+    assert f"ppl-vae evaluate {root}" in " ".join(result.stdout.split())
+    return root
+
+
+# Training that does not finish
+
+
+def test_an_interrupted_run_can_be_evaluated_sampled_and_compared(interrupted: Path, run: Path, tmp_path: Path):
+    record = read(interrupted / "run.json")
+    assert (record["status"], record["steps"]) == ("interrupted", 20)
+    result = call("evaluate", interrupted, "--num-samples", "20", "--limit", "30")
+    assert result.exit_code == 0
+    assert "interrupted after 20 steps" in result.stderr
+    succeed("sample", interrupted, "--out", tmp_path / "samples.png")
+    table = json.loads(call("compare", interrupted, run, "--format", "json").stdout)
+    assert {row["model"] for row in table["rows"]} == {"interrupted (interrupted)", "first"}
+
+
+def test_a_failed_run_says_so(tmp_path: Path):
+    root = tmp_path / "run"
+    options = ["--latent-dim", "2", "--hidden", "4", "--learning-rate", "1e30", "--epochs", "3", "--run-dir", root]
+    assert call("fit", "gaussian-vae", *options).exit_code == 1
+    assert read_run(root).status == "failed"
+    again = call("evaluate", root)
+    assert again.exit_code == 1
+    assert "the training failed" in again.stderr
+    assert "expected the parameters of a finished or interrupted run" in again.stderr
+
+
+def test_a_description_stands_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(RunDirectory, "append_history", lambda self, _: seen.append(read_run(self.root).status))
+    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", "--run-dir", tmp_path / "run")
+    assert seen == ["training"]
+
+
+def test_a_run_directory_in_use_is_refused_before_the_data_are_read(run: Path):
+    result = call("fit", *SMALL_VAE, "--data", "absent.npy", "--run-dir", run)
+    assert "expected a new or empty directory" in result.stderr
+
+
+# Evaluations
+
+
+def test_another_evaluation_keeps_the_one_before(copy: Path):
+    first = read(copy / "evaluation.json")
+    text = succeed("evaluate", copy, "--num-samples", "30", "--limit", "30")
+    kept = copy / "evaluation-K20-N30-seed0.json"
+    assert str(kept) in text
+    assert read(kept) == first
+    np.testing.assert_allclose(np.load(kept.with_suffix(".npz"), allow_pickle=False)["value"].mean(), first["mean"])
+    assert read_evaluation(copy).num_samples == 30
+    assert "before this one" not in succeed("evaluate", copy, "--num-samples", "30", "--limit", "30")
+    assert len(list(copy.glob("evaluation*.json"))) == 2
+
+
+def test_an_evaluation_of_another_version_is_kept_too(copy: Path):
+    (copy / "evaluation.json").write_text("{}")
+    assert "evaluation-earlier.json" in succeed("evaluate", copy, "--num-samples", "5", "--limit", "20")
+    assert read(copy / "evaluation-earlier.json") == {}
+
+
+def test_a_limit_takes_random_rows_always_the_same(copy: Path):
+    (x,) = load_splits(DataSpec("digits", "dynamic")).test
+    (some,), (more,) = random_rows((x,), 50), random_rows((x,), 100)
+    assert torch.equal(some, random_rows((x,), 50)[0])
+    assert not torch.equal(some, x[:50])
+    assert {tuple(row) for row in some.tolist()} <= {tuple(row) for row in more.tolist()}
+    assert random_rows((x,), 1000)[0] is random_rows((x,), None)[0] is x
+    for seed in ("1", "2"):
+        succeed("evaluate", copy, "--num-samples", "5", "--limit", "50", "--seed", seed)
+        assert read_evaluation(copy).data_sha256 == fingerprint(some)
+
+
+def test_random_rows_of_sorted_data_are_not_of_one_class():
+    labels = torch.arange(1000) // 100
+    assert len(random_rows((labels,), 100)[0].unique()) == 10
+
+
+def test_the_share_of_the_untrusted_is_that_of_the_library(copy: Path):
+    succeed("evaluate", copy, "--num-samples", "100", "--limit", "60")
+    found, khat = read_evaluation(copy), np.load(copy / "evaluation.npz", allow_pickle=False)["khat"]
+    assert found.khat_threshold == 0.5  # 1 - 1 / log10(100)
+    assert found.share_untrusted == (khat >= 0.5).mean()
+
+
+def test_one_sample_of_one_datum_has_no_error(copy: Path):
+    succeed("evaluate", copy, "--num-samples", "1", "--limit", "1")
+    found = read_evaluation(copy)
+    assert (found.mean_stderr, found.population_stderr, found.khat_threshold) == (None, None, None)
+    assert "≥" in succeed("compare", copy)
+
+
+def test_compare_tells_samples_and_marks_lower_bounds(copy: Path, run: Path):
+    succeed("evaluate", copy, "--num-samples", "10", "--limit", "30")
+    text = call("compare", run, copy, "--format", "markdown").stdout
+    assert "| K | ESS | untrusted |" in text
+    assert "≥ -" in text
+    assert "a lower bound" in text
+    rows = json.loads(call("compare", run, copy, "--format", "json").stdout)["rows"]
+    assert sorted(row["num_samples"] for row in rows) == [10, 20]
+    assert [row["is_lower_bound"] for row in rows] == [True, True]
+    assert "k-hat above min(1 - 1/log10 K, 0.7)" in succeed("compare", run)
+
+
+# Data of other forms
+
+
+def test_several_arrays_reach_the_programs_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("users_pair.py").write_text(USERS_PAIR)
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 100)
+    np.savez("labelled.npz", y=y, x=rng.normal(size=(100, 4)).astype(np.float32) + y[:, None])
+    name, arrays = "users_pair.py:of_labels", ["--data", "labelled.npz", "--arrays", "x,y"]
+    assert "Normal" in succeed("check", name, *arrays)
+    succeed("fit", name, *arrays, *TINY, "--run-dir", "run")
+    assert read("run" / Path("run.json"))["data"]["arrays"] == ["x", "y"]
+    first = read_evaluation(Path("run"))
+    succeed("evaluate", "run", "--pair", name, "--num-samples", "20", "--limit", "30")
+    assert read_evaluation(Path("run")).mean == pytest.approx(first.mean, rel=1e-6)
+
+
+def test_rows_of_several_arrays_stay_together(tmp_path: Path):
+    x = np.arange(40.0).reshape(20, 2)
+    np.savez(tmp_path / "xy.npz", y=np.arange(20), x=x)
+    splits = load_splits(DataSpec(str(tmp_path / "xy.npz"), arrays=("x", "y")))
+    for first, second in (splits.train, splits.validation, splits.test):
+        assert torch.equal(first[:, 0], 2.0 * second)
+        assert second.dtype == torch.int64
+
+
+def test_dequantised_digits_are_densities_of_the_levels():
+    grey, splits = data.load("digits"), load_splits(DataSpec("digits", dequantize=17))
+    for part, x in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        assert torch.equal((17 * x[0]).floor(), 16 * getattr(grey, part))
+    assert splits.title == "digits, dequantised"
+
+
+@pytest.mark.parametrize("recipe", ["gaussian-vae", "scaled-vae"])
+def test_recipes_of_densities_train_on_dequantised_digits(recipe: str, tmp_path: Path):
+    options = ["--dequantize", "17", "--latent-dim", "2", "--hidden", "8", *TINY]
+    succeed("fit", recipe, *options, "--run-dir", tmp_path / "run")
+    assert read(tmp_path / "run" / "run.json")["data"]["dequantize"] == 17
+    succeed("evaluate", tmp_path / "run", "--num-samples", "5", "--limit", "20")
+
+
+# Options that decide where, how many and which
+
+
+def test_sizes_of_the_evaluation_after_a_fit(run: Path):
+    evaluation = read_evaluation(run)
+    assert isinstance(evaluation, Evaluation)
+    assert (evaluation.num_samples, evaluation.num_data) == (20, 30)
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "sample", "check"])
+def test_data_dir_is_where_data_are_sought(command: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sought = []
+
+    def load(name: str, data_dir: str | None = None) -> data.ImageData:
+        sought.append((name, data_dir))
+        raise pv.DataError("no data today")
+
+    monkeypatch.setattr(data, "load", load)
+    target = copy if command in ("evaluate", "sample") else "vae"
+    named = [] if command in ("evaluate", "sample") else ["--data", "mnist"]
+    call(command, target, *named, "--data-dir", tmp_path / "elsewhere")
+    assert sought == [("mnist" if named else "digits", str(tmp_path / "elsewhere"))]
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_device_is_asked_for(command: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def choose(device: str) -> torch.device:
+        asked.append(device)
+        return torch.device("cpu")
+
+    monkeypatch.setattr("ppl_vae.cli.work.choose_device", choose)
+    arguments = [copy] if command == "evaluate" else [*SMALL_VAE, "--run-dir", tmp_path / "new", "--eval-samples", "0"]
+    for device in ("cpu", "auto"):
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        succeed(command, *arguments, "--device", device)
+    assert list(dict.fromkeys(asked)) == ["cpu", "auto"]
+
+
+def test_epochs_are_lines_of_the_history(tmp_path: Path):
+    options = ["--epochs", "3", "--eval-samples", "0", "--run-dir", tmp_path / "run"]
+    succeed("fit", *SMALL_VAE, *options)
+    assert len((tmp_path / "run" / "history.jsonl").read_text().splitlines()) == 3
+
+
+def test_samples_differ_by_seed_and_number(run: Path, tmp_path: Path):
+    for name, options in {"a": [], "b": ["--seed", "0"], "c": ["--seed", "1"], "d": ["--n", "7"]}.items():
+        succeed("sample", run, "--out", tmp_path / f"{name}.npy", *options)
+    a, b, c, d = (np.load(tmp_path / f"{name}.npy", allow_pickle=False) for name in "abcd")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+    assert (len(a), len(d)) == (64, 7)
+
+
+def test_check_takes_so_many_rows():
+    assert "data[5]" in succeed("check", *SMALL_VAE, "--rows", "5")
+
+
+def test_demo_takes_directory_and_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    taken = []
+    monkeypatch.setattr("ppl_vae.demo.run_demo", lambda root, settings: taken.append((root, settings.seed)))
+    succeed("demo", "--out", tmp_path / "demo", "--seed", "3")
+    assert taken == [(tmp_path / "demo", 3)]
