@@ -1,0 +1,70 @@
+"""Export to ArviZ 1.x, whose `from_dict` takes one mapping of groups; ArviZ 0.x is under test in test_likelihood."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+from pairs import HierarchicalVAE, binary_rows
+
+import ppl_vae as pv
+
+SAMPLED = {"posterior", "log_likelihood"}
+
+
+class Tree(dict):
+    """The groups, each variable as (dimensions, values)."""
+
+
+def from_dict(
+    data,
+    *,
+    name=None,
+    sample_dims=None,
+    save_warmup=None,
+    index_origin=None,
+    coords=None,
+    dims=None,
+    pred_dims=None,
+    pred_coords=None,
+    check_conventions=True,
+    attrs=None,
+):
+    """`arviz.from_dict` of 1.x by its signature: samples have the dimensions chain and draw, constants have not."""
+    tree = Tree()
+    for group, variables in data.items():
+        leading = ["chain", "draw"] if group in SAMPLED else []
+        tree[group] = {key: ([*leading, *dims[key]], np.asarray(value)) for key, value in variables.items()}
+    for group, variables in tree.items():
+        for key, (named, value) in variables.items():
+            assert len(named) == value.ndim, f"{group}/{key} has shape {value.shape} and dimensions {named}"
+    return tree
+
+
+@pytest.fixture(params=["fake", "real"])
+def arviz_1(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """ArviZ 1.x: its signature, and where it is installed `arviz_base`, which is where 1.x has it from."""
+    module = ModuleType("arviz")
+    module.__version__ = "1.0.0"
+    module.from_dict = from_dict if request.param == "fake" else pytest.importorskip("arviz_base").from_dict
+    monkeypatch.setitem(sys.modules, "arviz", module)
+
+
+@pytest.mark.usefixtures("arviz_1")
+def test_groups_dimensions_and_numbers():
+    ll = pv.log_likelihood(HierarchicalVAE(), binary_rows(7), 100, num_draws=5, progress=False)
+    tree = ll.to_arviz()
+    read = (lambda g, k: tree[g][k]) if isinstance(tree, Tree) else (lambda g, k: (tree[g][k].dims, tree[g][k].values))
+    for name in ("z1", "z2"):
+        dims, values = read("posterior", name)
+        assert list(dims) == ["chain", "draw", "datum", f"{name}_dim_0"]
+        np.testing.assert_array_equal(values, ll.posterior[name][np.newaxis])
+    dims, values = read("log_likelihood", "x")
+    assert list(dims) == ["chain", "draw", "datum"]
+    np.testing.assert_array_equal(values, ll.posterior_log_lik[np.newaxis])
+    for name in ("value", "stderr", "ess", "khat", "elbo"):
+        dims, values = read("constant_data", name)
+        assert list(dims) == ["datum"]
+        np.testing.assert_array_equal(values, getattr(ll, name))
