@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
+from typing import Any
 
 import pyro
 import torch
 from pyro.distributions import Distribution
 from torch import Tensor, nn
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, PairError
 from ppl_vae.rng import seeded
 
 __all__ = ["VAE"]
@@ -26,6 +27,10 @@ class VAE(nn.Module):
         encoder: `encoder(x)` maps x (N, *event) to q(z given x), batch shape (N,).
 
     Data may be flat or images, (N, 784) or (N, 1, 28, 28): the decoder's event shape decides how they are scored.
+
+    Raises:
+        PairError: A part is no module, or encoder and prior have latents of different dimensions; from the programs, if
+            a part returns no distribution of Pyro, or the decoder does not take the latents of the prior.
 
     Reference:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes; Rezende, Mohamed and Wierstra (2014), Stochastic
@@ -44,19 +49,23 @@ class VAE(nn.Module):
 
     def __init__(self, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
         super().__init__()
+        for role, part in (("prior", prior), ("decoder", decoder), ("encoder", encoder)):
+            if not isinstance(part, nn.Module):
+                raise PairError(f"{role}: expected a module, found {type(part).__name__}: see ppl_vae.{role}s")
+        _check_dimensions(prior, encoder)
         self.prior, self.decoder, self.encoder = prior, decoder, encoder
 
     def model(self, x: Tensor) -> None:
         """Pyro program of p(x, z): latent "z", observed "x", one plate "data" over the rows of x."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", self.prior())
-            likelihood = self.decoder(z)
+            z = pyro.sample("z", _distribution("prior", self.prior()))
+            likelihood = self._decode(z)
             pyro.sample("x", likelihood, obs=_as_event(x, likelihood))
 
     def guide(self, x: Tensor) -> None:
         """Pyro program of q(z given x): latent "z", one plate "data" over the rows of x."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self.encoder(x))
+            pyro.sample("z", _distribution("encoder", self.encoder(x)))
 
     def sample(self, n: int, seed: int = 0, mean: bool = False) -> Tensor:
         """Draw z from p(z), then x from p(x given z), or its mean.
@@ -70,7 +79,7 @@ class VAE(nn.Module):
             Draws (n, *event_shape) on the device of the module.
         """
         with self._evaluating(seed):
-            return _mean_or_draw(self.decoder(self.prior().sample((n,))), mean)
+            return _mean_or_draw(self._decode(self.prior().sample((n,))), mean)
 
     def reconstruct(self, x: Tensor, num_samples: int = 1, seed: int = 0, mean: bool = True) -> Tensor:
         """Draw z from q(z given x), then x' from p(x' given z), or its mean.
@@ -82,10 +91,22 @@ class VAE(nn.Module):
             mean: Return E[x' given z] instead of a draw of x'.
 
         Returns:
-            Reconstructions (num_samples, N, *event_shape).
+            Reconstructions (num_samples, N, *event_shape): a dimension of draws comes first, even for one.
         """
         with self._evaluating(seed):
-            return _mean_or_draw(self.decoder(self.encoder(x).sample((num_samples,))), mean)
+            return _mean_or_draw(self._decode(self.encoder(x).sample((num_samples,))), mean)
+
+    def _decode(self, z: Tensor) -> Distribution:
+        try:
+            return _distribution("decoder", self.decoder(z))
+        except (RuntimeError, DataError) as error:
+            # With particles in front a decoder may fail by right: its pair then runs particle by particle.
+            if z.dim() > 2 or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise PairError(
+                f"the decoder failed on z of shape {tuple(z.shape)}, whose rows are as the prior has them: {error}; "
+                f"build it for latents of shape {tuple(z.shape[1:])}"
+            ) from error
 
     @contextmanager
     def _evaluating(self, seed: int) -> Iterator[None]:
@@ -99,6 +120,24 @@ class VAE(nn.Module):
             finally:
                 for module, mode in modes.items():
                     module.training = mode
+
+
+def _check_dimensions(prior: nn.Module, encoder: nn.Module) -> None:
+    """Compare the dimensions of z as far as the modules tell theirs."""
+    expected, found = (getattr(module, "latent_dim", None) for module in (prior, encoder))
+    if isinstance(expected, int) and isinstance(found, int) and expected != found:
+        raise PairError(f"latent_dim: expected {expected} in the encoder, as in the prior, found {found}")
+
+
+def _distribution(role: str, found: Any) -> Distribution:
+    if not isinstance(found, Distribution):
+        mend = "return one of pyro.distributions, such as Normal(loc, scale).to_event(1)"
+        raise PairError(f"the {role}: expected its forward to return a distribution, found {_kind(found)}: {mend}")
+    return found
+
+
+def _kind(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _mean_or_draw(distribution: Distribution, mean: bool) -> Tensor:

@@ -9,9 +9,10 @@ from pyro import poutine
 from scipy import stats
 from torch import nn
 
+from ppl_vae.checking import check
 from ppl_vae.decoders import Bernoulli, Gaussian
 from ppl_vae.encoders import DiagonalNormal, FullCovarianceNormal
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, PairError
 from ppl_vae.networks import MLP, ConvDecoder, ConvEncoder
 from ppl_vae.priors import StandardNormal
 from ppl_vae.vae import VAE
@@ -168,3 +169,52 @@ def test_data_of_another_size_are_refused():
     vae = VAE(StandardNormal(3), Bernoulli.mlp(3, [5], 64), DiagonalNormal.mlp(32, [5], 3))
     with pytest.raises(DataError, match=r"event shape \(64,\), found rows of shape \(32,\)"):
         vae.model(torch.zeros(4, 32))
+
+
+def test_latents_of_another_dimension_are_refused_at_construction():
+    with pytest.raises(PairError, match="latent_dim: expected 3 in the encoder, as in the prior, found 2"):
+        VAE(StandardNormal(3), Bernoulli.mlp(3, [5], 64), DiagonalNormal.mlp(64, [5], 2))
+
+
+@pytest.mark.parametrize("use", ["check", "sample"])
+@pytest.mark.parametrize("decoder", [Bernoulli.mlp(4, [5], 64), Bernoulli(nn.Linear(4, 64), 64)], ids=["zoo", "torch"])
+def test_a_decoder_for_other_latents_is_named(decoder, use):
+    vae = VAE(StandardNormal(3), decoder, DiagonalNormal.mlp(64, [5], 3))
+    with pytest.raises(PairError, match=r"the decoder failed on z of shape \(\d+, 3\).*latents of shape \(3,\)"):
+        check(vae, torch.zeros(4, 64)) if use == "check" else vae.sample(2)
+
+
+def test_a_part_that_is_no_module_is_refused():
+    with pytest.raises(PairError, match=r"prior: expected a module, found int: see ppl_vae.priors"):
+        VAE(3, Bernoulli.mlp(3, [5], 64), DiagonalNormal.mlp(64, [5], 3))
+
+
+@pytest.mark.parametrize(
+    ("role", "returned", "kind"),
+    [
+        ("encoder", lambda h: (h, h.exp()), "builtins.tuple"),
+        ("encoder", lambda h: torch.distributions.Normal(h, 1.0), "torch.distributions.normal.Normal"),
+        ("decoder", lambda h: h, "torch.Tensor"),
+        ("prior", lambda h: h, "torch.Tensor"),
+    ],
+)
+def test_a_part_that_returns_no_distribution_of_pyro_is_named(role, returned, kind):
+    class Part(nn.Linear):
+        def forward(self, x=None):
+            return returned(torch.zeros(3) if x is None else super().forward(x))
+
+    parts = {"prior": StandardNormal(3), "decoder": Bernoulli.mlp(3, [5], 64), "encoder": DiagonalNormal.mlp(64, [], 3)}
+    parts[role] = Part(3, 64) if role == "decoder" else Part(64, 3)
+    with pytest.raises(PairError, match=f"the {role}: expected its forward to return a distribution, found {kind}"):
+        check(VAE(**parts), torch.zeros(4, 64))
+
+
+def test_a_decoder_that_takes_no_particles_runs_one_by_one():
+    class Rows(nn.Linear):
+        def forward(self, z):
+            if z.dim() > 2:
+                raise RuntimeError("rows only")
+            return super().forward(z)
+
+    vae = VAE(StandardNormal(3), Bernoulli(Rows(3, 64), 64), DiagonalNormal.mlp(64, [5], 3))
+    assert not check(vae, torch.zeros(4, 64)).layout.vectorized
