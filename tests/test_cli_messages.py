@@ -171,6 +171,14 @@ def test_ctrl_c_during_an_import_is_quiet(module: str, tmp_path: Path):
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "ppl-vae: interrupted\n")
 
 
+def test_an_error_outside_the_users_code_is_not_blamed_on_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ppl_vae.cli.work.schedules", None)
+    monkeypatch.setattr("ppl_vae.cli.pairs._ROOT", ROOT)  # this file is none of the user's
+    result = call("fit", *SMALL_VAE, "--schedule", "cosine", "--run-dir", tmp_path / "run")
+    assert result.stderr.startswith("ppl-vae: AttributeError: ")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_long_message_is_cut(monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> None:
         raise pv.DataError("x" * 5000)

@@ -62,8 +62,11 @@ def make_pair(spec: PairSpec, batch: tuple[Tensor, ...]) -> Any:
 
 
 @contextmanager
-def naming_the_line(what: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into one `PairError` that says where in that code."""
+def naming_the_line(what: str, of_user: bool = False) -> Iterator[None]:
+    """Turn whatever the user's code raises into one `PairError` that says where in that code.
+
+    An error that arose in no line of theirs is none of theirs, unless `of_user` says that it must be.
+    """
     try:
         yield
     except PairError as error:
@@ -73,7 +76,10 @@ def naming_the_line(what: str) -> Iterator[None]:
     except PplVaeError:
         raise
     except Exception as error:
-        raise PairError(f"{what}: {type(error).__name__}: {error}{_line(error)}") from error
+        line = _line(error)
+        if not (line or of_user):
+            raise
+        raise PairError(f"{what}: {type(error).__name__}: {error}{line}") from error
 
 
 def _made_by_user(name: str, sizes: list[int]) -> Any:
@@ -83,7 +89,7 @@ def _made_by_user(name: str, sizes: list[int]) -> Any:
             f"pair {name!r}: expected {', '.join(RECIPES)}, path/to/file.py:factory or package.module:factory"
         )
     with _importing_from(Path(place).resolve().parent if place.endswith(".py") else Path.cwd()):
-        with naming_the_line(f"pair {name!r}: importing {place} failed"):
+        with naming_the_line(f"pair {name!r}: importing {place} failed", of_user=True):
             module = _module(place)
         factory = getattr(module, factory_name, None)
         if not callable(factory):
@@ -92,7 +98,7 @@ def _made_by_user(name: str, sizes: list[int]) -> Any:
                 f"pair {name!r}: expected a function {factory_name!r} in {place}, found {', '.join(known) or 'none'}"
             )
         arguments = _arguments(name, factory, sizes)
-        with naming_the_line(f"pair {name!r}: {factory_name}({', '.join(map(str, arguments))}) failed"):
+        with naming_the_line(f"pair {name!r}: {factory_name}({', '.join(map(str, arguments))}) failed", of_user=True):
             pair = factory(*arguments)
     if not all(callable(getattr(pair, program, None)) for program in _PROGRAMS):
         raise PairError(
