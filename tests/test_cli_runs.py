@@ -16,6 +16,8 @@ from ppl_vae.cli.inputs import load_splits, random_rows
 from ppl_vae.rundir import DataSpec, Evaluation, RunDirectory, fingerprint, read_evaluation, read_run
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -145,6 +147,17 @@ def test_compare_tells_samples_and_marks_lower_bounds(copy: Path, run: Path):
     assert sorted(row["num_samples"] for row in rows) == [10, 20]
     assert [row["is_lower_bound"] for row in rows] == [True, True]
     assert "k-hat above min(1 - 1/log10 K, 0.7)" in succeed("compare", run)
+
+
+def test_the_factory_of_the_readme_trains_and_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    blocks = (ROOT / "README.md").read_text(encoding="utf-8").split("```python\n")[1:]
+    (code,) = [block.partition("```")[0] for block in blocks if "def linear(size)" in block]
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.py").write_text(code)
+    np.save("my_array.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    succeed("check", "pairs.py:linear", "--data", "my_array.npy")
+    succeed("fit", "pairs.py:linear", "--data", "my_array.npy", "--run-dir", "runs/mine", *TINY)
+    succeed("evaluate", "runs/mine", "--pair", "pairs.py:linear", "--num-samples", "20")
 
 
 # Data of other forms

@@ -92,6 +92,7 @@ def test_image_grid_puts_every_pixel_in_its_place():
     for index, image in enumerate(images):
         top, left = index // 2 * 5, index % 2 * 4
         np.testing.assert_array_equal(canvas[top : top + 4, left : left + 3, 1], image)
+    assert (canvas[10:, 3:] == 1).all()  # the last row has one image: paper beside it
 
 
 def test_image_grid_takes_channels_and_a_range():

@@ -32,11 +32,8 @@ def draw_fit(root: Path, pair: Any, splits: Splits, history: History) -> None:
     x = random_rows(splits.test, _NUM_RECONSTRUCTIONS)[0]
     again = pair.reconstruct(x.to(next(pair.parameters())))[0]
     rows = {"E[x | z], z ~ q(z | x)": _images(again, splits)}
-    _save(
-        figures.reconstructions(_images(x, splits), rows, "Test data and their reconstructions"),
-        root,
-        "reconstructions",
-    )
+    title = "Test data and their reconstructions: means, smoother than data"
+    _save(figures.reconstructions(_images(x, splits), rows, title), root, "reconstructions")
     drawn = _images(pair.sample(_NUM_SAMPLES, mean=True), splits)
     _save(figures.image_grid(drawn, _COLUMNS, "Samples: E[x | z], z ~ p(z)"), root, "samples")
 
@@ -46,7 +43,7 @@ def draw_evaluation(root: Path, result: LogLikelihood, title: str, khat_limit: f
     _save(figures.log_likelihood_histogram(result.value, result.khat, title, khat_limit), root, "log-likelihood")
 
 
-def save_images(x: Tensor, splits: Splits, out: Path) -> None:
+def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:
     """Write data as a grid of images (.png) or as an array (.npy).
 
     Raises:
@@ -61,7 +58,8 @@ def save_images(x: Tensor, splits: Splits, out: Path) -> None:
             f"{splits.title}: data of shape {tuple(x.shape[1:])} are no images: write an array, --out NAME.npy"
         )
     else:
-        figures.image_grid(_images(x, splits), _COLUMNS).savefig(out)
+        columns = next((count for count in (_COLUMNS, 9, 8, 12, 11) if len(x) % count == 0), _COLUMNS)
+        figures.image_grid(_images(x, splits), columns, title).savefig(out)
 
 
 def _save(figure: Figure, root: Path, name: str) -> None:

@@ -158,7 +158,8 @@ def evaluate(root: Path, pair_name: str | None, data_dir: str | None, settings: 
 def sample(root: Path, pair_name: str | None, data_dir: str | None, n: int, seed: int, draws: bool, out: Path) -> None:
     """Draw data from the model of a run into an image or an array file."""
     pair, splits = _reopen(root, pair_name, data_dir)
-    save_images(_samples(pair, n, seed, draws), splits, out)
+    title = "E[x | z], z ~ p(z)" if isinstance(pair, VAE) and not draws else "draws of x"
+    save_images(_samples(pair, n, seed, draws), splits, out, f"{root.name}: {title}")
     typer.echo(str(out))
 
 

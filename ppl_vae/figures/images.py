@@ -106,6 +106,8 @@ def _show(axes: Axes, stack: NDArray[np.float64], columns: int, value_range: tup
     stack = np.clip((stack - low) / (high - low), 0.0, 1.0)
     rows, (height, width) = math.ceil(len(stack) / columns), stack.shape[1:3]
     canvas = np.tile(to_rgb(BETWEEN), (rows * (height + 1) - 1, columns * (width + 1) - 1, 1))
+    if missing := rows * columns - len(stack):  # of the last row: paper, not the colour of lines
+        canvas[(rows - 1) * (height + 1) :, (columns - missing) * (width + 1) - 1 :] = 1.0
     for index, image in enumerate(stack):
         top, left = index // columns * (height + 1), index % columns * (width + 1)
         canvas[top : top + height, left : left + width] = image if image.ndim == 3 else image[..., None]
