@@ -21,7 +21,7 @@ from torch import Tensor
 from ppl_vae.errors import DataError, PplVaeError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair
-from ppl_vae.rundir.records import RUN, RunRecord, write_run
+from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 
 __all__ = ["RunDirectory", "check_free", "described"]
 
@@ -55,7 +55,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file of the run."""
-        (self.root / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        write_json(self.root / name, value)
 
     def append_history(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
@@ -65,7 +65,9 @@ class RunDirectory:
     def write_parameters(self, pair: Pair) -> None:
         """Writes every parameter and buffer of the pair."""
         state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in pair.state_dict().items()}
-        save_file(state, self.root / _PARAMETERS)
+        part = self.root / f"{_PARAMETERS}.part"  # a kill while saving leaves what was there before
+        save_file(state, part)
+        part.replace(self.root / _PARAMETERS)
 
     def read_parameters(self, pair: Pair) -> None:
         """Loads the parameters of the run into a pair of the same programs.
@@ -88,11 +90,11 @@ class RunDirectory:
         pair.load_state_dict(state)
 
     def read_history(self) -> list[dict[str, Any]]:
-        """The records of the history; none before the end of the first epoch."""
+        """The records of the history; none before the end of the first epoch, and without a line that is torn."""
         if not (self.root / "history.jsonl").is_file():
             return []
         lines = (self.root / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return [record for line in lines if (record := _parsed(line)) is not None]
 
 
 @contextmanager
@@ -146,6 +148,13 @@ def _misfit(pair: Pair, state: Mapping[str, Tensor]) -> str:
     return ""
 
 
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
 def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
@@ -174,6 +183,8 @@ def _plain(value: Any) -> Any:
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such number
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return getattr(value, "__qualname__", None) or type(value).__name__

@@ -159,7 +159,7 @@ def read_record(kind: type[T], path: Path, expected: str) -> T:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is whole or as it was before, whenever the process ends."""
+    """Write a JSON file that is whole or as it was before, whenever the process is killed."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)

@@ -1,0 +1,114 @@
+"""What stands on disk when a run is killed, refused, or read back by another pair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyro
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae.errors import DataError, PplVaeError
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, described, fingerprint, read_run
+from ppl_vae.rundir import directory as module
+from ppl_vae.svi import FitSettings
+
+RECORD = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
+
+
+def small(latent_dim: int = 2) -> pv.Pair:
+    decoder = pv.decoders.Bernoulli.mlp(latent_dim, [], 4)
+    return as_pair(
+        pv.VAE(pv.priors.StandardNormal(latent_dim), decoder, pv.encoders.DiagonalNormal.mlp(4, [], latent_dim))
+    )
+
+
+def test_a_description_is_written_first_and_says_how_it_ended(tmp_path: Path):
+    for error, status in ((KeyboardInterrupt, "interrupted"), (ArithmeticError, "failed")):
+        root = tmp_path / "deep" / status
+        with pytest.raises(error), described(root, RECORD):
+            assert read_run(root) == RECORD
+            RunDirectory.create(root, FitSettings())
+            (root / "history.jsonl").write_text('{"step": 7, "seconds": 1.5}\n{"step": 9, "sec')
+            raise error
+        assert (read_run(root).status, read_run(root).steps, read_run(root).seconds) == (status, 7, 1.5)
+
+
+def test_a_fit_refused_before_it_begins_leaves_nothing(tmp_path: Path):
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for root in (tmp_path / "deep" / "er", kept):
+        with pytest.raises(ZeroDivisionError), described(root, RECORD):
+            raise ZeroDivisionError
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert not list(kept.iterdir())
+
+
+def test_a_directory_with_more_than_a_description_is_refused(tmp_path: Path):
+    (tmp_path / "run.json").write_text("{}")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(PplVaeError, match="expected a new or empty directory"):
+        RunDirectory.create(tmp_path, FitSettings())
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_configuration_tells_the_device_it_is_given(tmp_path: Path):
+    RunDirectory.create(tmp_path / "run", FitSettings(), torch.device("cpu"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["device"] == "cpu"
+
+
+def test_a_kill_while_saving_keeps_the_parameters_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run, pair = RunDirectory(tmp_path), small()
+    run.write_parameters(pair)
+    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+
+    def torn(state: object, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_file", torn)
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter.add_(1.0)
+    with pytest.raises(KeyboardInterrupt):
+        run.write_parameters(pair)
+    run.read_parameters(pair)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pair.state_dict().items())
+
+
+def test_parameters_of_another_pair_name_the_first_difference(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    with pytest.raises(PplVaeError, match="found no such file"):
+        run.read_parameters(small())
+    run.write_parameters(small(2))
+    with pytest.raises(DataError, match=r"do not fit the pair: expected programs.* of shape \(4, 3\), found \(4, 2\)"):
+        run.read_parameters(small(3))
+    (tmp_path / "parameters.safetensors").write_bytes(b"damage")
+    with pytest.raises(DataError, match="expected readable parameters, found damage"):
+        run.read_parameters(small())
+
+
+def test_parameters_made_on_first_use_are_read_into_a_pair_that_has_not_run(tmp_path: Path):
+    def make(start: float) -> pv.Pair:
+        def model(x: torch.Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                loc = pyro.param("loc", torch.tensor(start))
+                pyro.sample("x", pyro.distributions.Normal(loc, 1.0), obs=x)
+
+        return pv.Pair(model, lambda x: None)
+
+    first, second = make(3.0), make(0.0)
+    first.prepare(torch.zeros(2))
+    RunDirectory(tmp_path).write_parameters(first)
+    RunDirectory(tmp_path).read_parameters(second)
+    assert second.param("loc").item() == 3.0
+
+
+def test_fingerprints_tell_values_shapes_and_order():
+    x, y = torch.zeros(4, 2), torch.ones(4)
+    prints = {fingerprint(x), fingerprint(x.reshape(2, 4)), fingerprint(x, y), fingerprint(y, x), fingerprint(x + 1e-6)}
+    assert len(prints) == 5
+    assert fingerprint(x) == fingerprint(x.double())
