@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pyro
@@ -20,20 +21,24 @@ RECORD = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, 
 
 
 def small(latent_dim: int = 2) -> pv.Pair:
-    decoder = pv.decoders.Bernoulli.mlp(latent_dim, [], 4)
-    return as_pair(
-        pv.VAE(pv.priors.StandardNormal(latent_dim), decoder, pv.encoders.DiagonalNormal.mlp(4, [], latent_dim))
-    )
+    decoder, encoder = pv.decoders.Bernoulli.mlp(latent_dim, [], 4), pv.encoders.DiagonalNormal.mlp(4, [], latent_dim)
+    return as_pair(pv.VAE(pv.priors.StandardNormal(latent_dim), decoder, encoder))
+
+
+def break_off(root: Path, error: type[BaseException]) -> None:
+    """A fit that ends in the middle of a line of its history."""
+    with described(root, RECORD):
+        assert read_run(root) == RECORD
+        RunDirectory.create(root, FitSettings())
+        (root / "history.jsonl").write_text('{"step": 7, "seconds": 1.5}\n{"step": 9, "sec')
+        raise error
 
 
 def test_a_description_is_written_first_and_says_how_it_ended(tmp_path: Path):
     for error, status in ((KeyboardInterrupt, "interrupted"), (ArithmeticError, "failed")):
         root = tmp_path / "deep" / status
-        with pytest.raises(error), described(root, RECORD):
-            assert read_run(root) == RECORD
-            RunDirectory.create(root, FitSettings())
-            (root / "history.jsonl").write_text('{"step": 7, "seconds": 1.5}\n{"step": 9, "sec')
-            raise error
+        with pytest.raises(error):
+            break_off(root, error)
         assert (read_run(root).status, read_run(root).steps, read_run(root).seconds) == (status, 7, 1.5)
 
 
@@ -56,7 +61,9 @@ def test_a_directory_with_more_than_a_description_is_refused(tmp_path: Path):
 
 
 def test_the_configuration_tells_the_device_it_is_given(tmp_path: Path):
-    RunDirectory.create(tmp_path / "run", FitSettings(), torch.device("cpu"))
+    settings = FitSettings(learning_rate=math.inf)
+    RunDirectory.create(tmp_path / "run", settings, torch.device("cpu"))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["learning_rate"] == "inf"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["device"] == "cpu"
 
 
