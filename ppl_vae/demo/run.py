@@ -120,7 +120,7 @@ class _Demo:
         page.table(rows)
         shown = test[:COLUMNS]
         again = {name: vae.reconstruct(shown)[0] for name, vae in vaes.items()}
-        page.reconstructions("Test data and E[x | z], z ~ q(z | x)", shown, again)
+        page.reconstructions("Test data and reconstructions E[x | z]", shown, again)
         for name, vae in vaes.items():
             drawn = vae.sample(4 * COLUMNS, self.settings.seed, mean=True)
             page.samples(f"New digits from {name}: E[x | z], z ~ p(z)", drawn)
@@ -161,7 +161,7 @@ class _Demo:
             samples[name] = vae.sample(4 * COLUMNS, seed)
             again[name] = vae.reconstruct(shown)[0]
         page.table(rows)
-        page.reconstructions("Test data and E[x | z], z ~ q(z | x)", shown, again)
+        page.reconstructions("Test data and reconstructions E[x | z]", shown, again)
         page.samples("Test data", test[: 4 * COLUMNS])
         page.samples(f"Mixture of {len(gmm.means)}: means of its components", gmm.means[: 4 * COLUMNS])
         for name, x in samples.items():
