@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,flows]'
 	@touch $@
 
-demo: $(INSTALLED)  ## train a VAE, a mixture and PPCA on digits; a table and a sheet of figures
+demo: $(INSTALLED)  ## train a VAE, a mixture and PPCA on digits; a table and pages of figures
 	$(BIN)/ppl-vae demo
 
 test: $(INSTALLED)  ## tests and doctests

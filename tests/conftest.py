@@ -46,6 +46,7 @@ class Isolation:
         validation = torch.distributions.Distribution._validate_args
         states = pyro.util.get_rng_state()
         torch.set_default_dtype(torch.float32)
+        torch.distributions.Distribution.set_default_validate_args(True)  # the import of zuko turns it off
         pyro.set_rng_seed(seed)
         yield
         torch.set_default_dtype(dtype)

@@ -10,10 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 
-FOUNDATION = {"errors", "kl", "supports", "rng", "arrays", "device", "progress", "history"}
+FOUNDATION = {"errors", "kl", "supports", "rng", "arrays", "device", "progress", "history", "validation"}
 CORE = {
     *("discovery", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
-    *("schedules", "objectives", "rundir", "svi", "evaluation"),
+    *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {"networks", "priors", "encoders", "decoders", "vae"}
 EDGES = {"data", "figures", "report", "recipes", "demo", "cli"}
@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "device": {"errors"},
     "progress": {"errors"},
     "history": {"errors"},
+    "validation": {"errors"},
     "discovery": FOUNDATION,
     "pair": FOUNDATION | {"discovery"},
     "tape": FOUNDATION | {"pair"},
@@ -39,6 +40,7 @@ MAY_IMPORT = {
     "weights": FOUNDATION,
     "schedules": FOUNDATION,
     "objectives": FOUNDATION | {"pair", "tape", "terms", "weights", "schedules"},
+    "compile": FOUNDATION,
     "svi": FOUNDATION | CORE - {"svi", "evaluation"},
     "evaluation": FOUNDATION | CORE - {"evaluation"},
     "networks": FOUNDATION,

@@ -41,9 +41,12 @@ def test_exact_guides_give_log_p_itself(k):
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("dim", "s"), [(1, 0.75), (1, 2.0), (3, 1.2), (3, 1.5), (8, 1.2), (16, 1.1)])
+@pytest.mark.parametrize(("dim", "s"), [(1, 0.9), (1, 2.0), (3, 1.2), (3, 1.5), (8, 1.2), (16, 1.1)])
 def test_estimates_are_unbiased_in_p_space(dim, s):
-    """S4: E[p-hat] = p with the known variance chi2 / K, for proposals narrower and wider than the posterior."""
+    """S4: E[p-hat] = p with the known variance chi2 / K, for proposals narrower and wider than the posterior.
+
+    Not much narrower: the tail index of the weights is 1 / (1 - s^2), and the limit theorem wants three moments.
+    """
     ppca = small_ppca(dim + 1, dim, seed=dim)
     x = ppca.sample(1, seed=5).expand(20_000, -1).contiguous()
     ll = estimate(scaled_guide(ppca, s), x, 8, num_draws=0)
@@ -415,6 +418,18 @@ def test_the_verdict_is_said():
     assert "do not trust" not in str(good)
     assert good.bits_per_dimension(4) == pytest.approx(-good.mean / 4 / math.log(2))
     assert good.population_stderr > good.mean_stderr
+
+
+def test_validation_of_torch_is_left_as_it_was():
+    """R6: the import of zuko turns it off for everybody, which Pyro does not know."""
+    torch.distributions.Distribution.set_default_validate_args(False)
+    pair = ModuleVAE()
+    pv.check(pair, binary_rows())
+    estimate(pair, binary_rows(), 5)
+    pv.fit(pair, binary_rows(), epochs=1, progress=False)
+    assert torch.distributions.Distribution._validate_args is False
+    with pytest.raises(pv.DataError, match="support"):
+        estimate(pair, binary_rows() * 0.5, 5)
 
 
 def test_few_samples_say_so_and_no_draws_no_export():

@@ -19,6 +19,7 @@ from ppl_vae.supports import (
 
 PI = 3.141592653589793
 NORMAL = dist.Normal(0.0, 1.0)
+SHIFTED = t.ComposeTransform([t.ExpTransform(), t.AffineTransform(2.0, 1.0)])
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ NORMAL = dist.Normal(0.0, 1.0)
         (dist.TransformedDistribution(dist.Gamma(2.0, 2.0), t.AffineTransform(1.0, -3.0)), -torch.inf, 1.0),
         (dist.TransformedDistribution(NORMAL, t.AffineTransform(1.0, 3.0)), -torch.inf, torch.inf),
         (dist.TransformedDistribution(NORMAL, [t.SigmoidTransform(), t.AffineTransform(-1.0, 2.0)]), -1.0, 1.0),
-        (dist.TransformedDistribution(NORMAL, t.ComposeTransform([t.ExpTransform(), t.AffineTransform(2.0, 1.0)])), 2, torch.inf),
+        (dist.TransformedDistribution(NORMAL, SHIFTED), 2.0, torch.inf),
         (dist.LogNormal(0.0, 1.0), 0.0, torch.inf),
         (dist.Gumbel(0.0, 1.0), -torch.inf, torch.inf),
         (dist.Kumaraswamy(torch.ones(2), 2.0), 0.0, 1.0),

@@ -198,7 +198,6 @@ def test_the_run_directory_explains_itself(tmp_path):
         ({"clip_norm": 0.0}, "clip_norm.*expected.*0"),
         ({"binarize": "yes"}, "binarize.*expected.*'yes'"),
         ({"patience": 3}, "patience.*expected validation"),
-        ({"compile": True}, "compile=True"),
         ({"objective": pyro.infer.Trace_ELBO()}, "objective.*expected.*Trace_ELBO"),
         ({"optimizer": lambda parameters, lr: None}, "optimizer.*expected.*None"),
     ],

@@ -15,7 +15,7 @@ from torch import nn
 from training import fresh, state, train
 
 import ppl_vae as pv
-from ppl_vae.svi import loop
+from ppl_vae.svi import stepper
 
 
 def test_data_in_every_form_give_the_same_run(tmp_path):
@@ -159,12 +159,12 @@ def test_an_infinite_gradient_is_seen_though_the_loss_is_finite():
 def test_the_guard_of_a_gpu_freezes_the_parameters_from_the_first_bad_step(monkeypatch):
     """The same on the CPU: the fused optimiser skips every update until the host looks."""
 
-    class Lazy(loop.Guard):
-        def __init__(self, optimizer, device):
-            super().__init__(optimizer, device)
+    class Lazy(stepper.Guard):
+        def __init__(self, device, fused):
+            super().__init__(device, fused)
             self._lazy = True
 
-    monkeypatch.setattr(loop, "Guard", Lazy)
+    monkeypatch.setattr(stepper, "Guard", Lazy)
     pair = Exploding()
     with pytest.raises(pv.EstimateError, match="site 'z'"):
         train(pair, binary_rows(8), epochs=400, learning_rate=0.2)

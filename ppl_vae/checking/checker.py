@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pyro
 import torch
 
 from ppl_vae.arrays import Rows, as_rows
@@ -33,6 +32,7 @@ from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.supports import is_fixed, support_of_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
+from ppl_vae.validation import validating
 
 __all__ = ["check", "check_for_pyro", "check_observations", "check_rows"]
 
@@ -81,7 +81,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         layout = find_layout(guide, model)
         if not proposes_outside:
             check_draws_inside(guide, prior, layout)
-        with pyro.validation_enabled(not layout.may_leave_support):
+        with validating(not layout.may_leave_support):
             check_observed(trace(pair, "model", args, guide))
         notes = []
         few = tuple(a[:_PROBE_ROWS] for a in args)
@@ -105,7 +105,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
 def _replayed(pair: Pair, batch: Batch, guide: Tape, prior: Tape) -> Tape:
     """A run of the model on the draws of the guide, which may lie outside its support."""
     try:
-        with pyro.validation_enabled(False):
+        with validating(False):
             return trace(pair, "model", batch, guide)
     except PairError:
         check_supports(guide, prior)  # which may tell why
@@ -169,7 +169,7 @@ def check_rows(pair: Pair, rows: Rows, layout: Layout) -> None:
     Raises:
         PairError: Naming the site.
     """
-    with quiet(pair), pyro.validation_enabled(False):
+    with quiet(pair), validating(False):
         for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
             guide = trace(pair, "guide", batch)
             check_supports(guide, trace(pair, "model", batch, guide))

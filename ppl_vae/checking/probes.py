@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import pyro
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ppl_vae.reductions import sum_to_data
 from ppl_vae.rng import seeded
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms, run
+from ppl_vae.validation import validating
 
 __all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "rows_are_mixed", "trace"]
 
@@ -32,7 +32,7 @@ def quiet(pair: Pair) -> Iterator[None]:
         stack.enter_context(seeded(_SEED, pair.device))
         stack.enter_context(torch.no_grad())
         stack.enter_context(frozen_modes(pair))
-        stack.enter_context(pyro.validation_enabled(True))
+        stack.enter_context(validating(True))
         yield
 
 
@@ -62,7 +62,7 @@ def _mend(error: Exception) -> str:
 
 def cannot_broadcast(pair: Pair, batch: Batch, layout: Layout) -> str:
     """Why the pair cannot run its particles at once; empty if a run of three equals three single runs."""
-    with pyro.validation_enabled(False):  # draws may lie outside the model's support
+    with validating(False):  # draws may lie outside the model's support
         # Two numbers of rows: one may by chance be the size that a network takes for its channels.
         fewer = tuple(a[:-1] for a in batch)
         return _compare_runs(pair, batch, layout) or (_compare_runs(pair, fewer, layout) if len(batch[0]) > 1 else "")
@@ -97,7 +97,7 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
 def check_coverage(pair: Pair, batch: Batch, layout: Layout, num_draws: int) -> None:
     """Prior draws that the data allow must have positive density under the guide."""
     outer = [num_draws] if layout.vectorized else [None] * min(num_draws, _LOOPED_DRAWS)
-    with pyro.validation_enabled(False):
+    with validating(False):
         for size in outer:
             prior = run_program(pair, pair.model, batch, size, layout)
             try:
@@ -140,7 +140,7 @@ def check_other_size(pair: Pair, batch: Batch) -> Tape:
 def rows_are_mixed(pair: Pair, batch: Batch, layout: Layout) -> bool:
     """Whether the guide's density of a datum depends on the other rows of the batch; an error if the model's does."""
     fewer = tuple(a[:-1] for a in batch)
-    with pyro.validation_enabled(False), _naming(len(fewer[0])):
+    with validating(False), _naming(len(fewer[0])):
         guide = run_program(pair, pair.guide, batch, None, layout)
         model = run_program(pair, pair.model, batch, None, layout, guide.replay)
         kept = {name: _without_last_row(site, layout) for name, site in guide.sites.items()}
@@ -153,7 +153,7 @@ def rows_are_mixed(pair: Pair, batch: Batch, layout: Layout) -> bool:
             "rows of the batch; apply networks to each row by itself"
         )
     try:
-        with pyro.validation_enabled(False):
+        with validating(False):
             part_guide = run_program(pair, pair.guide, fewer, None, layout, kept)
             return not _same(whole.log_guide[:, :-1], Terms([(part_guide, part_model)], fewer, layout).log_guide)
     except Exception:
@@ -185,7 +185,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
 def check_leaves(pair: Pair, batch: Batch, layout: Layout) -> None:
     """Every tensor with a gradient must belong to the pair, or it would silently not train."""
     few = tuple(a[:_PROBE_ROWS] for a in batch)
-    with seeded(_SEED, pair.device), frozen_modes(pair), torch.enable_grad(), pyro.validation_enabled(False):
+    with seeded(_SEED, pair.device), frozen_modes(pair), torch.enable_grad(), validating(False):
         total = run(pair, few, 1, layout).log_weight.sum()
     known = {id(p) for p in pair.parameters()}
     strangers = [leaf for leaf in _leaves(total) if id(leaf) not in known]

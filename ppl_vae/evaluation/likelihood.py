@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
-import pyro
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +23,7 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes, on_device
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
+from ppl_vae.validation import validating
 from ppl_vae.weights import Stream, Summary
 
 __all__ = ["log_likelihood"]
@@ -100,7 +100,7 @@ def log_likelihood(
         stack.enter_context(torch.no_grad())
         stack.enter_context(on_device(pair, target))
         stack.enter_context(frozen_modes(pair))
-        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(validating(False))
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
         num_rows, num_particles = _block_shape(num_samples, size, layout)
         bar = stack.enter_context(Progress("log-likelihood", len(rows), progress, "data"))

@@ -36,7 +36,10 @@ class LogLikelihood:
     seconds: float
     """Wall time."""
     posterior: Mapping[str, np.ndarray]
-    """Latent values resampled by their weights, name -> (draws, N, *event): approximate draws of p(z given x)."""
+    """Latent values resampled by their weights, name -> (draws, N, *event): approximate draws of p(z given x).
+
+    Resampled with replacement: values repeat unless the ESS is much larger than the number of draws.
+    """
     posterior_log_lik: np.ndarray
     """log p(x given z) of those draws, (draws, N)."""
 
@@ -68,7 +71,8 @@ class LogLikelihood:
         """The result for ArviZ: an `InferenceData` under arviz 0.x, a `DataTree` under 1.x.
 
         Groups: `posterior` (latents, dimensions chain, draw, datum), `log_likelihood` (log p(x given z) of those
-        draws) and `constant_data` (value, stderr, ess, khat per datum).
+        draws) and `constant_data` (value, stderr, ess, khat per datum). A latent whose name is taken there, such as
+        "x", gets an underscore.
         """
         if not self.posterior:
             raise EstimateError("to_arviz needs posterior draws, found none: evaluate with num_draws of at least 1")

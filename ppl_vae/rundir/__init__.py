@@ -3,6 +3,7 @@
 from ppl_vae.rundir.directory import RunDirectory, check_free, described
 from ppl_vae.rundir.evaluations import read_evaluation, write_evaluation
 from ppl_vae.rundir.records import (
+    RUN,
     Binarization,
     DataSpec,
     Evaluation,
@@ -14,6 +15,7 @@ from ppl_vae.rundir.records import (
 )
 
 __all__ = [
+    "RUN",
     "Binarization",
     "DataSpec",
     "Evaluation",

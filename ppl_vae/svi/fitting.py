@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pyro
 import torch
 
 from ppl_vae.checking import CheckReport, check_observations
@@ -17,11 +16,13 @@ from ppl_vae.history import History
 from ppl_vae.objectives import ELBO, Objective
 from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
-from ppl_vae.rundir import RunDirectory
+from ppl_vae.rundir import RUN, RunDirectory, check_free
 from ppl_vae.schedules import Schedule
 from ppl_vae.svi.inputs import checked, training_rows, validation_rows
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
+from ppl_vae.svi.stepper import Stepper
+from ppl_vae.validation import validating
 
 __all__ = ["Fit", "fit"]
 
@@ -40,6 +41,8 @@ class Fit:
     """Step of the parameters now in the pair: that of the best validation, or the last."""
     stopped_early: bool
     """Whether validation stopped improving for `patience` epochs."""
+    compiled: bool
+    """Whether steps ran compiled."""
     report: CheckReport
     """What `check` said of the pair."""
     settings: FitSettings
@@ -96,7 +99,9 @@ def fit(
         patience: Stop after this many epochs without a better validation.
         seed: Of the order of the data and of all noise.
         device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
-        compile: A compiled path is not in this version: "auto" and False run eagerly, True raises.
+        compile: Whether to compile the step: True before the first one, "auto" after a few, if the steps that are left
+            will earn back what compiling costs. A pair that cannot be compiled trains all the same, and a warning
+            names the line that stands in the way. The numbers are those of the step as written, up to rounding.
         run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
         progress: Show a progress bar where there is a terminal.
 
@@ -121,13 +126,13 @@ def fit(
         >>> result.steps, len(result.history)
         (6, 3)
     """
-    if compile is True:
-        raise ValueError("compile=True: a compiled path is not in this version; use compile='auto' or False")
     settings = FitSettings(
         objective, epochs, steps, batch_size, learning_rate, optimizer, schedule, clip_norm, binarize, patience, seed
     )
     if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to watch, found none; pass validation=...")
+    if run_dir is not None:
+        check_free(Path(run_dir), allowed={RUN})
     start = time.monotonic()
     pair = as_pair(pair)
     target = choose_device(device)
@@ -136,22 +141,27 @@ def fit(
     report = checked(pair, rows, settings)
     if held_out is not None:
         check_observations(pair, held_out, report.layout)
-    directory = RunDirectory.create(run_dir, settings) if run_dir is not None else None
+    directory = RunDirectory.create(run_dir, settings, target) if run_dir is not None else None
     pair.to(target)
-    loop = Loop(
-        pair, rows.to(target), None if held_out is None else held_out.to(target), report, settings, target, start
-    )
+    stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile)
+    loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
     with ExitStack() as stack:
         stack.enter_context(seeded(key(seed), target))
-        stack.enter_context(pyro.validation_enabled(False))
+        stack.enter_context(validating(False))
         stack.enter_context(frozen_modes(pair, training=True))
         try:
             course = loop.run(progress, directory)
-        except KeyboardInterrupt:
+        finally:
             if directory is not None:  # what was trained so far is not thrown away
                 directory.write_parameters(pair)
-            raise
-    if directory is not None:
-        directory.write_parameters(pair)
     seconds = time.monotonic() - start
-    return Fit(loop.history, course.steps, seconds, course.best_step, course.stopped_early, report, settings)
+    return Fit(
+        history=loop.history,
+        steps=course.steps,
+        seconds=seconds,
+        best_step=course.best_step,
+        stopped_early=course.stopped_early,
+        compiled=stepper.compiled is not None,
+        report=report,
+        settings=settings,
+    )

@@ -1,0 +1,7 @@
+"""Any pair, compiled: its programs run once, what they do to tensors is recorded and compiled."""
+
+from ppl_vae.compile.build import Compiled, compile_function
+from ppl_vae.compile.capture import CaptureError, capture
+from ppl_vae.compile.payback import Payback
+
+__all__ = ["CaptureError", "Compiled", "Payback", "capture", "compile_function"]

@@ -1,0 +1,84 @@
+"""One step of a fit up to the update, as a function of tensors: run as it is, or captured and compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.objectives import Objective
+from ppl_vae.pair import Pair
+from ppl_vae.tape import Layout
+
+__all__ = ["LOSS", "NORM", "Gradient", "Metrics", "binarized"]
+
+
+class Metrics(NamedTuple):
+    """What a step says of itself, in nats per datum; stacked in this order where it has to be one tensor."""
+
+    loss: float
+    """What was minimised."""
+    objective: float
+    """What is trained, to be maximised."""
+    elbo: float
+    """The true ELBO."""
+    distortion: float
+    """-E log p(x given z)."""
+    rate: float
+    """KL(q, prior)."""
+    norm: float
+    """Norm of the whole gradient before clipping."""
+
+
+LOSS, NORM = Metrics._fields.index("loss"), Metrics._fields.index("norm")
+
+
+class Gradient:
+    """The gradient of an objective on some rows: `gradient(index, beta, *arrays)` gives metrics, then gradients.
+
+    Rows are gathered, made binary and scored here, so that nothing of it is left to Python once this is compiled.
+
+    Args:
+        pair: The pair.
+        objective: What is maximised.
+        layout: Layout of the pair.
+        parameters: What trains; those that the objective does not reach get no gradient.
+        binarize: Whether to draw binary data from the first array.
+        clip_norm: Largest norm of the whole gradient, or None.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        objective: Objective,
+        layout: Layout,
+        parameters: Sequence[Tensor],
+        *,
+        binarize: bool,
+        clip_norm: float | None,
+    ) -> None:
+        self._pair, self._objective, self._layout, self._parameters = pair, objective, layout, parameters
+        self._binarize, self._clip_norm = binarize, clip_norm
+        self.reached: list[Tensor] = []
+
+    def __call__(self, index: Tensor, beta: Tensor, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """Metrics, stacked, and the gradient of each of the parameters in `reached`."""
+        batch = tuple(array.index_select(0, index) for array in arrays)
+        if self._binarize:
+            batch = (binarized(batch[0]), *batch[1:])
+        values = self._objective.evaluate(self._pair, batch, self._layout, beta)
+        found: tuple[Tensor | None, ...] = torch.autograd.grad(values.loss, self._parameters, allow_unused=True)
+        gradients = [g for g in found if g is not None]
+        self.reached = [p for p, g in zip(self._parameters, found, strict=True) if g is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        if self._clip_norm is not None:
+            factor = (self._clip_norm / (norm + 1e-6)).clamp_max(1.0)
+            gradients = [g * factor for g in gradients]
+        return (torch.stack([values.loss.detach(), *values[1:], norm]), *gradients)
+
+
+def binarized(probabilities: Tensor) -> Tensor:
+    """Binary data drawn from probabilities; torch.bernoulli takes three times as long."""
+    return (torch.rand_like(probabilities) < probabilities).to(probabilities.dtype)

@@ -1,0 +1,90 @@
+"""The update of the parameters by a torch optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_vae.svi.settings import OptimizerFactory
+
+__all__ = ["Adam", "Update", "make_update"]
+
+
+class Update:
+    """Hands gradients to a torch optimiser, at the learning rate it was made with times a factor."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+
+    @property
+    def learning_rate(self) -> float:
+        """That of the first group of parameters."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def set_factor(self, factor: float) -> None:
+        """Multiplies the learning rate of every group."""
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
+        """Takes a step; does nothing where `skip` is one (on a device whose optimiser can be told so)."""
+        if skip is not None:
+            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+        self.optimizer.zero_grad(set_to_none=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimizer.step()
+
+
+class Adam(Update):
+    """The default: torch's fused Adam called directly, which saves what `Optimizer.step` does around it."""
+
+    def __init__(self, parameters: Sequence[Tensor], learning_rate: float) -> None:
+        super().__init__(torch.optim.Adam(parameters, lr=learning_rate, fused=True))
+        for p in parameters:
+            self.optimizer.state[p] = {
+                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+            }
+
+    @torch.no_grad()
+    def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
+        """Takes a step; does nothing where `skip` is one."""
+        states = [self.optimizer.state[p] for p in parameters]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        if skip is not None:
+            torch._foreach_sub_(steps, [skip] * len(steps))
+        group = self.optimizer.param_groups[0]
+        beta1, beta2 = group["betas"]
+        torch._fused_adam_(
+            list(parameters),
+            list(gradients),
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=skip,
+        )
+
+
+def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor], learning_rate: float) -> Update:
+    """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam if None."""
+    if optimizer is None:
+        return Adam(parameters, learning_rate)
+    made = optimizer(parameters, lr=learning_rate)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise ValueError(f"optimizer: expected a torch optimizer class such as torch.optim.AdamW, got {made!r} from it")
+    return Update(made)

@@ -1,0 +1,193 @@
+"""A compiled step computes what the step computes, with the same noise; what cannot be compiled says why and trains."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import ModuleVAE, binary_rows
+from torch import Tensor, nn
+from zoo import ZOO, Plain, batch_norm
+
+import ppl_vae as pv
+from ppl_vae.compile import CaptureError, Payback, capture, compile_function, payback
+from ppl_vae.pair import as_pair
+from ppl_vae.rng import seeded
+from ppl_vae.svi.gradient import Gradient
+
+TOLERANCE = 1e-5  # of the largest number of an output or, where all cancel, of the whole gradient
+
+
+def fitted(pair, data, **options):
+    return pv.fit(pair, data, **{"batch_size": 8, "progress": False, "device": "cpu", **options})
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_compiled_equals_as_written(name):
+    """Loss, metrics and every gradient, on two batches, two values of beta and new noise."""
+    case = ZOO[name]
+    pair = as_pair(case.make())
+    layout = pv.check(pair, case.data).layout
+    parameters = [p for p in pair.parameters() if p.requires_grad]
+    gradient = Gradient(pair, case.objective, layout, parameters, binarize=False, clip_norm=None)
+
+    def arguments(beta, *rows):
+        return torch.tensor(rows), torch.tensor(beta, dtype=torch.float64), case.data
+
+    examples = [arguments(1.0, *range(12)), arguments(0.3, *range(19, 7, -1))]
+    with pyro.validation_enabled(False):
+        compiled = compile_function(gradient, examples, [*parameters, *pair.buffers()])
+        for seed, example in enumerate(examples, start=17):
+            with seeded(seed):
+                expected = [t.detach() for t in gradient(*example)]
+            with seeded(seed):
+                found = compiled(*example)
+            whole = max(float(t.abs().nan_to_num().max()) for t in expected[1:])
+            for one, other in zip(expected, found, strict=True):
+                scale = max(float(one.abs().nan_to_num().max()), whole)
+                torch.testing.assert_close(one, other, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
+    draws = getattr(case.objective, "discrete", "") != "enumerate"
+    assert torch.equal(compiled(*examples[0])[0], compiled(*examples[0])[0]) != draws
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (ModuleVAE, {"binarize": "dynamic", "objective": pv.ELBO(beta=pv.schedules.Linear(0.0, 1.0, 6))}),
+        (ModuleVAE, {"clip_norm": 0.5, "schedule": pv.schedules.Cosine(1.0, 0.1, 9)}),
+        (ModuleVAE, {"optimizer": torch.optim.SGD}),
+    ],
+    ids=["binarised, annealed", "clipped, scheduled", "another optimiser"],
+)
+def test_a_compiled_fit_is_the_fit(make, options):
+    """The same parameters after three epochs of two whole batches and a smaller one."""
+    x = torch.rand(20, 5, generator=torch.Generator().manual_seed(0)) if "binarize" in options else binary_rows(20)
+    torch.manual_seed(0)
+    one = make()
+    other = make()
+    other.load_state_dict(one.state_dict())
+    start = [p.detach().clone() for p in one.parameters()]
+    plain = fitted(one, x, epochs=3, compile=False, **options)
+    compiled = fitted(other, x, epochs=3, compile=True, **options)
+    assert compiled.compiled
+    assert not plain.compiled
+    for a, b, before in zip(one.parameters(), other.parameters(), start, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        assert not torch.equal(a, before)
+    np.testing.assert_allclose(plain.history["elbo"], compiled.history["elbo"], rtol=1e-5)
+    np.testing.assert_allclose(plain.history["grad_norm"], compiled.history["grad_norm"], rtol=1e-4)
+
+
+def test_buffers_move_as_often_as_steps_are_taken():
+    x = torch.randn(20, 6, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(0)
+    one, other = batch_norm(), batch_norm()
+    other.load_state_dict(one.state_dict())
+    fitted(one, x, epochs=2, compile=False)
+    assert fitted(other, x, epochs=2, compile=True).compiled
+    for a, b in zip(one.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert int(one.encoder[1].num_batches_tracked) == 6
+
+
+def test_memory_mapped_data(tmp_path):
+    np.save(tmp_path / "x.npy", binary_rows(20).numpy())
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    torch.manual_seed(0)
+    one, other = ModuleVAE(), ModuleVAE()
+    other.load_state_dict(one.state_dict())
+    fitted(one, binary_rows(20), epochs=2, compile=False)
+    assert fitted(other, mapped, epochs=2, compile=True).compiled
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+class Branching(Plain):
+    """Looks at the values of its data."""
+
+    def model(self, x):
+        if x.sum() > 0:
+            x = x + 0.0
+        super().model(x)
+
+
+class Counting(Plain):
+    """Counts its calls, and uses the count."""
+
+    calls = 0.0
+
+    def guide(self, x):
+        self.calls += 1.0
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(self.encoder(x)[:, :2] + 0.1 * self.calls, 1.0).to_event(1))
+
+
+class NoiseFromNumpy(Plain):
+    """Draws outside torch."""
+
+    def guide(self, x):
+        shift = float(np.random.default_rng().normal())
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(self.encoder(x)[:, :2] + shift, 1.0).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Branching, r"test_compile.py, line \d+, `if x.sum\(\) > 0:`"),
+        (Counting, "changes from call to call"),
+        (NoiseFromNumpy, "changes from call to call"),
+    ],
+)
+def test_what_cannot_be_compiled_says_why_once_and_trains(kind, reason):
+    pair, x = kind(nn.Linear(6, 4)), torch.randn(20, 6)
+    before = [p.detach().clone() for p in pair.parameters()]
+    with pytest.warns(UserWarning, match=reason) as caught:
+        result = fitted(pair, x, epochs=3, compile=True)
+    assert len(caught) == 1
+    assert not result.compiled
+    assert result.steps == 9
+    assert all(bool((p != b).any()) for p, b in zip(pair.parameters(), before, strict=True))
+
+
+def test_an_objective_that_leaves_torch_is_refused():
+    with pytest.warns(UserWarning, match="this fit runs uncompiled"):
+        fitted(ModuleVAE(), binary_rows(8), epochs=1, objective=pv.from_pyro(pyro.infer.Trace_ELBO()), compile=True)
+
+
+def test_short_fits_are_not_compiled():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not fitted(ModuleVAE(), binary_rows(20), epochs=2).compiled
+
+
+def test_a_graph_sees_what_it_holds_change():
+    weight = nn.Parameter(torch.tensor(2.0))
+    captured = capture(lambda x: (weight * x,), torch.ones(3))
+    assert len(captured.tensors) == 1
+    with torch.no_grad():
+        weight.fill_(5.0)
+        assert captured.graph(*captured.tensors, torch.ones(3))[0].tolist() == [5.0, 5.0, 5.0]
+
+
+def test_a_capture_names_the_line():
+    def looks(x: Tensor):
+        return (x if float(x.sum()) > 0 else -x,)
+
+    with pytest.raises(CaptureError, match=r"return \(x if float"):
+        capture(looks, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "total", "expected"), [(0.01, 20_000, True), (0.01, 2_000, False), (1e-4, 100_000, False)]
+)
+def test_compiling_is_chosen_where_it_pays(monkeypatch, seconds, total, expected):
+    """Five steps to warm up and 25 that are timed; 0.3 of the time left against 20 seconds."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(payback.time, "perf_counter", lambda: seconds * 25 * next(clock))
+    decide = Payback("auto", total)
+    assert [step for step in range(40) if decide.due(step)] == ([30] if expected else [])

@@ -1,0 +1,135 @@
+"""Every kind of pair that compiles, in one list: name -> (pair, objective, data). A new pair is added here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows
+from torch import Tensor, nn
+
+import ppl_vae as pv
+from ppl_vae.exact.trainable import TrainableGMM
+
+
+class Case(NamedTuple):
+    """A pair that compiles."""
+
+    make: Callable[[], Any]
+    """Makes the pair anew."""
+    objective: Any
+    """What it trains by."""
+    data: Tensor
+    """What it trains on."""
+
+
+class Plain(nn.Module):
+    """A pair with a linear decoder, a Gaussian likelihood and any encoder of 2 x 2 moments."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = encoder, nn.Linear(2, 6)
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", x.shape[0]):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+
+class Flow(Plain):
+    """The same with Pyro's inverse autoregressive flow, conditioned on nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 4))
+        self.flow = dist.transforms.affine_autoregressive(2, hidden_dims=[8])
+
+    def guide(self, x):
+        with pyro.plate("data", x.shape[0]):
+            loc, log_scale = self.encoder(x).chunk(2, -1)
+            base = dist.Normal(loc, log_scale.exp()).to_event(1)
+            pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
+
+
+def batch_norm() -> Plain:
+    """Buffers that move, and dropout."""
+    return Plain(
+        nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 4))
+    )
+
+
+def positive_parameters() -> pv.Pair:
+    """Parameters of `pyro.param` with constraints, and a latent of gamma distribution."""
+
+    def model(x):
+        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Gamma(torch.ones(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z[:, None].expand(-1, 6), scale).to_event(1), obs=x)
+
+    def guide(x):
+        slope = pyro.param("slope", torch.zeros(6))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Gamma(1 + (x @ slope).exp(), 1.0))
+
+    return pv.Pair(model, guide)
+
+
+def mixture() -> TrainableGMM:
+    """Three components with full covariances."""
+    means = torch.linspace(-1.0, 1.0, 18, dtype=torch.float64).reshape(3, 6)
+    return TrainableGMM(pv.GMM(torch.ones(3) / 3, means, torch.eye(6).expand(3, 6, 6)))
+
+
+def vae(decoder: nn.Module, encoder: nn.Module) -> pv.VAE:
+    """A VAE with two latent dimensions."""
+    return pv.VAE(pv.priors.StandardNormal(2), decoder, encoder)
+
+
+def convolutional() -> pv.VAE:
+    """Convolutions both ways, on images of 8 x 8."""
+    decoder = pv.decoders.Bernoulli(pv.networks.ConvDecoder(2, [4], (1, 8, 8)), (1, 8, 8))
+    return vae(decoder, pv.encoders.DiagonalNormal(pv.networks.ConvEncoder((1, 8, 8), [4], 4), 2))
+
+
+torch.manual_seed(0)
+_BINARY, _REAL = binary_rows(20), torch.randn(20, 6)
+_IMAGES = (torch.rand(20, 1, 8, 8) < 0.5).float()
+_ENCODER = pv.encoders.DiagonalNormal.mlp
+
+ZOO: dict[str, Case] = {
+    "Bernoulli": Case(ModuleVAE, pv.ELBO(), _BINARY),
+    "sampled KL": Case(ModuleVAE, pv.ELBO(3, kl="sampled"), _BINARY),
+    "free bits": Case(ModuleVAE, pv.ELBO(free_bits=0.1), _BINARY),
+    "path gradients": Case(ModuleVAE, pv.ELBO(2, gradient="stl"), _BINARY),
+    "score function": Case(ModuleVAE, pv.ELBO(3, gradient="score"), _BINARY),
+    "IWAE": Case(ModuleVAE, pv.IWAE(4), _BINARY),
+    "DReG": Case(ModuleVAE, pv.IWAE(4, gradient="dreg"), _BINARY),
+    "Renyi": Case(ModuleVAE, pv.Renyi(0.5, 3), _BINARY),
+    "hierarchy": Case(HierarchicalVAE, pv.ELBO(), _BINARY),
+    "discrete, score function": Case(DiscreteVAE, pv.ELBO(3), _BINARY),
+    "discrete, enumerated": Case(DiscreteVAE, pv.ELBO(discrete="enumerate"), _BINARY),
+    "mixture, enumerated": Case(mixture, pv.ELBO(discrete="enumerate"), _REAL.double()),
+    "full covariance": Case(
+        lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6), pv.encoders.FullCovarianceNormal.mlp(6, [8], 2)),
+        pv.ELBO(),
+        _REAL,
+    ),
+    "learned scale": Case(
+        lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6, scale="learned"), _ENCODER(6, [8], 2)), pv.ELBO(), _REAL
+    ),
+    "scale of the latent": Case(
+        lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6, scale="per_latent"), _ENCODER(6, [8], 2)), pv.ELBO(), _REAL
+    ),
+    "convolutional": Case(convolutional, pv.ELBO(), _IMAGES),
+    "batch normalisation and dropout": Case(batch_norm, pv.ELBO(), _REAL),
+    "flow": Case(Flow, pv.ELBO(), _REAL),
+    "constrained": Case(positive_parameters, pv.ELBO(2), _REAL),
+}
