@@ -39,11 +39,13 @@ def to_text(measured: Measured) -> Group:
     table.add_column(f"ratio to {case.reference}", justify="right", no_wrap=True)
     for label in case.sides:
         table.add_row(label, _text(milliseconds(measured, label)), _text(measured.ratio(label)))
-    verdict = ""
-    if case.limit is not None:
-        kept = "kept" if measured.within_limit else "MISSED"
-        verdict = f"limit: ratio of {next(iter(case.sides))} at most {case.limit}, {kept}"
-    return Group(f"{case.title}: median, range of {len(measured.seconds[case.reference])} rounds", table, verdict)
+    verdicts = [
+        f"{limit.side} / {limit.over}: {_text(measured.ratio(limit.side, limit.over))}, limit {limit.ratio}, "
+        + ("kept" if measured.keeps(limit) else "MISSED")
+        for limit in case.limits
+    ]
+    title = f"{case.title}: median, range of {len(measured.seconds[case.reference])} rounds"
+    return Group(title, table, *verdicts, "")
 
 
 def to_record(measured: Measured) -> dict[str, Any]:
@@ -55,8 +57,14 @@ def to_record(measured: Measured) -> dict[str, Any]:
         "unit": f"seconds per {case.unit}",
         "reference": case.reference,
         "floor": case.floor,
-        "limit": case.limit,
-        "within_limit": measured.within_limit,
+        "limits": [
+            {
+                **limit._asdict(),
+                "found": measured.ratio(limit.side, limit.over)._asdict(),
+                "kept": measured.keeps(limit),
+            }
+            for limit in case.limits
+        ],
         "sides": {
             label: {
                 "seconds": list(measured.seconds[label]),

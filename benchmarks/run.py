@@ -1,4 +1,4 @@
-"""The benchmark: `python -m benchmarks.run [--cases fit-128 gmm] [--rounds 9] [--quick] [--output folder]`.
+"""The benchmark: `python -m benchmarks.run [--cases fit-128 gmm] [--rounds 5] [--quick] [--output folder]`.
 
 It wants a machine with nothing else to do: where threads share a core with another process, they wait for each other,
 and times grow tenfold. No test asserts a time; here a person reads them.
@@ -47,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _case(name: str) -> Case:
     match name:
         case "fit-128":
-            return training_case(name, 128, Sizes(num_data=12_800, few=50, many=350))
+            return training_case(name, 128, Sizes(num_data=12_800, few=25, many=200))
         case "fit-20":
-            return training_case(name, 20, Sizes(num_data=12_800, few=100, many=700))
+            return training_case(name, 20, Sizes(num_data=12_800, few=50, many=500))
         case "evaluation":
-            return evaluation_case(num_data=100, num_samples=5000)
+            return evaluation_case(few=16, many=208, num_samples=5000)
         case _:
             return mixture_case(num_data=20_000, dim=16, num_components=8, few=2, many=12)
 
@@ -59,9 +59,9 @@ def _case(name: str) -> Case:
 def _tiny_case(name: str) -> Case:
     match name:
         case "fit-128" | "fit-20":
-            return training_case(name, int(name.removeprefix("fit-")), Sizes(num_data=200, few=1, many=4))
+            return training_case(name, int(name.removeprefix("fit-")), Sizes(num_data=300, few=2, many=4))
         case "evaluation":
-            return evaluation_case(num_data=4, num_samples=50)
+            return evaluation_case(few=2, many=6, num_samples=50)
         case _:
             return mixture_case(num_data=400, dim=3, num_components=2, few=1, many=3)
 
@@ -81,7 +81,7 @@ def _write(folder: Path, results: Sequence[Measured], memory: Memory | None, qui
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, help="which cases (default: all)")
-    parser.add_argument("--rounds", type=_positive, default=9, help="how often the sides alternate (default: 9)")
+    parser.add_argument("--rounds", type=_positive, default=5, help="how often the sides alternate (default: 5)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, the times mean nothing")
     parser.add_argument("--output", type=Path, help="folder of the results (default: benchmarks; none if quick)")
     return parser

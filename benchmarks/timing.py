@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Case", "Measured", "Spread", "alternate", "elapsed", "marginal", "spread"]
+__all__ = ["Case", "Limit", "Measured", "Spread", "alternate", "elapsed", "marginal", "spread"]
+
+
+class Limit(NamedTuple):
+    """The largest acceptable ratio of two sides."""
+
+    side: str
+    """Label of the side that is limited."""
+    over: str
+    """Label of the side it is compared with."""
+    ratio: float
+    """Largest ratio of their times, in the median."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +38,8 @@ class Case:
     """Label of the side that the ratios are to."""
     floor: str
     """Label of the side that does the unavoidable arithmetic and nothing else."""
-    limit: float | None = None
-    """Largest ratio of the first side that is acceptable."""
+    limits: Sequence[Limit] = ()
+    """What has to hold."""
 
 
 class Spread(NamedTuple):
@@ -55,15 +66,15 @@ class Measured:
         """Time of a side, in seconds."""
         return spread(self.seconds[label])
 
-    def ratio(self, label: str) -> Spread:
-        """Time of a side over that of the reference in the same round: what slows both leaves it as it is."""
-        return spread(a / b for a, b in zip(self.seconds[label], self.seconds[self.case.reference], strict=True))
+    def ratio(self, label: str, over: str | None = None) -> Spread:
+        """Time of a side over that of another (the reference) in the same round: what slows both leaves it as it is."""
+        return spread(
+            a / b for a, b in zip(self.seconds[label], self.seconds[over or self.case.reference], strict=True)
+        )
 
-    @property
-    def within_limit(self) -> bool | None:
-        """Whether the first side keeps the limit in the median; None where there is no limit."""
-        ours = next(iter(self.case.sides))
-        return None if self.case.limit is None else self.ratio(ours).median <= self.case.limit
+    def keeps(self, limit: Limit) -> bool:
+        """Whether a limit holds in the median."""
+        return self.ratio(limit.side, limit.over).median <= limit.ratio
 
 
 def spread(values: Iterable[float]) -> Spread:

@@ -9,7 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
+from pairs import HierarchicalVAE, ModuleVAE, binary_rows
 from torch import Tensor, nn
 from zoo import ZOO, Plain, batch_norm
 
@@ -115,6 +115,16 @@ class Branching(Plain):
         super().model(x)
 
 
+class Peeking(Plain):
+    """Looks at the values of its latents."""
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            shift = 0.0 if float(z.detach().abs().max()) < 1e6 else 1.0
+            pyro.sample("x", dist.Normal(self.decoder(z) + shift, 1.0).to_event(1), obs=x)
+
+
 class Counting(Plain):
     """Counts its calls, and uses the count."""
 
@@ -191,3 +201,23 @@ def test_compiling_is_chosen_where_it_pays(monkeypatch, seconds, total, expected
     monkeypatch.setattr(payback.time, "perf_counter", lambda: seconds * 25 * next(clock))
     decide = Payback("auto", total)
     assert [step for step in range(40) if decide.due(step)] == ([30] if expected else [])
+
+
+@pytest.mark.parametrize("make", [ModuleVAE, HierarchicalVAE])
+def test_a_compiled_evaluation_is_the_evaluation(make):
+    """The same weights, whole chunks and smaller ones: 64 particles of 20 rows in chunks of 13 particles."""
+    torch.manual_seed(0)
+    pair, x = make(), binary_rows(20)
+    plain = pv.log_likelihood(pair, x, 250, compile=False, progress=False)
+    compiled = pv.log_likelihood(pair, x, 250, compile=True, progress=False)
+    np.testing.assert_allclose(plain.value, compiled.value, rtol=1e-5)
+    np.testing.assert_allclose(plain.stderr, compiled.stderr, rtol=1e-3)
+    np.testing.assert_allclose(plain.elbo, compiled.elbo, rtol=1e-5)
+
+
+def test_an_evaluation_that_cannot_be_compiled_says_why():
+    pair, x = Peeking(nn.Linear(6, 4)), torch.randn(20, 6)
+    plain = pv.log_likelihood(pair, x, 50, compile=False, progress=False)
+    with pytest.warns(UserWarning, match="this evaluation runs uncompiled: test_compile.py, line"):
+        found = pv.log_likelihood(pair, x, 50, compile=True, progress=False)
+    np.testing.assert_array_equal(plain.value, found.value)

@@ -212,3 +212,14 @@ def test_a_pair_without_parameters_has_nothing_to_train():
     ppca = small_ppca()
     with pytest.raises(pv.PairError, match="parameters to train"):
         train(ppca, ppca.sample(8))
+
+
+def test_beta_of_a_step_is_that_of_its_schedule():
+    """With one batch an epoch, what is trained is -distortion - beta rate, with the beta that is recorded."""
+    result = train(
+        ModuleVAE(), binary_rows(8), epochs=4, batch_size=8, objective=pv.ELBO(beta=schedules.Linear(0.0, 1.0, 3))
+    )
+    history = result.history
+    assert history["beta"].tolist() == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
+    expected = -history["distortion"] - history["beta"] * history["rate"]
+    assert_within(history["objective"], expected, relative=1e-5, reason="sums in single precision")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.compile.capture import Captured, CaptureError, TensorFunction, capture
+from ppl_vae.compile.rewrite import rewrite
 from ppl_vae.rng import seeded
 
 __all__ = ["Compiled", "compile_function"]
@@ -53,6 +54,7 @@ def compile_function(function: TensorFunction, examples: Sequence[Arguments], st
     device = examples[0][0].device
     with _restored(state), seeded(0, device):
         captured = capture(function, *examples[0])
+        rewrite(captured.graph)
         compiled = Compiled(_build(captured, examples[0]), captured.tensors)
     for i, arguments in enumerate(examples):
         with _restored(state), seeded(i, device):

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.arrays import as_rows
 from ppl_vae.checking import check, check_observations, check_rows
 from ppl_vae.device import choose_device
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import PosteriorDraws
-from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
+from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.result import LogLikelihood
+from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.pair import Pair, as_pair, frozen_modes, on_device
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
@@ -31,8 +29,6 @@ __all__ = ["log_likelihood"]
 # Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
 _PROBE_ROWS, _MAX_ROWS = 16, 256
 _BLOCK_SCALARS = 1 << 22
-# Rows that a decoder handles at once: larger runs no faster and falls out of the cache.
-_CHUNK_ROWS = 2048
 
 
 def log_likelihood(
@@ -44,6 +40,7 @@ def log_likelihood(
     num_draws: int = 16,
     memory: int = 256 << 20,
     device: str | torch.device = "auto",
+    compile: Literal["auto"] | bool = "auto",
     progress: bool = True,
 ) -> LogLikelihood:
     r"""Estimates log p(x) of every datum by importance sampling with the guide as proposal.
@@ -62,6 +59,9 @@ def log_likelihood(
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         memory: Bytes that the decoder may use at once, about.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
+        compile: Whether to compile the scoring of draws: True at once, "auto" once the draws that are left will earn
+            back what compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a
+            warning says why.
         progress: Show a progress bar where there is a terminal.
 
     Returns:
@@ -103,6 +103,7 @@ def log_likelihood(
         stack.enter_context(validating(False))
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
         num_rows, num_particles = _block_shape(num_samples, size, layout)
+        score = Scorer(pair, layout, memory, compile, len(rows) * num_samples)
         bar = stack.enter_context(Progress("log-likelihood", len(rows), progress, "data"))
         for first, batch in rows.to(target).blocks(num_rows, target):
             stream = Stream(len(batch[0]), num_samples, first)
@@ -111,7 +112,7 @@ def log_likelihood(
                 count = min(num_particles, num_samples - drawn)
                 with seeded(key(seed, first, j), target):
                     proposal = propose(pair, batch, count, layout)
-                log_lik, log_prior = _in_chunks(pair, batch, proposal, count, layout, memory)
+                log_lik, log_prior = score(batch, proposal, count)
                 log_weight = log_lik + log_prior - proposal.log_guide
                 stream.add(log_weight)
                 draws.add(log_weight, log_lik, proposal, key(seed, first, j, 1))
@@ -155,44 +156,3 @@ def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[in
     if not layout.vectorized:
         return layout.largest_batch(_MAX_ROWS), max(1, min(num_samples, affordable // _MAX_ROWS))
     return layout.largest_batch(min(_MAX_ROWS, max(1, affordable // num_samples))), min(num_samples, affordable)
-
-
-def _in_chunks(
-    pair: Pair, batch: Batch, proposal: Proposal, count: int, layout: Layout, memory: int
-) -> tuple[Tensor, Tensor]:
-    """log p(x given z) and log p(z), (K, N), on slices of the particles and, if need be, rows."""
-    rows, particles = _chunk_shape(pair, batch, proposal, layout, memory)
-    columns = []
-    for i in range(0, len(batch[0]), rows):
-        part = tuple(a[i : i + rows] for a in batch)
-        blocks = []
-        for k in range(0, count, particles):
-            latents = proposal.part(layout, slice(i, i + rows), slice(k, k + particles))
-            blocks.append(evaluate_model(pair, part, latents, layout, proposal.outer_size(min(particles, count - k))))
-        columns.append(tuple(torch.cat(parts) for parts in zip(*blocks, strict=True)))
-    log_lik, log_prior = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
-    return log_lik, log_prior
-
-
-def _chunk_shape(pair: Pair, batch: Batch, proposal: Proposal, layout: Layout, memory: int) -> tuple[int, int]:
-    """Rows and particles that one run of the model may handle within the memory."""
-    one = proposal.part(layout, slice(0, 1), slice(0, 1))
-    with _Allocations() as allocations:
-        evaluate_model(pair, tuple(a[:1] for a in batch), one, layout, proposal.outer_size(1))
-    affordable = max(1, min(_CHUNK_ROWS, memory // max(1, allocations.bytes)))
-    rows = min(len(batch[0]), affordable)
-    return rows, max(1, affordable // rows) if proposal.outer else 1
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of every tensor that a computation makes: an upper bound on what it holds at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        outputs: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
-        self.bytes += sum(t.numel() * t.element_size() for t in outputs if isinstance(t, Tensor))
-        return result

@@ -72,7 +72,7 @@ class Gradient:
         found: tuple[Tensor | None, ...] = torch.autograd.grad(values.loss, self._parameters, allow_unused=True)
         gradients = [g for g in found if g is not None]
         self.reached = [p for p, g in zip(self._parameters, found, strict=True) if g is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         if self._clip_norm is not None:
             factor = (self._clip_norm / (norm + 1e-6)).clamp_max(1.0)
             gradients = [g * factor for g in gradients]

@@ -44,9 +44,10 @@ class Adam(Update):
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float) -> None:
         super().__init__(torch.optim.Adam(parameters, lr=learning_rate, fused=True))
+        self._step = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
         for p in parameters:
             self.optimizer.state[p] = {
-                "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                "step": self._step,
                 "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
             }
@@ -55,10 +56,7 @@ class Adam(Update):
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
         """Takes a step; does nothing where `skip` is one."""
         states = [self.optimizer.state[p] for p in parameters]
-        steps = [state["step"] for state in states]
-        torch._foreach_add_(steps, 1)
-        if skip is not None:
-            torch._foreach_sub_(steps, [skip] * len(steps))
+        self._step += 1 if skip is None else 1 - skip
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
@@ -67,7 +65,7 @@ class Adam(Update):
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
-            steps,
+            [self._step] * len(states),
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,

@@ -1,0 +1,120 @@
+"""Scores draws of a guide under the model, chunk by chunk, within a memory, as written or compiled."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
+from ppl_vae.evaluation.proposal import Proposal, evaluate_model
+from ppl_vae.pair import Pair
+from ppl_vae.tape import Batch, Layout
+
+__all__ = ["Scorer"]
+
+# Decodes at once: more run no faster and fall out of the cache.
+_CHUNK_ROWS = 2048
+
+
+class Scorer:
+    """log p(x given z) and log p(z) of the draws of a block.
+
+    Args:
+        pair: The pair, in evaluation mode.
+        layout: Layout of the pair.
+        memory: Bytes that one run of the model may make.
+        compile: Whether to compile the model: at once, never, or once it pays.
+        num_scores: How many draws will be scored in all, over particles and data.
+    """
+
+    def __init__(
+        self, pair: Pair, layout: Layout, memory: int, compile: Literal["auto"] | bool, num_scores: int
+    ) -> None:
+        self._pair, self._layout, self._memory = pair, layout, memory
+        self._choice, self._num_scores = compile, num_scores
+        self._affordable = 0
+        self._compiled: Compiled | None = None
+        self._shape = (0, 0)
+        self._payback = Payback(False, 0)
+        self._done = 0
+
+    def __call__(self, batch: Batch, proposal: Proposal, count: int) -> tuple[Tensor, Tensor]:
+        """Scores `count` draws for each datum of a block: (K, N) each, in nats."""
+        rows, particles = self._chunk_shape(batch, proposal, count)
+        columns = []
+        for i in range(0, len(batch[0]), rows):
+            part = tuple(a[i : i + rows] for a in batch)
+            blocks = []
+            for k in range(0, count, particles):
+                latents = proposal.part(self._layout, slice(i, i + rows), slice(k, k + particles))
+                blocks.append(self._score(part, latents, proposal.outer_size(min(particles, count - k))))
+            columns.append(tuple(torch.cat(parts) for parts in zip(*blocks, strict=True)))
+        log_lik, log_prior = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
+        return log_lik, log_prior
+
+    def _score(
+        self, batch: Batch, latents: Sequence[dict[str, Tensor]], particles: int | None
+    ) -> tuple[Tensor, Tensor]:
+        if particles is None or (len(batch[0]), particles) != self._shape:
+            return evaluate_model(self._pair, batch, latents, self._layout, particles)
+        arguments = [t.contiguous() for t in (*latents[0].values(), *batch)]
+        if self._payback.due(self._done):
+            self._compile(list(latents[0]), arguments, particles)
+        self._done += 1
+        if self._compiled is None:
+            return evaluate_model(self._pair, batch, latents, self._layout, particles)
+        log_lik, log_prior = self._compiled(*arguments)
+        return log_lik, log_prior
+
+    def _compile(self, names: Sequence[str], arguments: Sequence[Tensor], particles: int) -> None:
+        def score(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+            latents, batch = dict(zip(names, tensors, strict=False)), tensors[len(names) :]
+            return evaluate_model(self._pair, batch, [latents], self._layout, particles)
+
+        swapped = [t.flip(0) for t in arguments[: len(names)]] + list(arguments[len(names) :])
+        state = [*self._pair.parameters(), *self._pair.buffers()]
+        try:
+            self._compiled = compile_function(score, [arguments, swapped], state)
+        except CaptureError as error:
+            warnings.warn(f"this evaluation runs uncompiled: {error}", UserWarning, stacklevel=2)
+
+    def _chunk_shape(self, batch: Batch, proposal: Proposal, count: int) -> tuple[int, int]:
+        """Rows and particles that one run of the model handles: as even as may be, so that most have one shape."""
+        if not self._affordable:
+            self._affordable = self._measure(batch, proposal)
+        rows = min(len(batch[0]), self._affordable)
+        if not proposal.outer:
+            return rows, 1
+        chunks = math.ceil(count / max(1, self._affordable // rows))
+        particles = math.ceil(count / chunks)
+        if self._shape == (0, 0):
+            self._shape = rows, particles
+            self._payback = Payback(self._choice, self._num_scores // (rows * particles))
+        return rows, particles
+
+    def _measure(self, batch: Batch, proposal: Proposal) -> int:
+        """How many draws one run of the model may score within the memory."""
+        one = proposal.part(self._layout, slice(0, 1), slice(0, 1))
+        with _Allocations() as allocations:
+            evaluate_model(self._pair, tuple(a[:1] for a in batch), one, self._layout, proposal.outer_size(1))
+        return max(1, min(_CHUNK_ROWS, self._memory // max(1, allocations.bytes)))
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of every tensor that a computation makes: an upper bound on what it holds at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        outputs: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
+        self.bytes += sum(t.numel() * t.element_size() for t in outputs if isinstance(t, Tensor))
+        return result
