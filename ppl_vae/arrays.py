@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import DataError
+from ppl_vae.mapped import read_rows
 
 __all__ = ["Rows", "as_rows"]
 
@@ -118,8 +119,8 @@ def _stack(dataset: Any) -> list[Tensor]:
 def _gather(array: Tensor | np.ndarray, index: Tensor | slice) -> Tensor:
     if isinstance(array, Tensor):
         return array[index] if isinstance(index, slice) else array.index_select(0, index.to(array.device))
-    picked = array[index if isinstance(index, slice) else index.cpu().numpy()]
-    return torch.from_numpy(np.array(picked))
+    rows = index if isinstance(index, slice) else index.cpu().numpy()
+    return torch.from_numpy(read_rows(array, rows) if isinstance(array, np.memmap) else np.array(array[rows]))
 
 
 def _check_finite(rows: Rows, position: int) -> None:

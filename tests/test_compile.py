@@ -196,7 +196,7 @@ def test_a_capture_names_the_line():
     ("seconds", "total", "expected"), [(0.01, 20_000, True), (0.01, 2_000, False), (1e-4, 100_000, False)]
 )
 def test_compiling_is_chosen_where_it_pays(monkeypatch, seconds, total, expected):
-    """Five steps to warm up and 25 that are timed; 0.3 of the time left against 20 seconds."""
+    """Five steps to warm up and 25 that are timed; 0.35 of the time left against 10 seconds."""
     clock = iter(range(10**6))
     monkeypatch.setattr(payback.time, "perf_counter", lambda: seconds * 25 * next(clock))
     decide = Payback("auto", total)

@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 
-FOUNDATION = {"errors", "kl", "supports", "rng", "arrays", "device", "progress", "history", "validation"}
+FOUNDATION = {"errors", "kl", "supports", "rng", "mapped", "arrays", "device", "progress", "history", "validation"}
 CORE = {
     *("discovery", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
     *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "kl": {"errors"},
     "supports": {"errors"},
     "rng": {"errors"},
-    "arrays": {"errors"},
+    "mapped": set(),
+    "arrays": {"errors", "mapped"},
     "device": {"errors"},
     "progress": {"errors"},
     "history": {"errors"},

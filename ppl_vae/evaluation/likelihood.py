@@ -28,7 +28,7 @@ __all__ = ["log_likelihood"]
 
 # Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
 _PROBE_ROWS, _MAX_ROWS = 16, 256
-_BLOCK_SCALARS = 1 << 22
+_BLOCK_SCALARS = 1 << 21
 
 
 def log_likelihood(

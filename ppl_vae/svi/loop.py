@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -61,14 +60,14 @@ class Loop:
 
     def run(self, progress: bool, directory: RunDirectory | None) -> Course:
         """Takes every step, keeps the history and leaves the best parameters in the pair."""
-        total = self.settings.total_steps(len(self.stepper.rows))
+        total = self.settings.total_steps(len(self.stepper.feed.rows))
         step = epoch = 0
         with Progress("fit", total, progress, "step") as bar:
             while step < total and not self._out_of_patience(epoch):
                 sums, seen = torch.zeros(len(Metrics._fields), dtype=torch.float64, device=self.device), 0
-                for index in islice(self.stepper.order.epoch(epoch), total - step):
-                    sums += len(index) * self.stepper(step, index)
-                    step, seen = step + 1, seen + len(index)
+                for serving in self.stepper.feed.epoch(epoch, total - step):
+                    sums += len(serving.index) * self.stepper(step, serving)
+                    step, seen = step + 1, seen + len(serving.index)
                     if bar.due:
                         bar.update(step, _progress_text(epoch + 1, sums / seen))
                 self.stepper.finish()

@@ -5,15 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
-from ppl_vae.rng import permutation
+from ppl_vae.rng import key, permutation
 
 __all__ = ["Order"]
 
 
+# Rows of a file: consecutive ones that stay together, and how many such blocks are shuffled among each other.
+_BLOCK, _WINDOW = 64, 256
+
+
 class Order:
     """Every row once an epoch, in an order of its own for each epoch; the last batch of an epoch may be smaller.
+
+    Rows on disk are shuffled as well as reading allows: blocks of 64 consecutive rows come in random order, and the
+    rows of every 256 blocks are shuffled among each other. A file of no more rows than that is shuffled as a whole.
 
     Example:
         >>> order = Order(num_rows=5, batch_size=2, seed=0)
@@ -23,8 +31,9 @@ class Order:
         True
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int) -> None:
+    def __init__(self, num_rows: int, batch_size: int, seed: int, *, on_disk: bool = False) -> None:
         self._num_rows, self._batch_size, self._seed = num_rows, batch_size, seed
+        self._in_blocks = on_disk and num_rows > _BLOCK * _WINDOW
 
     @property
     def per_epoch(self) -> int:
@@ -33,9 +42,19 @@ class Order:
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
         """The rows of each step of an epoch."""
-        return iter(permutation(self._num_rows, self._seed, epoch).split(self._batch_size))
+        return iter(self._rows(epoch).split(self._batch_size))
 
     def at(self, step: int) -> Tensor:
         """The rows of a step."""
-        rows = permutation(self._num_rows, self._seed, step // self.per_epoch)
-        return rows.split(self._batch_size)[step % self.per_epoch]
+        return self._rows(step // self.per_epoch).split(self._batch_size)[step % self.per_epoch]
+
+    def _rows(self, epoch: int) -> Tensor:
+        if not self._in_blocks:
+            return permutation(self._num_rows, self._seed, epoch)
+        blocks = permutation(math.ceil(self._num_rows / _BLOCK), self._seed, epoch)
+        windows = []
+        for number, window in enumerate(blocks.split(_WINDOW)):
+            rows = (window[:, None] * _BLOCK + torch.arange(_BLOCK)).flatten()
+            rows = rows[rows < self._num_rows]
+            windows.append(rows[permutation(len(rows), key(self._seed, number), epoch)])
+        return torch.cat(windows)

@@ -15,6 +15,7 @@ from ppl_vae.diagnosis import explain_non_finite
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
+from ppl_vae.svi.feed import Feed, Serving
 from ppl_vae.svi.gradient import LOSS, NORM, Gradient, binarized
 from ppl_vae.svi.guard import Guard
 from ppl_vae.svi.order import Order
@@ -46,11 +47,12 @@ class Stepper:
         device: torch.device,
         compile: Literal["auto"] | bool,
     ) -> None:
-        self.pair, self.rows, self.layout, self.settings, self.device = pair, rows, layout, settings, device
+        self.pair, self.layout, self.settings, self.device = pair, layout, settings, device
         self.parameters = [p for p in pair.parameters() if p.requires_grad]
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
-        self.order = Order(len(rows), settings.batch_size, settings.seed)
+        order = Order(len(rows), settings.batch_size, settings.seed, on_disk=rows.mapped)
+        self.feed = Feed(rows, order, device)
         self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
         self.guard = Guard(device, bool(self.update.optimizer.defaults.get("fused")))
         self.compiled: Compiled | None = None
@@ -60,12 +62,12 @@ class Stepper:
             pair, settings.objective, layout, self.parameters, binarize=self._binarize, clip_norm=settings.clip_norm
         )
 
-    def __call__(self, step: int, index: Tensor) -> Tensor:
+    def __call__(self, step: int, serving: Serving) -> Tensor:
         """Takes a step on some rows and returns its `Metrics`; all that it draws depends on (seed, step) alone."""
-        full = len(index) == self.settings.batch_size
+        full = len(serving.index) == self.settings.batch_size
         if full and self._payback.due(step):
             self._compile(step)
-        arguments = self._arguments(step, index)
+        arguments = self._arguments(step, serving)
         reseed(key(self.settings.seed, step), self.device)
         if full and self.compiled is not None:
             metrics, *gradients = self.compiled(*arguments)
@@ -89,15 +91,11 @@ class Stepper:
         beta = self.settings.objective.beta
         return beta(step) if callable(beta) else beta
 
-    def _arguments(self, step: int, index: Tensor) -> tuple[Tensor, ...]:
-        beta = torch.tensor(self.beta_at(step), dtype=torch.float64)
-        if self.rows.mapped:
-            return torch.arange(len(index), device=self.device), beta, *self.rows.take(index, self.device)
-        arrays = [a for a in self.rows.arrays if isinstance(a, Tensor)]
-        return index.to(self.device), beta, *arrays
+    def _arguments(self, step: int, serving: Serving) -> tuple[Tensor, ...]:
+        return serving.index, torch.tensor(self.beta_at(step), dtype=torch.float64), *serving.arrays
 
     def _compile(self, step: int) -> None:
-        examples = [self._arguments(step + i, self.order.at(i)) for i in range(2)]
+        examples = [self._arguments(step + i, self.feed.serve(self.feed.order.at(i))) for i in range(2)]
         try:
             self.compiled = compile_function(self._gradient, examples, [*self.parameters, *self.pair.buffers()])
         except CaptureError as error:
@@ -106,7 +104,7 @@ class Stepper:
     def _stop(self, step: int, gradients: Sequence[Tensor]) -> None:
         for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
             parameter.grad = gradient
-        batch = self.rows.take(self.order.at(step).to(self.device), self.device)
+        batch = self.feed.rows.take(self.feed.order.at(step).to(self.device), self.device)
         reseed(key(self.settings.seed, step), self.device)
         if self._binarize:
             batch = (binarized(batch[0]), *batch[1:])
