@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import cycle
 from typing import TYPE_CHECKING
 
 from benchmarks.evaluation import Memory
@@ -43,9 +42,6 @@ def _draw_case(axes: Axes, measured: Measured) -> None:
         _write_beside(axes, row, time.high, number(time.median) + ratio)
     floor = milliseconds(measured, case.floor).median
     axes.axvline(floor, color=LIGHT, lw=2, ls="--", label=f"{case.floor} alone: {number(floor)}")
-    for limit, style in zip(case.limits, cycle((":", "-.", (0, (1, 4)))), strict=False):
-        at = limit.ratio * milliseconds(measured, limit.over).median
-        axes.axvline(at, color="black", lw=1, ls=style, label=f"{limit.side}: at most {limit.ratio} x {limit.over}")
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_title(case.title, loc="left", fontsize=10)

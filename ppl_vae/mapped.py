@@ -38,7 +38,7 @@ def read_rows(array: np.memmap, index: slice | np.ndarray) -> np.ndarray:
 
 
 def _read(file: int, target: np.ndarray, position: int) -> None:
-    left = memoryview(target).cast("B")
+    left = target.data.cast("B")
     while left:
         count = os.preadv(file, [left], position)
         if count == 0:

@@ -242,6 +242,14 @@ def test_device_is_asked_for(command: str, copy: Path, tmp_path: Path, monkeypat
     assert list(dict.fromkeys(asked)) == ["cpu", "auto"]
 
 
+@pytest.mark.parametrize(("choice", "said"), [("yes", " compiled steps in "), ("no", " steps in ")])
+def test_compiling_is_asked_for(choice: str, said: str, tmp_path: Path):
+    options = ["--epochs", "1", "--eval-samples", "0", "--compile", choice, "--run-dir", tmp_path / "run"]
+    words = succeed("fit", *SMALL_VAE, *options)
+    assert said in words
+    assert ("compiled" in words) == (choice == "yes")
+
+
 def test_epochs_are_lines_of_the_history(tmp_path: Path):
     options = ["--epochs", "3", "--eval-samples", "0", "--run-dir", tmp_path / "run"]
     succeed("fit", *SMALL_VAE, *options)

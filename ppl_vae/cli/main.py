@@ -64,6 +64,7 @@ def fit(
     patience: o.PatienceOption = None,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
+    compile: o.CompileOption = "auto",
     run_dir: o.RunDirOption = None,
     eval_samples: o.EvalSamplesOption = 500,
     eval_limit: o.EvalLimitOption = 1000,
@@ -92,6 +93,7 @@ def fit(
         patience=patience,
         seed=seed,
         device=device,
+        compile="auto" if compile == "auto" else compile == "yes",
     )
     evaluation = EvaluationSettings(eval_samples, eval_limit, seed, device) if eval_samples else None
     train(pair_spec, data_spec, training, evaluation, run_dir or free_directory(pair, data))

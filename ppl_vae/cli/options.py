@@ -14,6 +14,7 @@ __all__ = [
     "BetaWarmupOption",
     "BinarizeOption",
     "CheckedRowsOption",
+    "CompileOption",
     "DataDirOption",
     "DataOption",
     "DequantizeOption",
@@ -161,6 +162,10 @@ SeedOption = Annotated[int, _option(_RUN, help="Of everything that this command 
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     _option(_RUN, help="Where to compute; auto takes CUDA where there is one."),
+]
+CompileOption = Annotated[
+    Literal["auto", "yes", "no"],
+    _option(_TRAINING, help="Compile the training step; auto does where the steps that are left earn it back."),
 ]
 RunDirOption = Annotated[
     Path | None,

@@ -61,6 +61,7 @@ class Training:
     patience: int | None
     seed: int
     device: str
+    compile: Literal["auto"] | bool
 
     def total_steps(self, num_data: int) -> int:
         """Number of steps on a data set."""
@@ -107,8 +108,8 @@ def train(
     write_run(root, done)
     last = result.history[-1]
     typer.echo(
-        f"{result.steps} steps in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = -({last.distortion:.2f} distortion + "
-        f"{last.rate:.2f} rate) nats per datum in the last epoch"
+        f"{result.steps} {'compiled ' if result.compiled else ''}steps in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = "
+        f"-({last.distortion:.2f} distortion + {last.rate:.2f} rate) nats per datum in the last epoch"
     )
     draw_fit(root, pair, splits, result.history)
     if evaluation is not None:
@@ -133,6 +134,7 @@ def _fit(pair: Any, splits: Splits, data_spec: DataSpec, training: Training, dev
         patience=training.patience,
         seed=training.seed,
         device=device,
+        compile=training.compile,
         run_dir=root,
     )
 
