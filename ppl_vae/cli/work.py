@@ -106,9 +106,9 @@ def train(
         raise
     done = replace(record, status="finished", steps=result.steps, best_step=result.best_step, seconds=result.seconds)
     write_run(root, done)
-    last = result.history[-1]
+    last, kind = result.history[-1], "compiled steps" if result.compiled else "steps"
     typer.echo(
-        f"{result.steps} {'compiled ' if result.compiled else ''}steps in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = "
+        f"{result.steps} {kind} in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = "
         f"-({last.distortion:.2f} distortion + {last.rate:.2f} rate) nats per datum in the last epoch"
     )
     draw_fit(root, pair, splits, result.history)

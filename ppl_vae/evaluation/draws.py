@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,7 +9,9 @@ from torch import Tensor
 from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.tape import Layout
 
-__all__ = ["PosteriorDraws"]
+__all__ = ["LOG_LIK", "PosteriorDraws"]
+
+LOG_LIK = ""  # no site has that name
 
 
 class PosteriorDraws:
@@ -38,7 +38,7 @@ class PosteriorDraws:
         share[:, dead] = 1.0
         choice = torch.multinomial(share.T, self._num_draws, replacement=True, generator=generator).T
         fresh = {name: _pick(value, choice) for name, value in proposal.particles_first(self._layout).items()}
-        fresh[""] = _pick(log_lik, choice)
+        fresh[LOG_LIK] = _pick(log_lik, choice)
         log_block = log_weight.logsumexp(0)
         if self._log_total is None:
             self._kept, self._log_total = fresh, log_block
@@ -51,12 +51,9 @@ class PosteriorDraws:
             mask = replace.reshape(replace.shape + (1,) * (value.dim() - 2))
             self._kept[name] = torch.where(mask, value, self._kept[name])
 
-    @staticmethod
-    def concatenate(parts: Sequence[PosteriorDraws]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Latent values (draws, N, *event) by name, and log p(x given z) (draws, N), of consecutive blocks of data."""
-        names = parts[0]._kept
-        joined = {name: torch.cat([p._kept[name] for p in parts], dim=1).numpy() for name in names}
-        return joined, joined.pop("", np.empty((0, 0)))
+    def values(self) -> dict[str, np.ndarray]:
+        """Latent values (draws, N, *event) by name, and log p(x given z) (draws, N) under `LOG_LIK`."""
+        return {name: value.numpy() for name, value in self._kept.items()}
 
 
 def _pick(value: Tensor, choice: Tensor) -> Tensor:

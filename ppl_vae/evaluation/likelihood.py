@@ -13,7 +13,8 @@ from ppl_vae.arrays import as_rows
 from ppl_vae.checking import check, check_observations, check_rows
 from ppl_vae.device import choose_device
 from ppl_vae.errors import PairError
-from ppl_vae.evaluation.draws import PosteriorDraws
+from ppl_vae.evaluation.collect import Collection
+from ppl_vae.evaluation.draws import LOG_LIK, PosteriorDraws
 from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer
@@ -22,7 +23,7 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.validation import validating
-from ppl_vae.weights import Stream, Summary
+from ppl_vae.weights import Stream
 
 __all__ = ["log_likelihood"]
 
@@ -95,7 +96,7 @@ def log_likelihood(
     check_observations(pair, rows, layout)
     check_rows(pair, rows, layout)
     target = pair.device if device == "auto" else choose_device(device)
-    results: list[tuple[Summary, PosteriorDraws]] = []
+    summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(on_device(pair, target))
@@ -116,15 +117,15 @@ def log_likelihood(
                 log_weight = log_lik + log_prior - proposal.log_guide
                 stream.add(log_weight)
                 draws.add(log_weight, log_lik, proposal, key(seed, first, j, 1))
-            results.append((stream.summary(), draws))
+            summary.put(first, stream.summary()._asdict())
+            posterior.put(first, draws.values())
             bar.update(first + len(batch[0]), "")
-    summary = Summary(*(np.concatenate(column) for column in zip(*(s for s, _ in results), strict=True)))
-    posterior, posterior_log_lik = PosteriorDraws.concatenate([d for _, d in results])
+    posterior_log_lik = posterior.arrays.pop(LOG_LIK, np.empty((0, 0)))
     return LogLikelihood(
-        **summary._asdict(),
+        **summary.arrays,
         num_samples=num_samples,
         seconds=time.monotonic() - start,
-        posterior=posterior,
+        posterior=posterior.arrays,
         posterior_log_lik=posterior_log_lik,
     )
 

@@ -1,0 +1,39 @@
+"""Puts the results of consecutive blocks of data in their places."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+__all__ = ["Collection"]
+
+
+class Collection:
+    """Arrays over all data, made once and filled block by block.
+
+    Small results that are kept block after block would lie between the large ones that are given back, and keep the
+    memory of those from being used again.
+
+    Example:
+        >>> collection = Collection(num_data=3)
+        >>> collection.put(0, {"value": np.array([1.0, 2.0])})
+        >>> collection.put(2, {"value": np.array([3.0])})
+        >>> collection.arrays["value"]
+        array([1., 2., 3.])
+    """
+
+    def __init__(self, num_data: int, axis: int = 0) -> None:
+        self.arrays: dict[str, np.ndarray] = {}
+        self._num_data, self._axis = num_data, axis
+
+    def put(self, first: int, block: Mapping[str, np.ndarray]) -> None:
+        """Stores the arrays of a block whose first datum is `first`; data are dimension `axis`."""
+        for name, values in block.items():
+            if name not in self.arrays:
+                shape = list(values.shape)
+                shape[self._axis] = self._num_data
+                self.arrays[name] = np.empty(shape, values.dtype)
+            place = [slice(None)] * values.ndim
+            place[self._axis] = slice(first, first + values.shape[self._axis])
+            self.arrays[name][tuple(place)] = values
