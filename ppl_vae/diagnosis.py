@@ -10,7 +10,9 @@ from ppl_vae.reductions import sum_to_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["explain_non_finite"]
+__all__ = ["NO_SITE", "explain_non_finite"]
+
+NO_SITE = "no single site is to blame: their sum overflows"
 
 
 def explain_non_finite(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> str:
@@ -36,7 +38,7 @@ def explain_non_finite(pair: Pair, batch: Batch, layout: Layout, num_particles: 
     for name, parameter in pair.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"the gradient of parameter {name!r} is not finite"
-    return "no single site is to blame: their sum overflows"
+    return NO_SITE
 
 
 def _fault(site: Site, layout: Layout) -> str:

@@ -1,6 +1,6 @@
 """The errors a user can meet, all under one base class."""
 
-__all__ = ["DataError", "EstimateError", "PairError", "PplVaeError"]
+__all__ = ["DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"]
 
 
 class PplVaeError(Exception):
@@ -17,3 +17,7 @@ class PairError(PplVaeError, ValueError):
 
 class EstimateError(PplVaeError, ArithmeticError):
     """A number could not be computed honestly: non-finite loss, gradient or log-weight."""
+
+
+class GroupError(PplVaeError, RuntimeError):
+    """Processes that work together cannot: one has ended or does not answer, or they were given different things."""

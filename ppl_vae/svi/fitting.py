@@ -12,6 +12,7 @@ import torch
 
 from ppl_vae.checking import CheckReport, check_observations
 from ppl_vae.device import choose_device
+from ppl_vae.distributed import current
 from ppl_vae.history import History
 from ppl_vae.objectives import ELBO, Objective
 from ppl_vae.pair import as_pair, frozen_modes
@@ -19,6 +20,7 @@ from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, RunDirectory, check_free
 from ppl_vae.schedules import Schedule
 from ppl_vae.svi.inputs import checked, training_rows, validation_rows
+from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
 from ppl_vae.svi.stepper import Stepper
@@ -133,26 +135,30 @@ def fit(
     )
     if patience is not None and validation is None:
         raise ValueError("patience: expected validation data to watch, found none; pass validation=...")
-    if run_dir is not None:
-        check_free(Path(run_dir), allowed={RUN})
     start = time.monotonic()
-    pair = as_pair(pair)
-    target = choose_device(device)
-    rows = training_rows(pair, data, settings)
-    held_out = None if validation is None else validation_rows(pair, validation, settings)
-    report = checked(pair, rows, settings)
-    if held_out is not None:
-        check_observations(pair, held_out, report.layout)
-    directory = RunDirectory.create(run_dir, settings, target) if run_dir is not None else None
-    pair.to(target)
-    stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile)
+    group, target = current(), choose_device(device)
+    with group.together(target):
+        if run_dir is not None and group.leads:
+            check_free(Path(run_dir), allowed={RUN})
+        pair = as_pair(pair)
+        rows = training_rows(pair, data, settings)
+        held_out = None if validation is None else validation_rows(pair, validation, settings)
+        report = checked(pair, rows, settings)
+        if held_out is not None:
+            check_observations(pair, held_out, report.layout)
+        directory = None
+        if run_dir is not None and group.leads:
+            directory = RunDirectory.create(run_dir, settings, target)
+        pair.to(target)
+        stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
+    begin_together(group, pair, report.layout, settings, (rows, held_out), target)
     loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
     with ExitStack() as stack:
         stack.enter_context(seeded(key(seed), target))
         stack.enter_context(validating(False))
         stack.enter_context(frozen_modes(pair, training=True))
         try:
-            course = loop.run(progress, directory)
+            course = loop.run(progress and group.leads, directory)
         finally:
             if directory is not None:  # what was trained so far is not thrown away
                 directory.write_parameters(pair)

@@ -14,7 +14,7 @@ from ppl_vae.errors import EstimateError
 from ppl_vae.history import History, Record
 from ppl_vae.pair import frozen_modes
 from ppl_vae.progress import Progress
-from ppl_vae.rng import key, seeded
+from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.svi.gradient import Metrics
 from ppl_vae.svi.stepper import Stepper
@@ -66,8 +66,9 @@ class Loop:
             while step < total and not self._out_of_patience(epoch):
                 sums, seen = torch.zeros(len(Metrics._fields), dtype=torch.float64, device=self.device), 0
                 for serving in self.stepper.feed.epoch(epoch, total - step):
-                    sums += len(serving.index) * self.stepper(step, serving)
-                    step, seen = step + 1, seen + len(serving.index)
+                    rows = self.stepper.feed.order.size(step)
+                    sums += rows * self.stepper(step, serving)
+                    step, seen = step + 1, seen + rows
                     if bar.due:
                         bar.update(step, _progress_text(epoch + 1, sums / seen))
                 self.stepper.finish()
@@ -100,12 +101,18 @@ class Loop:
         assert self.held_out is not None
         judge, layout = self.settings.objective.judge(), self.stepper.layout
         elbo = watched = 0.0
-        with seeded(key(self.settings.seed, _VALIDATION), self.device), torch.no_grad(), frozen_modes(self.pair):
-            for _, batch in self.held_out.blocks(layout.largest_batch(_VALIDATION_BLOCK), self.device):
+        size, group = layout.largest_batch(_VALIDATION_BLOCK), self.stepper.group
+        blocks = range(0, len(self.held_out), size)
+        with seeded(0, self.device), torch.no_grad(), frozen_modes(self.pair):
+            for start in blocks[group.share(len(blocks))]:
+                batch = self.held_out.take(slice(start, start + size), self.device)
+                reseed(key(self.settings.seed, _VALIDATION, start), self.device)
                 values = judge.evaluate(self.pair, batch, layout, 1.0)
                 share = len(batch[0]) / len(self.held_out)
                 elbo += share * float(values.elbo)
                 watched += share * float(values.objective)
+        if group.size > 1:
+            elbo, watched = group.sum(torch.tensor([elbo, watched], dtype=torch.float64, device=self.device)).tolist()
         if not math.isfinite(watched):
             raise EstimateError(
                 f"step {step}: the bound of the validation data is not finite: look for values there that training "

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ppl_vae.distributed import Group
 from ppl_vae.rng import key, permutation
 
 __all__ = ["Order"]
@@ -16,12 +17,16 @@ __all__ = ["Order"]
 # Rows of a file: consecutive ones that stay together, and how many such blocks are shuffled among each other.
 _BLOCK, _WINDOW = 64, 256
 
+_ALONE = Group()
+
 
 class Order:
     """Every row once an epoch, in an order of its own for each epoch; the last batch of an epoch may be smaller.
 
     Rows on disk are shuffled as well as reading allows: blocks of 64 consecutive rows come in random order, and the
     rows of every 256 blocks are shuffled among each other. A file of no more rows than that is shuffled as a whole.
+
+    Each process of a group gets its share of every batch: all of them together, the batch of one process alone.
 
     Example:
         >>> order = Order(num_rows=5, batch_size=2, seed=0)
@@ -31,8 +36,11 @@ class Order:
         True
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int, *, on_disk: bool = False) -> None:
+    def __init__(
+        self, num_rows: int, batch_size: int, seed: int, *, on_disk: bool = False, group: Group = _ALONE
+    ) -> None:
         self._num_rows, self._batch_size, self._seed = num_rows, batch_size, seed
+        self._group = group
         self._in_blocks = on_disk and num_rows > _BLOCK * _WINDOW
 
     @property
@@ -41,12 +49,19 @@ class Order:
         return math.ceil(self._num_rows / self._batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Tensor]:
-        """The rows of each step of an epoch."""
-        return iter(self._rows(epoch).split(self._batch_size))
+        """The rows of each step of an epoch, of this process; it has none where a batch has too few."""
+        return map(self._share, self._rows(epoch).split(self._batch_size))
 
     def at(self, step: int) -> Tensor:
-        """The rows of a step."""
-        return self._rows(step // self.per_epoch).split(self._batch_size)[step % self.per_epoch]
+        """The rows of a step, of this process."""
+        return self._share(self._rows(step // self.per_epoch).split(self._batch_size)[step % self.per_epoch])
+
+    def size(self, step: int) -> int:
+        """Number of rows of a step, over all processes."""
+        return min(self._batch_size, self._num_rows - step % self.per_epoch * self._batch_size)
+
+    def _share(self, rows: Tensor) -> Tensor:
+        return rows[self._group.share(len(rows))]
 
     def _rows(self, epoch: int) -> Tensor:
         if not self._in_blocks:

@@ -11,13 +11,15 @@ from torch import Tensor
 
 from ppl_vae.arrays import Rows
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
-from ppl_vae.diagnosis import explain_non_finite
+from ppl_vae.diagnosis import NO_SITE, explain_non_finite
+from ppl_vae.distributed import Group
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
 from ppl_vae.svi.feed import Feed, Serving
 from ppl_vae.svi.gradient import LOSS, NORM, Gradient, binarized
 from ppl_vae.svi.guard import Guard
+from ppl_vae.svi.joint import Joint
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.svi.update import make_update
@@ -36,6 +38,7 @@ class Stepper:
         settings: Settings of the fit.
         device: Where the fit runs.
         compile: Whether to compile: at once, never, or once it pays.
+        group: The processes of the fit.
     """
 
     def __init__(
@@ -46,50 +49,80 @@ class Stepper:
         settings: FitSettings,
         device: torch.device,
         compile: Literal["auto"] | bool,
+        group: Group,
     ) -> None:
         self.pair, self.layout, self.settings, self.device = pair, layout, settings, device
+        self.group = group
+        self._usual = len(range(settings.batch_size)[group.share(settings.batch_size)])
         self.parameters = [p for p in pair.parameters() if p.requires_grad]
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
-        order = Order(len(rows), settings.batch_size, settings.seed, on_disk=rows.mapped)
+        order = Order(len(rows), settings.batch_size, settings.seed, on_disk=rows.mapped, group=group)
         self.feed = Feed(rows, order, device)
         self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
         self.guard = Guard(device, bool(self.update.optimizer.defaults.get("fused")))
         self.compiled: Compiled | None = None
         self._payback = Payback(compile, settings.total_steps(len(rows)))
         self._binarize = settings.binarize == "dynamic"
+        clip_norm = settings.clip_norm if group.size == 1 else None
         self._gradient = Gradient(
-            pair, settings.objective, layout, self.parameters, binarize=self._binarize, clip_norm=settings.clip_norm
+            pair, settings.objective, layout, self.parameters, binarize=self._binarize, clip_norm=clip_norm
         )
+        self._joint: Joint | None = None
+        if group.size > 1:
+            self._joint = Joint(group, self.parameters, [*pair.buffers()], settings.clip_norm)
 
     def __call__(self, step: int, serving: Serving) -> Tensor:
-        """Takes a step on some rows and returns its `Metrics`; all that it draws depends on (seed, step) alone."""
-        full = len(serving.index) == self.settings.batch_size
-        if full and self._payback.due(step):
-            self._compile(step)
-        arguments = self._arguments(step, serving)
-        reseed(key(self.settings.seed, step), self.device)
-        if full and self.compiled is not None:
-            metrics, *gradients = self.compiled(*arguments)
-        else:
-            metrics, *gradients = self._gradient(*arguments)
-        bad_step = self.guard.check(metrics[LOSS], metrics[NORM], step)
-        if bad_step is not None:
-            self._stop(bad_step, gradients)
-        if self.settings.schedule is not None:
-            self.update.set_factor(self.settings.schedule(step))
-        self.update(self._gradient.reached, gradients, self.guard.skip)
+        """Takes a step on some rows and returns its `Metrics`; all that it draws depends on (seed, step) alone.
+
+        With several processes the rows are those of this process, what it draws depends on (seed, step, rank), and the
+        step and its metrics are joint.
+        """
+        if self._joint is None:
+            metrics, gradients = self._own(step, serving)
+            self._take(step, metrics, gradients, self._gradient.reached, gradients)
+            return metrics
+        rows = len(serving.index)
+        found, own = self._own(step, serving) if rows else (None, [])
+        reached = self._gradient.reached if rows else []
+        metrics, gradients = self._joint(rows / self.feed.order.size(step), found, reached, own)
+        self._take(step, metrics, gradients, self._joint.reached, own)
         return metrics
 
     def finish(self) -> None:
         """Waits for the device, and raises if a step was not finite."""
         if (bad_step := self.guard.poll()) is not None:
             self._stop(bad_step, ())
+        self.group.from_first([*self.pair.buffers()])
 
     def beta_at(self, step: int) -> float:
         """Weight of the rate at a step."""
         beta = self.settings.objective.beta
         return beta(step) if callable(beta) else beta
+
+    def _own(self, step: int, serving: Serving) -> tuple[Tensor, list[Tensor]]:
+        """Metrics and gradients of the rows of this process."""
+        full = 0 < len(serving.index) == self._usual
+        if full and self._payback.due(step):
+            self._compile(step)
+        arguments = self._arguments(step, serving)
+        reseed(self._key(step), self.device)
+        if full and self.compiled is not None:
+            metrics, *gradients = self.compiled(*arguments)
+        else:
+            metrics, *gradients = self._gradient(*arguments)
+        return metrics, gradients
+
+    def _take(
+        self, step: int, metrics: Tensor, gradients: Sequence[Tensor], reached: Sequence[Tensor], own: Sequence[Tensor]
+    ) -> None:
+        """Updates the parameters, unless a number is not finite; `own` are the gradients before they became joint."""
+        bad_step = self.guard.check(metrics[LOSS], metrics[NORM], step)
+        if bad_step is not None:
+            self._stop(bad_step, own)
+        if self.settings.schedule is not None:
+            self.update.set_factor(self.settings.schedule(step))
+        self.update(reached, gradients, self.guard.skip)
 
     def _arguments(self, step: int, serving: Serving) -> tuple[Tensor, ...]:
         return serving.index, torch.tensor(self.beta_at(step), dtype=torch.float64), *serving.arrays
@@ -101,15 +134,31 @@ class Stepper:
         except CaptureError as error:
             warnings.warn(f"this fit runs uncompiled: {error}", UserWarning, stacklevel=2)
 
+    def _key(self, step: int) -> int:
+        """Seed of all that this process draws in a step."""
+        own = () if self._joint is None else (self.group.rank,)
+        return key(self.settings.seed, step, *own)
+
     def _stop(self, step: int, gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
-            parameter.grad = gradient
-        batch = self.feed.rows.take(self.feed.order.at(step).to(self.device), self.device)
-        reseed(key(self.settings.seed, step), self.device)
-        if self._binarize:
-            batch = (binarized(batch[0]), *batch[1:])
-        reason = explain_non_finite(self.pair, batch, self.layout, self.settings.objective.num_particles)
+        reasons = self.group.texts(self._explain(step, gradients), self.device)
+        blamed = [(rank, reason) for rank, reason in enumerate(reasons) if reason != NO_SITE]
+        rank, reason = blamed[0] if blamed else (0, NO_SITE)
+        if self._joint is not None:
+            reason = f"process {rank}, on its rows: {reason}"
         raise EstimateError(
             f"step {step + 1}: the loss or its gradient is not finite: {reason}. The parameters are those before "
             "the step; try a smaller learning_rate, clip_norm=..., or a lower bound on scales"
         )
+
+    def _explain(self, step: int, gradients: Sequence[Tensor]) -> str:
+        """What is not finite on the rows of this process."""
+        for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
+            parameter.grad = gradient
+        index = self.feed.order.at(step)
+        if not len(index):
+            return NO_SITE
+        batch = self.feed.rows.take(index.to(self.device), self.device)
+        reseed(self._key(step), self.device)
+        if self._binarize:
+            batch = (binarized(batch[0]), *batch[1:])
+        return explain_non_finite(self.pair, batch, self.layout, self.settings.objective.num_particles)

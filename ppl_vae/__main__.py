@@ -1,0 +1,6 @@
+"""`python -m ppl_vae` is the command `ppl-vae`: what `torchrun -m ppl_vae` starts."""
+
+from ppl_vae.cli import run
+
+if __name__ == "__main__":
+    run()

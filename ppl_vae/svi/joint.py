@@ -1,0 +1,140 @@
+"""One step of several processes: each has the gradient of its rows, all get the gradient of all rows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ppl_vae.arrays import Rows
+from ppl_vae.distributed import Group
+from ppl_vae.errors import PairError
+from ppl_vae.pair import Pair
+from ppl_vae.svi.gradient import NORM, Metrics
+from ppl_vae.svi.settings import FitSettings
+from ppl_vae.tape import Layout
+
+__all__ = ["Joint", "begin_together"]
+
+
+def begin_together(
+    group: Group,
+    pair: Pair,
+    layout: Layout,
+    settings: FitSettings,
+    data: tuple[Rows, Rows | None],
+    device: torch.device,
+) -> None:
+    """Makes sure that the processes are about to do the same fit, and gives all the parameters of process 0.
+
+    Raises:
+        GroupError: The processes were given different things; the first is named.
+        PairError: The objective on the rows of a process would not be the objective on all of them.
+    """
+    if group.size == 1:
+        return
+    rows, held_out = data
+    shapes = {name: [str(p.dtype), list(p.shape), p.requires_grad] for name, p in pair.named_parameters()}
+    facts = {
+        "rows of training data": len(rows),
+        "rows of validation data": 0 if held_out is None else len(held_out),
+        "batch_size": settings.batch_size,
+        "steps": settings.total_steps(len(rows)),
+        "seed": settings.seed,
+        "patience": settings.patience,
+        "clip_norm": settings.clip_norm,
+        "binarize": settings.binarize,
+        "learning_rate": settings.learning_rate,
+        "objective": type(settings.objective).__name__,
+        "number of parameters": sum(p.numel() for p in pair.parameters()),
+        "names and shapes of parameters (a hash)": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12],
+    }
+    group.agree(facts, device)
+    if layout.global_latents and layout.full_size is None:
+        raise PairError(
+            f"site {layout.global_latents[0]!r}: a latent outside the data plate is weighed against the number of "
+            "data, of which a process sees only its share: state the size of the data set, "
+            'pyro.plate("data", N, subsample_size=len(x))'
+        )
+    group.from_first([*pair.parameters(), *pair.buffers()])
+
+
+class Joint:
+    """Gradient and metrics of a step over all processes: means over rows, so each process counts by its rows.
+
+    One message a step carries the gradient of every parameter and the metrics. Buffers that training moves, such as the
+    running means of a batch norm, follow those of process 0 after every step.
+
+    Args:
+        group: The processes, at least two.
+        parameters: What trains.
+        buffers: Buffers of the pair.
+        clip_norm: Largest norm of the joint gradient, or None.
+    """
+
+    def __init__(
+        self, group: Group, parameters: Sequence[Tensor], buffers: Sequence[Tensor], clip_norm: float | None
+    ) -> None:
+        self._group, self._parameters, self._buffers, self._clip_norm = group, parameters, list(buffers), clip_norm
+        self._before: list[Tensor] | None = [b.clone() for b in buffers]
+        self._moving: list[Tensor] = []
+        self.reached: list[Tensor] = []
+
+    def __call__(
+        self, share: float, metrics: Tensor | None, reached: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Metrics of the step and the gradient of each of the parameters in `self.reached`, the same in every process.
+
+        Args:
+            share: This process's share of the rows of the step.
+            metrics: Its metrics; None where it has no rows.
+            reached: The parameters that its loss reaches.
+            gradients: Their gradients.
+        """
+        if self._before is not None:
+            self._look(reached, self._before)
+            self._before = None
+        found = dict(zip(map(id, reached), gradients, strict=True))
+        if found.keys() - set(map(id, self.reached)):
+            raise PairError(
+                "the loss reaches a parameter that it did not reach in the first step: with several processes it has "
+                "to reach the same parameters in every step"
+            )
+        device = self._parameters[0].device
+        parts = [found[id(p)].flatten() if id(p) in found else p.new_zeros(p.numel()) for p in self.reached]
+        parts.append(torch.zeros(len(Metrics._fields), device=device) if metrics is None else metrics)
+        flat = self._group.sum(_concatenated(parts).mul_(share))
+        joint, metrics = flat[: -len(Metrics._fields)], flat[-len(Metrics._fields) :]
+        metrics[NORM] = norm = torch.linalg.vector_norm(joint)
+        if self._clip_norm is not None:
+            joint.mul_((self._clip_norm / (norm + 1e-6)).clamp_max(1.0))
+        if self._moving:
+            self._group.from_first(self._moving)
+        pieces = joint.split([p.numel() for p in self.reached])
+        return metrics, [_like(piece, p) for piece, p in zip(pieces, self.reached, strict=True)]
+
+    def _look(self, reached: Sequence[Tensor], before: Sequence[Tensor]) -> None:
+        """Finds out which parameters the loss of some process reaches, and which buffers some process moves."""
+        ids = set(map(id, reached))
+        marks = [id(p) in ids for p in self._parameters]
+        marks += [not torch.equal(b, old) for b, old in zip(self._buffers, before, strict=True)]
+        seen = self._group.sum(torch.tensor(marks, dtype=torch.int64, device=self._parameters[0].device)).tolist()
+        self.reached = [p for p, mark in zip(self._parameters, seen, strict=False) if mark]
+        self._moving = [b for b, mark in zip(self._buffers, seen[len(self._parameters) :], strict=True) if mark]
+
+
+def _concatenated(parts: Sequence[Tensor]) -> Tensor:
+    """One vector, of no less precision than any part and no less than float32."""
+    dtype = torch.float32
+    for part in parts:
+        dtype = torch.promote_types(dtype, part.dtype)
+    return torch.cat([part.detach().to(dtype) for part in parts])
+
+
+def _like(piece: Tensor, parameter: Tensor) -> Tensor:
+    """A piece of the vector with dtype, shape and strides of a parameter: fused optimisers want all of them."""
+    gradient = piece.view(parameter.shape).to(parameter.dtype)
+    return gradient if parameter.is_contiguous() else torch.empty_like(parameter).copy_(gradient)
