@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import torch
+
+from ppl_vae.distributed import Group
 
 __all__ = ["Collection"]
 
@@ -37,3 +40,12 @@ class Collection:
             place = [slice(None)] * values.ndim
             place[self._axis] = slice(first, first + values.shape[self._axis])
             self.arrays[name][tuple(place)] = values
+
+    def gather(self, group: Group, own: slice, device: torch.device) -> dict[str, np.ndarray]:
+        """The arrays with what all processes have put in their places; `own` are the data of this one."""
+        if group.size == 1:
+            return self.arrays
+        place = (slice(None),) * self._axis + (own,)
+        mine = {name: torch.from_numpy(np.ascontiguousarray(a[place])) for name, a in self.arrays.items()}
+        parts = [part for part in group.gather(mine, device) if part]
+        return {name: torch.cat([part[name] for part in parts], self._axis).numpy() for name in (parts or [{}])[0]}

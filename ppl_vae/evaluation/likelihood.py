@@ -9,9 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppl_vae.arrays import as_rows
+from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking import check, check_observations, check_rows
 from ppl_vae.device import choose_device
+from ppl_vae.distributed import current
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK, PosteriorDraws
@@ -50,7 +51,8 @@ def log_likelihood(
 
     p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Exactly K samples are drawn whatever
     the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
-    Neither parameters, buffers, modes nor torch's random state are changed.
+    Neither parameters, buffers, modes nor torch's random state are changed. Where torch.distributed has been started,
+    every process has to call this: each takes its share of the data, and all get the results of all.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
@@ -89,24 +91,27 @@ def log_likelihood(
         raise ValueError(f"num_samples: expected at least 1, found {num_samples}")
     start = time.monotonic()
     pair = as_pair(pair)
-    rows = as_rows(data).with_dtype(pair.dtype)
-    report = check(pair, rows.take(slice(0, _PROBE_ROWS)), proposes_outside=True)
-    layout = report.layout
-    _check_local(layout)
-    check_observations(pair, rows, layout)
-    check_rows(pair, rows, layout)
     target = pair.device if device == "auto" else choose_device(device)
-    summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
+    group = current()
     with ExitStack() as stack:
+        stack.enter_context(group.together(target))
+        rows = as_rows(data).with_dtype(pair.dtype)
+        layout = _checked(pair, rows)
         stack.enter_context(torch.no_grad())
         stack.enter_context(on_device(pair, target))
         stack.enter_context(frozen_modes(pair))
         stack.enter_context(validating(False))
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
         num_rows, num_particles = _block_shape(num_samples, size, layout)
-        score = Scorer(pair, layout, memory, compile, len(rows) * num_samples)
-        bar = stack.enter_context(Progress("log-likelihood", len(rows), progress, "data"))
-        for first, batch in rows.to(target).blocks(num_rows, target):
+        blocks = range(0, len(rows), num_rows)
+        blocks = blocks[group.share(len(blocks))]  # whole blocks: each has the noise that it has in one process alone
+        own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
+        score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_samples)
+        summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
+        bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
+        rows = rows.to(target)
+        for first in blocks:
+            batch = rows.take(slice(first, first + num_rows), target)
             stream = Stream(len(batch[0]), num_samples, first)
             draws = PosteriorDraws(num_draws, layout)
             for j, drawn in enumerate(range(0, num_samples, num_particles)):
@@ -120,14 +125,24 @@ def log_likelihood(
             summary.put(first, stream.summary()._asdict())
             posterior.put(first, draws.values())
             bar.update(first + len(batch[0]), "")
-    posterior_log_lik = posterior.arrays.pop(LOG_LIK, np.empty((0, 0)))
+    values, draws_of_all = (collection.gather(group, own, target) for collection in (summary, posterior))
+    posterior_log_lik = draws_of_all.pop(LOG_LIK, np.empty((0, 0)))
     return LogLikelihood(
-        **summary.arrays,
+        **values,
         num_samples=num_samples,
         seconds=time.monotonic() - start,
-        posterior=posterior.arrays,
+        posterior=draws_of_all,
         posterior_log_lik=posterior_log_lik,
     )
+
+
+def _checked(pair: Pair, rows: Rows) -> Layout:
+    """Layout of the pair, which has been checked together with every row."""
+    layout = check(pair, rows.take(slice(0, _PROBE_ROWS)), proposes_outside=True).layout
+    _check_local(layout)
+    check_observations(pair, rows, layout)
+    check_rows(pair, rows, layout)
+    return layout
 
 
 def _check_local(layout: Layout) -> None:
