@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.arrays import Rows
 from ppl_vae.errors import DataError
 
-__all__ = ["Array", "as_float64", "as_rows"]
+__all__ = ["Array", "as_float64", "as_rows", "as_sample_rows"]
 
 Array = Tensor | np.ndarray
+_BLOCK = 4096
 
 
 def as_float64(value: object, name: str) -> Tensor:
@@ -34,13 +36,38 @@ def as_rows(x: Array, dim: int | None = None, device: torch.device | None = None
         DataError: Wrong dtype, number of axes or D, no row, or an entry that is not finite (its row is named).
     """
     rows = as_float64(x, "x").to(device)
+    _check_shape(tuple(rows.shape), dim)
+    _check_finite(rows)
+    return rows
+
+
+def as_sample_rows(x: Array) -> Rows:
+    """Return data as rows: a finite float64 matrix (N, D), or a memory-mapped one, left on disk in its own dtype.
+
+    Raises:
+        DataError: As `as_rows`; what is on disk is read once, in blocks.
+    """
+    if not (isinstance(x, np.memmap) and x.dtype.isnative):
+        return Rows([as_rows(x).detach()])
+    as_float64(x[:0], "x")
+    _check_shape(x.shape)
+    mapped = Rows([x])
+    for first, (block,) in mapped.blocks(_BLOCK):
+        _check_finite(block, first)
+    return mapped
+
+
+def _check_shape(shape: tuple[int, ...], dim: int | None = None) -> None:
     expected = f"(N, {'D' if dim is None else dim})"
-    if rows.ndim != 2 or (dim is not None and rows.shape[1] != dim):
-        raise DataError(f"x has shape {tuple(rows.shape)}, expected {expected}: one datum a row, flattened")
-    if rows.numel() == 0:
-        raise DataError(f"x has shape {tuple(rows.shape)}, expected {expected} with at least one row and one column")
+    if len(shape) != 2 or (dim is not None and shape[1] != dim):
+        raise DataError(f"x has shape {shape}, expected {expected}: one datum a row, flattened")
+    if 0 in shape:
+        raise DataError(f"x has shape {shape}, expected {expected} with at least one row and one column")
+
+
+def _check_finite(rows: Tensor, first: int = 0) -> None:
+    """Raise DataError for an entry that is not finite, in rows that follow `first` others."""
     finite = rows.isfinite().all(dim=1)
     if not finite.all():
-        row = int((~finite).nonzero()[0, 0])
+        row = first + int((~finite).nonzero()[0, 0])
         raise DataError(f"x has a NaN or infinite entry in row {row}, expected finite numbers: drop or impute the row")
-    return rows

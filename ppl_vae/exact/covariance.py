@@ -99,9 +99,10 @@ def floored(covariances: Tensor, floor: float) -> Tensor:
     """
     if covariances.ndim == 2:
         return covariances.clamp(min=floor)
+    above = covariances - floor * torch.eye(covariances.shape[-1]).to(covariances)
+    if not torch.linalg.cholesky_ex(above).info.any():
+        return covariances  # and the eigenvalues, which cost more, are not needed
     values, vectors = torch.linalg.eigh(covariances)
-    if values.min() >= floor:
-        return covariances
     return (vectors * values.clamp(min=floor).unsqueeze(-2)) @ vectors.mT
 
 

@@ -1,4 +1,4 @@
-"""Expectation-maximisation for Gaussian mixtures, in float64 and in blocks of rows."""
+"""Expectation-maximisation for Gaussian mixtures, in float64 and in blocks of rows that may stay on disk."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.arrays import Rows
 from ppl_vae.errors import EstimateError
 from ppl_vae.exact.covariance import CovarianceType, average, floored, root
 from ppl_vae.exact.mixture import Mixture
+from ppl_vae.exact.sample import Sample
+from ppl_vae.exact.statistics import Statistics, num_features, statistics
 
-__all__ = ["Course", "Limits", "Parameters", "Statistics", "ascend", "expectation", "maximisation", "start"]
+__all__ = ["Course", "Limits", "Parameters", "ascend", "maximisation", "sample_of", "start"]
 
 # A component that expects less than this of one datum keeps its mean and covariance: its own data say nothing of them.
 EMPTY = 1e-8
 # Variance of the spheres that k-means++ starts from, relative to that of the data.
 SHARP = 1e-6
+# 32 MB of float64: the rows that k-means++ draws centres from are at most so many entries, or 64 a component.
+SEEDING_ELEMENTS, SEEDING_ROWS = 1 << 22, 64
 
 
 class Parameters(NamedTuple):
@@ -35,23 +40,6 @@ class Parameters(NamedTuple):
     def mixture(self) -> Mixture:
         """Return the mixture that these parameters describe."""
         return Mixture(self.weights.log(), self.means, root(self.covariances))
-
-
-class Statistics(NamedTuple):
-    """All that the data say about the parameters: sums over the data n, weighted by the responsibilities r_nc.
-
-    Deviations d_nc = x_n - mu_c are from the *current* means. They are small where it matters, so that one pass over
-    the data loses no digits, however far from the origin the data lie.
-    """
-
-    log_evidence: Tensor
-    """sum_n log p(x_n), shape (), in nats."""
-    counts: Tensor
-    """sum_n r_nc, shape (C,)."""
-    shift: Tensor
-    """sum_n r_nc d_nc, shape (C, D)."""
-    scatter: Tensor
-    """sum_n r_nc d_nc d_nc^T, shape (C, D, D), or its diagonal, shape (C, D)."""
 
 
 class Limits(NamedTuple):
@@ -76,48 +64,42 @@ class Course(NamedTuple):
     """Whether the last iteration gained less than the tolerance."""
 
 
-def expectation(x: Tensor, parameters: Parameters) -> Statistics:
-    """Return the sufficient statistics of data (N, D): the E-step. This is where the time of a fit goes."""
-    mixture = parameters.mixture()
-    blocks = (_statistics(block, mixture) for block in mixture.blocks(x))
-    total = next(blocks)
-    for statistics in blocks:
-        for accumulated, term in zip(total, statistics, strict=True):
-            accumulated += term
-    return total
+def sample_of(rows: Rows, kind: CovarianceType) -> Sample:
+    """Return the data of a fit, in blocks that suit the covariances."""
+    return Sample(rows, num_features(rows.arrays[0].shape[1], kind in ("full", "tied")))
 
 
-def maximisation(statistics: Statistics, current: Parameters, kind: CovarianceType, floor: float) -> Parameters:
+def maximisation(found: Statistics, current: Parameters, kind: CovarianceType, floor: float) -> Parameters:
     """Return the parameters that maximise the expected complete log-likelihood: the M-step.
 
     pi_c = counts_c / N, mu_c += shift_c / counts_c, Sigma_c = scatter_c / counts_c - step_c step_c^T, with the
     eigenvalues of Sigma_c at least `floor`. An empty component keeps its mean and covariance.
     """
-    empty = (statistics.counts < EMPTY).unsqueeze(-1)
-    counts = statistics.counts.clamp(min=EMPTY)
-    step = (statistics.shift / counts.unsqueeze(-1)).masked_fill(empty, 0.0)
-    moved = step.unsqueeze(-1) * step.unsqueeze(-2) if statistics.scatter.ndim == 3 else step.square()
-    scatter = statistics.scatter - counts.reshape(-1, *[1] * (moved.ndim - 1)) * moved
+    empty = (found.counts < EMPTY).unsqueeze(-1)
+    counts = found.counts.clamp(min=EMPTY)
+    step = (found.shift / counts.unsqueeze(-1)).masked_fill(empty, 0.0)
+    moved = step.unsqueeze(-1) * step.unsqueeze(-2) if found.scatter.ndim == 3 else step.square()
+    scatter = found.scatter - counts.reshape(-1, *[1] * (moved.ndim - 1)) * moved
     covariances = floored(average(scatter, counts, kind), floor)
     if kind != "tied":
         covariances = torch.where(empty.reshape(-1, *[1] * (moved.ndim - 1)), current.covariances, covariances)
-    return Parameters(statistics.counts / statistics.counts.sum(), current.means + step, covariances)
+    return Parameters(found.counts / found.counts.sum(), current.means + step, covariances)
 
 
-def ascend(x: Tensor, current: Parameters, kind: CovarianceType, limits: Limits, progress: bool = False) -> Course:
-    """Climb the log-likelihood of data (N, D) over the mixtures whose covariances have eigenvalues >= floor.
+def ascend(sample: Sample, current: Parameters, kind: CovarianceType, limits: Limits, progress: bool = False) -> Course:
+    """Climb the log-likelihood of data over the mixtures whose covariances have eigenvalues >= floor.
 
     Raises:
         EstimateError: The log-likelihood overflows, or a covariance is singular in spite of the floor.
     """
     current = current._replace(covariances=floored(current.covariances, limits.floor))
-    statistics = expectation(x, current)
-    history = [_nats_per_datum(statistics, x)]
+    found = statistics(sample, current.mixture())
+    history = [_nats_per_datum(found, sample)]
     converged = False
     while not converged and len(history) <= limits.max_iter:
-        current = _refilled(x, maximisation(statistics, current, kind, limits.floor), statistics.counts < EMPTY)
-        statistics = expectation(x, current)
-        history.append(_nats_per_datum(statistics, x))
+        current = _refilled(sample, maximisation(found, current, kind, limits.floor), found.counts < EMPTY)
+        found = statistics(sample, current.mixture())
+        history.append(_nats_per_datum(found, sample))
         converged = history[-1] - history[-2] < limits.tol
         if progress:
             sys.stderr.write(f"\rEM {len(history) - 1}/{limits.max_iter}: {history[-1]:.6f} nats per datum")
@@ -126,8 +108,8 @@ def ascend(x: Tensor, current: Parameters, kind: CovarianceType, limits: Limits,
     return Course(current, tuple(history), converged)
 
 
-def start(x: Tensor, num_components: int, kind: CovarianceType, floor: float, seed: int) -> Parameters:
-    """Return the mixture of the clusters around centres that k-means++ draws from data (N, D).
+def start(sample: Sample, num_components: int, kind: CovarianceType, floor: float, seed: int) -> Parameters:
+    """Return the mixture of the clusters around centres that k-means++ draws from the data.
 
     Reference:
         Arthur and Vassilvitskii (2007), k-means++: The Advantages of Careful Seeding.
@@ -135,38 +117,32 @@ def start(x: Tensor, num_components: int, kind: CovarianceType, floor: float, se
     draws = np.random.RandomState(seed)
     from sklearn.cluster import kmeans_plusplus  # imported here: it takes seconds
 
-    means = torch.from_numpy(kmeans_plusplus(x.cpu().numpy(), num_components, random_state=draws)[0]).to(x)
+    rows = _seeding_rows(sample, num_components, draws)
+    means = torch.from_numpy(kmeans_plusplus(rows.cpu().numpy(), num_components, random_state=draws)[0]).to(rows)
     # Equal spheres, small beside the spread of the data: their responsibilities are the nearest centres.
-    variance = (SHARP * x.var(0, correction=0).mean()).clamp(min=floor)
-    sphere = variance * torch.eye(x.shape[1]).to(x) if kind in ("full", "tied") else variance.expand(1)
+    variance = (SHARP * sample.variance.mean()).clamp(min=floor)
+    sphere = variance * torch.eye(sample.dim).to(means) if kind in ("full", "tied") else variance.expand(1)
     weights = torch.full_like(means[:, 0], 1 / num_components)
     clusters = Parameters(weights, means, sphere.expand(num_components, *sphere.shape))
-    found = maximisation(expectation(x, clusters), clusters, kind, floor)
+    found = maximisation(statistics(sample, clusters.mixture()), clusters, kind, floor)
     # A cluster of one datum has no covariance of its own, so that all start from the one within clusters.
     return found._replace(covariances=_pooled(found).expand_as(found.covariances))
 
 
-def _log_evidence(x: Tensor, parameters: Parameters) -> Tensor:
-    """Return log p(x) of data (N, D): (N,), in nats."""
-    mixture = parameters.mixture()
-    return torch.cat([mixture.log_joint(block).logsumexp(-1) for block in mixture.blocks(x)])
+def _seeding_rows(sample: Sample, num_components: int, draws: np.random.RandomState) -> Tensor:
+    """Return all rows, or as many drawn ones as fit in memory."""
+    most = max(SEEDING_ELEMENTS // sample.dim, SEEDING_ROWS * num_components)
+    if len(sample) <= most:
+        return torch.cat(list(sample.blocks()))
+    index = np.sort(draws.randint(len(sample), size=most))
+    return sample.take(torch.from_numpy(index))
 
 
-def _nats_per_datum(statistics: Statistics, x: Tensor) -> float:
-    value = statistics.log_evidence.item() / len(x)
+def _nats_per_datum(found: Statistics, sample: Sample) -> float:
+    value = found.log_evidence.item() / len(sample)
     if not math.isfinite(value):
         raise EstimateError(f"the log-likelihood is {value}: x spans too many orders of magnitude, rescale it")
     return value
-
-
-def _statistics(x: Tensor, mixture: Mixture) -> Statistics:
-    log_joint = mixture.log_joint(x)
-    log_evidence = log_joint.logsumexp(-1, keepdim=True)
-    responsibilities = (log_joint - log_evidence).exp()
-    deviation = x - mixture.means.unsqueeze(1)
-    weighted = responsibilities.T.unsqueeze(-1) * deviation
-    scatter = weighted.mT @ deviation if mixture.root.ndim == 3 else (weighted * deviation).sum(1)
-    return Statistics(log_evidence.sum(), responsibilities.sum(0), weighted.sum(1), scatter)
 
 
 def _pooled(parameters: Parameters) -> Tensor:
@@ -175,16 +151,29 @@ def _pooled(parameters: Parameters) -> Tensor:
     return torch.tensordot(weights, covariances, 1)
 
 
-def _refilled(x: Tensor, parameters: Parameters, empty: Tensor) -> Parameters:
+def _refilled(sample: Sample, parameters: Parameters, empty: Tensor) -> Parameters:
     """Move empty components to the data explained worst, where that raises the log-likelihood; else leave them."""
-    if not empty.any():
+    count = int(empty.sum())
+    if count == 0:
         return parameters
-    evidence = _log_evidence(x, parameters)
-    worst = evidence.argsort()[: int(empty.sum())]
-    weights = parameters.weights.masked_fill(empty, 1 / len(x))
-    means = parameters.means.index_put((empty,), x[worst])
+    evidence, worst = _explained_worst(sample, parameters, count)
+    weights = parameters.weights.masked_fill(empty, 1 / len(sample))
+    means = parameters.means.index_put((empty,), worst)
     covariances = parameters.covariances
     if len(covariances) == len(empty):
         covariances = covariances.index_put((empty,), _pooled(parameters))
     proposal = Parameters(weights / weights.sum(), means, covariances)
-    return proposal if _log_evidence(x, proposal).sum() > evidence.sum() else parameters
+    return proposal if _explained_worst(sample, proposal, 1)[0] > evidence else parameters
+
+
+def _explained_worst(sample: Sample, parameters: Parameters, count: int) -> tuple[Tensor, Tensor]:
+    """Return sum_n log p(x_n), in nats, and the rows of the smallest terms: (), (count, D)."""
+    mixture = parameters.mixture()
+    total, least, worst = mixture.means.new_zeros(()), mixture.means.new_zeros(0), mixture.means[:0]
+    for block in sample.blocks():
+        evidence = mixture.log_joint(block).logsumexp(-1)
+        total += evidence.sum()
+        least, worst = torch.cat([least, evidence]), torch.cat([worst, block])
+        least, kept = least.topk(min(count, len(least)), largest=False)
+        worst = worst[kept]
+    return total, worst

@@ -10,10 +10,11 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 
 from ppl_vae.errors import DataError
-from ppl_vae.exact.arrays import Array, as_float64, as_rows
+from ppl_vae.exact.arrays import Array, as_float64, as_rows, as_sample_rows
 from ppl_vae.exact.covariance import CovarianceType, collapse, expand, infer_type, num_covariances, root
-from ppl_vae.exact.em import Limits, Parameters, ascend, start
+from ppl_vae.exact.em import Limits, Parameters, ascend, sample_of, start
 from ppl_vae.exact.mixture import Mixture, exact_guide, mixture_model
+from ppl_vae.exact.sample import Sample
 
 __all__ = ["GMM"]
 
@@ -91,7 +92,8 @@ class GMM(nn.Module):
         iteration. A component left without data moves to the datum explained worst if that raises the likelihood.
 
         Args:
-            x: Data, shape (N, D), N >= `num_components`.
+            x: Data, shape (N, D), N >= `num_components`. A memory-mapped array stays on disk and is read in blocks,
+                once an iteration: memory does not grow with N.
             num_components: C.
             covariance_type: "full", "diag", "tied" or "spherical".
             max_iter: Iterations at most.
@@ -122,16 +124,17 @@ class GMM(nn.Module):
             raise ValueError(f"expected tol >= 0 and a positive covariance_floor, found {tol} and {covariance_floor}")
         if init is not None and num_restarts > 1:
             raise ValueError("init is one start: leave num_restarts at 1, or init at None")
-        rows = as_rows(x).detach()
+        rows = as_sample_rows(x)
         if len(rows) < num_components:
             raise DataError(f"x has {len(rows)} rows, expected at least one for each of {num_components} components")
+        sample = sample_of(rows, covariance_type)
         if init is None:
             seeds = np.random.SeedSequence(seed).generate_state(num_restarts).tolist()
-            starts = [start(rows, num_components, covariance_type, covariance_floor, s) for s in seeds]
+            starts = [start(sample, num_components, covariance_type, covariance_floor, s) for s in seeds]
         else:
-            starts = [init._as_start(rows, num_components, covariance_type)]
+            starts = [init._as_start(sample, num_components, covariance_type)]
         limits = Limits(max_iter, tol, covariance_floor)
-        courses = [ascend(rows, parameters, covariance_type, limits, progress) for parameters in starts]
+        courses = [ascend(sample, parameters, covariance_type, limits, progress) for parameters in starts]
         best = max(courses, key=lambda course: course.history[-1])
         weights, means, covariances = best.parameters
         gmm = cls(weights, means, collapse(covariances, covariance_type), covariance_type)
@@ -182,12 +185,12 @@ class GMM(nn.Module):
     def _parameters_of_em(self) -> Parameters:
         return Parameters(self.weights, self.means, expand(self.covariances, self.covariance_type))
 
-    def _as_start(self, x: Tensor, num_components: int, covariance_type: CovarianceType) -> Parameters:
-        expected = (num_components, x.shape[1], covariance_type)
+    def _as_start(self, sample: Sample, num_components: int, covariance_type: CovarianceType) -> Parameters:
+        expected = (num_components, sample.dim, covariance_type)
         found = (*self.means.shape, self.covariance_type)
         if found != expected:
             raise DataError(f"init has (C, D, covariance_type) {found}, expected {expected}")
-        return Parameters(*(p.to(x) for p in self._parameters_of_em()))
+        return Parameters(*(p.to(sample.centre) for p in self._parameters_of_em()))
 
 
 def _checked_weights(weights: Tensor, num_components: int) -> Tensor:

@@ -50,15 +50,19 @@ class Mixture(NamedTuple):
             x[drawn] = mean + (noise[drawn] @ root.mT if root.ndim == 2 else noise[drawn] * root)
         return x
 
+    @property
+    def log_det(self) -> Tensor:
+        """log det L, half that of the covariance, shape (C or 1,), in nats."""
+        diagonal = self.root.diagonal(dim1=-2, dim2=-1) if self.root.ndim == 3 else self.root.expand_as(self.means)
+        return diagonal.log().sum(-1)
+
     def _table(self, x: Tensor) -> Tensor:
         difference = x - self.means.unsqueeze(1)
         if self.root.ndim == 3:
             white = torch.linalg.solve_triangular(self.root, difference.mT, upper=False).mT
-            log_det = self.root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         else:
             white = difference / self.root.unsqueeze(1)
-            log_det = self.root.log().expand_as(self.means).sum(-1)
-        return -0.5 * (white.square().sum(-1).T + x.shape[-1] * LOG_2PI) - log_det
+        return -0.5 * (white.square().sum(-1).T + x.shape[-1] * LOG_2PI) - self.log_det
 
 
 class Component(TorchDistribution):

@@ -1,0 +1,210 @@
+r"""The E-step: sufficient statistics of a mixture in one pass over the data, in two forms.
+
+**Features.** The log-density of a normal is linear in the features phi(x) = [y y^T, y, 1] of y = (x - centre) / scale:
+
+    log pi_c N(x; mu_c, Sigma_c) = theta_c . phi(x),
+    theta_c = [-1/2 P_c, P_c m_c, log pi_c - 1/2 (D log 2 pi + log det Sigma_c + m_c^T P_c m_c)],
+
+with P_c and m_c the precision and the mean in the units of y. With r the responsibilities, all that the M-step needs
+are the moments r^T phi: two matrix products a block of rows, beside which everything else is little.
+
+**Cholesky form.** log N from L_c^-1 (x - mu_c), and the sums of deviations from mu_c. It costs several times more, and
+loses no digits where a component is small beside its distance from the centre, so that the terms of theta . phi cancel.
+
+Which form serves a component on a block is decided by `rounding`, before anything is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.exact.mixture import LOG_2PI, Mixture
+from ppl_vae.exact.sample import Sample
+
+__all__ = ["Statistics", "cholesky_statistics", "num_features", "rounding", "statistics"]
+
+# Rounding of a log-density, in nats, above which a component is served in the Cholesky form.
+TOLERANCE = 1e-10
+
+
+class Statistics(NamedTuple):
+    """All that the data say about the parameters: sums over the data n, weighted by the responsibilities r_nc.
+
+    Deviations d_nc = x_n - mu_c are from the *current* means. They are small where it matters, so that one pass over
+    the data loses no digits, however far from the origin the data lie.
+    """
+
+    log_evidence: Tensor
+    """sum_n log p(x_n), shape (), in nats."""
+    counts: Tensor
+    """sum_n r_nc, shape (C,)."""
+    shift: Tensor
+    """sum_n r_nc d_nc, shape (C, D)."""
+    scatter: Tensor
+    """sum_n r_nc d_nc d_nc^T, shape (C, D, D), or its diagonal, shape (C, D)."""
+
+
+def statistics(sample: Sample, mixture: Mixture) -> Statistics:
+    """Return the sufficient statistics of a sample: the E-step. This is where the time of a fit goes."""
+    theta = _coefficients(sample, mixture)
+    features = _Features(sample, mixture.root.ndim == 3)
+    moments, direct, log_evidence = torch.zeros_like(theta), _nothing(mixture), theta.new_zeros(())
+    precise = rounding(sample, mixture) <= TOLERANCE
+    forms = list(zip(precise.all(1).tolist(), precise.any(1).tolist(), precise, strict=True))
+    for block, (every, some, in_features) in zip(sample.blocks(), forms, strict=True):
+        phi = features(block) if some else None
+        log_joint = mixture.log_joint(block).T if phi is None else theta @ phi
+        if some and not every:
+            log_joint[~in_features] = _part(mixture, ~in_features).log_joint(block).T
+        log_evidence += _normalise_(log_joint)
+        if not every:
+            _add_deviations(direct, block, log_joint, mixture, ~in_features)
+            log_joint[~in_features] = 0.0
+        if phi is not None:
+            moments.addmm_(log_joint, phi.T)
+    central = _central(moments, sample, mixture)
+    return Statistics(log_evidence, *(a + b for a, b in zip(central, direct, strict=True)))
+
+
+def cholesky_statistics(sample: Sample, mixture: Mixture) -> Statistics:
+    """Return the same with every component in the Cholesky form."""
+    total, log_evidence = _nothing(mixture), sample.centre.new_zeros(())
+    every = torch.ones_like(mixture.log_weights, dtype=torch.bool)
+    for block in sample.blocks():
+        log_joint = mixture.log_joint(block).T.contiguous()
+        log_evidence += _normalise_(log_joint)
+        _add_deviations(total, block, log_joint, mixture, every)
+    return Statistics(log_evidence, *total)
+
+
+def rounding(sample: Sample, mixture: Mixture) -> Tensor:
+    r"""Return how much a log-density loses to rounding in features: (number of blocks, C), in nats.
+
+    The terms of theta_c . phi(x) are no larger than \|P_c\| (\|y\| + \|m_c\|)^2, whatever is left of them; each is
+    rounded to a relative eps. The same number bounds the error of the covariance, relative to the current one.
+    """
+    precision, mean = _precision(sample, mixture), _mean(sample, mixture)
+    rows = precision.abs().sum(-1) if precision.ndim == 3 else precision
+    extent = sample.reach.unsqueeze(-1) + torch.linalg.vector_norm(mean, dim=-1)
+    return torch.finfo(mean.dtype).eps * rows.amax(-1) * extent.square()
+
+
+def num_features(dim: int, matrices: bool) -> int:
+    """Return the length of phi: every pair of dimensions once, or the squares alone; the dimensions; and 1."""
+    return (dim * (dim + 1) // 2 if matrices else dim) + dim + 1
+
+
+class _Sums(NamedTuple):
+    counts: Tensor
+    shift: Tensor
+    scatter: Tensor
+
+
+class _Features:
+    """phi of blocks of rows, transposed: (F, n). The buffer is the same for every block.
+
+    Pairs (i, i + s mod D) of all i and of s = 0, 1, ... come as one product of y with a window that slides over
+    [y, y]: the first D (D + 1) / 2 of them are every pair once.
+    """
+
+    def __init__(self, sample: Sample, matrices: bool) -> None:
+        self.sample, self.matrices = sample, matrices
+        size, rows = num_features(sample.dim, True), min(len(sample), sample.block_rows)
+        self.buffer = sample.centre.new_empty((size + sample.dim) * rows)
+        self.twice = sample.centre.new_empty(2 * sample.dim * rows)
+
+    def __call__(self, block: Tensor) -> Tensor:
+        n, D = block.shape
+        size = num_features(D, self.matrices)
+        y = self.twice[: 2 * D * n].view(2 * D, n)
+        torch.sub(block.T, self.sample.centre.unsqueeze(-1), out=y[:D])
+        y[:D] /= self.sample.scale.unsqueeze(-1)
+        y[D:] = y[:D]
+        shifts = D // 2 + 1 if self.matrices else 1
+        products = self.buffer[: shifts * D * n].view(shifts, D, n)
+        torch.mul(y.as_strided(products.shape, (n, n, 1)), y[:D], out=products)
+        phi = self.buffer[: size * n].view(size, n)
+        phi[size - D - 1 : size - 1] = y[:D]
+        phi[size - 1] = 1.0
+        return phi
+
+
+def _pairs(dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the two dimensions of every pair, in the order of the features: two tensors (D (D + 1) / 2,)."""
+    index = torch.arange(dim * (dim + 1) // 2, device=device)
+    return index % dim, (index % dim + index // dim) % dim
+
+
+def _coefficients(sample: Sample, mixture: Mixture) -> Tensor:
+    """Return theta, shape (C, F)."""
+    precision, mean = _precision(sample, mixture), _mean(sample, mixture)
+    if precision.ndim == 3:
+        i, j = _pairs(sample.dim, mean.device)
+        # A pair of two dimensions stands for both of its orders.
+        quadratic = -0.5 * (1.0 + (i != j)) * precision[:, i, j]
+        linear = (precision @ mean.unsqueeze(-1)).squeeze(-1)
+    else:
+        quadratic, linear = -0.5 * precision, precision * mean
+    constant = mixture.log_weights - 0.5 * (sample.dim * LOG_2PI + (mean * linear).sum(-1)) - mixture.log_det
+    return torch.cat([quadratic.expand(len(mean), -1), linear, constant.unsqueeze(-1)], dim=1)
+
+
+def _central(moments: Tensor, sample: Sample, mixture: Mixture) -> _Sums:
+    """Return sums of deviations d = scale (y - m) from moments sum_n r_n phi_n, shape (C, F)."""
+    mean, scale = _mean(sample, mixture), sample.scale
+    second, first, counts = moments.split([moments.shape[1] - sample.dim - 1, sample.dim, 1], dim=1)
+    shift = first - counts * mean
+    if mixture.root.ndim == 2:
+        return _Sums(counts[:, 0], scale * shift, scale.square() * (second - mean * (first + shift)))
+    i, j = _pairs(sample.dim, mean.device)
+    scatter = second.new_empty(len(mean), sample.dim, sample.dim)
+    # sum r (y - m)(y - m)^T = sum r y y^T - m (sum r y)^T - (sum r (y - m)) m^T
+    scatter[:, i, j] = scatter[:, j, i] = second - mean[:, i] * first[:, j] - shift[:, i] * mean[:, j]
+    return _Sums(counts[:, 0], scale * shift, scale.unsqueeze(-1) * scale * scatter)
+
+
+def _add_deviations(sums: _Sums, x: Tensor, responsibilities: Tensor, mixture: Mixture, which: Tensor) -> None:
+    """Add the sums of deviations from the current means of some components, responsibilities (C, n)."""
+    part, given = _part(mixture, which), responsibilities[which]
+    for rows, r in zip(part.blocks(x), part.blocks(given.T), strict=True):
+        deviation = rows - part.means.unsqueeze(1)
+        weighted = r.T.unsqueeze(-1) * deviation
+        sums.counts[which] += r.sum(0)
+        sums.shift[which] += weighted.sum(1)
+        sums.scatter[which] += weighted.mT @ deviation if part.root.ndim == 3 else (weighted * deviation).sum(1)
+
+
+def _normalise_(log_joint: Tensor) -> Tensor:
+    """Turn log p(x_n, c), shape (C, n), into responsibilities in place, and return sum_n log p(x_n)."""
+    largest = log_joint.amax(0)
+    log_joint -= largest
+    total = log_joint.exp_().sum(0)
+    log_joint /= total
+    return (largest + total.log()).sum()
+
+
+def _precision(sample: Sample, mixture: Mixture) -> Tensor:
+    """Return P in the units of y: matrices (C or 1, D, D) or diagonals (C, D)."""
+    if mixture.root.ndim == 2:
+        return (sample.scale / mixture.root).square().expand_as(mixture.means)
+    return torch.cholesky_inverse(mixture.root / sample.scale.unsqueeze(-1))
+
+
+def _mean(sample: Sample, mixture: Mixture) -> Tensor:
+    return (mixture.means - sample.centre) / sample.scale
+
+
+def _part(mixture: Mixture, which: Tensor) -> Mixture:
+    """Return some of the components; their weights are left as they are."""
+    root = mixture.root if len(mixture.root) == 1 else mixture.root[which]
+    return Mixture(mixture.log_weights[which], mixture.means[which], root)
+
+
+def _nothing(mixture: Mixture) -> _Sums:
+    C, D = mixture.means.shape
+    zeros: Callable[..., Tensor] = mixture.means.new_zeros
+    return _Sums(zeros(C), zeros(C, D), zeros(C, D, D) if mixture.root.ndim == 3 else zeros(C, D))
