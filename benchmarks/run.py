@@ -22,7 +22,7 @@ from benchmarks.training import Sizes, training_case
 
 __all__ = ["main"]
 
-CASES = ("fit-128", "fit-20", "evaluation", "gmm", "memory")
+CASES = ("fit-128", "fit-20", "evaluation", "gmm", "gmm-wide", "memory")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,8 +52,10 @@ def _case(name: str) -> Case:
             return training_case(name, 20, Sizes(num_data=12_800, few=50, many=500))
         case "evaluation":
             return evaluation_case(few=16, many=208, num_samples=5000)
+        case "gmm":
+            return mixture_case(name, num_data=200_000, dim=16, num_components=32, few=1, many=6)
         case _:
-            return mixture_case(num_data=20_000, dim=16, num_components=8, few=2, many=12)
+            return mixture_case(name, num_data=20_000, dim=64, num_components=16, few=2, many=12)
 
 
 def _tiny_case(name: str) -> Case:
@@ -63,7 +65,7 @@ def _tiny_case(name: str) -> Case:
         case "evaluation":
             return evaluation_case(few=2, many=6, num_samples=50)
         case _:
-            return mixture_case(num_data=400, dim=3, num_components=2, few=1, many=3)
+            return mixture_case(name, num_data=400, dim=3, num_components=2, few=1, many=3)
 
 
 def _write(folder: Path, results: Sequence[Measured], memory: Memory | None, quick: bool) -> None:
