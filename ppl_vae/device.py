@@ -33,4 +33,4 @@ def choose_device(device: str | torch.device) -> torch.device:
             f"device: expected a CUDA device {device!r}, found {torch.cuda.device_count()} that torch can use: take "
             'device "cpu", or a build of torch for your GPU'
         )
-    return chosen
+    return torch.device("cuda", torch.cuda.current_device()) if chosen == torch.device("cuda") else chosen

@@ -69,13 +69,17 @@ def fit(
     eval_samples: o.EvalSamplesOption = 500,
     eval_limit: o.EvalLimitOption = 1000,
 ) -> None:
-    """Train a pair; leave configuration, history, parameters, evaluation and figures in a directory."""
+    """Train a pair; leave configuration, history, parameters, evaluation and figures in a directory.
+
+    Started by torchrun, its processes share every batch.
+    """
     if objective == "iwae" and (beta != 1.0 or beta_warmup):
         raise typer.BadParameter("--objective iwae bounds log p(x) with beta = 1: leave out --beta and --beta-warmup")
     if patience is not None and not validation:
         raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
     if not learning_rate > 0:
         raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
+    from ppl_vae.cli.processes import processes
     from ppl_vae.cli.work import EvaluationSettings, Training, free_directory, train
 
     pair_spec = _pair_spec(pair, latent_dim, hidden, seed)
@@ -96,7 +100,8 @@ def fit(
         compile="auto" if compile == "auto" else compile == "yes",
     )
     evaluation = EvaluationSettings(eval_samples, eval_limit, seed, device) if eval_samples else None
-    train(pair_spec, data_spec, training, evaluation, run_dir or free_directory(pair, data))
+    with processes() as group:
+        train(pair_spec, data_spec, training, evaluation, run_dir or free_directory(pair, data), group)
 
 
 @app.command()
@@ -111,12 +116,15 @@ def evaluate(
 ) -> None:
     """Estimate the log-likelihood of a run's test data, with its error; write evaluation.json and evaluation.npz.
 
-    An earlier evaluation with another K, seed or number of data is kept beside it, under a name that says so.
+    An earlier evaluation with another K, seed or number of data is kept beside it, under a name that says so. Started
+    by torchrun, its processes share the data.
     """
+    from ppl_vae.cli.processes import processes
     from ppl_vae.cli.work import EvaluationSettings
     from ppl_vae.cli.work import evaluate as work
 
-    work(run, pair, data_dir, EvaluationSettings(num_samples, limit, seed, device))
+    with processes() as group:
+        work(run, pair, data_dir, EvaluationSettings(num_samples, limit, seed, device), group)
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+import sys
 from typing import Any
 
 import typer
@@ -68,4 +69,11 @@ def _in_options(message: str) -> str:
 def _complain(message: str) -> None:
     """Print one line: numbers of a tensor are left out, and what is longer than anybody reads."""
     line = " ".join(_TENSOR.sub("tensor(...)", message).split())
-    typer.echo(f"ppl-vae: {line if len(line) <= _LONGEST else line[:_LONGEST] + '...'}", err=True)
+    typer.echo(f"{_speaker()}: {line if len(line) <= _LONGEST else line[:_LONGEST] + '...'}", err=True)
+
+
+def _speaker() -> str:
+    """The command, with its number where it is not the first of several processes."""
+    distributed = sys.modules.get("ppl_vae.distributed")  # heavy to import, and no group where nobody has
+    rank = 0 if distributed is None else distributed.current().rank
+    return f"ppl-vae, process {rank}" if rank else "ppl-vae"

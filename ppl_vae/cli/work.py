@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,6 +21,7 @@ from ppl_vae.cli.pairs import is_recipe, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_evaluation, draw_fit, save_images
 from ppl_vae.data import binarize
 from ppl_vae.device import choose_device
+from ppl_vae.distributed import Group
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.evaluation import log_likelihood
 from ppl_vae.objectives import ELBO, IWAE
@@ -79,15 +81,22 @@ class EvaluationSettings:
 
 
 def train(
-    pair_spec: PairSpec, data_spec: DataSpec, training: Training, evaluation: EvaluationSettings | None, root: Path
+    pair_spec: PairSpec,
+    data_spec: DataSpec,
+    training: Training,
+    evaluation: EvaluationSettings | None,
+    root: Path,
+    group: Group,
 ) -> None:
     """Fit the pair, then leave configuration, history, parameters, figures and an evaluation in `root`."""
-    check_free(root)
     device = choose_device(training.device)
-    splits = load_splits(data_spec)
-    pair = make_pair(pair_spec, splits.train)
-    with naming_the_line(f"pair {pair_spec.name!r} failed"):
-        report = check(pair, _binary_batch(data_spec, splits.train))
+    with group.together(device):
+        if group.leads:
+            check_free(root)
+        splits = load_splits(data_spec)
+        pair = make_pair(pair_spec, splits.train)
+        with naming_the_line(f"pair {pair_spec.name!r} failed"):
+            report = check(pair, _binary_batch(data_spec, splits.train))
     typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
     record = RunRecord(
         command=(Path(sys.argv[0]).name, *sys.argv[1:]),
@@ -98,12 +107,24 @@ def train(
         num_parameters=report.num_parameters,
     )
     try:
-        with described(root, record), naming_the_line(f"pair {pair_spec.name!r} failed"):
+        with (
+            described(root, record) if group.leads else nullcontext(),
+            naming_the_line(f"pair {pair_spec.name!r} failed"),
+        ):
             result = _fit(pair, splits, data_spec, training, device, root)
     except KeyboardInterrupt:
         if root.exists():
             typer.echo(f"{root}: parameters of the moment; `ppl-vae evaluate {root}` takes them")
         raise
+    if group.leads:
+        _finish(root, record, result, pair, splits)
+    if evaluation is not None:
+        _evaluate(root, pair, splits, evaluation, group)
+    if group.leads:
+        typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
+
+
+def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Splits) -> None:
     done = replace(record, status="finished", steps=result.steps, best_step=result.best_step, seconds=result.seconds)
     write_run(root, done)
     last, kind = result.history[-1], "compiled steps" if result.compiled else "steps"
@@ -112,9 +133,6 @@ def train(
         f"-({last.distortion:.2f} distortion + {last.rate:.2f} rate) nats per datum in the last epoch"
     )
     draw_fit(root, pair, splits, result.history)
-    if evaluation is not None:
-        _evaluate(root, pair, splits, evaluation)
-    typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
 
 
 def _fit(pair: Any, splits: Splits, data_spec: DataSpec, training: Training, device: torch.device, root: Path) -> Fit:
@@ -150,11 +168,13 @@ def free_directory(pair_name: str, data_name: str) -> Path:
     return next(path for number in count(1) if not (path := Path("runs", f"{name}-{number}")).exists())
 
 
-def evaluate(root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings) -> None:
+def evaluate(
+    root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings, group: Group
+) -> None:
     """Estimate the log-likelihood of the test data under the parameters of a run."""
-    choose_device(settings.device)
-    pair, splits = _reopen(root, pair_name, data_dir)
-    _evaluate(root, pair, splits, settings)
+    with group.together(choose_device(settings.device)):
+        pair, splits = _reopen(root, pair_name, data_dir)
+    _evaluate(root, pair, splits, settings, group)
 
 
 def sample(root: Path, pair_name: str | None, data_dir: str | None, n: int, seed: int, draws: bool, out: Path) -> None:
@@ -209,11 +229,13 @@ def _unfinished(record: RunRecord) -> str:
     )
 
 
-def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings) -> None:
+def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings, group: Group) -> None:
     batch = random_rows(splits.test, settings.limit)
     device = choose_device(settings.device)
     with naming_the_line("the evaluation failed"):
         result = log_likelihood(pair, batch, settings.num_samples, settings.seed, device=device)
+    if not group.leads:
+        return
     size, total = len(batch[0]), len(splits.test[0])
     title = f"{splits.title}, {f'all {total:,}' if size == total else f'random {size:,} of {total:,}'} test data"
     threshold = khat_threshold(settings.num_samples)

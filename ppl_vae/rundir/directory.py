@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair
@@ -161,6 +162,7 @@ def _environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
+        "processes": current().size,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 

@@ -1,0 +1,133 @@
+"""What each process of tests/test_distributed.py does, `processes.py FOLDER TASK TIMEOUT`; each leaves a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from pairs import DiscreteVAE, ModuleVAE, binary_rows, closure_pair, small_ppca
+from torch import nn
+from training import fresh, state, train
+
+import ppl_vae as pv
+from ppl_vae import distributed
+from ppl_vae.rng import seeded
+from ppl_vae.svi.order import Order
+
+ROWS, BATCH = 13, 4  # the last batch has one row: fewer than there are processes
+
+
+@dataclass
+class Watched:
+    """An objective that notes which rows a process sees in each step, and what it would draw next."""
+
+    objective: pv.ELBO = field(default_factory=pv.ELBO)
+    rows: list = field(default_factory=list)
+    noise: list = field(default_factory=list)
+    num_particles, beta = 1, 1.0
+
+    def evaluate(self, pair, batch, layout, beta):
+        self.rows.append([int(i) for i in batch[0] @ 2.0 ** torch.arange(5)])
+        values = self.objective.evaluate(pair, batch, layout, beta)
+        self.noise.append(float(torch.rand(())))
+        return values
+
+    def judge(self):
+        return self.objective.judge()
+
+
+def counted(n):
+    """Binary rows that spell the numbers from 0."""
+    return torch.tensor([[float(i >> bit & 1) for bit in range(5)] for i in range(n)])
+
+
+def normalised():
+    module = ModuleVAE()
+    module.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    return module
+
+
+def without_noise(dtype=torch.float64, seed=0):
+    """A fit in which nothing is random but the order of the rows: sums over the values of its latent."""
+    pair = fresh(seed, DiscreteVAE).to(dtype)
+    objective = pv.ELBO(discrete="enumerate")
+    options = {"objective": objective, "batch_size": BATCH, "epochs": 3, "learning_rate": 0.5, "clip_norm": 0.2}
+    result = train(
+        pair, binary_rows(ROWS).to(dtype), **options, optimizer=torch.optim.SGD, validation=binary_rows(700, 1)
+    )
+    return state(pair), np.array([list(record._replace(seconds=0.0)) for record in result.history])
+
+
+def estimates(n):
+    with seeded(0):
+        pair = ModuleVAE().double()
+    x = binary_rows(n, 3).double()
+    return pv.log_likelihood(pair, x, num_samples=30, num_draws=3, progress=False)
+
+
+def message(kind, act):
+    try:
+        act()
+    except kind as error:
+        return str(error)
+    return ""
+
+
+def work(group):
+    found = {}
+    params, history = without_noise(seed=group.rank)
+    found |= {f"deterministic {name}": value for name, value in params.items()} | {"deterministic history": history}
+    watched = Watched()
+    train(fresh(), counted(ROWS), batch_size=BATCH, epochs=1, objective=watched, compile=False)
+    found["rows"] = np.array(json.dumps(watched.rows))
+    found["noise"] = np.array(watched.noise)
+    for again in ("first", "second"):
+        pair = fresh(make=normalised)
+        train(pair, binary_rows(16), batch_size=8)
+        found |= {f"{again} {name}": value for name, value in state(pair).items()}
+    for n in (600, 5):
+        ll = estimates(n)
+        found |= {f"{n} value": ll.value, f"{n} khat": ll.khat, f"{n} zeros": ll.zero_weights}
+        found |= {f"{n} z": ll.posterior["z"], f"{n} log_lik": ll.posterior_log_lik}
+    with distributed.alone():
+        found["alone"] = estimates(5).value if group.leads else np.zeros(0)
+    x = torch.zeros(8, 3)
+    x[Order(8, 8, seed=0).at(0)[-1]] = 3e38  # a row of process 1
+    found["not finite"] = message(pv.EstimateError, lambda: train(closure_pair(), x, batch_size=8))
+    found["other batches"] = message(
+        distributed.GroupError, lambda: train(fresh(), binary_rows(8), batch_size=4 + group.rank)
+    )
+    x = binary_rows(8) * (float("nan") if group.rank else 1.0)
+    found["bad data"] = message(pv.DataError, lambda: train(fresh(), x))
+    x = small_ppca().sample(600).float()
+    found["bad evaluation"] = message(pv.EstimateError, lambda: overflowing(x))
+    return found
+
+
+def overflowing(x):
+    x[-1] = 3e38
+    return pv.log_likelihood(closure_pair(), x[:, :3], num_samples=10, progress=False)
+
+
+def hang(group):
+    """Process 1 stops answering; process 0 says so."""
+    if group.rank:
+        time.sleep(100)
+    return {"error": message(distributed.GroupError, lambda: train(fresh(), binary_rows(8)))}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, act = Path(sys.argv[1]), {"work": work, "hang": hang}[sys.argv[2]]
+    with suppress(SystemExit), distributed.started(timeout=float(sys.argv[3])) as group:
+        found = act(group)
+        np.savez(folder / f"{group.rank}.npz", **{k: np.asarray(v) for k, v in found.items()})
+        if act is hang:
+            os._exit(0)
