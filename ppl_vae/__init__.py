@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_vae import data, decoders, encoders, networks, priors, schedules
     from ppl_vae.checking import CheckReport, check
-    from ppl_vae.errors import DataError, EstimateError, PairError, PplVaeError
+    from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
     from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
@@ -25,6 +25,7 @@ __all__ = [
     "DataError",
     "EstimateError",
     "Fit",
+    "GroupError",
     "LogLikelihood",
     "Pair",
     "PairError",
@@ -50,7 +51,7 @@ __version__ = "0.1.0"
 # Where each name lives; it is imported on first use, so that `ppl-vae --help` does not wait for torch.
 _HOMES = {
     "checking": ("CheckReport", "check"),
-    "errors": ("DataError", "EstimateError", "PairError", "PplVaeError"),
+    "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
     "evaluation": ("LogLikelihood", "log_likelihood"),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "objectives": ("ELBO", "IWAE", "Renyi", "from_pyro", "scale_latents"),

@@ -101,9 +101,7 @@ def work(group):
     x = torch.zeros(8, 3)
     x[Order(8, 8, seed=0).at(0)[-1]] = 3e38  # a row of process 1
     found["not finite"] = message(pv.EstimateError, lambda: train(closure_pair(), x, batch_size=8))
-    found["other batches"] = message(
-        distributed.GroupError, lambda: train(fresh(), binary_rows(8), batch_size=4 + group.rank)
-    )
+    found["other batches"] = message(pv.GroupError, lambda: train(fresh(), binary_rows(8), batch_size=4 + group.rank))
     x = binary_rows(8) * (float("nan") if group.rank else 1.0)
     found["bad data"] = message(pv.DataError, lambda: train(fresh(), x))
     x = small_ppca().sample(600).float()
@@ -120,7 +118,7 @@ def hang(group):
     """Process 1 stops answering; process 0 says so."""
     if group.rank:
         time.sleep(100)
-    return {"error": message(distributed.GroupError, lambda: train(fresh(), binary_rows(8)))}
+    return {"error": message(pv.GroupError, lambda: train(fresh(), binary_rows(8)))}
 
 
 if __name__ == "__main__":

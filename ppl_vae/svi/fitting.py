@@ -82,6 +82,9 @@ def fit(
     of (seed, step). The same seed on the same machine gives the same numbers, and torch's own random state is left
     as it was. A loss or gradient that is not finite stops the fit before the optimiser uses it.
 
+    Where torch.distributed has been started, every process has to call this with the same data and options: each takes
+    its share of every batch, all take the joint step, and the noise is a function of (seed, step, process).
+
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
         data: Tensor or numpy array (N, *event), a tuple of them (the arguments of the programs), a memory-mapped
@@ -91,7 +94,7 @@ def fit(
         objective: `ELBO(...)`, `IWAE(...)`, `Renyi(...)`, or `from_pyro(...)`.
         epochs: Passes over the data; 50 if neither `epochs` nor `steps` is given.
         steps: Number of steps; the first limit reached counts.
-        batch_size: Rows a step; the last batch of an epoch may be smaller.
+        batch_size: Rows a step, over all processes; the last batch of an epoch may be smaller.
         learning_rate: Of the optimiser, times `schedule(step)`.
         optimizer: Called as `optimizer(parameters, lr=...)`; Adam by default, fused.
         schedule: Factor of the learning rate by step, such as `schedules.Cosine(1, 0, steps)`.
@@ -116,6 +119,7 @@ def fit(
         PairError: If the pair is not valid (see `check`).
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite; site and rows are named.
+        GroupError: If one of several processes ends, hangs, or was given something else.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014). Stochastic Backpropagation and Approximate
