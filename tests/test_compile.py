@@ -221,3 +221,7 @@ def test_an_evaluation_that_cannot_be_compiled_says_why():
     with pytest.warns(UserWarning, match="this evaluation runs uncompiled: test_compile.py, line"):
         found = pv.log_likelihood(pair, x, 50, compile=True, progress=False)
     np.testing.assert_array_equal(plain.value, found.value)
+
+
+def test_an_epoch_of_one_full_batch_and_a_smaller_one_compiles():
+    assert pv.fit(ModuleVAE(), binary_rows(6), batch_size=4, epochs=1, compile=True, progress=False).compiled

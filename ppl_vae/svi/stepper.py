@@ -128,7 +128,9 @@ class Stepper:
         return serving.index, torch.tensor(self.beta_at(step), dtype=torch.float64), *serving.arrays
 
     def _compile(self, step: int) -> None:
-        examples = [self._arguments(step + i, self.feed.serve(self.feed.order.at(i))) for i in range(2)]
+        order = self.feed.order
+        first = [order.at(epoch * order.per_epoch) for epoch in range(2)]  # never the smaller batch that ends an epoch
+        examples = [self._arguments(step + i, self.feed.serve(index)) for i, index in enumerate(first)]
         try:
             self.compiled = compile_function(self._gradient, examples, [*self.parameters, *self.pair.buffers()])
         except CaptureError as error:
