@@ -179,15 +179,21 @@ def excluded_values(distribution: Any) -> Tensor | None:
     """
     while isinstance(distribution, _WRAPPERS):
         distribution = distribution.base_dist
-    given = _given_probabilities(getattr(distribution, "_categorical", distribution))
-    if given is not None and isinstance(distribution, Bernoulli):
-        return torch.stack([torch.eq(given, 1), torch.eq(given, 0)])
-    if given is not None and isinstance(distribution, Categorical | OneHotCategorical):
-        return torch.eq(given.movedim(-1, 0), 0)
     try:
-        return distribution.log_prob(distribution.enumerate_support(expand=False)) == -torch.inf
+        log_prob = distribution.log_prob(distribution.enumerate_support(expand=False))
     except NotImplementedError:
         return None
+    impossible = log_prob == -torch.inf
+    if isinstance(distribution, Bernoulli):
+        zero = torch.stack([1 - distribution.probs, distribution.probs]) == 0
+    elif isinstance(distribution, Categorical | OneHotCategorical):
+        zero = distribution.probs.movedim(-1, 0) == 0
+    else:
+        return impossible
+    # torch takes the logarithm of its smallest number for that of a probability given as zero; of one that is merely
+    # too small to be written, made of logits, it has the logarithm itself.
+    floor = math.log(torch.finfo(log_prob.dtype).eps)
+    return impossible | (zero & ((log_prob - floor).abs() < 0.01))
 
 
 def support_name(support: constraints.Constraint) -> str:
@@ -203,12 +209,6 @@ def support_name(support: constraints.Constraint) -> str:
 def _in_words(end: Any) -> str:
     low, high = torch.as_tensor(end).aminmax()
     return f"{float(low):.4g}" if low == high else f"{float(low):.4g} to {float(high):.4g}"
-
-
-def _given_probabilities(distribution: Any) -> Tensor | None:
-    """The probabilities that a distribution was made of; None if it was made of logits."""
-    given: Tensor | None = vars(distribution).get("probs")
-    return given if given is not None and given is getattr(distribution, "_param", None) else None
 
 
 def _image(distribution: TransformedDistribution) -> constraints.Constraint:

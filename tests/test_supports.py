@@ -99,6 +99,8 @@ def test_covering_is_judged_up_to_rounding():
         (dist.Bernoulli(torch.tensor(1.0)), [True, False]),
         (dist.Bernoulli(torch.tensor([0.3, 1.0])).to_event(1), [[False, True], [False, False]]),
         (dist.Bernoulli(logits=torch.tensor(-300.0)), [False, False]),
+        (dist.Bernoulli(logits=torch.tensor(40.0)), [False, False]),
+        (dist.OneHotCategorical(torch.tensor([0.5, 0.5, 0.0])).expand([]), [False, False, True]),
     ],
 )
 def test_values_of_probability_zero(distribution, expected):

@@ -223,3 +223,35 @@ def test_beta_of_a_step_is_that_of_its_schedule():
     assert history["beta"].tolist() == pytest.approx([0.0, 1 / 3, 2 / 3, 1.0])
     expected = -history["distortion"] - history["beta"] * history["rate"]
     assert_within(history["objective"], expected, relative=1e-5, reason="sums in single precision")
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam])
+def test_parameters_that_do_not_lie_in_rows(optimizer):
+    """A transposed start and a gradient of another layout: the fused kernel must not mix up their entries."""
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0)) + torch.tensor([1.0, 5.0, -3.0])
+    means = nn.Parameter(torch.zeros(3, 2).T)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(means.sum(0).expand(len(x), 3), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + means[0] * torch.tensor([1.0, 2.0, 3.0]), 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+
+    start = torch.zeros(2, 3)
+    train(pv.Pair(model, guide), x, epochs=5, batch_size=64, optimizer=optimizer, learning_rate=0.1)
+    moved = means.detach() - start
+    # Both rows feel the pull of the first term; Adam's steps have the sign of the gradient of each entry.
+    reference = nn.Parameter(torch.zeros(2, 3))
+    means_of_reference = reference
+
+    def contiguous_model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(means_of_reference.sum(0).expand(len(x), 3), 1.0).to_event(1))
+            shift = means_of_reference[0] * torch.tensor([1.0, 2.0, 3.0])
+            pyro.sample("x", dist.Normal(z + shift, 1.0).to_event(1), obs=x)
+
+    train(pv.Pair(contiguous_model, guide), x, epochs=5, batch_size=64, learning_rate=0.1)
+    assert_within(moved, reference.detach(), absolute=1e-5, reason="sums in single precision")

@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.compile.capture import Captured, CaptureError, TensorFunction, capture
 from ppl_vae.compile.rewrite import rewrite
+from ppl_vae.compile.snapshot import Snapshot
 from ppl_vae.rng import seeded
 
 __all__ = ["Compiled", "compile_function"]
@@ -20,7 +21,7 @@ __all__ = ["Compiled", "compile_function"]
 Arguments = Sequence[Tensor]
 
 # What float32 sums in another order may differ by, of the largest number that takes part.
-_ROUNDING = 1e-4
+_ROUNDING, _ROUNDING_DOUBLE = 1e-4, 1e-8
 
 
 class Compiled:
@@ -33,45 +34,51 @@ class Compiled:
     @torch.no_grad()
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
         """What the function gives, without its graph for gradients."""
-        return self._code(*self._tensors, *arguments)
+        return self._code(*[t.detach() for t in self._tensors], *arguments)
 
 
-def compile_function(function: TensorFunction, examples: Sequence[Arguments], state: Sequence[Tensor] = ()) -> Compiled:
+def compile_function(function: TensorFunction, examples: Sequence[Arguments], module: nn.Module) -> Compiled:
     """Compiles a function of tensors, and compares it with the function on every example and the same noise.
 
     The comparison finds what a graph cannot hold: noise drawn outside torch, counters, anything that Python does anew
-    in each call, a value kept from the capture.
+    in each call, a value kept from the capture. The module is as it was afterwards, whatever happens.
 
     Args:
         function: Takes tensors and returns a sequence of tensors; may call backward.
         examples: Arguments of one and the same shape; at least two that differ make the comparison mean something.
-        state: Tensors that change between calls, such as parameters and buffers: they differ between the examples too,
-            and are put back.
+        module: What the function computes with: its parameters and buffers differ between the examples too.
 
     Raises:
         CaptureError: If the function cannot be captured or compiled, or is not reproduced.
     """
+    state = Snapshot(module)
     device = examples[0][0].device
-    with _restored(state), seeded(0, device):
-        captured = capture(function, *examples[0])
-        rewrite(captured.graph)
-        compiled = Compiled(_build(captured, examples[0]), captured.tensors)
-    for i, arguments in enumerate(examples):
-        with _restored(state), seeded(i, device):
-            _move(state, i)
-            expected = [t.detach() for t in function(*arguments)]
-        with _restored(state), seeded(i, device):
-            _move(state, i)
-            found = compiled(*arguments)
-        _check_same(expected, found)
+    try:
+        with seeded(0, device):
+            captured = capture(function, *examples[0])
+            state.restore()
+            rewrite(captured.graph)
+            compiled = Compiled(_build(captured, examples[0]), captured.tensors)
+            state.restore()
+        for i, arguments in enumerate(examples):
+            with seeded(i, device):
+                state.move(i)
+                expected = [t.detach() for t in function(*arguments)]
+                if name := state.changed():
+                    raise CaptureError(f"the programs change the attribute {name!r} in each call")
+                state.restore()
+            with seeded(i, device):
+                state.move(i)
+                found = compiled(*arguments)
+                state.restore()
+            _check_same(expected, found)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise CaptureError(f"a trial of the step failed: {str(error).strip().splitlines()[:1]}") from error
+    finally:
+        state.restore()
     return compiled
-
-
-def _move(state: Sequence[Tensor], amount: int) -> None:
-    with torch.no_grad():
-        for tensor in state:
-            if tensor.is_floating_point():
-                tensor.mul_(1 + 0.01 * amount)
 
 
 def _build(captured: Captured, arguments: Arguments) -> Callable[..., Sequence[Tensor]]:
@@ -91,25 +98,21 @@ def _build(captured: Captured, arguments: Arguments) -> Callable[..., Sequence[T
 
 
 def _check_same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-    scale = max(float(t.nan_to_num().abs().max()) for t in expected if t.numel())
+    """Each tensor agrees to its own scale; one whose terms cancel, to a small part of that of all after the first."""
+    whole = max((_scale(t) for t in expected[1:]), default=0.0)
     for one, other in zip(expected, found, strict=True):
-        if not torch.allclose(one, other, rtol=_ROUNDING, atol=_ROUNDING * scale, equal_nan=True):
-            gap = float((one - other).nan_to_num(torch.inf).abs().max())
+        rounding = _ROUNDING if one.dtype != torch.float64 else _ROUNDING_DOUBLE
+        allowed = rounding * max(_scale(one), 1e-2 * whole)
+        gap = float((one - other).nan_to_num(torch.inf).abs().max()) if one.numel() else 0.0
+        if gap > allowed and not torch.allclose(one, other, rtol=rounding, atol=allowed, equal_nan=True):
             raise CaptureError(
                 f"the compiled step differs from the step by {gap:.2g}: the programs do something in Python that "
                 "changes from call to call, such as drawing noise outside torch"
             )
 
 
-@contextmanager
-def _restored(state: Sequence[Tensor]) -> Iterator[None]:
-    before = [t.clone() for t in state]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for tensor, value in zip(state, before, strict=True):
-                tensor.copy_(value)
+def _scale(tensor: Tensor) -> float:
+    return float(tensor.nan_to_num(posinf=0.0, neginf=0.0).abs().max()) if tensor.numel() else 0.0
 
 
 @contextmanager

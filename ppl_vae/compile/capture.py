@@ -67,7 +67,7 @@ def _lift_attributes(graph: fx.GraphModule) -> list[Tensor]:
         if node.op != "get_attr":
             continue
         if node.target not in placeholders:
-            tensors[node.target] = getattr(graph, node.target).detach()
+            tensors[node.target] = getattr(graph, node.target)
             with graph.graph.inserting_before(first):
                 placeholders[node.target] = graph.graph.placeholder(f"held_{len(tensors)}")
         node.replace_all_uses_with(placeholders[node.target])

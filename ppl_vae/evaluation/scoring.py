@@ -78,9 +78,8 @@ class Scorer:
             return evaluate_model(self._pair, batch, [latents], self._layout, particles)
 
         swapped = [t.flip(0) for t in arguments[: len(names)]] + list(arguments[len(names) :])
-        state = [*self._pair.parameters(), *self._pair.buffers()]
         try:
-            self._compiled = compile_function(score, [arguments, swapped], state)
+            self._compiled = compile_function(score, [arguments, swapped], self._pair)
         except CaptureError as error:
             warnings.warn(f"this evaluation runs uncompiled: {error}", UserWarning, stacklevel=2)
 

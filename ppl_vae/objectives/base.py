@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -86,10 +86,10 @@ def total(rates: dict[str, Tensor]) -> Tensor | float:
     return sum(rates.values()) if rates else 0.0
 
 
-def check_particles(num_particles: int) -> None:
-    """There is at least one particle."""
-    if num_particles < 1:
-        raise ValueError(f"num_particles: expected at least 1, found {num_particles}")
+def check_particles(num_particles: Any) -> None:
+    """There is at least one particle, and a whole number of them."""
+    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
+        raise ValueError(f"num_particles: expected an integer of at least 1, found {num_particles}")
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

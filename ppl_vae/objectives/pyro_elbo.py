@@ -63,10 +63,10 @@ class FromPyro:
 
     def _loss(self, pair: Pair, batch: Batch) -> Tensor:
         with pair.scope():
-            if hasattr(self.elbo, "differentiable_loss"):
-                return torch.as_tensor(self.elbo.differentiable_loss(pair.model, pair.guide, *batch))
             if not torch.is_grad_enabled():
                 return torch.as_tensor(self.elbo.loss(pair.model, pair.guide, *batch))
+            if hasattr(self.elbo, "differentiable_loss"):
+                return torch.as_tensor(self.elbo.differentiable_loss(pair.model, pair.guide, *batch))
             return _loss_with_gradients(self.elbo, pair, batch)
 
 

@@ -62,6 +62,7 @@ class Stepper:
         self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
         self.guard = Guard(device, bool(self.update.optimizer.defaults.get("fused")))
         self.compiled: Compiled | None = None
+        self._reached: list[Tensor] = []
         self._payback = Payback(compile, settings.total_steps(len(rows)))
         self._binarize = settings.binarize == "dynamic"
         clip_norm = settings.clip_norm if group.size == 1 else None
@@ -109,6 +110,7 @@ class Stepper:
         reseed(self._key(step), self.device)
         if full and self.compiled is not None:
             metrics, *gradients = self.compiled(*arguments)
+            self._gradient.reached = self._reached
         else:
             metrics, *gradients = self._gradient(*arguments)
         return metrics, gradients
@@ -132,7 +134,8 @@ class Stepper:
         first = [order.at(epoch * order.per_epoch) for epoch in range(2)]  # never the smaller batch that ends an epoch
         examples = [self._arguments(step + i, self.feed.serve(index)) for i, index in enumerate(first)]
         try:
-            self.compiled = compile_function(self._gradient, examples, [*self.parameters, *self.pair.buffers()])
+            self.compiled = compile_function(self._gradient, examples, self.pair)
+            self._reached = self._gradient.reached
         except CaptureError as error:
             warnings.warn(f"this fit runs uncompiled: {error}", UserWarning, stacklevel=2)
 

@@ -61,7 +61,7 @@ class Adam(Update):
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             list(parameters),
-            list(gradients),
+            [_laid_out(g, p) for g, p in zip(gradients, parameters, strict=True)],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -76,6 +76,13 @@ class Adam(Update):
             grad_scale=None,
             found_inf=skip,
         )
+
+
+def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient in the memory layout of its parameter: the fused kernel reads both from end to end."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(gradient)
 
 
 def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor], learning_rate: float) -> Update:
