@@ -98,11 +98,11 @@ def _build(captured: Captured, arguments: Arguments) -> Callable[..., Sequence[T
 
 
 def _check_same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
-    """Each tensor agrees to its own scale; one whose terms cancel, to a small part of that of all after the first."""
+    """Each tensor agrees to its own scale; one whose terms cancel, to that of the largest after the first."""
     whole = max((_scale(t) for t in expected[1:]), default=0.0)
     for one, other in zip(expected, found, strict=True):
         rounding = _ROUNDING if one.dtype != torch.float64 else _ROUNDING_DOUBLE
-        allowed = rounding * max(_scale(one), 1e-2 * whole)
+        allowed = rounding * max(_scale(one), whole)
         gap = float((one - other).nan_to_num(torch.inf).abs().max()) if one.numel() else 0.0
         if gap > allowed and not torch.allclose(one, other, rtol=rounding, atol=allowed, equal_nan=True):
             raise CaptureError(

@@ -36,7 +36,7 @@ class Snapshot:
         """Name of the first plain attribute that differs; empty if none does."""
         for module, name, before, copies in self._attributes:
             for attribute, value in vars(module).items():
-                if attribute in _MODULE_STATE:
+                if attribute in _MODULE_STATE or attribute.startswith("_cached"):  # as transforms keep their last pair
                     continue
                 if attribute not in before or _differs(value, before[attribute], copies.get(attribute)):
                     return f"{name}.{attribute}".lstrip(".")
