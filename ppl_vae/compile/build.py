@@ -100,8 +100,8 @@ def _build(captured: Captured, arguments: Arguments) -> Callable[..., Sequence[T
 def _check_same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
     """Each tensor agrees to its own scale; one whose terms cancel, to that of the largest after the first."""
     whole = max((_scale(t) for t in expected[1:]), default=0.0)
+    rounding = _ROUNDING_DOUBLE if all(t.dtype == torch.float64 for t in expected) else _ROUNDING
     for one, other in zip(expected, found, strict=True):
-        rounding = _ROUNDING if one.dtype != torch.float64 else _ROUNDING_DOUBLE
         allowed = rounding * max(_scale(one), whole)
         gap = float((one - other).nan_to_num(torch.inf).abs().max()) if one.numel() else 0.0
         if gap > allowed and not torch.allclose(one, other, rtol=rounding, atol=allowed, equal_nan=True):
