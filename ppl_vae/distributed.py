@@ -18,7 +18,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ppl_vae import errors
-from ppl_vae.errors import GroupError, PplVaeError
+from ppl_vae.errors import GroupError, PplVaeError, first_line
 
 __all__ = ["Group", "alone", "current", "started"]
 
@@ -221,5 +221,5 @@ def _exchange(act: Callable[[], Any]) -> None:
     except PplVaeError:
         raise
     except (RuntimeError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise GroupError(f"the other processes cannot be reached, one may have ended or hang: {first}") from error
+        text = f"the other processes cannot be reached, one may have ended or hang: {first_line(error)}"
+        raise GroupError(text) from error

@@ -1,6 +1,6 @@
 """The errors a user can meet, all under one base class."""
 
-__all__ = ["DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"]
+__all__ = ["DataError", "EstimateError", "GroupError", "PairError", "PplVaeError", "first_line"]
 
 
 class PplVaeError(Exception):
@@ -21,3 +21,14 @@ class EstimateError(PplVaeError, ArithmeticError):
 
 class GroupError(PplVaeError, RuntimeError):
     """Processes that work together cannot: one has ended or does not answer, or they were given different things."""
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of what an error says, or its class where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("too long\nby far")), first_line(KeyboardInterrupt())
+        ('too long', 'KeyboardInterrupt')
+    """
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

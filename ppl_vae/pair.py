@@ -16,7 +16,7 @@ from torch.distributions import constraints, transform_to
 from ppl_vae.discovery import Program, reachable
 from ppl_vae.errors import PairError
 
-__all__ = ["Pair", "Program", "as_pair", "frozen_modes", "on_device"]
+__all__ = ["Pair", "Program", "as_pair", "frozen_modes", "kept_buffers", "on_device"]
 
 
 class Pair(nn.Module):
@@ -101,7 +101,7 @@ class Pair(nn.Module):
 
     def prepare(self, *batch: Tensor) -> None:
         """Runs both programs once without gradients, so that parameters made on first use exist."""
-        with torch.random.fork_rng(), torch.no_grad(), frozen_modes(self):
+        with torch.random.fork_rng(), torch.no_grad(), frozen_modes(self), kept_buffers(self):
             self(self.guide, *batch)
             self(self.model, *batch)
 
@@ -191,6 +191,22 @@ def frozen_modes(module: nn.Module, training: bool = False) -> Iterator[None]:
     finally:
         for m, mode in modes:
             m.training = mode
+
+
+@contextmanager
+def kept_buffers(module: nn.Module) -> Iterator[None]:
+    """Context after which every buffer is the tensor that it was, with the numbers it had."""
+    homes = [(m._buffers, dict(m._buffers)) for m in module.modules() if m._buffers]
+    before = [(b, b._version, b.clone()) for b in module.buffers()]
+    try:
+        yield
+    finally:
+        for home, buffers in homes:
+            home.update(buffers)
+        with torch.no_grad():
+            for buffer, version, value in before:
+                if buffer._version != version:  # autograd may hold one that did not move
+                    buffer.copy_(value)
 
 
 class _LocalParams(Messenger):

@@ -50,10 +50,10 @@ def bernoulli_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200,
             f"row {outside[0]}: the recipe vae expects binary data or grey levels in [0, 1], found {outside[1]:g}: "
             "divide by the largest grey level (255 for bytes), or take the recipe gaussian-vae for continuous data"
         )
-    shape, size = x.shape[1:], x[0].numel()
+    shape = x.shape[1:]
     decoder = decoders.Bernoulli.mlp(latent_dim, hidden[::-1], shape)
     decoder.start_at(x)
-    return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal.mlp(size, hidden, latent_dim))
+    return _mean_field(decoder, x, latent_dim, hidden)
 
 
 def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
@@ -70,7 +70,7 @@ def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 
         >>> gaussian_vae(torch.zeros(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
         torch.Size([2, 3])
     """
-    shape, size = x.shape[1:], x[0].numel()
+    shape = x.shape[1:]
     decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], shape, scale="learned", min_scale=_MIN_SCALE)
     last = [module for module in decoder.network.modules() if isinstance(module, nn.Linear)][-1]
     spread = (x - x.mean(0)).square().mean().sqrt().clamp_min(2 * _MIN_SCALE)
@@ -78,7 +78,7 @@ def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 
     with torch.no_grad():
         last.bias.copy_(x.mean(0).flatten())
         decoder.raw_scale.copy_((spread - _MIN_SCALE).expm1().log())  # the inverse of softplus
-    return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal.mlp(size, hidden, latent_dim))
+    return _mean_field(decoder, x, latent_dim, hidden)
 
 
 def scaled_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
@@ -96,10 +96,15 @@ def scaled_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 20
         >>> scaled_vae(torch.randn(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
         torch.Size([2, 3])
     """
-    shape, size = x.shape[1:], x[0].numel()
+    shape = x.shape[1:]
     floor = _SMALLEST_SHARE * float(x.std().clamp_min(_MIN_SCALE))
     decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], shape, scale="per_latent", min_scale=floor)
-    return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal.mlp(size, hidden, latent_dim))
+    return _mean_field(decoder, x, latent_dim, hidden)
+
+
+def _mean_field(decoder: nn.Module, x: Tensor, latent_dim: int, hidden: Sequence[int]) -> VAE:
+    encoder = encoders.DiagonalNormal.mlp(x[0].numel(), hidden, latent_dim)
+    return VAE(priors.StandardNormal(latent_dim), decoder, encoder)
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(

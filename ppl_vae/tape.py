@@ -52,6 +52,8 @@ class Layout(NamedTuple):
     """Whether a plate nested inside "data" is subsampled."""
     full_size: int | None
     """Number of rows of the whole data set where the data plate states it; None where it states those of the batch."""
+    observed_size: int
+    """How many numbers of a datum the model observes."""
 
     def largest_batch(self, num_rows: int) -> int:
         """`num_rows`, or fewer where the data plate states a smaller data set."""

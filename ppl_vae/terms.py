@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ppl_vae.errors import PairError
 from ppl_vae.kl import analytic_kl
-from ppl_vae.pair import Pair
+from ppl_vae.pair import Pair, kept_buffers
 from ppl_vae.reductions import is_local, nested_scale, scale_within_data, site_log_prob, sum_but, sum_to_data
 from ppl_vae.rng import current_state, restore_state
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
@@ -246,17 +246,12 @@ def outer_plates(num_particles: int, layout: Layout) -> list[int | None]:
 def _constant_parameters(pair: Pair) -> Iterator[None]:
     """Context in which no parameter takes part in gradients, wherever the programs keep it, and no buffer moves."""
     trained = [p for p in pair.parameters() if p.requires_grad]
-    buffers = [(b, b._version, b.clone()) for b in pair.buffers()]
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
-        with warnings.catch_warnings():  # pyro.module remarks on parameters without a gradient
+        with kept_buffers(pair), warnings.catch_warnings():  # pyro.module remarks on parameters without a gradient
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-        with torch.no_grad():
-            for buffer, version, before in buffers:
-                if buffer._version != version:  # autograd may hold one that did not move
-                    buffer.copy_(before)

@@ -96,3 +96,23 @@ def data_dir() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("no real data: set PPL_VAE_DATA to a folder with mnist/, fashion-mnist/, omniglot/")
     return Path(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory of a small VAE on the digits, trained and evaluated by the command."""
+    from tests.commands import SMALL_VAE, TINY, succeed
+
+    root = tmp_path_factory.mktemp("runs") / "first"
+    succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
+    return root
+
+
+@pytest.fixture
+def users_file(tmp_path: Path) -> Path:
+    """A file with pairs of a user's own."""
+    from tests.commands import USERS_PAIR
+
+    path = tmp_path / "users_pair.py"
+    path.write_text(USERS_PAIR)
+    return path

@@ -54,3 +54,8 @@ def log_weights(model, guide, x, num_particles):
     p.compute_log_prob()
     q.compute_log_prob()
     return p.nodes["x"]["log_prob"] + p.nodes["z"]["log_prob"] - q.nodes["z"]["log_prob"]
+
+
+def estimate(pair, x, k, seed=0, **options):
+    """The log-likelihood with K = k, without a progress bar."""
+    return pv.log_likelihood(pair, x, k, seed, progress=False, **options)

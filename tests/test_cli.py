@@ -15,21 +15,7 @@ from ppl_vae import data
 from ppl_vae.cli.inputs import load_splits, random_rows
 from ppl_vae.cli.pairs import make_pair
 from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory
-from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs") / "first"
-    succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
-    return root
-
-
-@pytest.fixture
-def users_file(tmp_path: Path) -> Path:
-    path = tmp_path / "users_pair.py"
-    path.write_text(USERS_PAIR)
-    return path
+from tests.commands import SMALL_VAE, TINY, call, read, succeed
 
 
 def test_help_shows_commands_options_and_defaults():

@@ -13,23 +13,9 @@ import pytest
 import torch
 
 import ppl_vae as pv
-from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, succeed
+from tests.commands import SMALL_VAE, call
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs") / "first"
-    succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
-    return root
-
-
-@pytest.fixture
-def users_file(tmp_path: Path) -> Path:
-    path = tmp_path / "users_pair.py"
-    path.write_text(USERS_PAIR)
-    return path
 
 
 WRONG = [

@@ -19,13 +19,6 @@ from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("runs") / "first"
-    succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
-    return root
-
-
 @pytest.fixture
 def copy(run: Path, tmp_path: Path) -> Path:
     return shutil.copytree(run, tmp_path / "copy")

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 
 FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
-    "validation",
+    "validation", "options"
 }
 CORE = {
     *("discovery", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "progress": {"errors"},
     "history": {"errors"},
     "validation": {"errors"},
+    "options": set(),
     "discovery": FOUNDATION,
     "pair": FOUNDATION | {"discovery"},
     "tape": FOUNDATION | {"pair"},

@@ -200,6 +200,11 @@ def test_the_run_directory_explains_itself(tmp_path):
         ({"patience": 3}, "patience.*expected validation"),
         ({"objective": pyro.infer.Trace_ELBO()}, "objective.*expected.*Trace_ELBO"),
         ({"optimizer": lambda parameters, lr: None}, "optimizer.*expected.*None"),
+        ({"epochs": 1.5}, "epochs: expected a whole number, found 1.5"),
+        ({"batch_size": True}, "batch_size: expected a whole number, found True"),
+        ({"seed": "a"}, "seed: expected a whole number, found 'a'"),
+        ({"objective": pv.ELBO}, r"objective.*expected.*ELBO.*call it, as in ELBO\(\)"),
+        ({"compile": "yes"}, "compile: expected 'auto', True or False, found 'yes'"),
     ],
     ids=str,
 )
@@ -255,3 +260,15 @@ def test_parameters_that_do_not_lie_in_rows(optimizer):
 
     train(pv.Pair(contiguous_model, guide), x, epochs=5, batch_size=64, learning_rate=0.1)
     assert_within(moved, reference.detach(), absolute=1e-5, reason="sums in single precision")
+
+
+def test_gradients_left_by_others_move_nothing():
+    """A parameter that the loss does not reach stays, even if somebody has left a gradient on it."""
+    pair = ModuleVAE()
+    pair.idle = nn.Parameter(torch.ones(3))
+    pair.idle.grad = torch.ones(3)
+    pair.decoder[0].bias.grad = torch.full_like(pair.decoder[0].bias, 1e6)
+    before = pair.decoder[0].bias.detach().clone()
+    train(pair, binary_rows(8), epochs=1, batch_size=8, optimizer=torch.optim.SGD, learning_rate=0.1)
+    assert pair.idle.tolist() == [1.0, 1.0, 1.0]
+    assert float((pair.decoder[0].bias.detach() - before).abs().max()) < 1.0

@@ -69,6 +69,16 @@ def test_the_best_buffers_are_kept_with_the_best_parameters():
     assert all(torch.equal(value, state(again)[name]) for name, value in state(pair).items())
 
 
+def test_held_out_data_are_seen_in_evaluation_mode():
+    """100 held-out rows, batches of 8: dropout and batch norms of the former are off, of the latter on."""
+    pair, seen = fresh(), set()
+    pair.encoder.register_forward_hook(lambda module, inputs, _: seen.add((len(inputs[0]), module.training)))
+    train(pair, binary_rows(8, seed=1), validation=binary_rows(100, seed=2), epochs=2, batch_size=8)
+    assert (100, False) in seen
+    assert (100, True) not in seen
+    assert (8, True) in seen
+
+
 def test_validating_does_not_change_the_training():
     x = binary_rows(8)
     plain, watched = (train(fresh(), x, epochs=4, **more).history["elbo"] for more in ({}, {"validation": x}))

@@ -39,7 +39,14 @@ def find_layout(guide: Tape, model: Tape) -> Layout:
         rescaled=any(is_rescaled(s) for s in sites),
         subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
         full_size=stated_size(model),
+        observed_size=sum(_size_in_data(s) for s in model.sites.values() if s["is_observed"]),
     )
+
+
+def _size_in_data(site: Site) -> int:
+    """Entries of a site's value that belong to one datum."""
+    shape, dim = site["value"].shape, frame_of(site, DATA).dim - site["fn"].event_dim
+    return int(site["value"].numel()) // int(shape[dim])
 
 
 def stated_size(model: Tape) -> int | None:

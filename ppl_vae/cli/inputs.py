@@ -37,11 +37,6 @@ class Splits:
     image_shape: tuple[int, int, int] | None
     """Channels, height and width of a datum that is an image."""
 
-    @property
-    def event_size(self) -> int:
-        """Number of entries of a datum, in the first array."""
-        return self.test[0][0].numel()
-
 
 def load_splits(spec: DataSpec) -> Splits:
     """Load and split the data; what is drawn from them has seeds that belong to the data, whatever the run's.

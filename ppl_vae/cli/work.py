@@ -243,7 +243,7 @@ def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSetting
     draw_evaluation(root, result, title, threshold)
     typer.echo(f"{title}: {result}")
     typer.echo(
-        f"bits per dimension {result.bits_per_dimension(splits.event_size):.4f}; as an estimate for new data of this "
+        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this "
         f"kind the mean has a standard error of {result.population_stderr:.3f} nats"
     )
     if kept is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ppl_vae.errors import PplVaeError
+from ppl_vae.errors import PplVaeError, first_line
 
 __all__ = ["CaptureError", "Captured", "capture"]
 
@@ -54,7 +54,7 @@ def capture(function: TensorFunction, *arguments: Tensor) -> Captured:
             warnings.simplefilter("ignore")
             graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:
-        raise CaptureError(f"{_place_of(error)}{_first_line(error)}") from error
+        raise CaptureError(f"{_place_of(error)}{first_line(error)}") from error
     return Captured(graph, _lift_attributes(graph))
 
 
@@ -88,8 +88,3 @@ def _place_of(error: Exception) -> str:
             line = linecache.getline(frame.filename, frame.lineno or 0).strip()
             return f"{file.name}, line {frame.lineno}, `{line}`: "
     return ""
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -30,6 +30,8 @@ class Payback:
     """
 
     def __init__(self, choice: Literal["auto"] | bool, total: int) -> None:
+        if not isinstance(choice, bool) and choice != "auto":
+            raise ValueError(f"compile: expected 'auto', True or False, found {choice!r}")
         self._decided = choice is False
         self._first_step = 0 if choice is True else _WARM_UP + _TRIAL
         self._total = total

@@ -19,7 +19,8 @@ from ppl_vae.evaluation.draws import LOG_LIK, PosteriorDraws
 from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer
-from ppl_vae.pair import Pair, as_pair, frozen_modes, on_device
+from ppl_vae.options import whole_number
+from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_buffers, on_device
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
@@ -87,8 +88,9 @@ def log_likelihood(
         >>> bool(abs(ll.value - ppca.log_prob(x).numpy()).max() < 1e-10), float(ll.stderr.max())
         (True, 0.0)
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected at least 1, found {num_samples}")
+    whole_number("num_samples", num_samples, least=1)
+    whole_number("num_draws", num_draws, least=0)
+    whole_number("seed", seed)
     start = time.monotonic()
     pair = as_pair(pair)
     target = pair.device if device == "auto" else choose_device(device)
@@ -100,6 +102,7 @@ def log_likelihood(
         stack.enter_context(torch.no_grad())
         stack.enter_context(on_device(pair, target))
         stack.enter_context(frozen_modes(pair))
+        stack.enter_context(kept_buffers(pair))
         stack.enter_context(validating(False))
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
         num_rows, num_particles = _block_shape(num_samples, size, layout)
@@ -130,6 +133,7 @@ def log_likelihood(
     return LogLikelihood(
         **values,
         num_samples=num_samples,
+        num_dimensions=layout.observed_size,
         seconds=time.monotonic() - start,
         posterior=draws_of_all,
         posterior_log_lik=posterior_log_lik,

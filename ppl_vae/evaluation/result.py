@@ -33,6 +33,8 @@ class LogLikelihood:
     """How many samples fell outside the model's support; they count in K with weight zero."""
     num_samples: int
     """K."""
+    num_dimensions: int
+    """D, how many numbers of a datum the model observes."""
     seconds: float
     """Wall time."""
     posterior: Mapping[str, np.ndarray]
@@ -63,9 +65,9 @@ class LogLikelihood:
         """Whether value and error of a datum can be trusted: equal weights, or k-hat below `khat_threshold(K)`."""
         return (self.khat == -np.inf) | (self.khat < khat_threshold(self.num_samples))
 
-    def bits_per_dimension(self, num_dimensions: int) -> float:
-        """-mean / (D log 2)."""
-        return -self.mean / (num_dimensions * math.log(2))
+    def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
+        """-mean / (D log 2), with the D that the model observes unless another is given."""
+        return -self.mean / ((num_dimensions or self.num_dimensions) * math.log(2))
 
     def to_arviz(self) -> Any:
         """The result for ArviZ: an `InferenceData` under arviz 0.x, a `DataTree` under 1.x.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ppl_vae.errors import PairError
+from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.schedules import Schedule
 from ppl_vae.tape import Batch, Layout
@@ -86,10 +87,9 @@ def total(rates: dict[str, Tensor]) -> Tensor | float:
     return sum(rates.values()) if rates else 0.0
 
 
-def check_particles(num_particles: Any) -> None:
-    """There is at least one particle, and a whole number of them."""
-    if isinstance(num_particles, bool) or not isinstance(num_particles, int) or num_particles < 1:
-        raise ValueError(f"num_particles: expected an integer of at least 1, found {num_particles}")
+def check_particles(num_particles: int) -> None:
+    """There is a whole number of particles, at least one."""
+    whole_number("num_particles", num_particles, least=1)
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -59,7 +59,7 @@ def _summary(result: Any, batch: tuple[Tensor, ...], data: str, seed: int, khat_
         data=data,
         data_sha256=fingerprint(*batch),
         num_data=len(batch[0]),
-        event_size=batch[0][0].numel(),
+        event_size=result.num_dimensions,
         num_samples=result.num_samples,
         seed=seed,
         mean=result.mean,

@@ -108,7 +108,9 @@ def fit(
         device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
         compile: Whether to compile the step: True before the first one, "auto" after a few, if the steps that are left
             will earn back what compiling costs. A pair that cannot be compiled trains all the same, and a warning
-            names the line that stands in the way. The numbers are those of the step as written, up to rounding.
+            names the line that stands in the way. The numbers are those of the step as written, up to rounding; "auto"
+            decides by the clock, so choose where two runs have to agree in the last bit. What programs read from
+            objects that are no modules is fixed when they are compiled, unless it shows in two trial calls.
         run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
         progress: Show a progress bar where there is a terminal.
 

@@ -11,6 +11,7 @@ import pyro
 import torch
 
 from ppl_vae.objectives import ELBO, Objective
+from ppl_vae.options import whole_number
 from ppl_vae.schedules import Schedule
 
 __all__ = ["FitSettings", "OptimizerFactory"]
@@ -48,14 +49,18 @@ class FitSettings:
     """Of the order of the data and of all noise."""
 
     def __post_init__(self) -> None:
+        for name in ("epochs", "steps", "batch_size", "patience", "seed"):
+            if getattr(self, name) is not None:
+                whole_number(name, getattr(self, name))
         for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: expected a positive number, found {value}")
         if self.binarize not in (None, "dynamic", "fixed"):
             raise ValueError(f"binarize: expected None, 'dynamic' or 'fixed', found {self.binarize!r}")
-        if not hasattr(self.objective, "evaluate"):
+        if isinstance(self.objective, type) or not hasattr(self.objective, "evaluate"):
             mend = "; wrap it as from_pyro(...)" if isinstance(self.objective, pyro.infer.ELBO) else ""
+            mend = "; call it, as in ELBO()" if isinstance(self.objective, type) else mend
             raise ValueError(f"objective: expected an objective such as ELBO(), found {self.objective!r}{mend}")
 
     def total_steps(self, num_data: int) -> int:
