@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 
 FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
-    "validation", "options"
+    "validation",
+    "options",
 }
 CORE = {
     *("discovery", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
