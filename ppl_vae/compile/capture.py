@@ -72,8 +72,6 @@ def _lift_attributes(graph: fx.GraphModule) -> list[Tensor]:
                 placeholders[node.target] = graph.graph.placeholder(f"held_{len(tensors)}")
         node.replace_all_uses_with(placeholders[node.target])
         graph.graph.erase_node(node)
-    for node in graph.graph.nodes:
-        node.meta.clear()
     for name in tensors:
         delattr(graph, name)
     graph.recompile()

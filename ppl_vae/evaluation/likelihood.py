@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from ppl_vae.errors import PairError
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK, PosteriorDraws
 from ppl_vae.evaluation.proposal import propose
+from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.options import whole_number
@@ -109,6 +111,7 @@ def log_likelihood(
         blocks = range(0, len(rows), num_rows)
         blocks = blocks[group.share(len(blocks))]  # whole blocks: each has the noise that it has in one process alone
         own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
+        draw = Proposer(pair, layout, compile, len(blocks) * math.ceil(num_samples / num_particles), num_particles)
         score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_samples)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
@@ -120,7 +123,7 @@ def log_likelihood(
             for j, drawn in enumerate(range(0, num_samples, num_particles)):
                 count = min(num_particles, num_samples - drawn)
                 with seeded(key(seed, first, j), target):
-                    proposal = propose(pair, batch, count, layout)
+                    proposal = draw(batch, count)
                 log_lik, log_prior = score(batch, proposal, count)
                 log_weight = log_lik + log_prior - proposal.log_guide
                 stream.add(log_weight)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
+from ppl_vae.compile import Lazy
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
@@ -39,10 +39,8 @@ class Scorer:
         self._pair, self._layout, self._memory = pair, layout, memory
         self._choice, self._num_scores = compile, num_scores
         self._affordable = 0
-        self._compiled: Compiled | None = None
-        self._shape = (0, 0)
-        self._payback = Payback(False, 0)
-        self._done = 0
+        self._usual: int | None = None
+        self._score_usual: Lazy | None = None
 
     def __call__(self, batch: Batch, proposal: Proposal, count: int) -> tuple[Tensor, Tensor]:
         """Scores `count` draws for each datum of a block: (K, N) each, in nats."""
@@ -61,27 +59,20 @@ class Scorer:
     def _score(
         self, batch: Batch, latents: Sequence[dict[str, Tensor]], particles: int | None
     ) -> tuple[Tensor, Tensor]:
-        if particles is None or (len(batch[0]), particles) != self._shape:
+        if particles is None or particles != self._usual:
             return evaluate_model(self._pair, batch, latents, self._layout, particles)
-        arguments = [t.contiguous() for t in (*latents[0].values(), *batch)]
-        if self._payback.due(self._done):
-            self._compile(list(latents[0]), arguments, particles)
-        self._done += 1
-        if self._compiled is None:
-            return evaluate_model(self._pair, batch, latents, self._layout, particles)
-        log_lik, log_prior = self._compiled(*arguments)
+        if self._score_usual is None:
+            self._score_usual = self._lazy(list(latents[0]), len(batch[0]), particles)
+        log_lik, log_prior = self._score_usual(*[t.contiguous() for t in (*latents[0].values(), *batch)])
         return log_lik, log_prior
 
-    def _compile(self, names: Sequence[str], arguments: Sequence[Tensor], particles: int) -> None:
+    def _lazy(self, names: Sequence[str], rows: int, particles: int) -> Lazy:
         def score(*tensors: Tensor) -> tuple[Tensor, Tensor]:
             latents, batch = dict(zip(names, tensors, strict=False)), tensors[len(names) :]
             return evaluate_model(self._pair, batch, [latents], self._layout, particles)
 
-        swapped = [t.flip(0) for t in arguments[: len(names)]] + list(arguments[len(names) :])
-        try:
-            self._compiled = compile_function(score, [arguments, swapped], self._pair)
-        except CaptureError as error:
-            warnings.warn(f"this evaluation runs uncompiled: {error}", UserWarning, stacklevel=2)
+        calls = self._num_scores // (rows * particles)
+        return Lazy(score, self._pair, self._choice, calls, len(names), "the model of this evaluation")
 
     def _chunk_shape(self, batch: Batch, proposal: Proposal, count: int) -> tuple[int, int]:
         """Rows and particles that one run of the model handles: as even as may be, so that most have one shape."""
@@ -92,9 +83,7 @@ class Scorer:
             return rows, 1
         chunks = math.ceil(count / max(1, self._affordable // rows))
         particles = math.ceil(count / chunks)
-        if self._shape == (0, 0):
-            self._shape = rows, particles
-            self._payback = Payback(self._choice, self._num_scores // (rows * particles))
+        self._usual = self._usual or particles
         return rows, particles
 
     def _measure(self, batch: Batch, proposal: Proposal) -> int:
@@ -106,7 +95,7 @@ class Scorer:
 
 
 class _Allocations(TorchDispatchMode):
-    """Counts the bytes of every tensor that a computation makes: an upper bound on what it holds at once."""
+    """Counts the bytes of all memory that a computation takes anew: an upper bound on what it holds at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +103,7 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        outputs: Sequence[Any] = result if isinstance(result, tuple | list) else (result,)
-        self.bytes += sum(t.numel() * t.element_size() for t in outputs if isinstance(t, Tensor))
+        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        made = (t.untyped_storage() for t in tree_leaves(result) if isinstance(t, Tensor))
+        self.bytes += sum({s.data_ptr(): s.nbytes() for s in made if s.data_ptr() not in given}.values())
         return result
