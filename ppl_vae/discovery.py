@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["Program", "reachable"]
+__all__ = ["LARGEST_CONTAINER", "LIBRARIES", "Program", "names_in", "reachable", "variables"]
 
 Program = Callable[..., Any]
 
-_LARGEST_CONTAINER = 1000
-_LIBRARIES = ("torch", "pyro", "numpy", "builtins", "collections", "functools", "typing", "zuko")
+LARGEST_CONTAINER = 1000
+LIBRARIES = ("torch", "pyro", "numpy", "builtins", "collections", "functools", "typing", "zuko")
 
 
 def reachable(role: str, program: Program, closed: type) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
@@ -41,12 +41,12 @@ def _held_by(name: str, value: Any) -> list[tuple[str, Any]]:
         return [(name, value.func), (name, value.args), (name, value.keywords)]
     if inspect.ismethod(value):
         return [("self", value.__self__), (name, value.__func__)]
-    of_library = _module_of(value).split(".")[0] in _LIBRARIES
+    of_library = _module_of(value).split(".")[0] in LIBRARIES
     if inspect.isfunction(value):
-        return [] if of_library else _variables(value)
-    if isinstance(value, dict) and len(value) <= _LARGEST_CONTAINER:
+        return [] if of_library else variables(value)
+    if isinstance(value, dict) and len(value) <= LARGEST_CONTAINER:
         return [(str(key), item) for key, item in value.items()]
-    if isinstance(value, list | tuple) and len(value) <= _LARGEST_CONTAINER:
+    if isinstance(value, list | tuple) and len(value) <= LARGEST_CONTAINER:
         return [(f"{name}_{i}", item) for i, item in enumerate(value)]
     if hasattr(value, "__dict__") and not of_library and not isinstance(value, type | types.ModuleType):
         return list(vars(value).items())
@@ -57,11 +57,12 @@ def _module_of(value: Any) -> str:
     return (value.__module__ if inspect.isfunction(value) else type(value).__module__) or ""
 
 
-def _variables(function: types.FunctionType) -> list[tuple[str, Any]]:
+def variables(function: types.FunctionType) -> list[tuple[str, Any]]:
+    """What a function finds in its closure and its globals, by name, and what it wraps."""
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
     nonlocals = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
     known = function.__globals__
-    globals_ = [(name, known[name]) for name in _names(function.__code__) if name in known]
+    globals_ = [(name, known[name]) for name in names_in(function.__code__) if name in known]
     wrapped = [("wrapped", function.__wrapped__)] if hasattr(function, "__wrapped__") else []
     return nonlocals + globals_ + wrapped
 
@@ -74,6 +75,7 @@ def _is_filled(cell: types.CellType) -> bool:
     return True
 
 
-def _names(code: types.CodeType) -> list[str]:
+def names_in(code: types.CodeType) -> list[str]:
+    """Every name of a global or an attribute that a function mentions, inner functions included."""
     nested = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return list(code.co_names) + [name for inner in nested for name in _names(inner)]
+    return list(code.co_names) + [name for inner in nested for name in names_in(inner)]

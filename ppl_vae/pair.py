@@ -13,10 +13,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from ppl_vae.attributes import Attributes
 from ppl_vae.discovery import Program, reachable
 from ppl_vae.errors import PairError
+from ppl_vae.rng import own_noise, seeded
 
-__all__ = ["Pair", "Program", "as_pair", "frozen_modes", "kept_buffers", "on_device"]
+__all__ = ["Pair", "Program", "as_pair", "frozen_modes", "kept_buffers", "kept_state", "on_device"]
 
 
 class Pair(nn.Module):
@@ -101,7 +103,7 @@ class Pair(nn.Module):
 
     def prepare(self, *batch: Tensor) -> None:
         """Runs both programs once without gradients, so that parameters made on first use exist."""
-        with torch.random.fork_rng(), torch.no_grad(), frozen_modes(self), kept_buffers(self):
+        with seeded(0, self.device), torch.no_grad(), frozen_modes(self), kept_state(self):
             self(self.guide, *batch)
             self(self.model, *batch)
 
@@ -116,6 +118,7 @@ class Pair(nn.Module):
     def param(self, name: str, init: Any = None, constraint: constraints.Constraint | None = None) -> Tensor:
         """Returns the constrained value of `pyro.param(name, init, constraint)`, made on first use.
 
+        An `init` that is a function draws from torch's own random state, whatever seed the run has, and moves it on.
         After training, `pair.param("scale")` reads the value.
         """
         alias = self._aliases.get(name)
@@ -127,7 +130,8 @@ class Pair(nn.Module):
         if unconstrained is None:
             if init is None:
                 raise PairError(f"pyro.param({name!r}): expected an initial value on first use, found none")
-            initial = init() if callable(init) else init
+            with own_noise():
+                initial = init() if callable(init) else init
             if isinstance(initial, nn.Parameter) and constraint is constraints.real:
                 if any(initial is known for known in self.parameters()):
                     self._aliases[name] = initial
@@ -207,6 +211,21 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             for buffer, version, value in before:
                 if buffer._version != version:  # autograd may hold one that did not move
                     buffer.copy_(value)
+
+
+@contextmanager
+def kept_state(module: nn.Module) -> Iterator[None]:
+    """Context after which buffers, and numbers, text and tensors that Python keeps, are what they were.
+
+    Those are the attributes of modules and plain objects, entries of containers, and variables that the module and its
+    programs reach. What a first run makes stays.
+    """
+    attributes = Attributes(module)
+    with kept_buffers(module):
+        try:
+            yield
+        finally:
+            attributes.restore_plain()
 
 
 class _LocalParams(Messenger):

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["current_state", "key", "permutation", "reseed", "restore_state", "seeded"]
+__all__ = ["current_state", "key", "own_noise", "permutation", "reseed", "restore_state", "seeded"]
 
 _MASK = (1 << 64) - 1
+_own_states: dict[torch.Generator, Tensor] = {}  # what the outermost `seeded` puts back
 
 
 def key(*parts: int) -> int:
@@ -32,18 +33,53 @@ def key(*parts: int) -> int:
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """Context with torch's generators seeded, and restored on leaving."""
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        reseed(seed, device)
+    before = {generator: generator.get_state() for generator in _generators(device)}
+    outermost = before.keys() - _own_states.keys()
+    _own_states.update({generator: before[generator] for generator in outermost})
+    reseed(seed, device)
+    try:
         yield
+    finally:
+        for generator, state in before.items():
+            generator.set_state(_own_states.pop(generator) if generator in outermost else state)
+
+
+@contextmanager
+def own_noise() -> Iterator[None]:
+    """Context that draws from the user's own random state, and moves it on, wherever `seeded` is in force.
+
+    Example:
+        >>> with torch.random.fork_rng():
+        ...     _ = torch.manual_seed(1)
+        ...     first, second = torch.rand(()), torch.rand(())
+        ...     _ = torch.manual_seed(1)
+        ...     with seeded(0), own_noise():
+        ...         inside = torch.rand(())
+        ...     bool(inside == first), bool(torch.rand(()) == second)
+        (True, True)
+    """
+    before = {generator: generator.get_state() for generator in _own_states}
+    for generator, state in _own_states.items():
+        generator.set_state(state)
+    try:
+        yield
+    finally:
+        for generator, state in before.items():
+            _own_states[generator] = generator.get_state()
+            generator.set_state(state)
 
 
 def reseed(seed: int, device: torch.device | None = None) -> None:
     """Seeds the CPU generator and that of `device`; torch.manual_seed also queues a stack trace for absent GPUs."""
-    torch.default_generator.manual_seed(seed)
-    if device is not None and device.type == "cuda":
-        torch.cuda.init()
-        torch.cuda.default_generators[device.index or 0].manual_seed(seed)
+    for generator in _generators(device):
+        generator.manual_seed(seed)
+
+
+def _generators(device: torch.device | None) -> list[torch.Generator]:
+    if device is None or device.type != "cuda":
+        return [torch.default_generator]
+    torch.cuda.init()
+    return [torch.default_generator, torch.cuda.default_generators[device.index or 0]]
 
 
 def current_state(device: torch.device) -> tuple[torch.device, Tensor, Tensor | None]:

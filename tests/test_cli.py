@@ -7,13 +7,15 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import ppl_vae as pv
 from ppl_vae import data
 from ppl_vae.cli.inputs import load_splits, random_rows
-from ppl_vae.cli.pairs import make_pair
+from ppl_vae.cli.pairs import first_use, make_pair
 from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory
 from tests.commands import SMALL_VAE, TINY, call, read, succeed
 
@@ -127,6 +129,24 @@ def test_the_seed_decides_the_initial_parameters():
     name = "encoder.network.layers.0.weight"
     assert torch.equal(first[name], again[name])
     assert not torch.equal(first[name], other[name])
+
+
+def test_the_seed_decides_parameters_made_on_first_use():
+    def start(seed):
+        def model(x):
+            loc = pyro.param("loc", lambda: torch.randn(3))
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+        pair = pv.Pair(model, lambda x: None)
+        with first_use(PairSpec("vae", 2, (8,), seed)):
+            pair.prepare(torch.zeros(4, 3))
+        return pair.param("loc")
+
+    before = torch.random.get_rng_state()
+    assert torch.equal(start(0), start(0))
+    assert not torch.equal(start(0), start(1))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_the_decoder_starts_at_the_pixel_means():

@@ -16,7 +16,7 @@ FOUNDATION = {
     "options",
 }
 CORE = {
-    *("discovery", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
+    *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
     *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {"networks", "priors", "encoders", "decoders", "vae"}
@@ -37,7 +37,9 @@ MAY_IMPORT = {
     "validation": {"errors"},
     "options": set(),
     "discovery": FOUNDATION,
-    "pair": FOUNDATION | {"discovery"},
+    "holders": FOUNDATION | {"discovery"},
+    "attributes": FOUNDATION | {"holders"},
+    "pair": FOUNDATION | {"discovery", "attributes"},
     "tape": FOUNDATION | {"pair"},
     "reductions": FOUNDATION | {"tape"},
     "terms": FOUNDATION | {"pair", "tape", "reductions"},
@@ -47,7 +49,7 @@ MAY_IMPORT = {
     "weights": FOUNDATION,
     "schedules": FOUNDATION,
     "objectives": FOUNDATION | {"pair", "tape", "terms", "weights", "schedules"},
-    "compile": FOUNDATION,
+    "compile": FOUNDATION | {"attributes"},
     "svi": FOUNDATION | CORE - {"svi", "evaluation"},
     "evaluation": FOUNDATION | CORE - {"evaluation"},
     "networks": FOUNDATION,

@@ -213,3 +213,54 @@ def test_batches_of_several_arrays():
     data = binary_rows(20), torch.randn(20, 2)
     assert pv.fit(pair, data, epochs=2, batch_size=8, progress=False).steps == 6
     assert pv.log_likelihood(pair, data, 30, progress=False).value.shape == (20,)
+
+
+def random_start():
+    """A fresh pair whose parameter `pyro.param` draws on first use."""
+
+    def model(x):
+        loc = pyro.param("loc", lambda: torch.randn(3))
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(loc, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    return pv.Pair(model, guide)
+
+
+FIRST_USES = {
+    "fit": lambda pair, x: pv.fit(pair, x, epochs=1, learning_rate=1e-6, progress=False, device="cpu"),
+    "check": lambda pair, x: pv.check(pair, x),
+    "log_likelihood": lambda pair, x: pv.log_likelihood(pair, x, 5, progress=False),
+    "prepare": lambda pair, x: pair.prepare(x),
+}
+
+
+@pytest.mark.parametrize("use", FIRST_USES.values(), ids=FIRST_USES.keys())
+def test_parameters_made_on_first_use_draw_from_the_users_random_state(use):
+    """As they would in a module that is constructed there: drawn from it, and by no more than that moved on."""
+
+    def start():
+        pair = random_start()
+        use(pair, torch.zeros(8, 3))
+        return pair.param("loc").detach()
+
+    torch.manual_seed(5)
+    expected, after = torch.randn(3), torch.rand(())
+    torch.manual_seed(5)
+    first = start()
+    torch.testing.assert_close(first, expected, rtol=0.0, atol=1e-4)
+    assert torch.equal(torch.rand(()), after)
+    assert not torch.allclose(first, start(), atol=1e-2)
+
+
+@pytest.mark.parametrize("use", FIRST_USES.values(), ids=FIRST_USES.keys())
+def test_the_random_state_stays_where_no_parameter_is_made(use):
+    pair = random_start()
+    pair.prepare(torch.zeros(8, 3))
+    before = torch.random.get_rng_state()
+    use(pair, torch.zeros(8, 3))
+    assert torch.equal(torch.random.get_rng_state(), before)

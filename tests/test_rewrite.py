@@ -45,7 +45,7 @@ def test_tanh_in_double_precision_stays():
 @pytest.mark.parametrize(("shape", "regrouped"), [((784,), True), ((64,), True), ((28, 28), True), ((30,), False)])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0, 1e4])
 def test_sums_over_bits(shape, regrouped, scale, generator):
-    """log p of bits under Bernoullis whose logits are tiny, usual and huge; the bits are the same for every particle."""
+    """log p of bits under Bernoullis whose logits are tiny or huge; the bits are the same for every particle."""
     logits = scale * torch.randn(3, 5, *shape, generator=generator)
     x = (torch.rand(5, *shape, generator=generator) < 0.5).float()
 

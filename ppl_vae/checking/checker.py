@@ -42,7 +42,9 @@ _PRIOR_DRAWS, _ROW_DRAWS = 64, 8
 def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckReport:
     """Checks that model and guide form a valid pair on a batch, and describes it.
 
-    Nothing is changed: no parameter, buffer, mode or random state.
+    Nothing is changed: no parameter, buffer, mode or random state, and no number that programs keep in attributes or
+    variables. What the first run of a pair makes stays: values of `pyro.param`, and the random state that a function
+    given to it draws from.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.

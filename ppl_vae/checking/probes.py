@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.checking.rules import check_plates
 from ppl_vae.checking.sites import distribution_name, frame_of
 from ppl_vae.errors import PairError, PplVaeError, first_line
-from ppl_vae.pair import Pair, Program, frozen_modes, kept_buffers
+from ppl_vae.pair import Pair, Program, frozen_modes, kept_state
 from ppl_vae.reductions import sum_to_data
 from ppl_vae.rng import seeded
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
@@ -32,7 +32,7 @@ def quiet(pair: Pair) -> Iterator[None]:
         stack.enter_context(seeded(_SEED, pair.device))
         stack.enter_context(torch.no_grad())
         stack.enter_context(frozen_modes(pair))
-        stack.enter_context(kept_buffers(pair))
+        stack.enter_context(kept_state(pair))
         stack.enter_context(validating(True))
         yield
 
@@ -186,7 +186,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
 def check_leaves(pair: Pair, batch: Batch, layout: Layout) -> None:
     """Every tensor with a gradient must belong to the pair, or it would silently not train."""
     few = tuple(a[:_PROBE_ROWS] for a in batch)
-    with seeded(_SEED, pair.device), frozen_modes(pair), kept_buffers(pair), torch.enable_grad(), validating(False):
+    with seeded(_SEED, pair.device), frozen_modes(pair), kept_state(pair), torch.enable_grad(), validating(False):
         total = run(pair, few, 1, layout).log_weight.sum()
     known = {id(p) for p in pair.parameters()}
     strangers = [leaf for leaf in _leaves(total) if id(leaf) not in known]

@@ -13,16 +13,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vae.errors import DataError, PairError, PplVaeError
 from ppl_vae.recipes import RECIPES
-from ppl_vae.rng import key, seeded
+from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.rundir import PairSpec
 
-__all__ = ["is_binary", "is_recipe", "make_pair", "naming_the_line"]
+__all__ = ["first_use", "is_binary", "is_recipe", "make_pair", "naming_the_line"]
 
-_INITIAL = 0x1217
+_INITIAL, _FIRST_USE = 0x1217, 0x1218
 _PROGRAMS = ("model", "guide")
 _SINGLE = (
     inspect.Parameter.POSITIONAL_ONLY,
@@ -59,6 +60,14 @@ def make_pair(spec: PairSpec, batch: tuple[Tensor, ...]) -> Any:
         if len(batch) > 1:
             raise DataError(f"pair {spec.name!r}: expected one array, found {len(batch)}: name a pair of your own")
         return RECIPES[spec.name].build(batch[0], spec.latent_dim, spec.hidden)
+
+
+@contextmanager
+def first_use(spec: PairSpec) -> Iterator[None]:
+    """Context in which parameters that `pyro.param` makes on first use depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        reseed(key(spec.seed, _FIRST_USE))
+        yield
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vae import schedules
 from ppl_vae.checking import CheckReport, check
 from ppl_vae.cli.inputs import Batch, Splits, load_splits, random_rows
-from ppl_vae.cli.pairs import is_recipe, make_pair, naming_the_line
+from ppl_vae.cli.pairs import first_use, is_recipe, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_evaluation, draw_fit, save_images
 from ppl_vae.data import binarize
 from ppl_vae.device import choose_device
@@ -95,7 +95,7 @@ def train(
             check_free(root)
         splits = load_splits(data_spec)
         pair = make_pair(pair_spec, splits.train)
-        with naming_the_line(f"pair {pair_spec.name!r} failed"):
+        with naming_the_line(f"pair {pair_spec.name!r} failed"), first_use(pair_spec):
             report = check(pair, _binary_batch(data_spec, splits.train))
     typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
     record = RunRecord(

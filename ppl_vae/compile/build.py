@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.attributes import Attributes, Change
 from ppl_vae.compile.capture import Captured, CaptureError, TensorFunction, capture
 from ppl_vae.compile.rewrite import rewrite
 from ppl_vae.compile.snapshot import Snapshot
@@ -27,16 +28,21 @@ _ROUNDING, _ROUNDING_DOUBLE, _CANCELLING = 1e-5, 1e-10, 0.1
 
 
 class Compiled:
-    """A compiled function of tensors, for arguments of the shapes it was made for."""
+    """A compiled function of tensors, for arguments of the shapes and the state outside tensors it was made for."""
 
-    def __init__(self, code: Callable[..., Sequence[Tensor]], tensors: list[Tensor]) -> None:
+    def __init__(self, code: Callable[..., Sequence[Tensor]], tensors: list[Tensor], attributes: Attributes) -> None:
         self._code = code
         self._tensors = tensors
+        self._attributes = attributes
 
     @torch.no_grad()
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
         """What the function gives, without its graph for gradients."""
         return self._code(*[t.detach() for t in self._tensors], *arguments)
+
+    def outdated(self) -> Change | None:
+        """What the function may read outside tensors and is no longer what it was; a look takes microseconds."""
+        return self._attributes.outdated()
 
 
 def compile_function(function: TensorFunction, examples: Sequence[Arguments], module: nn.Module) -> Compiled:
@@ -60,14 +66,14 @@ def compile_function(function: TensorFunction, examples: Sequence[Arguments], mo
             captured = capture(function, *examples[0])
             state.restore()
             rewrite(captured.graph)
-            compiled = Compiled(_build(captured, examples[0]), captured.tensors)
+            compiled = Compiled(_build(captured, examples[0]), captured.tensors, state.attributes)
             state.restore()
         for i, arguments in enumerate(examples):
             with seeded(i, device):
                 state.move(i)
                 expected = [t.detach() for t in function(*arguments)]
                 if name := state.changed():
-                    raise CaptureError(f"the programs change the attribute {name!r} in each call")
+                    raise CaptureError(f"the programs change {name!r} in each call")
                 state.restore()
             with seeded(i, device):
                 state.move(i)

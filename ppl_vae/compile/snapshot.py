@@ -7,18 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.attributes import Attributes
+
 __all__ = ["Snapshot"]
 
 
 class Snapshot:
-    """Parameters, buffers and plain attributes of every submodule.
+    """Parameters and buffers of every submodule, and what Python keeps within its reach.
 
-    A trial may write into tensors, put other tensors in their place, or change an attribute: `restore` undoes all
-    three, `changed` names the first plain attribute that is not what it was.
+    A trial may write into tensors, put other tensors in their place, or change an attribute or a variable: `restore`
+    undoes all three, `changed` names the first of the last two.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._attributes = [(m, name, dict(vars(m)), _copies(vars(m))) for name, m in module.named_modules()]
+        self.attributes = Attributes(module)
         self._registered: list[tuple[Any, dict[str, Any]]] = [
             (home, dict(home)) for m in module.modules() for home in (m._parameters, m._buffers) if home
         ]
@@ -33,24 +35,13 @@ class Snapshot:
                     tensor.mul_(1 + 0.01 * amount)
 
     def changed(self) -> str:
-        """Name of the first plain attribute that differs; empty if none does."""
-        for module, name, before, copies in self._attributes:
-            for attribute, value in vars(module).items():
-                if attribute in _MODULE_STATE or attribute.startswith("_cached"):  # as transforms keep their last pair
-                    continue
-                if attribute not in before or _differs(value, before[attribute], copies.get(attribute)):
-                    return f"{name}.{attribute}".lstrip(".")
-        return ""
+        """Name of the first attribute or variable that differs; empty if none does."""
+        change = self.attributes.changed()
+        return change.name if change is not None else self.attributes.moved()
 
     def restore(self) -> None:
         """Puts everything back."""
-        for module, _, before, copies in self._attributes:
-            plain = {name: value for name, value in before.items() if name not in _MODULE_STATE}
-            for name in [n for n in vars(module) if n not in before]:
-                del vars(module)[name]
-            vars(module).update(plain)
-            for name, value in copies.items():
-                before[name].data.copy_(value)
+        self.attributes.restore()
         for home, before in self._registered:
             home.clear()
             home.update(before)
@@ -61,22 +52,9 @@ class Snapshot:
                 tensor.copy_(value)
 
 
-_MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_") and not name.startswith("_ppl")}
-
-
 def _place(tensor: Tensor) -> int | None:
     """Where the numbers lie; None where a trial has left a tensor without any."""
     try:
         return tensor.data_ptr()
     except RuntimeError:
         return None
-
-
-def _copies(attributes: dict[str, Any]) -> dict[str, Tensor]:
-    return {n: v.detach().clone() for n, v in attributes.items() if type(v) is Tensor}
-
-
-def _differs(value: Any, before: Any, copy: Tensor | None) -> bool:
-    if value is before:
-        return copy is not None and not torch.equal(value, copy)
-    return not (isinstance(value, int | float | str | bool) and value == before)

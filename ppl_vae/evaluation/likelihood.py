@@ -22,7 +22,7 @@ from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.options import whole_number
-from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_buffers, on_device
+from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_state, on_device
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
@@ -54,8 +54,9 @@ def log_likelihood(
 
     p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Exactly K samples are drawn whatever
     the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
-    Neither parameters, buffers, modes nor torch's random state are changed. Where torch.distributed has been started,
-    every process has to call this: each takes its share of the data, and all get the results of all.
+    Neither parameters, buffers, modes, numbers that programs keep nor torch's random state are changed (but for what a
+    first run makes, as in `check`). Where torch.distributed has been started, every process has to call this: each
+    takes its share of the data, and all get the results of all.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
@@ -104,7 +105,7 @@ def log_likelihood(
         stack.enter_context(torch.no_grad())
         stack.enter_context(on_device(pair, target))
         stack.enter_context(frozen_modes(pair))
-        stack.enter_context(kept_buffers(pair))
+        stack.enter_context(kept_state(pair))
         stack.enter_context(validating(False))
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
         num_rows, num_particles = _block_shape(num_samples, size, layout)

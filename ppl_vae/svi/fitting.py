@@ -44,7 +44,7 @@ class Fit:
     stopped_early: bool
     """Whether validation stopped improving for `patience` epochs."""
     compiled: bool
-    """Whether steps ran compiled."""
+    """Whether steps ran compiled to the end."""
     report: CheckReport
     """What `check` said of the pair."""
     settings: FitSettings
@@ -79,8 +79,10 @@ def fit(
     """Trains the parameters of a pair, in place, by stochastic variational inference.
 
     Every row is used once an epoch, in an order that is a function of (seed, epoch); the noise of a step is a function
-    of (seed, step). The same seed on the same machine gives the same numbers, and torch's own random state is left
-    as it was. A loss or gradient that is not finite stops the fit before the optimiser uses it.
+    of (seed, step). The same seed on the same machine gives the same numbers from the same parameters, and torch's own
+    random state is left as it was. Only initial values that `pyro.param` is given as a function, and makes in the first
+    run of the pair, are drawn from that state, as those of a module are when it is constructed: `torch.manual_seed`
+    decides them. A loss or gradient that is not finite stops the fit before the optimiser uses it.
 
     Where torch.distributed has been started, every process has to call this with the same data and options: each takes
     its share of every batch, all take the joint step, and the noise is a function of (seed, step, process).
@@ -109,8 +111,9 @@ def fit(
         compile: Whether to compile the step: True before the first one, "auto" after a few, if the steps that are left
             will earn back what compiling costs. A pair that cannot be compiled trains all the same, and a warning
             names the line that stands in the way. The numbers are those of the step as written, up to rounding; "auto"
-            decides by the clock, so choose where two runs have to agree in the last bit. What programs read from
-            objects that are no modules is fixed when they are compiled, unless it shows in two trial calls.
+            decides by the clock, so choose where two runs have to agree in the last bit. Where something that programs
+            may read by name outside tensors (an attribute, a variable, an entry of a container) changes later, the fit
+            goes on as written, and a warning names it.
         run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
         progress: Show a progress bar where there is a terminal.
 

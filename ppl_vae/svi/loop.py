@@ -12,7 +12,7 @@ from torch import Tensor
 from ppl_vae.arrays import Rows
 from ppl_vae.errors import EstimateError
 from ppl_vae.history import History, Record
-from ppl_vae.pair import frozen_modes, kept_buffers
+from ppl_vae.pair import frozen_modes, kept_state
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.rundir import RunDirectory
@@ -103,7 +103,7 @@ class Loop:
         elbo = watched = 0.0
         size, group = layout.largest_batch(_VALIDATION_BLOCK), self.stepper.group
         blocks = range(0, len(self.held_out), size)
-        with seeded(0, self.device), torch.no_grad(), frozen_modes(self.pair), kept_buffers(self.pair):
+        with seeded(0, self.device), torch.no_grad(), frozen_modes(self.pair), kept_state(self.pair):
             for start in blocks[group.share(len(blocks))]:
                 batch = self.held_out.take(slice(start, start + size), self.device)
                 reseed(key(self.settings.seed, _VALIDATION, start), self.device)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
+from ppl_vae.attributes import Change
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
 from ppl_vae.diagnosis import NO_SITE, explain_non_finite
 from ppl_vae.distributed import Group
@@ -107,6 +108,8 @@ class Stepper:
         if full and self._payback.due(step):
             self._compile(step)
         arguments = self._arguments(step, serving)
+        if self.compiled is not None and (change := self.compiled.outdated()) is not None:
+            self._give_up(change)
         reseed(self._key(step), self.device)
         if full and self.compiled is not None:
             metrics, *gradients = self.compiled(*arguments)
@@ -138,6 +141,16 @@ class Stepper:
             self._reached = self._gradient.reached
         except CaptureError as error:
             warnings.warn(f"this fit runs uncompiled: {error}", UserWarning, stacklevel=2)
+
+    def _give_up(self, change: Change) -> None:
+        """Goes on with the step as written."""
+        self.compiled = None
+        warnings.warn(
+            f"this fit goes on uncompiled: {change.name!r}, which the programs can read, was {change.before} when they "
+            f"were compiled and is {change.now} now; keep a number that changes in a tensor that is written in place",
+            UserWarning,
+            stacklevel=2,
+        )
 
     def _key(self, step: int) -> int:
         """Seed of all that this process draws in a step."""

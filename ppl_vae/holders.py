@@ -1,0 +1,149 @@
+"""Finds where Python keeps values within reach of a module and its programs: attributes, entries, variables."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import sys
+import types
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from ppl_vae.discovery import LARGEST_CONTAINER, LIBRARIES, names_in, variables
+
+__all__ = ["Holder", "holders"]
+
+_MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
+_NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_NOT_ENTERED = {*LIBRARIES, *sys.stdlib_module_names}
+_OURS = "ppl_vae"
+
+
+class Holder(NamedTuple):
+    """A place that keeps values by key."""
+
+    name: str
+    """The names that lead there."""
+    source: Any
+    """Attributes, a container, the variables of a Python module, or a cell of a closure: the thing itself."""
+    keys: Sequence[Any]
+    """What in it counts."""
+    owner: Any = None
+    """The object or class whose attributes these are."""
+    whole: bool = True
+    """Whether what is added counts too."""
+
+    def counts(self, key: Any) -> bool:
+        """Whether a key is neither machinery nor a cache, such as transforms keep of their last pair."""
+        return self.owner is None or _counts(self.owner, key)
+
+
+def holders(root: nn.Module) -> list[Holder]:
+    """Every place within reach of a module by attributes, containers, closures, globals and methods.
+
+    Of libraries only modules are entered, and what they show. Containers of more than a thousand entries are not, nor
+    what a program reaches in another way than by name.
+    """
+    queue: deque[tuple[str, Any]] = deque([("", root)])
+    seen: dict[int, Any] = {}
+    spaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
+    found: list[Holder] = []
+    while queue:
+        name, value = queue.popleft()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        found += _holders_of(name, value)
+        queue += _reached_from(name, value)
+        for space, names in _spaces_of(value):
+            spaces.setdefault(id(space), (space, set()))[1].update(names)
+            queue += [(key, space[key]) for key in names]
+    return found + [Holder("", space, sorted(names), whole=False) for space, names in spaces.values()]
+
+
+def _holders_of(name: str, value: Any) -> Iterator[Holder]:
+    if _has_attributes(value):
+        yield Holder(name, vars(value), _attributes(value), value, whole=not isinstance(value, type))
+    if isinstance(value, nn.Module):
+        yield from (Holder(name, home, list(home)) for home in (value._buffers, value._modules) if home)
+    elif isinstance(value, dict | list) and len(value) <= LARGEST_CONTAINER:
+        yield Holder(name, value, list(value) if isinstance(value, dict) else range(len(value)))
+    elif inspect.isfunction(value) and _is_entered(value.__module__):
+        yield from (Holder(key, cell, [""], whole=False) for key, cell in _cells(value))
+
+
+def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
+    if isinstance(value, functools.partial):
+        return [(name, value.func), (name, value.args), (name, value.keywords)]
+    if inspect.ismethod(value):
+        return [("self", value.__self__), (name, value.__func__)]
+    if isinstance(value, staticmethod | classmethod | property | functools.cached_property):
+        return [(name, getattr(value, key, None)) for key in ("__func__", "fget", "func")]
+    if inspect.isfunction(value):
+        defaults = (value.__defaults__, value.__kwdefaults__)
+        return [*variables(value), *((name, d) for d in defaults)] if _is_entered(value.__module__) else []
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return _below(name, items) if len(value) <= LARGEST_CONTAINER else []
+    if not _has_attributes(value):
+        return []
+    inside = _below(name, [(key, vars(value)[key]) for key in _attributes(value)])
+    if isinstance(value, nn.Module):
+        inside += _below(name, value._modules.items())
+    classes = value.__bases__ if isinstance(value, type) else (type(value),)
+    return inside + [(c.__name__, c) for c in classes]
+
+
+def _below(name: str, inside: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]]:
+    return [(f"{name}.{key}".lstrip("."), item) for key, item in inside]
+
+
+def _spaces_of(value: Any) -> Iterator[tuple[dict[str, Any], set[str]]]:
+    """The globals that a function mentions, and the variables of the user's modules among them."""
+    if not inspect.isfunction(value) or not _is_users(value.__globals__.get("__name__", "")):
+        return
+    mentioned = set(names_in(value.__code__))
+    spaces = [value.__globals__]
+    for name in mentioned & value.__globals__.keys():
+        found = value.__globals__[name]
+        if isinstance(found, types.ModuleType) and _is_users(found.__name__):
+            spaces.append(vars(found))
+    yield from ((space, mentioned & space.keys()) for space in spaces)
+
+
+def _cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if cell != types.CellType():  # an empty one
+            yield name, cell
+
+
+def _has_attributes(value: Any) -> bool:
+    if isinstance(value, nn.Module):
+        return True
+    if isinstance(value, type):
+        return _is_users(value.__module__)
+    if isinstance(value, types.ModuleType) or not hasattr(value, "__dict__"):
+        return False
+    return isinstance(value, _NAMESPACES) or _is_entered(type(value).__module__)
+
+
+def _attributes(owner: Any) -> list[str]:
+    return [key for key in vars(owner) if _counts(owner, key)]
+
+
+def _counts(owner: Any, key: Any) -> bool:
+    if isinstance(owner, nn.Module) and not _is_users(type(owner).__module__) and str(key).startswith("_"):
+        return False
+    return key not in _MODULE_STATE and not str(key).startswith(("_cached", "__"))
+
+
+def _is_entered(module: str | None) -> bool:
+    return (module or "").split(".")[0] not in _NOT_ENTERED
+
+
+def _is_users(module: str | None) -> bool:
+    return _is_entered(module) and (module or "").split(".")[0] != _OURS
