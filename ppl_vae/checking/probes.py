@@ -14,6 +14,7 @@ from ppl_vae.errors import PairError, PplVaeError, first_line
 from ppl_vae.pair import Pair, Program, frozen_modes, kept_buffers
 from ppl_vae.reductions import sum_to_data
 from ppl_vae.rng import seeded
+from ppl_vae.supports import support_of
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms, run
 from ppl_vae.validation import validating
@@ -120,7 +121,9 @@ def check_coverage(pair: Pair, batch: Batch, layout: Layout, num_draws: int) -> 
 
 
 def _density(site: Site, layout: Layout) -> Tensor:
-    return sum_to_data(site["fn"].log_prob(site["value"]), layout)
+    """Log-density summed to (K, N); torch may give outside the support what would be right inside."""
+    inside = support_of(site["fn"]).check(site["value"])
+    return sum_to_data(torch.where(inside, site["fn"].log_prob(site["value"]), -torch.inf), layout)
 
 
 def check_other_size(pair: Pair, batch: Batch) -> Tape:

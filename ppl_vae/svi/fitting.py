@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ppl_vae.checking import CheckReport, check_observations
+from ppl_vae.checking import CheckReport
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import current
 from ppl_vae.history import History
@@ -19,7 +19,7 @@ from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, RunDirectory, check_free
 from ppl_vae.schedules import Schedule
-from ppl_vae.svi.inputs import checked, training_rows, validation_rows
+from ppl_vae.svi.inputs import check_data, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
@@ -151,7 +151,7 @@ def fit(
         held_out = None if validation is None else validation_rows(pair, validation, settings)
         report = checked(pair, rows, settings)
         if held_out is not None:
-            check_observations(pair, held_out, report.layout)
+            check_data(pair, held_out, report.layout, settings)
         directory = None
         if run_dir is not None and group.leads:
             directory = RunDirectory.create(run_dir, settings, target)
