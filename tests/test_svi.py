@@ -204,9 +204,19 @@ def test_the_run_directory_explains_itself(tmp_path):
         ({"batch_size": True}, "batch_size: expected a whole number, found True"),
         ({"seed": "a"}, "seed: expected a whole number, found 'a'"),
         ({"objective": pv.ELBO}, r"objective.*expected.*ELBO.*call it, as in ELBO\(\)"),
+        ({"batch_size": 2.5}, "batch_size: expected a whole number, found 2.5"),
+        ({"learning_rate": math.nan}, "learning_rate: expected a finite number, found nan"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a finite number, found inf"),
+        ({"learning_rate": "a"}, "learning_rate: expected a finite number, found 'a'"),
+        ({"clip_norm": math.nan}, "clip_norm: expected a finite number, found nan"),
+        ({"binarize": math.nan}, "binarize: expected None, 'dynamic' or 'fixed', found nan"),
+        ({"schedule": 0.5}, "schedule: expected a function"),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, "optimizer: expected a class.*found SGD"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer: LBFGS.*closure"),
+        ({"optimizer": lambda parameters: None}, "optimizer: expected a call.*'lr'"),
         ({"compile": "yes"}, "compile: expected 'auto', True or False, found 'yes'"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else next(iter(value)),
 )
 def test_wrong_options_say_what_is_right(options, message):
     with pytest.raises(ValueError, match=message):

@@ -24,6 +24,7 @@ from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
 from ppl_vae.svi.stepper import Stepper
+from ppl_vae.svi.trial import check_single_row
 from ppl_vae.validation import validating
 
 __all__ = ["Fit", "fit"]
@@ -152,11 +153,12 @@ def fit(
         report = checked(pair, rows, settings)
         if held_out is not None:
             check_data(pair, held_out, report.layout, settings)
+        pair.to(target)
+        stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
+        check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)
         directory = None
         if run_dir is not None and group.leads:
             directory = RunDirectory.create(run_dir, settings, target)
-        pair.to(target)
-        stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
     begin_together(group, pair, report.layout, settings, (rows, held_out), target)
     loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
     with ExitStack() as stack:
