@@ -157,7 +157,7 @@ def test_the_data_are_blamed_only_where_no_draw_allows_them():
 @pytest.mark.parametrize(
     "pair",
     [
-        pareto_pair(scale=lambda x: x.clamp_min(1.0) + 0.3),
+        pareto_pair(scale=lambda x: x.clamp_min(1.0) + 0.01),
         count_pair(lambda x: torch.nn.functional.one_hot(torch.full((len(x),), LARGEST), LARGEST + 1).to(x)),
     ],
     ids=["uniform", "counts"],

@@ -19,7 +19,7 @@ from ppl_vae.validation import validating
 __all__ = ["bounded_by_latents", "check_allowed", "check_gaps"]
 
 _DRAWS, _PRIOR_DRAWS = 8, 500
-_INTO_GAP, _BEYOND = (0.01, 0.5, 0.99), (0.01, 1.0, 100.0)
+_INTO_GAP, _BEYOND = (1e-4, 1e-3, 0.01, 0.1, 0.5, 0.99), (1e-4, 1e-3, 0.01, 0.1, 1.0, 100.0)
 
 
 def bounded_by_latents(pair: Pair, batch: Batch) -> frozenset[str]:

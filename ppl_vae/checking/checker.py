@@ -12,6 +12,7 @@ from ppl_vae.checking.probes import (
     check_coverage,
     check_leaves,
     check_other_size,
+    guide_is_noisy,
     quiet,
     rows_are_mixed,
     trace,
@@ -75,27 +76,32 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         for role, tape in (("model", prior), ("guide", guide)):
             check_plates(role, tape, len(rows))
         check_agreement(guide, prior)
+        smaller = check_other_size(pair, args) if len(rows) > 1 else prior
         model = _replayed(pair, args, guide, prior)
         few = tuple(a[:_PROBE_ROWS] for a in args)
         bounded = bounded_by_latents(pair, few)
         check_supports(guide, model, bounded)
-        layout = find_layout(guide, model, bounded)
+        layout = find_layout(guide, model, bounded)._replace(full_size=stated_size(smaller))
         if not proposes_outside:
             check_draws_inside(guide, prior, layout)
         with validating(not layout.may_leave_support):
             check_observed(trace(pair, "model", args, guide), bounded)
         notes = []
-        if reason := cannot_broadcast(pair, few, layout):
+        if noisy := guide_is_noisy(pair, few, layout):
+            notes.append(
+                "the guide draws noise that is no sample site (dropout that is always on, torch.randn): its density is "
+                "that given the noise, and no check of its rows is possible"
+            )
+        if reason := "noisy runs cannot be compared" if noisy else cannot_broadcast(pair, few, layout):
             layout = layout._replace(vectorized=False)
             notes.append(f"particles run one after another: {reason}")
         check_coverage(pair, few, layout, _PRIOR_DRAWS)
         check_gaps(pair, args, layout, guide, model)
         if not proposes_outside:
             check_allowed(pair, args, layout)
-        if len(rows) > 1:
-            layout = layout._replace(full_size=stated_size(check_other_size(pair, args)))
-            if not layout.subsampled and rows_are_mixed(pair, few, layout):
-                notes.append("the guide mixes rows: its draws for a datum depend on the rest of the batch")
+        mixed = len(rows) > 1 and not layout.subsampled and rows_are_mixed(pair, few, layout)
+        if mixed and not noisy:
+            notes.append("the guide mixes rows: its draws for a datum depend on the rest of the batch")
     check_leaves(pair, args, layout)
     if layout.rescaled:
         notes.append("a program scales its sites (poutine.scale): training follows it, evaluation does not")

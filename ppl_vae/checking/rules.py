@@ -37,8 +37,9 @@ def check_sites(guide: Tape, model: Tape) -> None:
     latents = set(model.latents)
     if missing := sorted(latents - set(guide.sites)):
         name = missing[0]
-        close = difflib.get_close_matches(name, set(guide.sites) - latents, n=1)
-        mend = f"rename {close[0]!r}" if close else f'add pyro.sample("{name}", ...) to the guide'
+        others = {other.lower(): other for other in sorted(set(guide.sites) - latents)}
+        close = difflib.get_close_matches(name.lower(), others, n=1)
+        mend = f"rename {others[close[0]]!r}" if close else f'add pyro.sample("{name}", ...) to the guide'
         raise PairError(f"site {name!r}: expected in the guide as in the model, found only in the model; {mend}")
     extra = [n for n in guide.sites if n not in latents]
     for name in extra:

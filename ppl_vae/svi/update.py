@@ -105,7 +105,7 @@ def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor]
         raise ValueError(f"optimizer: expected a torch optimizer class such as torch.optim.AdamW, got {made!r} from it")
     if _needs_closure(made):
         raise ValueError(
-            f"optimizer: {type(made).__name__} evaluates the loss several times within a step (it needs a closure), and "
+            f"optimizer: {type(made).__name__} evaluates the loss several times in a step (it needs a closure), and "
             "a step of fit is one evaluation with noise of its own; use one without closure, such as torch.optim.Adam"
         )
     return Update(made)
