@@ -119,7 +119,9 @@ def fit(
         A `Fit`.
 
     Raises:
-        PairError: If the pair is not valid (see `check`).
+        ValueError: If an option has no meaning, or the optimiser needs a closure.
+        PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
+            is named; the error itself is the cause.
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite; site and rows are named.
         GroupError: If one of several processes ends, hangs, or was given something else.
