@@ -157,6 +157,20 @@ def test_batch_norm_and_dropout_train_and_keep_their_modes():
     assert not module.encoder[2].training
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_path_gradient_moves_a_batch_norm_once_a_step(compile):
+    """It runs the guide twice; the statistics are those of the plain gradient."""
+    means = []
+    for gradient in ("pathwise", "stl"):
+        pair = fresh()
+        with seeded(1):
+            pair.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+        options = {"steps": 3, "batch_size": 8, "learning_rate": 1e-12, "compile": compile}
+        train(pair, binary_rows(8), objective=pv.ELBO(gradient=gradient, kl="sampled"), **options)
+        means.append(pair.encoder[1].running_mean)
+    assert_close(*means)
+
+
 def test_limits_of_steps_and_epochs():
     x = binary_rows(10)
     assert train(ModuleVAE(), x, epochs=None, steps=7).steps == 7
