@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, first_line
 from ppl_vae.mapped import read_rows
 
 __all__ = ["Rows", "as_rows"]
@@ -108,12 +108,32 @@ def _checked_numpy(array: np.ndarray, position: int) -> np.ndarray:
 
 
 def _stack(dataset: Any) -> list[Tensor]:
-    size = len(dataset)
-    if size == 0:
+    """The items of a torch `Dataset`, stacked: one array for each part of an item."""
+    if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            f"data: expected a Dataset with a length and items by number, found {type(dataset).__name__}: every epoch "
+            "takes each row once in an order of its own; collect its items in a tensor"
+        )
+    if len(dataset) == 0:
         raise DataError("data: expected at least one row, found an empty Dataset")
-    items = [dataset[i] for i in range(size)]
-    items = [item if isinstance(item, tuple | list) else (item,) for item in items]
-    return [torch.stack([torch.as_tensor(value) for value in column]) for column in zip(*items, strict=True)]
+    items = [_item(dataset, i) for i in range(len(dataset))]
+    shapes = [[tuple(value.shape) for value in item] for item in items]
+    if (row := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)) is not None:
+        raise DataError(
+            f"data, item {row} of the Dataset: expected tensors of shapes {shapes[0]} as in item 0, found "
+            f"{shapes[row]}; pad them to one shape, and pass a mask as a second array"
+        )
+    return [torch.stack(column) for column in zip(*items, strict=True)]
+
+
+def _item(dataset: Any, position: int) -> list[Tensor]:
+    try:
+        item = dataset[position]
+        return [torch.as_tensor(value) for value in (item if isinstance(item, tuple | list) else (item,))]
+    except Exception as error:
+        raise DataError(
+            f"data, item {position} of the Dataset: expected a tensor or a tuple of tensors: {first_line(error)}"
+        ) from error
 
 
 def _gather(array: Tensor | np.ndarray, index: Tensor | slice) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.pair import Pair
-from ppl_vae.reductions import sum_to_data
+from ppl_vae.reductions import bounded_log_prob, sum_to_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, run_program
 from ppl_vae.terms import outer_plates
 
@@ -46,7 +46,7 @@ def _fault(site: Site, layout: Layout) -> str:
     if value.is_floating_point() and not bool((finite := torch.isfinite(value)).all()):
         bad = ~finite.flatten(value.dim() - event_dim).all(-1) if event_dim else ~finite
         return f"draws values that are not finite{_rows(bad, site, layout)}"
-    if not bool((finite := torch.isfinite(site["fn"].log_prob(value))).all()):
+    if not bool((finite := torch.isfinite(bounded_log_prob(site, layout))).all()):
         return f"has a log-density that is not finite{_rows(~finite, site, layout)}"
     return ""
 

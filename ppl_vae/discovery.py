@@ -16,6 +16,7 @@ Program = Callable[..., Any]
 
 LARGEST_CONTAINER = 1000
 LIBRARIES = ("torch", "pyro", "numpy", "builtins", "collections", "functools", "typing", "zuko")
+_KEPT = (nn.Module, nn.Parameter, list, tuple, dict)
 
 
 def reachable(role: str, program: Program, closed: type) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
@@ -49,8 +50,15 @@ def _held_by(name: str, value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, list | tuple) and len(value) <= LARGEST_CONTAINER:
         return [(f"{name}_{i}", item) for i, item in enumerate(value)]
     if hasattr(value, "__dict__") and not of_library and not isinstance(value, type | types.ModuleType):
-        return list(vars(value).items())
-    return []
+        return [*vars(value).items(), *_of_classes(type(value))]
+    return _of_classes(value) if isinstance(value, type) else []
+
+
+def _of_classes(owner: type) -> list[tuple[str, Any]]:
+    """What a class and its bases keep that is no method: a module or parameter as a class attribute, say."""
+    own = [base for base in owner.__mro__ if base.__module__.split(".")[0] not in LIBRARIES]
+    found = [(name, item) for base in own for name, item in vars(base).items() if not name.startswith("__")]
+    return [(name, item) for name, item in found if isinstance(item, _KEPT)]
 
 
 def _module_of(value: Any) -> str:

@@ -1,5 +1,7 @@
 """The errors a user can meet, all under one base class."""
 
+import re
+
 __all__ = ["DataError", "EstimateError", "GroupError", "PairError", "PplVaeError", "first_line"]
 
 
@@ -23,12 +25,23 @@ class GroupError(PplVaeError, RuntimeError):
     """Processes that work together cannot: one has ended or does not answer, or they were given different things."""
 
 
+_TENSOR = re.compile(r"\s*\btensor\(([^()]*)\)")
+_FEW = 3
+
+
 def first_line(error: BaseException) -> str:
-    r"""The first line of what an error says, or its class where it says nothing.
+    r"""The first line of what an error says, a few numbers for each tensor in it, or its class where it says nothing.
 
     Example:
         >>> first_line(ValueError("too long\nby far")), first_line(KeyboardInterrupt())
         ('too long', 'KeyboardInterrupt')
+        >>> first_line(ValueError("found invalid values:\ntensor([[-1., -2.],\n  [-3., -4.]], dtype=torch.float64)"))
+        'found invalid values: -1, -2, -3 and more'
     """
-    text = str(error).strip()
+    text = _TENSOR.sub(_few_numbers, str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def _few_numbers(tensor: re.Match[str]) -> str:
+    numbers = [n.strip("[] \n").removesuffix(".") for n in re.split(r", (?=[a-z_]+=)", tensor[1])[0].split(",")]
+    return " " + ", ".join(numbers[:_FEW]) + " and more" * (len(numbers) > _FEW)

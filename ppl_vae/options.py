@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["whole_number"]
+import math
+from numbers import Real
+
+__all__ = ["finite_number", "whole_number"]
 
 
 def whole_number(name: str, value: object, least: int | None = None) -> None:
@@ -18,3 +21,18 @@ def whole_number(name: str, value: object, least: int | None = None) -> None:
         raise ValueError(f"{name}: expected a whole number, found {value!r}")
     if least is not None and value.__index__() < least:
         raise ValueError(f"{name}: expected at least {least}, found {value}")
+
+
+def finite_number(name: str, value: object, least: float = -math.inf) -> None:
+    """Refuses what is no number, not finite, or below `least`.
+
+    Example:
+        >>> finite_number("beta", float("nan"))
+        Traceback (most recent call last):
+            ...
+        ValueError: beta: expected a finite number, found nan
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, found {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least:g}, found {value}")

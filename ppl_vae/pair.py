@@ -202,6 +202,9 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
     """Context after which every buffer is the tensor that it was, with the numbers it had."""
     homes = [(m._buffers, dict(m._buffers)) for m in module.modules() if m._buffers]
     before = [(b, b._version, b.clone()) for b in module.buffers()]
+    # A batch norm in training moves its statistics without a new version: autograd has no use for them.
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+    silent = {id(b) for m in norms for b in m.buffers()}
     try:
         yield
     finally:
@@ -211,6 +214,9 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             for buffer, version, value in before:
                 if buffer._version != version:  # autograd may hold one that did not move
                     buffer.copy_(value)
+                elif id(buffer) in silent:
+                    with torch.autograd._unsafe_preserve_version_counter(buffer):
+                        buffer.copy_(value)
 
 
 @contextmanager

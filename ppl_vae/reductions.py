@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import math
 
+import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from ppl_vae.supports import support_of_data
 from ppl_vae.tape import DATA, Layout, Site
 
-__all__ = ["is_local", "is_rescaled", "nested_scale", "scale_within_data", "site_log_prob", "sum_but", "sum_to_data"]
+__all__ = [
+    "bounded_log_prob",
+    "is_local",
+    "is_rescaled",
+    "nested_scale",
+    "outside_support",
+    "scale_within_data",
+    "site_log_prob",
+    "sum_but",
+    "sum_to_data",
+]
 
 
 def is_local(site: Site) -> bool:
@@ -19,6 +32,20 @@ def is_local(site: Site) -> bool:
 def site_log_prob(site: Site) -> Tensor:
     """The log-density of a site at its value, as its distribution gives it."""
     return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+
+
+def bounded_log_prob(site: Site, layout: Layout) -> Tensor:
+    """The log-density of a site; minus infinity outside a support that depends on latents, whatever torch computes."""
+    log_prob = site_log_prob(site)
+    if site["name"] not in layout.bounded:
+        return log_prob
+    return torch.where(support_of_data(site["fn"]).check(site["value"]), log_prob, -torch.inf)
+
+
+def outside_support(site: Site, layout: Layout) -> Tensor:
+    """Whether a value of each particle and datum lies outside the support of its site, (K, N)."""
+    outside = (~support_of_data(site["fn"]).check(site["value"])).float()
+    return sum_to_data(scale_and_mask(outside, 1.0, site["mask"]), layout) > 0
 
 
 def scale_within_data(site: Site) -> Tensor | float:

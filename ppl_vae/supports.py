@@ -23,9 +23,11 @@ from torch.distributions import transforms as t
 __all__ = [
     "bounds",
     "covers",
+    "differ",
     "excluded_values",
     "first_outside",
     "is_fixed",
+    "is_stateless",
     "support_name",
     "support_of",
     "support_of_data",
@@ -140,6 +142,25 @@ def is_fixed(support: constraints.Constraint) -> bool:
     return all(limit.numel() == 1 for limit in limits)
 
 
+def is_stateless(support: constraints.Constraint) -> bool:
+    """Whether a support is described by its class alone, as the real line is."""
+    return not vars(_base(support))
+
+
+def differ(one: constraints.Constraint, other: constraints.Constraint) -> bool:
+    """Whether the bounds of two supports differ; not known of what has no bounds, such as a mixture.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> differ(constraints.interval(0.0, 1.0), constraints.interval(0.0, 2.0))
+        True
+    """
+    left, right = bounds(one), bounds(other)
+    if left is None or right is None:
+        return False
+    return any(bool((a != b).any()) for a, b in zip(left, right, strict=True))
+
+
 def first_outside(
     support: constraints.Constraint, value: Tensor, row_dim: int | None = None
 ) -> tuple[int, float] | None:
@@ -224,9 +245,19 @@ def _image(distribution: TransformedDistribution) -> constraints.Constraint:
             support = codomain
         else:
             ends = torch.stack(torch.broadcast_tensors(*(_end(transform, end, codomain) for end in limits)))
-            support = _interval(*ends.aminmax(dim=0), codomain)
+            low, high = ends.aminmax(dim=0)
+            shifted = support.is_discrete and _keeps_integers(transform)
+            support = constraints.integer_interval(low, high) if shifted else _interval(low, high, codomain)
     missing = len(distribution.event_shape) - support.event_dim
     return constraints.independent(support, missing) if missing > 0 else support
+
+
+def _keeps_integers(transform: t.Transform) -> bool:
+    """Whether a transform is a shift by whole numbers, or that and a change of sign."""
+    if not isinstance(transform, t.AffineTransform):
+        return False
+    loc, scale = torch.as_tensor(transform.loc), torch.as_tensor(transform.scale)
+    return bool((loc % 1 == 0).all()) and bool((scale.abs() == 1).all())
 
 
 def _end(transform: t.Transform, end: Tensor, codomain: constraints.Constraint) -> Tensor:

@@ -46,6 +46,8 @@ class Layout(NamedTuple):
     """Latent sites whose draws carry no pathwise gradient."""
     may_leave_support: frozenset[str]
     """Latent sites where the guide can draw values outside the model's support."""
+    bounded: frozenset[str]
+    """Observed sites whose support depends on latents."""
     rescaled: bool
     """Whether a program scales sites by a handler of its own (`poutine.scale`, `scale_latents`)."""
     subsampled: bool

@@ -16,7 +16,15 @@ from torch import Tensor
 from ppl_vae.errors import PairError
 from ppl_vae.kl import analytic_kl
 from ppl_vae.pair import Pair, kept_buffers
-from ppl_vae.reductions import is_local, nested_scale, scale_within_data, site_log_prob, sum_but, sum_to_data
+from ppl_vae.reductions import (
+    bounded_log_prob,
+    is_local,
+    nested_scale,
+    scale_within_data,
+    site_log_prob,
+    sum_but,
+    sum_to_data,
+)
 from ppl_vae.rng import current_state, restore_state
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 
@@ -174,7 +182,8 @@ class Terms:
         return self._reduce(q, scale_and_mask(closed, 1.0, q["mask"]), self._scale(q))
 
     def _log_prob(self, site: Site) -> Tensor:
-        return self._reduce(site, scale_and_mask(site_log_prob(site), 1.0, site["mask"]), self._scale(site))
+        log_prob = bounded_log_prob(site, self._layout)
+        return self._reduce(site, scale_and_mask(log_prob, 1.0, site["mask"]), self._scale(site))
 
     def _scale(self, site: Site) -> Tensor | float:
         return scale_within_data(site) if self._scaled else nested_scale(site)

@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, closure_pair, small_ppca
+from statistical import assert_estimates
 from torch import nn
 
 import ppl_vae as pv
@@ -45,6 +46,17 @@ def good_model(x):
 MISMATCHES = {
     "missing site": (good_model, lambda x: None, r"'z': expected in the guide.*add pyro.sample"),
     "typo": (good_model, lambda x: z_normal(x, "zz"), r"'z'.*rename 'zz'"),
+    "typo in capitals": (good_model, lambda x: z_normal(x, "Z"), r"'z'.*rename 'Z'"),
+    "a scale that is not positive": (
+        good_model,
+        lambda x: pyro.poutine.scale(lambda: z_normal(x), scale=torch.linspace(-1.0, 1.0, 6))(),
+        r"the guide failed.*scale > 0 but got -1.0000, -0.6000, -0.2000 and more\. Consider",
+    ),
+    "a parameter outside its constraint": (
+        good_model,
+        lambda x: pyro.sample("z", dist.Normal(x.new_zeros(6, 2), -x.new_ones(6, 2)).to_event(1)),
+        r"found invalid values: -1, -1, -1 and more$",
+    ),
     "extra site": (
         good_model,
         lambda x: (z_normal(x), z_normal(x, "w")),
@@ -276,6 +288,35 @@ def test_rows_must_not_be_mixed_by_the_model_and_are_remarked_in_the_guide():
     mixing_guide = pair_of(good_model, lambda x: pyro.sample("z", dist.Normal((x - x.mean(0))[:, :2], 1.0).to_event(1)))
     assert any("mixes rows" in note for note in pv.check(mixing_guide, X).notes)
     assert not any("mixes rows" in note for note in pv.check(pair_of(good_model, z_normal), X).notes)
+
+
+def dropout_of(x):
+    return nn.functional.dropout(x, 0.5, training=True)
+
+
+def test_noise_that_is_no_sample_site_is_remarked_in_the_guide():
+    """Its weights are right given the noise: nobody mixes rows or particles."""
+    guide = lambda x: pyro.sample("z", dist.Normal(dropout_of(x)[:, :2], 1.0).to_event(1))  # noqa: E731
+    report = pv.check(pair_of(good_model, guide), X)
+    assert not report.layout.vectorized
+    assert "noise that is no sample site" in report.notes[0]
+    assert not any("mixes" in note for note in report.notes)
+    ll = pv.log_likelihood(pair_of(good_model, guide), X, 4000, progress=False)
+    exact = dist.Normal(torch.zeros(3), 1.0).to_event(1).log_prob(X)  # the latent has no part in it
+    assert_estimates(ll.value, ll.stderr, exact, effect=0.4)
+
+
+def test_noise_that_is_no_sample_site_is_refused_in_the_model():
+    noisy = pair_of(lambda x: x_normal(x, dropout_of(z_normal(x) + x[:, :2]).sum(-1, keepdim=True)), z_normal)
+    with pytest.raises(pv.PairError, match=r"changing from run to run.*no sample site"):
+        pv.check(noisy, X)
+
+
+def test_programs_that_fail_on_fewer_rows_say_so_whatever_the_size():
+    x = torch.zeros(30, 3)
+    fixed = pair_of(lambda x: (z_normal(x), x_normal(x, torch.zeros(30, 3))), z_normal)
+    with pytest.raises(pv.PairError, match="works on 30 rows but not on 29"):
+        pv.check(fixed, x)
 
 
 def test_auxiliary_sites_are_for_point_guides_only():

@@ -227,6 +227,11 @@ def test_an_epoch_of_one_full_batch_and_a_smaller_one_compiles():
     assert pv.fit(ModuleVAE(), binary_rows(6), batch_size=4, epochs=1, compile=True, progress=False).compiled
 
 
+def test_data_that_are_less_than_one_batch_compile():
+    """Every batch is the whole data set, so that all steps have one shape."""
+    assert pv.fit(ModuleVAE(), binary_rows(6), batch_size=128, epochs=2, compile=True, progress=False).compiled
+
+
 class Annealed(Plain):
     """Weighs its latent by a count of its own, which a few calls do not show in the numbers."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -48,6 +49,28 @@ class Holder:
             pyro.sample("z", dist.Normal(self.networks["encoder"](x), 0.5).to_event(1))
 
 
+class Shelf:
+    """Modules as class attributes of a plain class, one of them inherited, one in a list."""
+
+    decoder = nn.Linear(1, 3)
+
+
+class ClassHolder(Shelf):
+    """A class method and a static method that use them."""
+
+    encoders: ClassVar = [nn.Linear(3, 1)]
+
+    @classmethod
+    def model(cls, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(cls.decoder(z), 1.0).to_event(1), obs=x)
+
+    @staticmethod
+    def guide(x):
+        global_guide(x, ClassHolder.encoders[0])
+
+
 class Programs(PyroModule):
     """Model as the forward of a PyroModule with a constrained PyroParam."""
 
@@ -78,6 +101,7 @@ PAIRS = {
     "closures": closure_pair,
     "global and partial": lambda: pv.Pair(global_model, functools.partial(global_guide, encoder=nn.Linear(3, 1))),
     "plain object": Holder,
+    "class attributes": ClassHolder,
     "PyroModule": lambda: pv.Pair(Programs(), Recogniser()),
     "namespace": lambda: SimpleNamespace(model=Programs(), guide=Recogniser()),
 }

@@ -157,6 +157,20 @@ def test_batch_norm_and_dropout_train_and_keep_their_modes():
     assert not module.encoder[2].training
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_path_gradient_moves_a_batch_norm_once_a_step(compile):
+    """It runs the guide twice; the statistics are those of the plain gradient."""
+    means = []
+    for gradient in ("pathwise", "stl"):
+        pair = fresh()
+        with seeded(1):
+            pair.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+        options = {"steps": 3, "batch_size": 8, "learning_rate": 1e-12, "compile": compile}
+        train(pair, binary_rows(8), objective=pv.ELBO(gradient=gradient, kl="sampled"), **options)
+        means.append(pair.encoder[1].running_mean)
+    assert_close(*means)
+
+
 def test_limits_of_steps_and_epochs():
     x = binary_rows(10)
     assert train(ModuleVAE(), x, epochs=None, steps=7).steps == 7
@@ -204,9 +218,19 @@ def test_the_run_directory_explains_itself(tmp_path):
         ({"batch_size": True}, "batch_size: expected a whole number, found True"),
         ({"seed": "a"}, "seed: expected a whole number, found 'a'"),
         ({"objective": pv.ELBO}, r"objective.*expected.*ELBO.*call it, as in ELBO\(\)"),
+        ({"batch_size": 2.5}, "batch_size: expected a whole number, found 2.5"),
+        ({"learning_rate": math.nan}, "learning_rate: expected a finite number, found nan"),
+        ({"learning_rate": math.inf}, "learning_rate: expected a finite number, found inf"),
+        ({"learning_rate": "a"}, "learning_rate: expected a finite number, found 'a'"),
+        ({"clip_norm": math.nan}, "clip_norm: expected a finite number, found nan"),
+        ({"binarize": math.nan}, "binarize: expected None, 'dynamic' or 'fixed', found nan"),
+        ({"schedule": 0.5}, "schedule: expected a function"),
+        ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, "optimizer: expected a class.*found SGD"),
+        ({"optimizer": torch.optim.LBFGS}, "optimizer: LBFGS.*closure"),
+        ({"optimizer": lambda parameters: None}, "optimizer: expected a call.*'lr'"),
         ({"compile": "yes"}, "compile: expected 'auto', True or False, found 'yes'"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60] if isinstance(value, str) else next(iter(value)),
 )
 def test_wrong_options_say_what_is_right(options, message):
     with pytest.raises(ValueError, match=message):

@@ -9,13 +9,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
+from pairs import DiscreteVAE, ModuleVAE, binary_rows
 from statistical import assert_mean
 from torch import nn
 from training import fresh, state, train
 
 import ppl_vae as pv
+from ppl_vae.distributed import Group
 from ppl_vae.svi import stepper
+from ppl_vae.svi.order import Order
 
 
 def test_data_in_every_form_give_the_same_run(tmp_path):
@@ -154,6 +156,139 @@ def test_an_infinite_gradient_is_seen_though_the_loss_is_finite():
     with pytest.raises(pv.EstimateError, match=r"step 1.*gradient of parameter 'programs.self.encoder"):
         train(pair, binary_rows(8))
     assert all(torch.equal(before[k], v) for k, v in state(pair).items())
+
+
+class Normalised(ModuleVAE):
+    """A batch norm, which needs two rows to train."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(9, 8), (9, 4), (1, 8), (6, 1)])
+def test_a_batch_of_one_row_is_found_before_the_first_step(tmp_path, rows, batch_size):
+    pair = Normalised()
+    before = state(pair)
+    with pytest.raises(pv.PairError, match=r"'programs.self.encoder.1' \(BatchNorm1d\).*one row.*batch_size such that"):
+        train(pair, binary_rows(rows), batch_size=batch_size, run_dir=tmp_path / "run")
+    assert all(torch.equal(before[k], v) for k, v in state(pair).items())
+    assert pair.encoder[1].training
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_row_is_refused_only_where_there_is_one():
+    x = binary_rows(9)
+    assert train(Normalised(), x, batch_size=8, epochs=None, steps=1).steps == 1
+    assert train(Normalised(), x, batch_size=7).steps == 4
+    assert train(ModuleVAE(), x, batch_size=8).steps == 4
+    group = Group(0, 3)  # batches of 4 are shares of 2, 1 and 1
+    assert Order(8, 4, 0, group=group).has_single_rows(1)
+    assert not Order(12, 6, 0, group=group).has_single_rows(9)
+    assert Order(7, 6, 0, group=group).has_single_rows(2)
+    assert not Order(7, 6, 0, group=group).has_single_rows(1)
+
+
+def test_what_a_program_raises_in_mid_training_names_the_step_and_the_rows():
+    class Late(ModuleVAE):
+        armed = False
+
+        def guide(self, x):
+            if self.armed and len(x) == 2:
+                raise KeyError("late")
+            super().guide(x)
+
+    class Arm(torch.optim.SGD):
+        def step(self, closure=None):
+            pair.armed = True
+            return super().step(closure)
+
+    pair = Late()
+    with pytest.raises(pv.PairError, match=r"step 3, on 2 rows, failed: KeyError: 'late'") as caught:
+        train(pair, binary_rows(10), batch_size=4, optimizer=Arm)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_what_a_program_raises_on_held_out_data_names_them():
+    class Late(ModuleVAE):
+        def guide(self, x):
+            if len(x) == 7 and not self.training:
+                raise RuntimeError("seven")
+            super().guide(x)
+
+    with pytest.raises(pv.PairError, match=r"validation after step 2, rows 0 to 6, failed: RuntimeError: seven"):
+        train(Late(), binary_rows(10), batch_size=5, validation=binary_rows(7))
+
+
+def embedding_pair(sparse):
+    class Embedded(ModuleVAE):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(2, 4, sparse=sparse)
+
+        def guide(self, x):
+            with pyro.plate("data", x.shape[0]):
+                loc, raw = (self.encoder(x) + self.table(x[:, 0].long())).chunk(2, -1)
+                pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+    return Embedded()
+
+
+def test_sparse_gradients_are_refused():
+    train(embedding_pair(sparse=False), binary_rows(8))
+    with pytest.raises(pv.PairError, match=r"'programs.self.table.weight': expected a dense gradient"):
+        train(embedding_pair(sparse=True), binary_rows(8))
+
+
+def test_a_loss_that_reaches_nothing_that_trains():
+    pair = DiscreteVAE()
+    for p in pair.parameters():
+        p.requires_grad_(False)
+    pair.other = nn.Linear(2, 2)
+    with pytest.raises(pv.PairError, match=r"reaches none of the 2.*'programs.self.other.weight'.*requires_grad_"):
+        train(pair, binary_rows(8))
+
+
+@pytest.mark.parametrize("schedule", ["beta", "learning rate"])
+def test_a_schedule_that_is_not_a_number_is_named(schedule):
+    broken = lambda step: math.nan if step == 2 else 1.0  # noqa: E731
+    if schedule == "beta":
+        with pytest.raises(pv.EstimateError, match=r"step 3.*beta is nan"):
+            train(ModuleVAE(), binary_rows(8), objective=pv.ELBO(beta=broken))
+    else:
+        with pytest.raises(ValueError, match=r"schedule: expected a finite factor.*nan at step 3"):
+            train(ModuleVAE(), binary_rows(8), schedule=broken)
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, *items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+class Endless(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        while True:
+            yield torch.zeros(5)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (Items(torch.zeros(5), torch.zeros(4)), r"item 1 of the Dataset.*\(5,\).*\(4,\)"),
+        (Items((torch.zeros(5),), (torch.zeros(5), 1)), r"item 1 of the Dataset.*\(5,\).*mask"),
+        (Items("a"), "item 0 of the Dataset: expected a tensor"),
+        (Endless(), "a Dataset with a length.*Endless"),
+    ],
+)
+def test_datasets_that_are_no_rows(data, message):
+    with pytest.raises(pv.DataError, match=f"(?s){message}"):
+        train(ModuleVAE(), data)
 
 
 def test_the_guard_of_a_gpu_freezes_the_parameters_from_the_first_bad_step(monkeypatch):

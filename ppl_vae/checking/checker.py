@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from ppl_vae.arrays import Rows, as_rows
+from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
 from ppl_vae.checking.layout import find_layout, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
     check_coverage,
     check_leaves,
     check_other_size,
+    guide_is_noisy,
     quiet,
     rows_are_mixed,
     trace,
@@ -32,7 +34,7 @@ from ppl_vae.supports import is_fixed, support_of_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
 from ppl_vae.validation import validating
 
-__all__ = ["check", "check_for_pyro", "check_observations", "check_rows"]
+__all__ = ["check", "check_draws", "check_for_pyro", "check_observations", "check_rows"]
 
 _PROBE_ROWS = 8
 _BLOCK_ROWS = 256
@@ -76,23 +78,32 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         for role, tape in (("model", prior), ("guide", guide)):
             check_plates(role, tape, len(rows))
         check_agreement(guide, prior)
+        smaller = check_other_size(pair, args) if len(rows) > 1 else prior
         model = _replayed(pair, args, guide, prior)
-        check_supports(guide, model)
-        layout = find_layout(guide, model)
+        few = tuple(a[:_PROBE_ROWS] for a in args)
+        bounded = bounded_by_latents(pair, few)
+        check_supports(guide, model, bounded)
+        layout = find_layout(guide, model, bounded)._replace(full_size=stated_size(smaller))
         if not proposes_outside:
             check_draws_inside(guide, prior, layout)
         with validating(not layout.may_leave_support):
-            check_observed(trace(pair, "model", args, guide))
+            check_observed(trace(pair, "model", args, guide), bounded)
         notes = []
-        few = tuple(a[:_PROBE_ROWS] for a in args)
-        if reason := cannot_broadcast(pair, few, layout):
+        if noisy := guide_is_noisy(pair, few, layout):
+            notes.append(
+                "the guide draws noise that is no sample site (dropout that is always on, torch.randn): its density is "
+                "that given the noise, and no check of its rows is possible"
+            )
+        if reason := "noisy runs cannot be compared" if noisy else cannot_broadcast(pair, few, layout):
             layout = layout._replace(vectorized=False)
             notes.append(f"particles run one after another: {reason}")
         check_coverage(pair, few, layout, _PRIOR_DRAWS)
-        if len(rows) > 1:
-            layout = layout._replace(full_size=stated_size(check_other_size(pair, args)))
-            if not layout.subsampled and rows_are_mixed(pair, few, layout):
-                notes.append("the guide mixes rows: its draws for a datum depend on the rest of the batch")
+        check_gaps(pair, args, layout, guide, model)
+        if not proposes_outside:
+            check_allowed(pair, args, layout)
+        mixed = len(rows) > 1 and not layout.subsampled and rows_are_mixed(pair, few, layout)
+        if mixed and not noisy:
+            notes.append("the guide mixes rows: its draws for a datum depend on the rest of the batch")
     check_leaves(pair, args, layout)
     if layout.rescaled:
         notes.append("a program scales its sites (poutine.scale): training follows it, evaluation does not")
@@ -127,8 +138,9 @@ def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
             del model.sites[name]
         check_sites(guide, model)
         check_plates("model", model, len(batch[0]))
-        check_observed(model)
-        layout = find_layout(guide, model)
+        bounded = bounded_by_latents(pair, batch)
+        check_observed(model, bounded)
+        layout = find_layout(guide, model, bounded)
     note = f"summed out of the model by the objective: {', '.join(map(repr, sorted(summed)))}"
     return CheckReport(describe_sites(guide, model, layout), describe_parameters(pair), layout, (note,))
 
@@ -151,16 +163,29 @@ def check_observations(pair: Pair, rows: Rows, layout: Layout, skip: tuple[int, 
     first = rows.take(slice(0, _PROBE_ROWS), device)
     with quiet(pair):
         tape = trace(pair, "model", first)
-        observed = [s for s in tape.sites.values() if s["is_observed"]]
+        observed = [s for n, s in tape.sites.items() if s["is_observed"] and n not in layout.bounded]
         sources = [_source(s, first) for s in observed]
         if any(i is None or not is_fixed(support_of_data(s["fn"])) for s, i in zip(observed, sources, strict=True)):
             for start, batch in rows.blocks(block, device):
-                check_observed(trace(pair, "model", batch), start)
+                check_observed(trace(pair, "model", batch), layout.bounded, start)
             return
         for start, batch in rows.blocks(block, device):
             for site, i in zip(observed, sources, strict=True):
                 if i is not None and i not in skip:
                     check_inside(site, batch[i].reshape(-1, *site["value"].shape[1:]), start)
+
+
+def check_draws(pair: Pair, rows: Rows, layout: Layout) -> None:
+    """Checks once that the guide's draws allow every row of a data set, where the support of data depends on latents.
+
+    Raises:
+        PairError: Naming the site and the row.
+        DataError: If no draw of guide or prior allows the row.
+    """
+    if layout.bounded:
+        with quiet(pair):
+            for start, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
+                check_allowed(pair, batch, layout, start)
 
 
 def check_rows(pair: Pair, rows: Rows, layout: Layout) -> None:
@@ -172,8 +197,10 @@ def check_rows(pair: Pair, rows: Rows, layout: Layout) -> None:
     with quiet(pair), validating(False):
         for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
             guide = trace(pair, "guide", batch)
-            check_supports(guide, trace(pair, "model", batch, guide))
+            model = trace(pair, "model", batch, guide)
+            check_supports(guide, model, layout.bounded)
             check_coverage(pair, batch, layout, _ROW_DRAWS)
+            check_gaps(pair, batch, layout, guide, model)
 
 
 def _source(site: Site, batch: Batch) -> int | None:

@@ -17,8 +17,8 @@ from ppl_vae.tape import DATA, Layout, Site, Tape
 __all__ = ["find_layout", "stated_size"]
 
 
-def find_layout(guide: Tape, model: Tape) -> Layout:
-    """The layout of a pair whose sites and plates have passed the rules."""
+def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
+    """The layout of a pair whose sites and plates have passed the rules; `bounded` are the sites of that field."""
     sites = [*model.sites.values(), *guide.sites.values()]
     frames = [f for s in sites for f in s["cond_indep_stack"]]
     nesting = max([-f.dim for f in frames] + [len(s["fn"].batch_shape) for s in sites])
@@ -36,6 +36,7 @@ def find_layout(guide: Tape, model: Tape) -> Layout:
         points=tuple(n for n in latents if is_point(guide.sites[n])),
         not_reparametrised=tuple(n for n in latents if not guide.sites[n]["fn"].has_rsample),
         may_leave_support=frozenset(n for n in latents if _may_leave(guide.sites[n], model.sites[n])),
+        bounded=bounded,
         rescaled=any(is_rescaled(s) for s in sites),
         subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
         full_size=stated_size(model),

@@ -14,11 +14,21 @@ from ppl_vae.errors import PairError, PplVaeError, first_line
 from ppl_vae.pair import Pair, Program, frozen_modes, kept_state
 from ppl_vae.reductions import sum_to_data
 from ppl_vae.rng import seeded
+from ppl_vae.supports import bounds, support_of
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms, run
 from ppl_vae.validation import validating
 
-__all__ = ["cannot_broadcast", "check_coverage", "check_leaves", "check_other_size", "quiet", "rows_are_mixed", "trace"]
+__all__ = [
+    "cannot_broadcast",
+    "check_coverage",
+    "check_leaves",
+    "check_other_size",
+    "guide_is_noisy",
+    "quiet",
+    "rows_are_mixed",
+    "trace",
+]
 
 _LOOPED_DRAWS = 8
 _PROBE_ROWS = 8
@@ -47,7 +57,7 @@ def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tap
         raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(a.shape)} {str(a.dtype).removeprefix('torch.')}" for a in batch)
-        raise PairError(f"the {role} failed on a batch of {shapes}: {error}{_mend(error)}") from error
+        raise PairError(f"the {role} failed on a batch of {shapes}: {first_line(error)}{_mend(error)}") from error
 
 
 def _mend(error: Exception) -> str:
@@ -59,6 +69,29 @@ def _mend(error: Exception) -> str:
     if isinstance(error, TypeError) and "argument" in text:
         return "; a program takes one argument for each array of the data"
     return ""
+
+
+def guide_is_noisy(pair: Pair, batch: Batch, layout: Layout) -> bool:
+    """Whether the guide draws noise of its own, as always-on dropout does; an error if the model does.
+
+    A density that is the same function of its values gives the same numbers twice.
+    """
+    with validating(False):
+        guide = run_program(pair, pair.guide, batch, None, layout)
+        model = run_program(pair, pair.model, batch, None, layout, guide.replay)
+        again = run_program(pair, pair.model, batch, None, layout, {**guide.replay, **model.subsamples})
+        one, other = (Terms([(tape, tape)], batch, layout) for tape in (model, again))
+        if not (_same(one.log_lik, other.log_lik) and _same(one.log_prior, other.log_prior)):
+            raise PairError(
+                "the model: expected log p(x, z) to be a function of x and z, found it changing from run to run: the "
+                "program draws noise that is no sample site (dropout that is always on, torch.randn); make the noise "
+                "a sample site of both programs, or use nn.Dropout, which evaluation turns off"
+            )
+        try:
+            again = run_program(pair, pair.guide, batch, None, layout, guide.replay)
+            return not _same(*(Terms([(t, t)], batch, layout).log_guide for t in (guide, again)))
+        except Exception:
+            return False  # no density at given points, as a flow without inverse
 
 
 def cannot_broadcast(pair: Pair, batch: Batch, layout: Layout) -> str:
@@ -120,7 +153,11 @@ def check_coverage(pair: Pair, batch: Batch, layout: Layout, num_draws: int) -> 
 
 
 def _density(site: Site, layout: Layout) -> Tensor:
-    return sum_to_data(site["fn"].log_prob(site["value"]), layout)
+    """Log-density summed to (K, N); torch may give outside the support what would be right inside."""
+    log_prob, support = site["fn"].log_prob(site["value"]), support_of(site["fn"])
+    if bounds(support) is not None:
+        log_prob = torch.where(support.check(site["value"]), log_prob, -torch.inf)
+    return sum_to_data(log_prob, layout)
 
 
 def check_other_size(pair: Pair, batch: Batch) -> Tape:
@@ -168,7 +205,8 @@ def _naming(num_rows: int) -> Iterator[None]:
     except PplVaeError:
         raise
     except Exception as error:
-        raise PairError(f"the pair fails on a batch of {num_rows} rows: {error}; take sizes from the batch") from error
+        text = f"the pair fails on a batch of {num_rows} rows: {first_line(error)}; take sizes from the batch"
+        raise PairError(text) from error
 
 
 def _without_last_row(site: Site, layout: Layout) -> Tensor:

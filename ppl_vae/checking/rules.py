@@ -37,8 +37,9 @@ def check_sites(guide: Tape, model: Tape) -> None:
     latents = set(model.latents)
     if missing := sorted(latents - set(guide.sites)):
         name = missing[0]
-        close = difflib.get_close_matches(name, set(guide.sites) - latents, n=1)
-        mend = f"rename {close[0]!r}" if close else f'add pyro.sample("{name}", ...) to the guide'
+        others = {other.lower(): other for other in sorted(set(guide.sites) - latents)}
+        close = difflib.get_close_matches(name.lower(), others, n=1)
+        mend = f"rename {others[close[0]]!r}" if close else f'add pyro.sample("{name}", ...) to the guide'
         raise PairError(f"site {name!r}: expected in the guide as in the model, found only in the model; {mend}")
     extra = [n for n in guide.sites if n not in latents]
     for name in extra:
@@ -125,8 +126,11 @@ def check_agreement(guide: Tape, model: Tape) -> None:
             )
 
 
-def check_supports(guide: Tape, model: Tape) -> None:
-    """The guide's support covers the model's, as far as bounds tell."""
+def check_supports(guide: Tape, model: Tape, bounded: frozenset[str] = frozenset()) -> None:
+    """The guide's support covers the model's, as far as bounds tell.
+
+    Where a likelihood is `bounded` by latents, the guide may leave out what the datum excludes: see `check_gaps`.
+    """
     for name in model.latents:
         q, p = guide.sites[name]["fn"], model.sites[name]["fn"]
         if is_point(guide.sites[name]):
@@ -137,6 +141,8 @@ def check_supports(guide: Tape, model: Tape) -> None:
                 f"site {name!r}: expected a guide with the model's support {support_name(support)}, found "
                 f"{distribution_name(q)} on {support_name(found)}: one is discrete, the other is not"
             )
+        if bounded:
+            continue
         if covers(found, support) is False:
             raise PairError(
                 f"site {name!r}: expected a guide that covers the model's support {support_name(support)}, found "
@@ -162,10 +168,16 @@ def _check_excluded(name: str, guide: Any, model: Any) -> None:
         )
 
 
-def check_observed(model: Tape, start: int = 0) -> None:
-    """Every observed value lies in the support of its site; `start` is the first row in the data set."""
-    for site in model.sites.values():
-        if site["is_observed"]:
+def check_observed(model: Tape, bounded: frozenset[str], start: int = 0) -> None:
+    """Every observed value lies in the support of its site, unless that depends on latents.
+
+    Args:
+        model: A run of the model.
+        bounded: Observed sites whose support depends on latents.
+        start: The first row in the data set.
+    """
+    for name, site in model.sites.items():
+        if site["is_observed"] and name not in bounded:
             check_inside(site, site["value"], start)
 
 

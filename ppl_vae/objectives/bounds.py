@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ppl_vae.errors import PairError
 from ppl_vae.objectives.base import Values, check_choice, check_gradient, check_particles, true_terms
+from ppl_vae.options import finite_number
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.terms import Terms, run
@@ -82,6 +83,7 @@ class Renyi:
 
     def __post_init__(self) -> None:
         check_particles(self.num_particles)
+        finite_number("alpha", self.alpha)
         if self.alpha == 1:
             raise ValueError("alpha=1 is the ELBO: use ELBO(num_particles=...)")
 

@@ -18,6 +18,7 @@ from ppl_vae.objectives.base import (
     total,
     true_terms,
 )
+from ppl_vae.options import finite_number
 from ppl_vae.pair import Pair
 from ppl_vae.schedules import Schedule
 from ppl_vae.tape import Batch, Layout
@@ -75,8 +76,9 @@ class ELBO:
             raise ValueError("gradient='score' draws every latent: use discrete='score'")
         if self.baseline == "leave_one_out" and self.num_particles < 2:
             raise ValueError("baseline='leave_one_out' needs num_particles of at least 2")
-        if self.free_bits < 0:
-            raise ValueError(f"free_bits: expected nats >= 0, found {self.free_bits}")
+        if not callable(self.beta):
+            finite_number("beta", self.beta, least=0)
+        finite_number("free_bits", self.free_bits, least=0)
         if self.free_bits and self.gradient == "score":
             raise ValueError("free_bits has no score-function gradient: use gradient='pathwise'")
 

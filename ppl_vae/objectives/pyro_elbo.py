@@ -13,6 +13,7 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
 from ppl_vae.objectives.base import Values
+from ppl_vae.options import finite_number
 from ppl_vae.pair import Pair, Program
 from ppl_vae.tape import Batch, Layout
 
@@ -101,6 +102,7 @@ def scale_latents(program: Program, beta: float) -> Callable[..., Any]:
         >>> pyro.poutine.trace(program).get_trace().nodes["z"]["scale"]
         0.5
     """
+    finite_number("beta", beta, least=0)
     return _ScaleLatents(beta)(program)
 
 

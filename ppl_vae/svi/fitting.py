@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ppl_vae.checking import CheckReport, check_observations
+from ppl_vae.checking import CheckReport
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import current
 from ppl_vae.history import History
@@ -19,11 +19,12 @@ from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, RunDirectory, check_free
 from ppl_vae.schedules import Schedule
-from ppl_vae.svi.inputs import checked, training_rows, validation_rows
+from ppl_vae.svi.inputs import check_data, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
 from ppl_vae.svi.stepper import Stepper
+from ppl_vae.svi.trial import check_single_row
 from ppl_vae.validation import validating
 
 __all__ = ["Fit", "fit"]
@@ -121,7 +122,9 @@ def fit(
         A `Fit`.
 
     Raises:
-        PairError: If the pair is not valid (see `check`).
+        ValueError: If an option has no meaning, or the optimiser needs a closure.
+        PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
+            is named; the error itself is the cause.
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite; site and rows are named.
         GroupError: If one of several processes ends, hangs, or was given something else.
@@ -154,12 +157,13 @@ def fit(
         held_out = None if validation is None else validation_rows(pair, validation, settings)
         report = checked(pair, rows, settings)
         if held_out is not None:
-            check_observations(pair, held_out, report.layout)
+            check_data(pair, held_out, report.layout, settings)
+        pair.to(target)
+        stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
+        check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)
         directory = None
         if run_dir is not None and group.leads:
             directory = RunDirectory.create(run_dir, settings, target)
-        pair.to(target)
-        stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
     begin_together(group, pair, report.layout, settings, (rows, held_out), target)
     loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
     with ExitStack() as stack:

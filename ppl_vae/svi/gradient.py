@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import PairError
 from ppl_vae.objectives import Objective
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Layout
@@ -69,14 +70,39 @@ class Gradient:
         if self._binarize:
             batch = (binarized(batch[0]), *batch[1:])
         values = self._objective.evaluate(self._pair, batch, self._layout, beta)
+        if not values.loss.requires_grad:
+            raise self._nothing_reached()
         found: tuple[Tensor | None, ...] = torch.autograd.grad(values.loss, self._parameters, allow_unused=True)
         gradients = [g for g in found if g is not None]
+        if not gradients:
+            raise self._nothing_reached()
+        if not self.reached:
+            self._refuse_sparse(found)
         self.reached = [p for p, g in zip(self._parameters, found, strict=True) if g is not None]
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         if self._clip_norm is not None:
             factor = (self._clip_norm / (norm + 1e-6)).clamp_max(1.0)
             gradients = [g * factor for g in gradients]
         return (torch.stack([values.loss.detach(), *values[1:], norm]), *gradients)
+
+    def _nothing_reached(self) -> PairError:
+        return PairError(
+            f"expected a loss that depends on parameters to train, found that it reaches none of the "
+            f"{len(self._parameters)} with requires_grad=True, such as {self._name(self._parameters[0])!r}; call "
+            "requires_grad_(True) on those that the programs use"
+        )
+
+    def _refuse_sparse(self, found: Sequence[Tensor | None]) -> None:
+        """Norm, clipping and the default optimiser are for dense gradients; looked at once."""
+        for parameter, gradient in zip(self._parameters, found, strict=True):
+            if gradient is not None and gradient.layout != torch.strided:
+                raise PairError(
+                    f"parameter {self._name(parameter)!r}: expected a dense gradient, found a sparse one; make the "
+                    "embedding with sparse=False"
+                )
+
+    def _name(self, parameter: Tensor) -> str:
+        return next(name for name, p in self._pair.named_parameters() if p is parameter)
 
 
 def binarized(probabilities: Tensor) -> Tensor:

@@ -8,15 +8,16 @@ import torch
 from torch.distributions import constraints
 
 from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking import CheckReport, check, check_for_pyro, check_observations
+from ppl_vae.checking import CheckReport, check, check_draws, check_for_pyro, check_observations
 from ppl_vae.errors import DataError
 from ppl_vae.objectives import FromPyro
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.supports import first_outside
 from ppl_vae.svi.settings import FitSettings
+from ppl_vae.tape import Layout
 
-__all__ = ["checked", "training_rows", "validation_rows"]
+__all__ = ["check_data", "checked", "training_rows", "validation_rows"]
 
 _FIXED, _VALIDATION = -1, -2  # keys of noise that belongs to no step
 
@@ -47,8 +48,15 @@ def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
             batch = (torch.bernoulli(batch[0].cpu()), *batch[1:])
     summed = check_for_pyro(pair, batch) if isinstance(settings.objective, FromPyro) else None
     report = summed or check(pair, batch)
-    check_observations(pair, rows, report.layout, skip=(0,) if settings.binarize else ())
+    check_data(pair, rows, report.layout, settings)
     return report
+
+
+def check_data(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) -> None:
+    """Checks every row of training or held-out data against the sites that observe them."""
+    check_observations(pair, rows, layout, skip=(0,) if settings.binarize else ())
+    if settings.binarize is None and not isinstance(settings.objective, FromPyro):  # whose model may draw on its own
+        check_draws(pair, rows, layout)
 
 
 def _check_probabilities(rows: Rows) -> None:

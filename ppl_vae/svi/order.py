@@ -60,6 +60,19 @@ class Order:
         """Number of rows of a step, over all processes."""
         return min(self._batch_size, self._num_rows - step % self.per_epoch * self._batch_size)
 
+    def has_single_rows(self, steps: int) -> bool:
+        """Whether some process has a single row in one of the first `steps` steps.
+
+        Example:
+            >>> Order(num_rows=5, batch_size=2, seed=0).has_single_rows(steps=2)
+            False
+            >>> Order(num_rows=5, batch_size=2, seed=0).has_single_rows(steps=3)
+            True
+        """
+        sizes = {self.size(step) for step in (0, self.per_epoch - 1) if step < steps}
+        shares = [Group(rank, self._group.size).share(size) for size in sizes for rank in range(self._group.size)]
+        return any(share.stop - share.start == 1 for share in shares)
+
     def _share(self, rows: Tensor) -> Tensor:
         return rows[self._group.share(len(rows))]
 

@@ -11,7 +11,7 @@ import pyro
 import torch
 
 from ppl_vae.objectives import ELBO, Objective
-from ppl_vae.options import whole_number
+from ppl_vae.options import finite_number, whole_number
 from ppl_vae.schedules import Schedule
 
 __all__ = ["FitSettings", "OptimizerFactory"]
@@ -52,10 +52,20 @@ class FitSettings:
         for name in ("epochs", "steps", "batch_size", "patience", "seed"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name))
+        for name in ("learning_rate", "clip_norm"):
+            if getattr(self, name) is not None:
+                finite_number(name, getattr(self, name))
         for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: expected a positive number, found {value}")
+        if self.schedule is not None and not callable(self.schedule):
+            raise ValueError(f"schedule: expected a function step -> factor, found {self.schedule!r}")
+        if self.optimizer is not None and not callable(self.optimizer):
+            raise ValueError(
+                "optimizer: expected a class such as torch.optim.AdamW, or a function (parameters, lr=...) that makes "
+                f"one, found {type(self.optimizer).__name__}: fit makes it itself, of the parameters of the pair"
+            )
         if self.binarize not in (None, "dynamic", "fixed"):
             raise ValueError(f"binarize: expected None, 'dynamic' or 'fixed', found {self.binarize!r}")
         if isinstance(self.objective, type) or not hasattr(self.objective, "evaluate"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Literal
@@ -14,7 +15,7 @@ from ppl_vae.attributes import Change
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
 from ppl_vae.diagnosis import NO_SITE, explain_non_finite
 from ppl_vae.distributed import Group
-from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.errors import EstimateError, PairError, PplVaeError, first_line
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
 from ppl_vae.svi.feed import Feed, Serving
@@ -54,12 +55,12 @@ class Stepper:
     ) -> None:
         self.pair, self.layout, self.settings, self.device = pair, layout, settings, device
         self.group = group
-        self._usual = len(range(settings.batch_size)[group.share(settings.batch_size)])
         self.parameters = [p for p in pair.parameters() if p.requires_grad]
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
         order = Order(len(rows), settings.batch_size, settings.seed, on_disk=rows.mapped, group=group)
         self.feed = Feed(rows, order, device)
+        self._usual = len(range(order.size(0))[group.share(order.size(0))])
         self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
         self.guard = Guard(device, bool(self.update.optimizer.defaults.get("fused")))
         self.compiled: Compiled | None = None
@@ -102,6 +103,15 @@ class Stepper:
         beta = self.settings.objective.beta
         return beta(step) if callable(beta) else beta
 
+    def _factor(self, step: int) -> float:
+        assert self.settings.schedule is not None
+        factor = self.settings.schedule(step)
+        if not math.isfinite(factor):
+            raise ValueError(
+                f"schedule: expected a finite factor of the learning rate, found {factor} at step {step + 1}"
+            )
+        return factor
+
     def _own(self, step: int, serving: Serving) -> tuple[Tensor, list[Tensor]]:
         """Metrics and gradients of the rows of this process."""
         full = 0 < len(serving.index) == self._usual
@@ -111,11 +121,17 @@ class Stepper:
         if self.compiled is not None and (change := self.compiled.outdated()) is not None:
             self._give_up(change)
         reseed(self._key(step), self.device)
-        if full and self.compiled is not None:
-            metrics, *gradients = self.compiled(*arguments)
-            self._gradient.reached = self._reached
-        else:
-            metrics, *gradients = self._gradient(*arguments)
+        try:
+            if full and self.compiled is not None:
+                metrics, *gradients = self.compiled(*arguments)
+                self._gradient.reached = self._reached
+            else:
+                metrics, *gradients = self._gradient(*arguments)
+        except (PplVaeError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise PairError(f"step {step + 1}, on {len(serving.index)} rows, failed: {what}") from error
         return metrics, gradients
 
     def _take(
@@ -126,7 +142,7 @@ class Stepper:
         if bad_step is not None:
             self._stop(bad_step, own)
         if self.settings.schedule is not None:
-            self.update.set_factor(self.settings.schedule(step))
+            self.update.set_factor(self._factor(step))
         self.update(reached, gradients, self.guard.skip)
 
     def _arguments(self, step: int, serving: Serving) -> tuple[Tensor, ...]:
@@ -170,6 +186,8 @@ class Stepper:
 
     def _explain(self, step: int, gradients: Sequence[Tensor]) -> str:
         """What is not finite on the rows of this process."""
+        if not math.isfinite(beta := self.beta_at(step)):
+            return f"beta is {beta}"
         for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
             parameter.grad = gradient
         index = self.feed.order.at(step)

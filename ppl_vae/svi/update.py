@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import first_line
 from ppl_vae.svi.settings import OptimizerFactory
 
 __all__ = ["Adam", "Update", "make_update"]
@@ -86,10 +88,29 @@ def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor], learning_rate: float) -> Update:
-    """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam if None."""
+    """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam if None.
+
+    Raises:
+        ValueError: If no optimiser comes of it, or one whose step needs a closure.
+    """
     if optimizer is None:
         return Adam(parameters, learning_rate)
-    made = optimizer(parameters, lr=learning_rate)
+    try:
+        made = optimizer(parameters, lr=learning_rate)
+    except Exception as error:
+        raise ValueError(
+            f"optimizer: expected a call with (parameters, lr=...) to make a torch optimizer, found {first_line(error)}"
+        ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ValueError(f"optimizer: expected a torch optimizer class such as torch.optim.AdamW, got {made!r} from it")
+    if _needs_closure(made):
+        raise ValueError(
+            f"optimizer: {type(made).__name__} evaluates the loss several times in a step (it needs a closure), and "
+            "a step of fit is one evaluation with noise of its own; use one without closure, such as torch.optim.Adam"
+        )
     return Update(made)
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
