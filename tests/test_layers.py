@@ -14,6 +14,7 @@ FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
     "validation",
     "options",
+    "operations",
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
@@ -36,6 +37,7 @@ MAY_IMPORT = {
     "history": {"errors"},
     "validation": {"errors"},
     "options": set(),
+    "operations": set(),
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
     "attributes": FOUNDATION | {"holders"},

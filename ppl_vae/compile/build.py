@@ -96,7 +96,7 @@ def _build(captured: Captured, arguments: Arguments) -> Callable[..., Sequence[T
         with _quiet():
             import torch._inductor
 
-            with torch.no_grad():
+            with torch.no_grad(), _known_shapes():
                 code = torch._inductor.compile(captured.graph, inputs, options=options)
                 code(*inputs)  # what is left to compile is compiled in the first call
     except Exception as error:
@@ -120,6 +120,18 @@ def _check_same(expected: Sequence[Tensor], found: Sequence[Tensor]) -> None:
 
 def _scale(tensor: Tensor) -> float:
     return float(tensor.nan_to_num(posinf=0.0, neginf=0.0).abs().max()) if tensor.numel() else 0.0
+
+
+@contextmanager
+def _known_shapes() -> Iterator[None]:
+    """Context that says that every shape is fixed, which the compiler wants to know before it looks into its cache."""
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(assume_static_by_default=True))
+    with tracing(TracingContext(mode)):
+        yield
 
 
 @contextmanager

@@ -37,10 +37,9 @@ class Lazy:
         work: str,
     ) -> None:
         self._function, self._module = function, module
-        self._payback = Payback(choice, num_calls)
+        self._payback, self._calls_left = Payback(choice), num_calls
         self._num_varied, self._work = num_varied, work
         self._shapes: list[tuple[int, ...]] = []
-        self._calls = 0
         self._compiled: Compiled | None = None
 
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
@@ -49,10 +48,13 @@ class Lazy:
         self._shapes = self._shapes or shapes
         if shapes != self._shapes:
             return self._function(*arguments)
-        if self._payback.due(self._calls):
+        if self._payback.due(self._calls_left):
             self._compile(arguments)
-        self._calls += 1
-        return self._function(*arguments) if self._compiled is None else self._compiled(*arguments)
+        self._calls_left -= 1
+        if self._compiled is not None:
+            return self._compiled(*arguments)
+        with self._payback.watching():
+            return self._function(*arguments)
 
     def _compile(self, arguments: Sequence[Tensor]) -> None:
         varied = [a.flip(0) for a in arguments[: self._num_varied]]

@@ -2,54 +2,63 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
+
+from ppl_vae.operations import Operations
 
 __all__ = ["Payback"]
 
-# Measured on the networks of the benchmark: what compiling is sure to save of a step, and what it costs where nothing
-# is cached.
-_SAVED_SHARE, _COST_SECONDS = 0.35, 10.0
-_WARM_UP, _TRIAL = 5, 25
+# Measured on the networks of the benchmark: what a compiled call saves for each operation of the call as written and
+# for each byte that it makes, and what compiling costs where nothing is cached.
+_SAVED_SECONDS_PER_OPERATION, _SAVED_SECONDS_PER_BYTE, _COST_SECONDS = 1e-5, 2e-10, 8.0
 
 
 class Payback:
-    """Says once, before a step, that it is time to compile.
+    """Says once, before a call, that it is time to compile.
+
+    What a call does decides, not the clock: two runs of the same thing decide alike.
 
     Args:
-        choice: True at once, False never, "auto" after some steps as written, if the steps that are left will earn back
-            what compiling costs.
-        total: How many steps there will be.
+        choice: True at once, False never, "auto" after the first call as written, if the calls that are left will earn
+            back what compiling costs.
 
     Example:
-        >>> now = Payback(True, total=10)
-        >>> now.due(0), now.due(1)
-        (True, False)
-        >>> any(Payback("auto", total=100).due(step) for step in range(100))
+        >>> Payback(True).due(calls_left=1)
+        True
+        >>> import torch
+        >>> now = Payback("auto")
+        >>> with now.watching():
+        ...     y = torch.ones(1000).exp()
+        >>> now.due(calls_left=100)
         False
     """
 
-    def __init__(self, choice: Literal["auto"] | bool, total: int) -> None:
+    def __init__(self, choice: Literal["auto"] | bool) -> None:
         if not isinstance(choice, bool) and choice != "auto":
             raise ValueError(f"compile: expected 'auto', True or False, found {choice!r}")
-        self._decided = choice is False
-        self._first_step = 0 if choice is True else _WARM_UP + _TRIAL
-        self._total = total
-        self._seen = 0
-        self._start = 0.0
+        self._decided, self._at_once = choice is False, choice is True
+        self._operations: Operations | None = None
 
-    def due(self, step: int) -> bool:
-        """Whether to compile before this step."""
-        if self._decided:
-            return False
-        if self._seen == _WARM_UP:
-            self._start = time.perf_counter()
-        self._seen += 1
-        if self._seen <= self._first_step:
+    def due(self, calls_left: int) -> bool:
+        """Whether to compile before this call."""
+        if self._decided or not (self._at_once or self._operations):
             return False
         self._decided = True
-        return self._first_step == 0 or self._earns_it_back(self._total - step)
+        return self._at_once or calls_left * self._saved() > _COST_SECONDS
 
-    def _earns_it_back(self, steps: int) -> bool:
-        seconds = (time.perf_counter() - self._start) / _TRIAL
-        return _SAVED_SHARE * seconds * steps > _COST_SECONDS
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Context of a call as written, which shows what there is to save."""
+        if self._decided or self._operations:
+            yield
+            return
+        with Operations() as operations:
+            yield
+        self._operations = operations
+
+    def _saved(self) -> float:
+        """Seconds that a compiled call will save, about."""
+        assert self._operations is not None
+        return _SAVED_SECONDS_PER_OPERATION * self._operations.count + _SAVED_SECONDS_PER_BYTE * self._operations.bytes

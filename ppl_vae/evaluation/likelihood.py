@@ -66,9 +66,9 @@ def log_likelihood(
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         memory: Bytes that the decoder may use at once, about.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
-        compile: Whether to compile the scoring of draws: True at once, "auto" once the draws that are left will earn
-            back what compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a
-            warning says why.
+        compile: Whether to compile guide and model: True at once, "auto" if the draws that are left will earn back what
+            compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a warning
+            says why.
         progress: Show a progress bar where there is a terminal.
 
     Returns:

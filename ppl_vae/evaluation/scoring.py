@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ppl_vae.compile import Lazy
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model
+from ppl_vae.operations import Operations
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
 
@@ -89,21 +88,6 @@ class Scorer:
     def _measure(self, batch: Batch, proposal: Proposal) -> int:
         """How many draws one run of the model may score within the memory."""
         one = proposal.part(self._layout, slice(0, 1), slice(0, 1))
-        with _Allocations() as allocations:
+        with Operations() as operations:
             evaluate_model(self._pair, tuple(a[:1] for a in batch), one, self._layout, proposal.outer_size(1))
-        return max(1, min(_CHUNK_ROWS, self._memory // max(1, allocations.bytes)))
-
-
-class _Allocations(TorchDispatchMode):
-    """Counts the bytes of all memory that a computation takes anew: an upper bound on what it holds at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = (t.untyped_storage() for t in tree_leaves(result) if isinstance(t, Tensor))
-        self.bytes += sum({s.data_ptr(): s.nbytes() for s in made if s.data_ptr() not in given}.values())
-        return result
+        return max(1, min(_CHUNK_ROWS, self._memory // max(1, operations.bytes)))

@@ -109,12 +109,12 @@ def fit(
         patience: Stop after this many epochs without a better validation.
         seed: Of the order of the data and of all noise.
         device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
-        compile: Whether to compile the step: True before the first one, "auto" after a few, if the steps that are left
-            will earn back what compiling costs. A pair that cannot be compiled trains all the same, and a warning
-            names the line that stands in the way. The numbers are those of the step as written, up to rounding; "auto"
-            decides by the clock, so choose where two runs have to agree in the last bit. Where something that programs
-            may read by name outside tensors (an attribute, a variable, an entry of a container) changes later, the fit
-            goes on as written, and a warning names it.
+        compile: Whether to compile the step: True before the first one, "auto" after it, if the steps that are left
+            will earn back what compiling costs, as the number and size of its operations tell. A pair that cannot be
+            compiled trains all the same, and a warning names the line that stands in the way. The numbers are those of
+            the step as written, up to rounding. Where something that programs may read by name outside tensors (an
+            attribute, a variable, an entry of a container) changes later, the fit goes on as written, and a warning
+            names it.
         run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
         progress: Show a progress bar where there is a terminal.
 

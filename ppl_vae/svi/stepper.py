@@ -65,7 +65,7 @@ class Stepper:
         self.guard = Guard(device, bool(self.update.optimizer.defaults.get("fused")))
         self.compiled: Compiled | None = None
         self._reached: list[Tensor] = []
-        self._payback = Payback(compile, settings.total_steps(len(rows)))
+        self._payback, self._total = Payback(compile), settings.total_steps(len(rows))
         self._binarize = settings.binarize == "dynamic"
         clip_norm = settings.clip_norm if group.size == 1 else None
         self._gradient = Gradient(
@@ -115,7 +115,7 @@ class Stepper:
     def _own(self, step: int, serving: Serving) -> tuple[Tensor, list[Tensor]]:
         """Metrics and gradients of the rows of this process."""
         full = 0 < len(serving.index) == self._usual
-        if full and self._payback.due(step):
+        if full and self._payback.due(self._total - step):
             self._compile(step)
         arguments = self._arguments(step, serving)
         if self.compiled is not None and (change := self.compiled.outdated()) is not None:
@@ -126,7 +126,8 @@ class Stepper:
                 metrics, *gradients = self.compiled(*arguments)
                 self._gradient.reached = self._reached
             else:
-                metrics, *gradients = self._gradient(*arguments)
+                with self._payback.watching():
+                    metrics, *gradients = self._gradient(*arguments)
         except (PplVaeError, torch.OutOfMemoryError):
             raise
         except Exception as error:
