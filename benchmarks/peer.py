@@ -49,7 +49,7 @@ class Peer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **dict.fromkeys(names, threads), "JAX_PLATFORMS": "cpu"},
+            env={**os.environ, **dict.fromkeys(names, threads), "JAX_PLATFORMS": "cpu", "TQDM_DISABLE": "1"},
         )
         try:
             self.ready = self._answer()
