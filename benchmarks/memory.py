@@ -35,7 +35,7 @@ PIECE, SPACING = 1024, 16  # of every 16 pieces of 1,024 rows, one holds digits
 
 def samples_case(name: str, setting: Setting) -> Case:
     """Peak of an evaluation with few and with many samples."""
-    num_data, few, many = setting.choose(100, 4), setting.choose(500, 5), setting.choose(50_000, 500)
+    num_data, few, many = setting.choose(200, 4), setting.choose(500, 5), setting.choose(50_000, 500)
     small, large = f"K = {few:,}", f"K = {many:,}"
     sides = {
         large: partial(_peak_of, "samples", num_data, many),
@@ -44,7 +44,7 @@ def samples_case(name: str, setting: Setting) -> Case:
     }
     title = f"Peak memory of the log-likelihood of {num_data} images"
     limits = (Limit(large, small, 1.05), Limit(large, None, GIGABYTE))
-    return _memory_case(name, title, sides, small, limits, setting)
+    return _memory_case(name, title, sides, small, limits, setting, max_rounds=3)
 
 
 def mapped_case(name: str, setting: Setting) -> Case:
@@ -66,7 +66,7 @@ def mapped_case(name: str, setting: Setting) -> Case:
     sides = {label: partial(_peak_of, "mapped", str(path), steps, evaluated) for label, path in paths.items()}
     sides[NOTHING] = partial(_peak_of, "mapped", str(paths[small]), 0, 0)
     title = f"Peak memory of {steps} steps and an evaluation on a memory-mapped file"
-    return _memory_case(name, title, sides, small, (Limit(large, small, 1.1),), setting)
+    return _memory_case(name, title, sides, small, (Limit(large, small, 1.1),), setting, max_rounds=1)
 
 
 def write_images(path: Path, num_bytes: int) -> None:
@@ -81,7 +81,9 @@ def write_images(path: Path, num_bytes: int) -> None:
     x.flush()
 
 
-def _memory_case(name: str, title: str, sides: dict, reference: str, limits: tuple, setting: Setting) -> Case:
+def _memory_case(
+    name: str, title: str, sides: dict, reference: str, limits: tuple, setting: Setting, max_rounds: int
+) -> Case:
     if setting.device.type != "cpu":
         raise Unavailable("this is about the memory of the process, not that of a GPU")
     return Case(
@@ -93,7 +95,7 @@ def _memory_case(name: str, title: str, sides: dict, reference: str, limits: tup
         floor=NOTHING,
         limits=limits,
         quantity="bytes",
-        max_rounds=1,  # another one differs in the third digit
+        max_rounds=max_rounds,
         warm_up=False,
     )
 
