@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+PEERS := .venv-peers/.installed
 
 .PHONY: help demo test lint types bench mutants clean
 .DEFAULT_GOAL := help
@@ -27,12 +28,20 @@ lint: $(INSTALLED)  ## style and formatting
 types: $(INSTALLED)  ## static types of the library
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## time per step, beside Pyro
-	$(BIN)/python -m benchmarks.run
+$(PEERS): benchmarks/peers.txt benchmarks/peers-pythae.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers.txt
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers-pythae.txt \
+		|| echo "pythae cannot be installed: its sides are left out"
+	@touch $@
+
+bench: $(INSTALLED)  ## time and memory, beside Pyro, PyTorch by hand, NumPyro, pythae and scikit-learn
+	@$(MAKE) --no-print-directory $(PEERS) || echo "NumPyro and pythae cannot be installed: their sides are left out"
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 mutants: $(INSTALLED)  ## seeded errors, each of which the tests must catch
 	$(BIN)/python tests/mutants.py
 
-clean:  ## remove the environment and all caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+clean:  ## remove the environments and all caches
+	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,1 +1,1 @@
-"""Time and memory of the library beside what else does the same work: `python -m benchmarks.run`, or `make bench`."""
+"""Time and memory of the library beside what else does the same work: `make bench`, or `python -m benchmarks.run`."""

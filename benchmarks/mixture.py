@@ -15,7 +15,8 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 import ppl_vae as pv
-from benchmarks.timing import Case, Limit, elapsed, marginal
+from benchmarks.setting import Setting
+from benchmarks.timing import Case, Limit, Unavailable, elapsed, marginal
 
 __all__ = ["Problem", "mixture_case", "ours", "scikit_learn"]
 
@@ -38,8 +39,15 @@ OURS, SCIKIT_LEARN, PRODUCTS = "ppl_vae GMM", "scikit-learn", "matrix products"
 LIMITS = {"gmm": (Limit(OURS, SCIKIT_LEARN, 0.12),), "gmm-wide": (Limit(OURS, SCIKIT_LEARN, 0.5),)}
 
 
-def mixture_case(name: str, num_data: int, dim: int, num_components: int, few: int, many: int) -> Case:
+SIZES = {"gmm": (200_000, 16, 32, 1, 6), "gmm-wide": (20_000, 64, 16, 2, 12)}
+TINY = (400, 3, 2, 1, 3)
+
+
+def mixture_case(name: str, setting: Setting) -> Case:
     """Time of an EM iteration on data (N, D) with C components."""
+    if setting.device.type != "cpu":
+        raise Unavailable("mixtures are fitted on the CPU")
+    num_data, dim, num_components, few, many = TINY if setting.quick else SIZES[name]
     problem = Problem(num_data, dim, num_components)
     sides = {
         OURS: partial(marginal, partial(ours, problem), few, many),

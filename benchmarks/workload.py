@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -11,24 +11,26 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 
-__all__ = ["IMAGE", "by_hand_loss", "images", "make_vae", "moments", "svi_programs"]
+__all__ = ["CPU", "HIDDEN", "IMAGE", "LATENT", "by_hand_loss", "images", "make_vae", "moments", "svi_programs"]
 
+CPU = torch.device("cpu")
 IMAGE, HIDDEN, LATENT = 784, (200, 200), 50
 
 
-def make_vae() -> pv.VAE:
-    """Make the network of every case, always with the same parameters."""
+def make_vae(device: torch.device = CPU, hidden: Sequence[int] = HIDDEN) -> pv.VAE:
+    """Make the network of most cases, always with the same parameters."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        decoder = pv.decoders.Bernoulli.mlp(LATENT, HIDDEN, IMAGE)
-        return pv.VAE(pv.priors.StandardNormal(LATENT), decoder, pv.encoders.DiagonalNormal.mlp(IMAGE, HIDDEN, LATENT))
+        decoder = pv.decoders.Bernoulli.mlp(LATENT, hidden, IMAGE)
+        encoder = pv.encoders.DiagonalNormal.mlp(IMAGE, hidden, LATENT)
+        return pv.VAE(pv.priors.StandardNormal(LATENT), decoder, encoder).to(device)
 
 
-def images(num_data: int) -> Tensor:
+def images(num_data: int, device: torch.device = CPU) -> Tensor:
     """Return binary images (N, 784): the embedded digits, enlarged to 28 x 28 and repeated as often as need be."""
     digits = pv.data.load("digits").train
     grey = nn.functional.interpolate(digits.unflatten(1, (1, 8, 8)), size=28, mode="bilinear").flatten(1)
-    return pv.data.binarize(grey[torch.arange(num_data) % len(grey)])
+    return pv.data.binarize(grey[torch.arange(num_data) % len(grey)]).to(device)
 
 
 def moments(vae: pv.VAE, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +41,8 @@ def moments(vae: pv.VAE, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def svi_programs(vae: pv.VAE) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
     """Return the model and the guide as Pyro's own examples write them: `pyro.module` makes SVI train the networks."""
-    zeros, ones = torch.zeros(LATENT), torch.ones(LATENT)
+    zeros = torch.zeros(LATENT, device=next(vae.parameters()).device)
+    ones = torch.ones_like(zeros)
 
     def model(x: Tensor) -> None:
         pyro.module("decoder", vae.decoder)
