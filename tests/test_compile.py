@@ -139,10 +139,18 @@ class Counting(Plain):
 class NoiseFromNumpy(Plain):
     """Draws outside torch."""
 
+    spread = 1.0
+
     def guide(self, x):
-        shift = float(np.random.default_rng().normal())
+        shift = self.spread * float(np.random.default_rng().normal())
         with pyro.plate("data", x.shape[0]):
             pyro.sample("z", dist.Normal(self.encoder(x)[:, :2] + shift, 1.0).to_event(1))
+
+
+class LittleNoiseFromNumpy(NoiseFromNumpy):
+    """So little that it might be taken for rounding."""
+
+    spread = 1e-4
 
 
 @pytest.mark.parametrize(
@@ -151,6 +159,7 @@ class NoiseFromNumpy(Plain):
         (Branching, r"test_compile.py, line \d+, `if x.sum\(\) > 0:`"),
         (Counting, "change .*calls"),
         (NoiseFromNumpy, "changes from call to call"),
+        (LittleNoiseFromNumpy, "changes from call to call"),
     ],
 )
 def test_what_cannot_be_compiled_says_why_once_and_trains(kind, reason):
@@ -400,6 +409,15 @@ def test_gradients_go_to_the_parameters_they_belong_to():
     assert fitted(other, x, epochs=3, compile=True).compiled
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_large_log_weights_are_no_obstacle():
+    """Log-weights of hundreds of nats carry their rounding into the weights of particles: by more than 1e-5."""
+    torch.manual_seed(0)
+    decoder = pv.decoders.Bernoulli.mlp(50, [200, 200], 784)
+    vae = pv.VAE(pv.priors.StandardNormal(50), decoder, pv.encoders.DiagonalNormal.mlp(784, [200, 200], 50))
+    x = (torch.rand(64, 784, generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    assert pv.fit(vae, x, objective=pv.IWAE(5), batch_size=32, epochs=1, compile=True, progress=False).compiled
 
 
 def test_what_was_compiled_before_is_found_again(tmp_path, monkeypatch):

@@ -27,12 +27,13 @@ class Snapshot:
         tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}.values()
         self._tensors = [(t, t.data, t.detach().clone()) for t in tensors]
 
-    def move(self, amount: int) -> None:
-        """Multiplies parameters and floating buffers by 1 + amount / 100."""
+    def move(self, amount: float, nudge: float = 0.0) -> None:
+        """Multiplies parameters and floating buffers by 1 + amount, and every other entry by 1 + nudge."""
         with torch.no_grad():
             for tensor, _, _ in self._tensors:
                 if tensor.is_floating_point():
-                    tensor.mul_(1 + 0.01 * amount)
+                    odd = torch.arange(tensor.numel(), device=tensor.device).remainder(2).view(tensor.shape)
+                    tensor.mul_(1 + amount).mul_(1 + nudge * odd.to(tensor.dtype))
 
     def changed(self) -> str:
         """Name of the first attribute or variable that differs; empty if none does."""
