@@ -68,7 +68,7 @@ def sample_of(rows: Rows, kind: CovarianceType, num_components: int) -> Sample:
     """Return the data of a fit, in blocks that suit the form in which so many components are served."""
     dim, matrices = rows.arrays[0].shape[1], kind in ("full", "tied")
     in_features = num_components >= fewest(dim, matrices)
-    return Sample(rows, num_features(dim, matrices) if in_features else dim)
+    return Sample(rows, num_features(dim, matrices) if in_features else dim, matrices)
 
 
 def maximisation(found: Statistics, current: Parameters, kind: CovarianceType, floor: float) -> Parameters:

@@ -30,6 +30,7 @@ class Sample:
     Args:
         rows: One array (N, D), finite.
         num_features: Numbers that a fit makes of a row; they decide how many rows make a block.
+        matrices: Whether a fit sees the columns together, so that their correlation can be taken out.
 
     Attributes:
         centre: Median of each column, over some of the rows, shape (D,): what lies far off does not move it.
@@ -37,10 +38,11 @@ class Sample:
         scale: The power of two next to each column's spread about the centre, shape (D,): dividing by it rounds
             nothing.
         threads: How many threads may share the blocks; one where a device has threads of its own.
-        reach: max |(x_n - centre) / scale| over the rows of each block, shape (number of blocks,).
+        units: L, lower triangular (D, D): `scale` times a root of the columns' correlation, or times the identity.
+        reach: max |L^-1 (x_n - centre)| over the rows of each block, shape (number of blocks,).
     """
 
-    def __init__(self, rows: Rows, num_features: int) -> None:
+    def __init__(self, rows: Rows, num_features: int, matrices: bool) -> None:
         self.rows = rows
         self.block_rows = max(FEWEST_ROWS, BLOCK_ELEMENTS // num_features)
         some = self.take(torch.arange(0, len(rows), -(-len(rows) // TYPICAL_ROWS)))
@@ -51,7 +53,11 @@ class Sample:
         typical = (some - self.centre).abs().median(dim=0).values / NORMAL_DEVIATION
         # Where most rows share one value, the others alone have a spread.
         self.scale = _power_of_two(torch.where(typical > 0, typical, self.variance.sqrt()))
-        self.reach = torch.stack([self._norms(block).max() for block in self.blocks()])
+        self.units = torch.diag(self.scale)
+        if matrices:
+            self.units = self.scale.unsqueeze(-1) * _root_of_correlation((some - self.centre) / self.scale)
+        reach = [torch.linalg.vector_norm(self.standardised(block), dim=0).max() for block in self.blocks()]
+        self.reach = torch.stack(reach)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,8 +85,9 @@ class Sample:
         """Return the rows of an index (n,), float64: (n, D)."""
         return self.rows.take(index)[0].to(torch.float64)
 
-    def _norms(self, block: Tensor) -> Tensor:
-        return torch.linalg.vector_norm((block - self.centre) / self.scale, dim=1)
+    def standardised(self, x: Tensor) -> Tensor:
+        """Return y = L^-1 (x - centre) of rows (n, D), transposed: (D, n)."""
+        return torch.linalg.solve_triangular(self.units, (x - self.centre).T, upper=False)
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
@@ -92,3 +99,16 @@ def _power_of_two(values: Tensor) -> Tensor:
     exponent = torch.frexp(values).exponent
     usable = values.isfinite() & (values > torch.finfo(values.dtype).tiny)
     return torch.where(usable, torch.ldexp(torch.ones_like(values), exponent), 1.0)
+
+
+def _root_of_correlation(u: Tensor) -> Tensor:
+    """Return a lower triangular root (D, D) of the second moments of rows; the identity where they are singular.
+
+    Rows far off have the weight that brings them to the length of the others.
+    """
+    dim = u.shape[1]
+    weights = dim / u.square().sum(1).clamp(min=dim)
+    second = (u.T * weights) @ u / len(u)
+    second += torch.diag((second.diagonal() == 0).to(u))
+    factor, info = torch.linalg.cholesky_ex(second)
+    return factor if info == 0 else torch.eye(dim).to(u)

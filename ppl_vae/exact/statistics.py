@@ -1,6 +1,7 @@
 r"""The E-step: sufficient statistics of a mixture in one pass over the data, in two forms.
 
-**Features.** The log-density of a normal is linear in the features phi(x) = [y y^T, y, 1] of y = (x - centre) / scale:
+**Features.** The log-density of a normal is linear in the features phi(x) = [y y^T, y, 1] of
+y = L^-1 (x - centre), with L the units of the data, in which columns are neither large, small nor correlated:
 
     log pi_c N(x; mu_c, Sigma_c) = theta_c . phi(x),
     theta_c = [-1/2 P_c, P_c m_c, log pi_c - 1/2 (D log 2 pi + log det Sigma_c + m_c^T P_c m_c)],
@@ -19,7 +20,7 @@ for enough components (`fewest`) to pay for building them, the Cholesky form els
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -33,8 +34,8 @@ __all__ = ["Statistics", "cholesky_statistics", "fewest", "num_features", "round
 
 # Rounding of a log-density, in nats, above which a component is served in the Cholesky form.
 TOLERANCE = 1e-10
-# Measured for D from 4 to 256: the times of both forms are equal near C = 1 + D / 16.
-DIMENSIONS_A_COMPONENT = 16
+# Measured for D from 4 to 256: the times of both forms are equal near C = 1 + D / 20.
+DIMENSIONS_A_COMPONENT = 20
 
 
 class Statistics(NamedTuple):
@@ -74,12 +75,22 @@ def rounding(sample: Sample, mixture: Mixture) -> Tensor:
     r"""Return how much a log-density loses to rounding in features: (number of blocks, C), in nats.
 
     The terms of theta_c . phi(x) are no larger than \|P_c\| (\|y\| + \|m_c\|)^2, whatever is left of them; each is
-    rounded to a relative eps. The same number bounds the error of the covariance, relative to the current one.
+    rounded to a relative eps. So are y and, in the end, the covariance, in the units of x: with Q_c the precision in
+    `scale`, that adds (\|P_c\| \|Q_c\|)^(1/2) (\|y\| + \|m_c\|)^2 and \|Q_c\|. The same number bounds the error of the
+    covariance, relative to the current one.
     """
-    precision, mean = _precision(sample, mixture), _mean(sample, mixture)
-    rows = precision.abs().sum(-1) if precision.ndim == 3 else precision
+    mean, precision = _mean(sample, mixture), _largest(_precision(sample, mixture))
+    plain = precision
+    if mixture.root.ndim == 3:
+        plain = _largest(torch.cholesky_inverse(mixture.root / sample.scale.unsqueeze(-1)))
     extent = sample.reach.unsqueeze(-1) + torch.linalg.vector_norm(mean, dim=-1)
-    return torch.finfo(mean.dtype).eps * rows.amax(-1) * extent.square()
+    terms = torch.maximum(precision, (precision * plain).sqrt()) * extent.square()
+    return torch.finfo(mean.dtype).eps * torch.maximum(terms, plain)
+
+
+def _largest(precision: Tensor) -> Tensor:
+    """Return a bound on the norms of precisions, shape (C or 1,)."""
+    return (precision.abs().sum(-1) if precision.ndim == 3 else precision).amax(-1)
 
 
 def num_features(dim: int, matrices: bool) -> int:
@@ -89,7 +100,7 @@ def num_features(dim: int, matrices: bool) -> int:
 
 def fewest(dim: int, matrices: bool) -> int:
     """Return the number of components below which features cost more to build than they save."""
-    return 1 + dim // DIMENSIONS_A_COMPONENT if matrices else 1
+    return 1 + round(dim / DIMENSIONS_A_COMPONENT) if matrices else 1
 
 
 class _Sums(NamedTuple):
@@ -107,16 +118,22 @@ class _Features:
 
     def __init__(self, sample: Sample, matrices: bool) -> None:
         self.sample, self.matrices = sample, matrices
-        size, rows = num_features(sample.dim, True), min(len(sample), sample.block_rows)
-        self.buffer = sample.centre.new_empty((size + sample.dim) * rows)
-        self.twice = sample.centre.new_empty(2 * sample.dim * rows)
+        self.rows = min(len(sample), sample.block_rows)
+
+    @cached_property
+    def buffer(self) -> Tensor:
+        dim = self.sample.dim
+        return self.sample.centre.new_empty((num_features(dim, self.matrices) + dim) * self.rows)
+
+    @cached_property
+    def twice(self) -> Tensor:
+        return self.sample.centre.new_empty(2 * self.sample.dim * self.rows)
 
     def __call__(self, block: Tensor) -> Tensor:
         n, D = block.shape
         size = num_features(D, self.matrices)
         y = self.twice[: 2 * D * n].view(2 * D, n)
-        torch.sub(block.T, self.sample.centre.unsqueeze(-1), out=y[:D])
-        y[:D] /= self.sample.scale.unsqueeze(-1)
+        y[:D] = self.sample.standardised(block)
         y[D:] = y[:D]
         shifts = D // 2 + 1 if self.matrices else 1
         products = self.buffer[: shifts * D * n].view(shifts, D, n)
@@ -178,8 +195,8 @@ def _coefficients(sample: Sample, mixture: Mixture) -> Tensor:
 
 
 def _central(moments: Tensor, sample: Sample, mixture: Mixture) -> _Sums:
-    """Return sums of deviations d = scale (y - m) from moments sum_n r_n phi_n, shape (C, F)."""
-    mean, scale = _mean(sample, mixture), sample.scale
+    """Return sums of deviations d = L (y - m) from moments sum_n r_n phi_n, shape (C, F)."""
+    mean, scale, units = _mean(sample, mixture), sample.scale, sample.units
     second, first, counts = moments.split([moments.shape[1] - sample.dim - 1, sample.dim, 1], dim=1)
     shift = first - counts * mean
     if mixture.root.ndim == 2:
@@ -188,7 +205,7 @@ def _central(moments: Tensor, sample: Sample, mixture: Mixture) -> _Sums:
     scatter = second.new_empty(len(mean), sample.dim, sample.dim)
     # sum r (y - m)(y - m)^T = sum r y y^T - m (sum r y)^T - (sum r (y - m)) m^T
     scatter[:, i, j] = scatter[:, j, i] = second - mean[:, i] * first[:, j] - shift[:, i] * mean[:, j]
-    return _Sums(counts[:, 0], scale * shift, scale.unsqueeze(-1) * scale * scatter)
+    return _Sums(counts[:, 0], shift @ units.T, units @ scatter @ units.T)
 
 
 def _add_deviations(sums: _Sums, x: Tensor, responsibilities: Tensor, mixture: Mixture, which: Tensor | slice) -> None:
@@ -222,11 +239,11 @@ def _precision(sample: Sample, mixture: Mixture) -> Tensor:
     """Return P in the units of y: matrices (C or 1, D, D) or diagonals (C, D)."""
     if mixture.root.ndim == 2:
         return (sample.scale / mixture.root).square().expand_as(mixture.means)
-    return torch.cholesky_inverse(mixture.root / sample.scale.unsqueeze(-1))
+    return torch.cholesky_inverse(torch.linalg.solve_triangular(sample.units, mixture.root, upper=False))
 
 
 def _mean(sample: Sample, mixture: Mixture) -> Tensor:
-    return (mixture.means - sample.centre) / sample.scale
+    return sample.standardised(mixture.means).T
 
 
 def _part(mixture: Mixture, which: Tensor | slice) -> Mixture:
