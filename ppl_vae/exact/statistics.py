@@ -89,8 +89,10 @@ def rounding(sample: Sample, mixture: Mixture) -> Tensor:
 
 
 def _largest(precision: Tensor) -> Tensor:
-    """Return a bound on the norms of precisions, shape (C or 1,)."""
-    return (precision.abs().sum(-1) if precision.ndim == 3 else precision).amax(-1)
+    """Return a bound on the norm of |P|, entry by entry, of precisions P: shape (C or 1,)."""
+    if precision.ndim == 2:
+        return precision.amax(-1)
+    return torch.minimum(precision.abs().sum(-1).amax(-1), torch.linalg.matrix_norm(precision))
 
 
 def num_features(dim: int, matrices: bool) -> int:
