@@ -62,7 +62,7 @@ def test_the_floor_moves_only_what_lies_below_it(kind):
 
 def test_no_component_starts_as_a_spike_on_one_datum():
     x = torch.cat([random_gmm(num_components=1).sample(200), torch.full((1, D), 1e3)])
-    parameters = em.start(em.sample_of(Rows([x]), "full"), 2, "full", floor=1e-6, seed=0)
+    parameters = em.start(em.sample_of(Rows([x]), "full", 2), 2, "full", floor=1e-6, seed=0)
     assert parameters.weights.min() < 0.01
     assert torch.linalg.eigvalsh(parameters.covariances).min() > 0.01
 

@@ -12,7 +12,7 @@ from statistical import assert_close, assert_within
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
-from ppl_vae.exact import GMM, em, sample
+from ppl_vae.exact import GMM, em, sample, shares
 from ppl_vae.exact import statistics as form
 from ppl_vae.exact.mixture import Mixture
 
@@ -27,7 +27,7 @@ class Case(NamedTuple):
 
 
 def sample_of(case: Case) -> sample.Sample:
-    return em.sample_of(Rows([case.x]), "full" if case.mixture.root.ndim == 3 else "diag")
+    return em.sample_of(Rows([case.x]), "full" if case.mixture.root.ndim == 3 else "diag", len(case.mixture.means))
 
 
 def both(case: Case) -> tuple[form.Statistics, form.Statistics]:
@@ -139,3 +139,85 @@ def test_the_size_of_a_block_of_features_changes_no_number(kind, monkeypatch):
     monkeypatch.setattr(sample, "FEWEST_ROWS", 7)
     monkeypatch.setattr(sample, "BLOCK_ELEMENTS", 1)
     assert_close(GMM.fit(x, 2, covariance_type=kind, max_iter=5).history, whole.history)
+
+
+@pytest.mark.parametrize("outlier", [None, 1e9])
+@pytest.mark.parametrize("dim", [2, 8])
+@pytest.mark.parametrize("condition", [2, 3, 4, 6, 8])
+def test_correlated_columns_are_served_in_features(condition, dim, outlier, monkeypatch):
+    """Up to a condition number of 10^4, beyond which the covariance itself, in the units of x, holds too few digits."""
+    monkeypatch.setattr(sample, "BLOCK_ELEMENTS", 1)
+    rng = np.random.default_rng(condition)
+    axes, _ = np.linalg.qr(rng.normal(size=(dim, dim)))
+    mixing = torch.from_numpy(axes * 10.0 ** -np.linspace(0.0, condition / 2, dim))
+    plain = random_gmm(dim=dim)
+    gmm = GMM(plain.weights, 1e3 + plain.means @ mixing.T, mixing @ plain.covariances @ mixing.T)
+    case = Case(gmm.sample(10 * sample.FEWEST_ROWS), gmm.mixture())
+    if outlier is not None:
+        case.x[0] = outlier
+    served = form.served(sample_of(case), case.mixture)
+    assert served[1:].all() or condition > 4
+    if outlier is None:
+        assert_same_statistics(case)
+    else:
+        assert_close(*(found.log_evidence for found in both(case)))
+
+
+@pytest.mark.parametrize("distance", [1e6, 1e9, 1e12])
+@pytest.mark.parametrize("columns", [1, D])
+def test_gross_outliers_cost_only_their_own_block_the_features(distance, columns, monkeypatch):
+    monkeypatch.setattr(sample, "BLOCK_ELEMENTS", 1)
+    gmm = random_gmm()
+    x = gmm.sample(50 * sample.FEWEST_ROWS)
+    x[7, :columns] = distance
+    case = Case(x, gmm.mixture())
+    served = form.served(sample_of(case), case.mixture)
+    assert not served[0].any()
+    assert served[1:].all()
+    fast, exact = both(case)
+    assert_close(fast.log_evidence, exact.log_evidence)
+    for name in ("counts", "shift", "scatter"):
+        # A component that the outlier does not belong to is judged by itself.
+        for one, other in zip(getattr(fast, name), getattr(exact, name), strict=True):
+            assert_close(one, other, scale=float(other.abs().max()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("threads", [2, 3])
+def test_the_number_of_threads_changes_no_number(kind, threads, monkeypatch):
+    monkeypatch.setattr(sample, "BLOCK_ELEMENTS", 1)
+    x = random_gmm("full", seed=5).sample(20 * sample.FEWEST_ROWS)
+    alone = GMM.fit(x, C, covariance_type=kind, max_iter=5)
+    torch.set_num_threads(threads)
+    shared = GMM.fit(x, C, covariance_type=kind, max_iter=5)
+    assert torch.get_num_threads() == threads
+    assert_close(shared.history, alone.history)
+    assert_close(shared.covariances, alone.covariances, scale=float(alone.covariances.abs().max()))
+    assert GMM.fit(x, C, covariance_type=kind, max_iter=5).history == shared.history
+
+
+def test_an_error_in_a_share_is_raised_and_the_threads_are_as_before():
+    def fails(blocks: range) -> int:
+        raise ValueError(f"in {blocks[0]}")
+
+    torch.set_num_threads(2)
+    with pytest.raises(ValueError, match="in 0"):
+        list(shares.in_shares(fails, 9, 2))
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize(("num_blocks", "threads"), [(1, 1), (1, 4), (2, 2), (9, 1), (9, 2), (100, 3)])
+def test_shares_are_all_blocks_in_their_order(num_blocks, threads):
+    found = [index for blocks in shares.in_shares(list, num_blocks, threads) for index in blocks]
+    assert found == list(range(num_blocks))
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_components", "expected"), [(4, 1, True), (16, 1, False), (64, 3, False), (64, 4, True)]
+)
+def test_few_components_of_many_dimensions_are_not_worth_features(dim, num_components, expected):
+    gmm = random_gmm(num_components=num_components, dim=dim)
+    case = Case(gmm.sample(100), gmm.mixture())
+    mixture = case.mixture._replace(root=torch.eye(dim, dtype=torch.float64).expand(num_components, dim, dim))
+    assert form.served(sample_of(case), mixture).all() == expected
+    assert_same_statistics(case)

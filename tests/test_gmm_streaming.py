@@ -15,6 +15,7 @@ from statistical import assert_close
 from ppl_vae.arrays import Rows
 from ppl_vae.errors import DataError
 from ppl_vae.exact import GMM, arrays, em, sample
+from ppl_vae.exact.mixture import Mixture
 
 
 def on_disk(path: Path, x: np.ndarray) -> np.memmap:
@@ -58,7 +59,7 @@ def test_an_empty_component_finds_the_worst_datum_of_every_block(monkeypatch):
     x = gmm.sample(3 * sample.FEWEST_ROWS)
     x[[5, 100]] += 50.0
     parameters = em.Parameters(gmm.weights, gmm.means, gmm.covariances)
-    total, worst = em._explained_worst(em.sample_of(Rows([x]), "full"), parameters, 2)
+    total, worst = em._explained_worst(em.sample_of(Rows([x]), "full", C), parameters, 2)
     assert_close(total, gmm.log_prob(x).sum())
     assert {tuple(row) for row in worst.tolist()} == {tuple(row) for row in x[[5, 100]].tolist()}
 
@@ -66,7 +67,7 @@ def test_an_empty_component_finds_the_worst_datum_of_every_block(monkeypatch):
 def test_centres_are_drawn_from_some_rows_of_many(monkeypatch):
     x = torch.arange(40_000, dtype=torch.float64).reshape(-1, D)
     monkeypatch.setattr(em, "SEEDING_ELEMENTS", 100 * D)
-    rows = em._seeding_rows(em.sample_of(Rows([x]), "full"), 1, np.random.RandomState(0))
+    rows = em._seeding_rows(em.sample_of(Rows([x]), "full", 1), 1, np.random.RandomState(0))
     assert rows.shape == (100, D)
     assert rows[:, 0].remainder(D).max() == 0
     assert rows[-1, 0] > 0.8 * x.max()
@@ -104,3 +105,33 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
         path.unlink()
     assert grown[1] < grown[0] + 20
     assert max(grown) < 300
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int16", ">f8"])
+def test_densities_of_data_on_disk_are_those_of_data_in_memory(kind, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "_BLOCK", 7)
+    gmm = random_gmm(kind)
+    x = (10 * gmm.sample(50).numpy()).astype(dtype)
+    mapped = on_disk(tmp_path / "x.npy", x)
+    assert_close(gmm.log_prob(mapped), gmm.log_prob(x))
+    assert_close(gmm.posterior(mapped).logits, gmm.posterior(x).logits, scale=1e3)
+
+
+def test_densities_read_data_on_disk_block_by_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "_BLOCK", 7)
+    gmm, seen = random_gmm(), []
+    table = Mixture.log_joint
+    monkeypatch.setattr(Mixture, "log_joint", lambda self, x: seen.append(len(x)) or table(self, x))
+    mapped = on_disk(tmp_path / "x.npy", gmm.sample(20).numpy())
+    gmm.log_prob(mapped)
+    gmm.posterior(mapped)
+    assert seen == [7, 7, 6] * 2
+
+
+@pytest.mark.parametrize(
+    ("x", "message"), [(np.zeros((9, 3)), r"expected \(N, 4\)"), (np.full((9, 4), np.nan), "row 0")]
+)
+def test_bad_data_on_disk_have_no_density(x, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        random_gmm().log_prob(on_disk(tmp_path / "x.npy", x))

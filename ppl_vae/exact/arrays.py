@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from ppl_vae.arrays import Rows
 from ppl_vae.errors import DataError
 
-__all__ = ["Array", "as_float64", "as_rows", "as_sample_rows"]
+__all__ = ["Array", "as_float64", "as_rows", "as_sample_rows", "row_blocks"]
 
 Array = Tensor | np.ndarray
 _BLOCK = 4096
@@ -47,14 +49,36 @@ def as_sample_rows(x: Array) -> Rows:
     Raises:
         DataError: As `as_rows`; what is on disk is read once, in blocks.
     """
-    if not (isinstance(x, np.memmap) and x.dtype.isnative):
+    if not _stays_on_disk(x):
         return Rows([as_rows(x).detach()])
+    for _ in row_blocks(x):
+        pass
+    return Rows([x])
+
+
+def row_blocks(x: Array, dim: int | None = None, device: torch.device | None = None) -> Iterator[Tensor]:
+    """Yield data as finite float64 matrices (n, D): what is in memory as one, what is on disk block by block.
+
+    Args:
+        x: As for `as_rows`.
+        dim: As for `as_rows`.
+        device: As for `as_rows`.
+
+    Raises:
+        DataError: As `as_rows`.
+    """
+    if not _stays_on_disk(x):
+        yield as_rows(x, dim, device)
+        return
     as_float64(x[:0], "x")
-    _check_shape(x.shape)
-    mapped = Rows([x])
-    for first, (block,) in mapped.blocks(_BLOCK):
+    _check_shape(tuple(x.shape), dim)
+    for first, (block,) in Rows([x]).blocks(_BLOCK):
         _check_finite(block, first)
-    return mapped
+        yield block.to(device, torch.float64)
+
+
+def _stays_on_disk(x: Array) -> bool:
+    return isinstance(x, np.memmap) and x.dtype.isnative
 
 
 def _check_shape(shape: tuple[int, ...], dim: int | None = None) -> None:

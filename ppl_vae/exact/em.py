@@ -15,7 +15,7 @@ from ppl_vae.errors import EstimateError
 from ppl_vae.exact.covariance import CovarianceType, average, floored, root
 from ppl_vae.exact.mixture import Mixture
 from ppl_vae.exact.sample import Sample
-from ppl_vae.exact.statistics import Statistics, num_features, statistics
+from ppl_vae.exact.statistics import Statistics, fewest, num_features, statistics
 
 __all__ = ["Course", "Limits", "Parameters", "ascend", "maximisation", "sample_of", "start"]
 
@@ -64,9 +64,11 @@ class Course(NamedTuple):
     """Whether the last iteration gained less than the tolerance."""
 
 
-def sample_of(rows: Rows, kind: CovarianceType) -> Sample:
-    """Return the data of a fit, in blocks that suit the covariances."""
-    return Sample(rows, num_features(rows.arrays[0].shape[1], kind in ("full", "tied")))
+def sample_of(rows: Rows, kind: CovarianceType, num_components: int) -> Sample:
+    """Return the data of a fit, in blocks that suit the form in which so many components are served."""
+    dim, matrices = rows.arrays[0].shape[1], kind in ("full", "tied")
+    in_features = num_components >= fewest(dim, matrices)
+    return Sample(rows, num_features(dim, matrices) if in_features else dim, matrices)
 
 
 def maximisation(found: Statistics, current: Parameters, kind: CovarianceType, floor: float) -> Parameters:

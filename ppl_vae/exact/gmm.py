@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -10,11 +11,12 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 
 from ppl_vae.errors import DataError
-from ppl_vae.exact.arrays import Array, as_float64, as_rows, as_sample_rows
+from ppl_vae.exact.arrays import Array, as_float64, as_rows, as_sample_rows, row_blocks
 from ppl_vae.exact.covariance import CovarianceType, collapse, expand, infer_type, num_covariances, root
 from ppl_vae.exact.em import Limits, Parameters, ascend, sample_of, start
 from ppl_vae.exact.mixture import Mixture, exact_guide, mixture_model
 from ppl_vae.exact.sample import Sample
+from ppl_vae.exact.shares import one_thread
 
 __all__ = ["GMM"]
 
@@ -127,14 +129,15 @@ class GMM(nn.Module):
         rows = as_sample_rows(x)
         if len(rows) < num_components:
             raise DataError(f"x has {len(rows)} rows, expected at least one for each of {num_components} components")
-        sample = sample_of(rows, covariance_type)
+        sample = sample_of(rows, covariance_type, num_components)
         if init is None:
             seeds = np.random.SeedSequence(seed).generate_state(num_restarts).tolist()
             starts = [start(sample, num_components, covariance_type, covariance_floor, s) for s in seeds]
         else:
             starts = [init._as_start(sample, num_components, covariance_type)]
         limits = Limits(max_iter, tol, covariance_floor)
-        courses = [ascend(sample, parameters, covariance_type, limits, progress) for parameters in starts]
+        with one_thread():  # each has blocks of its own
+            courses = [ascend(sample, parameters, covariance_type, limits, progress) for parameters in starts]
         best = max(courses, key=lambda course: course.history[-1])
         weights, means, covariances = best.parameters
         gmm = cls(weights, means, collapse(covariances, covariance_type), covariance_type)
@@ -148,12 +151,14 @@ class GMM(nn.Module):
         return C - 1 + C * D + num_covariances(self.covariance_type, C, D)
 
     def log_prob(self, x: Array) -> Tensor:
-        """Return log p(x) of data (N, D): float64 (N,), in nats."""
-        return self._log_joint(x).logsumexp(-1)
+        """Return log p(x) of data (N, D): float64 (N,), in nats. A memory-mapped array is read in blocks."""
+        mixture = self.mixture()
+        return torch.cat([mixture.log_joint(block).logsumexp(-1) for block in self._blocks(x)])
 
     def posterior(self, x: Array) -> Categorical:
         """Return p(z given x), the responsibilities of data (N, D): batch shape (N,), C values."""
-        return Categorical(logits=self._log_joint(x))
+        mixture = self.mixture()
+        return Categorical(logits=torch.cat([mixture.log_joint(block) for block in self._blocks(x)]))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw n data (n, D), the same on every device; the global generators stay as they are."""
@@ -179,8 +184,8 @@ class GMM(nn.Module):
         C, D = self.means.shape
         return f"components={C}, dim={D}, covariance_type={self.covariance_type!r}"
 
-    def _log_joint(self, x: Array) -> Tensor:
-        return self.mixture().log_joint(as_rows(x, self.means.shape[1], self.means.device))
+    def _blocks(self, x: Array) -> Iterator[Tensor]:
+        return row_blocks(x, self.means.shape[1], self.means.device)
 
     def _parameters_of_em(self) -> Parameters:
         return Parameters(self.weights, self.means, expand(self.covariances, self.covariance_type))

@@ -1,6 +1,7 @@
 r"""The E-step: sufficient statistics of a mixture in one pass over the data, in two forms.
 
-**Features.** The log-density of a normal is linear in the features phi(x) = [y y^T, y, 1] of y = (x - centre) / scale:
+**Features.** The log-density of a normal is linear in the features phi(x) = [y y^T, y, 1] of
+y = L^-1 (x - centre), with L the units of the data, in which columns are neither large, small nor correlated:
 
     log pi_c N(x; mu_c, Sigma_c) = theta_c . phi(x),
     theta_c = [-1/2 P_c, P_c m_c, log pi_c - 1/2 (D log 2 pi + log det Sigma_c + m_c^T P_c m_c)],
@@ -8,15 +9,18 @@ r"""The E-step: sufficient statistics of a mixture in one pass over the data, in
 with P_c and m_c the precision and the mean in the units of y. With r the responsibilities, all that the M-step needs
 are the moments r^T phi: two matrix products a block of rows, beside which everything else is little.
 
-**Cholesky form.** log N from L_c^-1 (x - mu_c), and the sums of deviations from mu_c. It costs several times more, and
-loses no digits where a component is small beside its distance from the centre, so that the terms of theta . phi cancel.
+**Cholesky form.** log N from L_c^-1 (x - mu_c), and the sums of deviations from mu_c. It costs two to four times more
+where there are many components, and less where there are few. It loses no digits where a component is small beside its
+distance from the centre, so that the terms of theta . phi cancel.
 
-Which form serves a component on a block is decided by `rounding`, before anything is computed.
+Which form serves a component on a block is decided before anything is computed: features where `rounding` allows them
+for enough components (`fewest`) to pay for building them, the Cholesky form elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property, partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -24,11 +28,14 @@ from torch import Tensor
 
 from ppl_vae.exact.mixture import LOG_2PI, Mixture
 from ppl_vae.exact.sample import Sample
+from ppl_vae.exact.shares import in_shares
 
-__all__ = ["Statistics", "cholesky_statistics", "num_features", "rounding", "statistics"]
+__all__ = ["Statistics", "cholesky_statistics", "fewest", "num_features", "rounding", "served", "statistics"]
 
 # Rounding of a log-density, in nats, above which a component is served in the Cholesky form.
 TOLERANCE = 1e-10
+# Measured for D from 4 to 256: the times of both forms are equal near C = 1 + D / 20.
+DIMENSIONS_A_COMPONENT = 20
 
 
 class Statistics(NamedTuple):
@@ -50,52 +57,52 @@ class Statistics(NamedTuple):
 
 def statistics(sample: Sample, mixture: Mixture) -> Statistics:
     """Return the sufficient statistics of a sample: the E-step. This is where the time of a fit goes."""
-    theta = _coefficients(sample, mixture)
-    features = _Features(sample, mixture.root.ndim == 3)
-    moments, direct, log_evidence = torch.zeros_like(theta), _nothing(mixture), theta.new_zeros(())
-    precise = rounding(sample, mixture) <= TOLERANCE
-    forms = list(zip(precise.all(1).tolist(), precise.any(1).tolist(), precise, strict=True))
-    for block, (every, some, in_features) in zip(sample.blocks(), forms, strict=True):
-        phi = features(block) if some else None
-        log_joint = mixture.log_joint(block).T if phi is None else theta @ phi
-        if some and not every:
-            log_joint[~in_features] = _part(mixture, ~in_features).log_joint(block).T
-        log_evidence += _normalise_(log_joint)
-        if not every:
-            _add_deviations(direct, block, log_joint, mixture, ~in_features)
-            log_joint[~in_features] = 0.0
-        if phi is not None:
-            moments.addmm_(log_joint, phi.T)
-    central = _central(moments, sample, mixture)
-    return Statistics(log_evidence, *(a + b for a, b in zip(central, direct, strict=True)))
+    return _collect(sample, mixture, served(sample, mixture))
 
 
 def cholesky_statistics(sample: Sample, mixture: Mixture) -> Statistics:
     """Return the same with every component in the Cholesky form."""
-    total, log_evidence = _nothing(mixture), sample.centre.new_zeros(())
-    every = torch.ones_like(mixture.log_weights, dtype=torch.bool)
-    for block in sample.blocks():
-        log_joint = mixture.log_joint(block).T.contiguous()
-        log_evidence += _normalise_(log_joint)
-        _add_deviations(total, block, log_joint, mixture, every)
-    return Statistics(log_evidence, *total)
+    return _collect(sample, mixture, torch.zeros_like(rounding(sample, mixture), dtype=torch.bool))
+
+
+def served(sample: Sample, mixture: Mixture) -> Tensor:
+    """Return which components are served in features on which block: (number of blocks, C)."""
+    precise = rounding(sample, mixture) <= TOLERANCE
+    return precise & (precise.sum(1, keepdim=True) >= fewest(sample.dim, mixture.root.ndim == 3))
 
 
 def rounding(sample: Sample, mixture: Mixture) -> Tensor:
     r"""Return how much a log-density loses to rounding in features: (number of blocks, C), in nats.
 
     The terms of theta_c . phi(x) are no larger than \|P_c\| (\|y\| + \|m_c\|)^2, whatever is left of them; each is
-    rounded to a relative eps. The same number bounds the error of the covariance, relative to the current one.
+    rounded to a relative eps. So are y and, in the end, the covariance, in the units of x: with Q_c the precision in
+    `scale`, that adds (\|P_c\| \|Q_c\|)^(1/2) (\|y\| + \|m_c\|)^2 and \|Q_c\|. The same number bounds the error of the
+    covariance, relative to the current one.
     """
-    precision, mean = _precision(sample, mixture), _mean(sample, mixture)
-    rows = precision.abs().sum(-1) if precision.ndim == 3 else precision
+    mean, precision = _mean(sample, mixture), _largest(_precision(sample, mixture))
+    plain = precision
+    if mixture.root.ndim == 3:
+        plain = _largest(torch.cholesky_inverse(mixture.root / sample.scale.unsqueeze(-1)))
     extent = sample.reach.unsqueeze(-1) + torch.linalg.vector_norm(mean, dim=-1)
-    return torch.finfo(mean.dtype).eps * rows.amax(-1) * extent.square()
+    terms = torch.maximum(precision, (precision * plain).sqrt()) * extent.square()
+    return torch.finfo(mean.dtype).eps * torch.maximum(terms, plain)
+
+
+def _largest(precision: Tensor) -> Tensor:
+    """Return a bound on the norm of |P|, entry by entry, of precisions P: shape (C or 1,)."""
+    if precision.ndim == 2:
+        return precision.amax(-1)
+    return torch.minimum(precision.abs().sum(-1).amax(-1), torch.linalg.matrix_norm(precision))
 
 
 def num_features(dim: int, matrices: bool) -> int:
     """Return the length of phi: every pair of dimensions once, or the squares alone; the dimensions; and 1."""
     return (dim * (dim + 1) // 2 if matrices else dim) + dim + 1
+
+
+def fewest(dim: int, matrices: bool) -> int:
+    """Return the number of components below which features cost more to build than they save."""
+    return 1 + round(dim / DIMENSIONS_A_COMPONENT) if matrices else 1
 
 
 class _Sums(NamedTuple):
@@ -113,16 +120,22 @@ class _Features:
 
     def __init__(self, sample: Sample, matrices: bool) -> None:
         self.sample, self.matrices = sample, matrices
-        size, rows = num_features(sample.dim, True), min(len(sample), sample.block_rows)
-        self.buffer = sample.centre.new_empty((size + sample.dim) * rows)
-        self.twice = sample.centre.new_empty(2 * sample.dim * rows)
+        self.rows = min(len(sample), sample.block_rows)
+
+    @cached_property
+    def buffer(self) -> Tensor:
+        dim = self.sample.dim
+        return self.sample.centre.new_empty((num_features(dim, self.matrices) + dim) * self.rows)
+
+    @cached_property
+    def twice(self) -> Tensor:
+        return self.sample.centre.new_empty(2 * self.sample.dim * self.rows)
 
     def __call__(self, block: Tensor) -> Tensor:
         n, D = block.shape
         size = num_features(D, self.matrices)
         y = self.twice[: 2 * D * n].view(2 * D, n)
-        torch.sub(block.T, self.sample.centre.unsqueeze(-1), out=y[:D])
-        y[:D] /= self.sample.scale.unsqueeze(-1)
+        y[:D] = self.sample.standardised(block)
         y[D:] = y[:D]
         shifts = D // 2 + 1 if self.matrices else 1
         products = self.buffer[: shifts * D * n].view(shifts, D, n)
@@ -131,6 +144,36 @@ class _Features:
         phi[size - D - 1 : size - 1] = y[:D]
         phi[size - 1] = 1.0
         return phi
+
+
+def _collect(sample: Sample, mixture: Mixture, in_features: Tensor) -> Statistics:
+    """Return the statistics with some components in features, (number of blocks, C), and the others not."""
+    work = partial(_of_blocks, sample, mixture, _coefficients(sample, mixture), in_features)
+    return reduce(_added, in_shares(work, sample.num_blocks, sample.threads))
+
+
+def _of_blocks(sample: Sample, mixture: Mixture, theta: Tensor, in_features: Tensor, blocks: range) -> Statistics:
+    features = _Features(sample, mixture.root.ndim == 3)
+    moments, direct, log_evidence = torch.zeros_like(theta), _nothing(mixture), theta.new_zeros(())
+    for index, block in zip(blocks, map(sample.block, blocks), strict=True):
+        some, every = bool(in_features[index].any()), bool(in_features[index].all())
+        others = ~in_features[index] if some else slice(None)
+        phi = features(block) if some else None
+        log_joint = mixture.log_joint(block).T.contiguous() if phi is None else theta @ phi
+        if some and not every:
+            log_joint[others] = _part(mixture, others).log_joint(block).T
+        log_evidence += _normalise_(log_joint)
+        if not every:
+            _add_deviations(direct, block, log_joint, mixture, others)
+            log_joint[others] = 0.0
+        if phi is not None:
+            moments.addmm_(log_joint, phi.T)
+    central = _central(moments, sample, mixture)
+    return Statistics(log_evidence, *(a + b for a, b in zip(central, direct, strict=True)))
+
+
+def _added(first: Statistics, second: Statistics) -> Statistics:
+    return Statistics(*(a + b for a, b in zip(first, second, strict=True)))
 
 
 def _pairs(dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -154,8 +197,8 @@ def _coefficients(sample: Sample, mixture: Mixture) -> Tensor:
 
 
 def _central(moments: Tensor, sample: Sample, mixture: Mixture) -> _Sums:
-    """Return sums of deviations d = scale (y - m) from moments sum_n r_n phi_n, shape (C, F)."""
-    mean, scale = _mean(sample, mixture), sample.scale
+    """Return sums of deviations d = L (y - m) from moments sum_n r_n phi_n, shape (C, F)."""
+    mean, scale, units = _mean(sample, mixture), sample.scale, sample.units
     second, first, counts = moments.split([moments.shape[1] - sample.dim - 1, sample.dim, 1], dim=1)
     shift = first - counts * mean
     if mixture.root.ndim == 2:
@@ -164,18 +207,25 @@ def _central(moments: Tensor, sample: Sample, mixture: Mixture) -> _Sums:
     scatter = second.new_empty(len(mean), sample.dim, sample.dim)
     # sum r (y - m)(y - m)^T = sum r y y^T - m (sum r y)^T - (sum r (y - m)) m^T
     scatter[:, i, j] = scatter[:, j, i] = second - mean[:, i] * first[:, j] - shift[:, i] * mean[:, j]
-    return _Sums(counts[:, 0], scale * shift, scale.unsqueeze(-1) * scale * scatter)
+    return _Sums(counts[:, 0], shift @ units.T, units @ scatter @ units.T)
 
 
-def _add_deviations(sums: _Sums, x: Tensor, responsibilities: Tensor, mixture: Mixture, which: Tensor) -> None:
+def _add_deviations(sums: _Sums, x: Tensor, responsibilities: Tensor, mixture: Mixture, which: Tensor | slice) -> None:
     """Add the sums of deviations from the current means of some components, responsibilities (C, n)."""
     part, given = _part(mixture, which), responsibilities[which]
+    counts, shift, scatter = own = _Sums(*(total[which] for total in sums))
     for rows, r in zip(part.blocks(x), part.blocks(given.T), strict=True):
         deviation = rows - part.means.unsqueeze(1)
         weighted = r.T.unsqueeze(-1) * deviation
-        sums.counts[which] += r.sum(0)
-        sums.shift[which] += weighted.sum(1)
-        sums.scatter[which] += weighted.mT @ deviation if part.root.ndim == 3 else (weighted * deviation).sum(1)
+        counts += r.sum(0)
+        shift += weighted.sum(1)
+        if scatter.ndim == 3:
+            scatter.baddbmm_(weighted.mT, deviation)
+        else:
+            scatter += (weighted * deviation).sum(1)
+    if isinstance(which, Tensor):  # else they are views
+        for total, added in zip(sums, own, strict=True):
+            total[which] = added
 
 
 def _normalise_(log_joint: Tensor) -> Tensor:
@@ -191,14 +241,14 @@ def _precision(sample: Sample, mixture: Mixture) -> Tensor:
     """Return P in the units of y: matrices (C or 1, D, D) or diagonals (C, D)."""
     if mixture.root.ndim == 2:
         return (sample.scale / mixture.root).square().expand_as(mixture.means)
-    return torch.cholesky_inverse(mixture.root / sample.scale.unsqueeze(-1))
+    return torch.cholesky_inverse(torch.linalg.solve_triangular(sample.units, mixture.root, upper=False))
 
 
 def _mean(sample: Sample, mixture: Mixture) -> Tensor:
-    return (mixture.means - sample.centre) / sample.scale
+    return sample.standardised(mixture.means).T
 
 
-def _part(mixture: Mixture, which: Tensor) -> Mixture:
+def _part(mixture: Mixture, which: Tensor | slice) -> Mixture:
     """Return some of the components; their weights are left as they are."""
     root = mixture.root if len(mixture.root) == 1 else mixture.root[which]
     return Mixture(mixture.log_weights[which], mixture.means[which], root)
