@@ -26,7 +26,7 @@ Arguments = Sequence[Tensor]
 # What sums in another order may differ by: of the largest number of a tensor, and where its terms cancel, of a tenth of
 # the largest gradient.
 _ROUNDING, _ROUNDING_DOUBLE, _CANCELLING = 1e-5, 1e-10, 0.1
-# Where the last digit of the parameters moves a tensor by more: so many times that, and so many times the above at most.
+# Where the last digit of the parameters moves a tensor by more: so many times that, at most so many times the above.
 _SLACK, _LARGEST_SLACK = 8.0, 100.0
 
 
