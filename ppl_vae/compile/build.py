@@ -41,7 +41,7 @@ class Compiled:
     @torch.no_grad()
     def __call__(self, *arguments: Tensor) -> Sequence[Tensor]:
         """What the function gives, without its graph for gradients."""
-        return self._code(*[t.detach() for t in self._tensors], *arguments)
+        return self._code(*self._tensors, *arguments)
 
     def outdated(self) -> Change | None:
         """What the function may read outside tensors and is no longer what it was; a look takes microseconds."""
