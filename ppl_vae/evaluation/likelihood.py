@@ -175,8 +175,9 @@ def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
 
 
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:
-    """Rows and particles of a block of noise: all K particles of a few rows, so that a datum is encoded once."""
+    """Rows and particles of a block of noise: all K particles of a few rows, or an even part of those of one."""
     affordable = max(1, _BLOCK_SCALARS // latent_size)
+    num_blocks = math.ceil(num_samples / affordable)
     if not layout.vectorized:
         return layout.largest_batch(_MAX_ROWS), max(1, min(num_samples, affordable // _MAX_ROWS))
-    return layout.largest_batch(min(_MAX_ROWS, max(1, affordable // num_samples))), min(num_samples, affordable)
+    return layout.largest_batch(min(_MAX_ROWS, max(1, affordable // num_samples))), math.ceil(num_samples / num_blocks)

@@ -18,7 +18,7 @@ from ppl_vae.tape import Batch, Layout
 __all__ = ["Scorer"]
 
 # Decodes at once: more run no faster and fall out of the cache.
-_CHUNK_ROWS = 2048
+_CHUNK_ROWS = 1024
 
 
 class Scorer:
