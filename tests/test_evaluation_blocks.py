@@ -15,6 +15,7 @@ from running import estimate
 import ppl_vae as pv
 from ppl_vae.evaluation import likelihood, scoring
 from ppl_vae.evaluation.proposal import evaluate_model
+from ppl_vae.operations import Operations
 
 
 def test_memory_and_chunks_change_no_number(monkeypatch):
@@ -35,9 +36,9 @@ def test_memory_bounds_what_a_run_of_the_model_makes(monkeypatch, looped):
     x, pair, made = binary_rows(64), ModuleVAE(), []
 
     def counting(*args):
-        with scoring._Allocations() as allocations:
+        with Operations() as operations:
             result = evaluate_model(*args)
-        made.append(allocations.bytes)
+        made.append(operations.bytes)
         return result
 
     if looped:
