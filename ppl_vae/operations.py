@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -30,10 +31,14 @@ class Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = (t.untyped_storage() for t in tree_leaves(result) if isinstance(t, Tensor))
-        sizes = {storage.data_ptr(): storage.nbytes() for storage in made}
-        taken = sum(size for place, size in sizes.items() if place not in given)
+        given, made = _memory_of((args, kwargs)), _memory_of(result)
+        taken = sum(size for place, size in made.items() if place not in given)
         self.count += taken > 0
         self.bytes += taken
         return result
+
+
+def _memory_of(values: Any) -> dict[int, int]:
+    """Bytes of the memory of every dense tensor, by where it lies."""
+    tensors = (t for t in tree_leaves(values) if isinstance(t, Tensor) and t.layout is torch.strided)
+    return {s.data_ptr(): s.nbytes() for s in (t.untyped_storage() for t in tensors)}

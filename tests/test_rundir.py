@@ -15,6 +15,7 @@ from ppl_vae.errors import DataError, PplVaeError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, described, fingerprint, read_run
 from ppl_vae.rundir import directory as module
+from ppl_vae.schedules import Constant
 from ppl_vae.svi import FitSettings
 
 RECORD = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
@@ -61,9 +62,9 @@ def test_a_directory_with_more_than_a_description_is_refused(tmp_path: Path):
 
 
 def test_the_configuration_tells_the_device_it_is_given(tmp_path: Path):
-    settings = FitSettings(learning_rate=math.inf)
+    settings = FitSettings(schedule=Constant(math.inf))
     RunDirectory.create(tmp_path / "run", settings, torch.device("cpu"))
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["learning_rate"] == "inf"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["schedule"]["value"] == "inf"
     assert json.loads((tmp_path / "run" / "config.json").read_text())["device"] == "cpu"
 
 
