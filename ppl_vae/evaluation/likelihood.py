@@ -16,18 +16,18 @@ from ppl_vae.device import choose_device
 from ppl_vae.distributed import current
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.collect import Collection
-from ppl_vae.evaluation.draws import LOG_LIK, PosteriorDraws
+from ppl_vae.evaluation.draws import LOG_LIK
 from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer
+from ppl_vae.evaluation.weighing import Plan, weigh
 from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_state, on_device
 from ppl_vae.progress import Progress
-from ppl_vae.rng import key, seeded
+from ppl_vae.rng import seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.validation import validating
-from ppl_vae.weights import Stream
 
 __all__ = ["log_likelihood"]
 
@@ -108,29 +108,22 @@ def log_likelihood(
         stack.enter_context(kept_state(pair))
         stack.enter_context(validating(False))
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
-        num_rows, num_particles = _block_shape(num_samples, size, layout)
-        blocks = range(0, len(rows), num_rows)
+        plan = Plan(num_samples, *_block_shape(num_samples, size, layout), num_draws, seed)
+        blocks = range(0, len(rows), plan.num_rows)
         blocks = blocks[group.share(len(blocks))]  # whole blocks: each has the noise that it has in one process alone
         own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
-        draw = Proposer(pair, layout, compile, len(blocks) * math.ceil(num_samples / num_particles), num_particles)
+        draw = Proposer(
+            pair, layout, compile, len(blocks) * math.ceil(num_samples / plan.num_particles), plan.num_particles
+        )
         score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_samples)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
         rows = rows.to(target)
         for first in blocks:
-            batch = rows.take(slice(first, first + num_rows), target)
-            stream = Stream(len(batch[0]), num_samples, first)
-            draws = PosteriorDraws(num_draws, layout)
-            for j, drawn in enumerate(range(0, num_samples, num_particles)):
-                count = min(num_particles, num_samples - drawn)
-                with seeded(key(seed, first, j), target):
-                    proposal = draw(batch, count)
-                log_lik, log_prior = score(batch, proposal, count)
-                log_weight = log_lik + log_prior - proposal.log_guide
-                stream.add(log_weight)
-                draws.add(log_weight, log_lik, proposal, key(seed, first, j, 1))
-            summary.put(first, stream.summary()._asdict())
-            posterior.put(first, draws.values())
+            batch = rows.take(slice(first, first + plan.num_rows), target)
+            found, draws = weigh(batch, first, plan, layout, draw, score, target)
+            summary.put(first, found._asdict())
+            posterior.put(first, draws)
             bar.update(first + len(batch[0]), "")
     values, draws_of_all = (collection.gather(group, own, target) for collection in (summary, posterior))
     posterior_log_lik = draws_of_all.pop(LOG_LIK, np.empty((0, 0)))
