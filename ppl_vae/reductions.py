@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ppl_vae.tape import DATA, Layout, Site
 
 __all__ = [
     "bounded_log_prob",
+    "draw_log_prob",
     "is_local",
     "is_rescaled",
     "nested_scale",
@@ -32,6 +35,21 @@ def is_local(site: Site) -> bool:
 def site_log_prob(site: Site) -> Tensor:
     """The log-density of a site at its value, as its distribution gives it."""
     return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+
+
+def draw_log_prob(site: Site) -> Tensor:
+    """The log-density that a latent was drawn with: masks weigh a site, they do not change how it is drawn."""
+    return _unmasked(site["fn"]).log_prob(site["value"], *site["args"], **site["kwargs"])
+
+
+def _unmasked(fn: Any) -> Any:
+    if isinstance(fn, MaskedDistribution):
+        return _unmasked(fn.base_dist)
+    if isinstance(fn, Independent):
+        return Independent(_unmasked(fn.base_dist), fn.reinterpreted_batch_ndims)
+    if isinstance(fn, ExpandedDistribution):
+        return _unmasked(fn.base_dist).expand(fn.batch_shape)
+    return fn
 
 
 def bounded_log_prob(site: Site, layout: Layout) -> Tensor:

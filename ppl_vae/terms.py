@@ -18,6 +18,7 @@ from ppl_vae.kl import analytic_kl
 from ppl_vae.pair import Pair, kept_buffers
 from ppl_vae.reductions import (
     bounded_log_prob,
+    draw_log_prob,
     is_local,
     nested_scale,
     scale_within_data,
@@ -107,7 +108,12 @@ class Terms:
         """log q - log p of the latent sites outside the data plate over the number of data, (K, 1), or None."""
         if not self._layout.global_latents:
             return None
-        return self._global(lambda g, m: [(1, s) for s in g] + [(-1, s) for s in m if not s["is_observed"]])
+
+        def cost(guide: list[Site], model: list[Site]) -> list[Tensor]:
+            latents = (site for site in model if not site["is_observed"])
+            return [self._weighed(site) for site in guide] + [-self._weighed(site) for site in latents]
+
+        return self._global(cost) / self.full_size
 
     @cached_property
     def global_score(self) -> Tensor | None:
@@ -115,7 +121,7 @@ class Terms:
         sites = self._runs[0][0].sites.values()
         if all(is_local(s) or s["fn"].has_rsample for s in sites):
             return None
-        return self._global(lambda g, m: [(1, s) for s in g if not s["fn"].has_rsample]) * self.full_size
+        return self._global(lambda guide, model: [draw_log_prob(s) for s in guide if not s["fn"].has_rsample])
 
     @cached_property
     def particle_weights(self) -> Tensor | None:
@@ -161,18 +167,21 @@ class Terms:
 
     def _log_q(self, choose: Callable[[Site], bool]) -> Tensor:
         chosen = [[s for s in guide.sites.values() if choose(s)] for guide, _ in self._runs]
-        return self._sum_sites([[self._reduce(s, site_log_prob(s)) for s in sites] for sites in chosen])
+        return self._sum_sites([[self._reduce(s, draw_log_prob(s)) for s in sites] for sites in chosen])
 
-    def _global(self, choose: Callable[[list[Any], list[Any]], list[tuple[int, Site]]]) -> Tensor:
+    def _global(self, parts: Callable[[list[Site], list[Site]], list[Tensor]]) -> Tensor:
+        """Sum of what sites outside the data plate contribute, (K, 1)."""
         rows = []
         for guide, model in self._runs:
             of_guide, of_model = ([s for s in t.sites.values() if not is_local(s)] for t in (guide, model))
-            total: Tensor | float = 0.0
-            for sign, site in choose(of_guide, of_model):
-                log_prob = scale_and_mask(site_log_prob(site), self._scale(site), site["mask"])
-                total = total + sign * sum_but(log_prob, self._layout.particle_dim, None)
-            rows.append(torch.as_tensor(total).reshape(-1, 1))
-        return torch.cat(rows) / self.full_size
+            sums = [sum_but(part, self._layout.particle_dim, None) for part in parts(of_guide, of_model)]
+            rows.append(torch.as_tensor(sum(sums)).reshape(-1, 1))
+        return torch.cat(rows)
+
+    def _weighed(self, site: Site) -> Tensor:
+        """The log-density of a site with its scale and mask."""
+        log_prob: Tensor = scale_and_mask(site_log_prob(site), self._scale(site), site["mask"])
+        return log_prob
 
     def _kl_site(self, guide: Tape, model: Tape, name: str, analytic: frozenset[str]) -> Tensor:
         q, p = guide.sites[name], model.sites[name]

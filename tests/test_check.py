@@ -338,3 +338,42 @@ def good_model_of_two(x):
 
 def test_as_pair_needs_no_wrapper():
     assert pv.check(as_pair(ModuleVAE()), binary_rows()).num_parameters > 0
+
+
+def test_a_site_of_training_mode_alone_is_found_before_the_first_step():
+    class Extra(ModuleVAE):
+        def guide(self, x):
+            super().guide(x)
+            if self.training:
+                with pyro.plate("data", x.shape[0]):
+                    pyro.sample("extra", dist.Normal(torch.zeros(x.shape[0]), 0.1))
+
+    with pytest.raises(pv.PairError, match="'extra': expected no latent that the model lacks"):
+        pv.fit(Extra(), binary_rows(8), epochs=1, progress=False)
+    pv.log_likelihood(Extra(), binary_rows(8), 10, progress=False)
+
+
+def test_a_site_that_later_rows_lack_is_named():
+    class Missing(ModuleVAE):
+        def guide(self, x):
+            if float(x.sum()) > 0:
+                super().guide(x)
+
+    x = torch.cat([torch.ones(256, 5), torch.zeros(20, 5)])
+    with pytest.raises(pv.PairError, match="'z': expected in the guide as in the model"):
+        pv.log_likelihood(Missing(), x, 10, progress=False)
+
+
+def test_a_global_latent_of_mini_batches_needs_the_number_of_data():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mean", dist.Normal(pyro.param("m", torch.tensor(0.0)), 0.1))
+
+    x = torch.randn(20)
+    with pytest.raises(pv.PairError, match=r"'mean': .* state the size of the data set"):
+        pv.fit(pv.Pair(model, guide), x, batch_size=5, epochs=1, progress=False)
+    assert pv.fit(pv.Pair(model, guide), x, batch_size=20, epochs=1, progress=False).steps == 1

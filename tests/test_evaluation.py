@@ -292,3 +292,26 @@ def test_dimensions_are_those_that_the_model_observes():
             pyro.sample("z", dist.Normal(weight.sum() * x.sum(-1), 0.5))
 
     assert estimate(pv.Pair(nested, of_nested), torch.randn(4, 3), 5).num_dimensions == 3
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.9999])
+def test_estimates_over_finitely_many_values_are_held_against_the_sum(share):
+    """A value that is never drawn leaves no trace in the weights; the sum over all values knows."""
+    x, means = torch.linspace(-3, 3, 60), torch.tensor([-1.0, 1.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])))
+            pyro.sample("x", dist.Normal(means[z], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(torch.tensor([share, 1 - share]).expand(len(x), 2)))
+
+    exact = dist.Normal(means, 1.0).log_prob(x.unsqueeze(-1)).logsumexp(-1).numpy() - np.log(2)
+    ll = estimate(pv.Pair(model, guide), x, 1000)
+    error = np.abs(ll.value - exact)
+    assert (error[ll.trusted] < 0.21).all()
+    assert not ll.trusted[error > 5 * ll.stderr + 0.01].any()
+    assert ll.trusted.all() if share == 0.5 else ll.trusted.any()

@@ -34,7 +34,7 @@ from ppl_vae.supports import is_fixed, support_of_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
 from ppl_vae.validation import validating
 
-__all__ = ["check", "check_draws", "check_for_pyro", "check_observations", "check_rows"]
+__all__ = ["check", "check_draws", "check_for_pyro", "check_in_training", "check_observations", "check_rows"]
 
 _PROBE_ROWS = 8
 _BLOCK_ROWS = 256
@@ -123,6 +123,16 @@ def _replayed(pair: Pair, batch: Batch, guide: Tape, prior: Tape) -> Tape:
         raise
 
 
+def check_in_training(pair: Pair, batch: Batch) -> None:
+    """Checks that model and guide have the same latent sites in training mode too.
+
+    Raises:
+        PairError: Naming the site.
+    """
+    with quiet(pair, training=True):
+        check_sites(trace(pair, "guide", batch), trace(pair, "model", batch))
+
+
 def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
     """The report of a pair whose model has latents that only a Pyro objective can sum out; None for any other pair.
 
@@ -198,6 +208,7 @@ def check_rows(pair: Pair, rows: Rows, layout: Layout) -> None:
         for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
             guide = trace(pair, "guide", batch)
             model = trace(pair, "model", batch, guide)
+            check_sites(guide, model)
             check_supports(guide, model, layout.bounded)
             check_coverage(pair, batch, layout, _ROW_DRAWS)
             check_gaps(pair, batch, layout, guide, model)

@@ -65,7 +65,7 @@ def _may_leave(guide: Site, model: Site) -> bool:
 def _has_analytic_kl(name: str, guide: Tape, model: Tape) -> bool:
     """A closed form integrates z out with its parents held: they must come before it in the guide, as in the model."""
     q, p = guide.sites[name], model.sites[name]
-    if not (_same(q["mask"], p["mask"]) and _same(q["scale"], p["scale"])):
+    if not _same(q["scale"], p["scale"]):
         return False
     order, of_guide = list(model.latents), list(guide.sites)
     parents = order[: order.index(name)]

@@ -36,12 +36,12 @@ _SEED = 0
 
 
 @contextmanager
-def quiet(pair: Pair) -> Iterator[None]:
-    """Context of a trial run: no gradient, evaluation mode, its own noise, validation on; everything restored."""
+def quiet(pair: Pair, training: bool = False) -> Iterator[None]:
+    """Context of a trial run: no gradient, one mode, its own noise, validation on; everything restored."""
     with ExitStack() as stack:
         stack.enter_context(seeded(_SEED, pair.device))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(frozen_modes(pair))
+        stack.enter_context(frozen_modes(pair, training))
         stack.enter_context(kept_state(pair))
         stack.enter_context(validating(True))
         yield

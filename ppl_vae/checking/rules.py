@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ppl_vae.checking.sites import distribution_name, frame_of, is_point
+from ppl_vae.checking.sites import distribution_name, frame_of, is_point, mask_of
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of, support_of_data
 from ppl_vae.tape import DATA, Layout, Site, Tape
@@ -110,7 +111,7 @@ def _check_batch_shape(role: str, site: Site, num_rows: int) -> None:
 
 
 def check_agreement(guide: Tape, model: Tape) -> None:
-    """Each latent has the same event shape and plates in both programs."""
+    """Each latent has the same event shape, plates and masks in both programs."""
     for name in model.latents:
         q, p = guide.sites[name], model.sites[name]
         if q["fn"].event_shape != p["fn"].event_shape:
@@ -123,6 +124,13 @@ def check_agreement(guide: Tape, model: Tape) -> None:
             raise PairError(
                 f"site {name!r}: expected plates {sorted(plates[0])} as in the model, found {sorted(plates[1])} in the "
                 "guide; put both statements inside the same plates"
+            )
+        of_model, of_guide = (mask_of(s).expand(s["fn"].shape()) for s in (p, q))
+        if not torch.equal(of_model, of_guide):
+            raise PairError(
+                f"site {name!r}: expected the same mask in both programs, found {int(of_model.sum())} of "
+                f"{of_model.numel()} entries that count in the model and {int(of_guide.sum())} in the guide: every "
+                "estimate would be biased; put the same mask around both statements"
             )
 
 

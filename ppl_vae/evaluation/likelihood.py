@@ -17,6 +17,7 @@ from ppl_vae.distributed import current
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK
+from ppl_vae.evaluation.enumerated import judged
 from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
@@ -122,7 +123,7 @@ def log_likelihood(
         for first in blocks:
             batch = rows.take(slice(first, first + plan.num_rows), target)
             found, draws = weigh(batch, first, plan, layout, draw, score, target)
-            summary.put(first, found._asdict())
+            summary.put(first, judged(found, pair, batch, layout, num_samples)._asdict())
             posterior.put(first, draws)
             bar.update(first + len(batch[0]), "")
     values, draws_of_all = (collection.gather(group, own, target) for collection in (summary, posterior))

@@ -46,7 +46,7 @@ class IWAE:
 
     def evaluate(self, pair: Pair, batch: Batch, layout: Layout, beta: Tensor | float) -> Values:
         """Runs the pair on a batch and returns loss, bound, true ELBO, distortion and rate."""
-        _refuse_globals(layout)
+        _check_per_datum(layout)
         doubly = self.gradient == "dreg"
         if self.gradient != "pathwise":
             check_gradient(self.gradient, layout)
@@ -94,7 +94,7 @@ class Renyi:
 
     def evaluate(self, pair: Pair, batch: Batch, layout: Layout, beta: Tensor | float) -> Values:
         """Runs the pair on a batch and returns loss, bound, true ELBO, distortion and rate."""
-        _refuse_globals(layout)
+        _check_per_datum(layout)
         terms = run(pair, batch, self.num_particles, layout)
         order = 1.0 - self.alpha
         return _bound_values(terms, log_mean_exp(order * terms.log_weight) / order, False)
@@ -111,8 +111,13 @@ def _bound_values(terms: Terms, bound: Tensor, all_by_score: bool) -> Values:
     return Values(loss, objective.detach(), *true_terms(terms, frozenset()))
 
 
-def _refuse_globals(layout: Layout) -> None:
+def _check_per_datum(layout: Layout) -> None:
     if layout.global_latents:
         raise PairError(
             f"site {layout.global_latents[0]!r}: a per-datum bound needs every latent inside the data plate; use ELBO()"
+        )
+    if layout.subsampled:
+        raise PairError(
+            "a plate inside the data plate is subsampled: p(x given z) would be a noisy estimate inside a logarithm, "
+            "and the bound above log p(x); use the whole plate, or ELBO()"
         )

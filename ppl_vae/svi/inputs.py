@@ -8,8 +8,15 @@ import torch
 from torch.distributions import constraints
 
 from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking import CheckReport, check, check_draws, check_for_pyro, check_observations
-from ppl_vae.errors import DataError
+from ppl_vae.checking import (
+    CheckReport,
+    check,
+    check_draws,
+    check_for_pyro,
+    check_in_training,
+    check_observations,
+)
+from ppl_vae.errors import DataError, PairError
 from ppl_vae.objectives import FromPyro
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
@@ -17,7 +24,7 @@ from ppl_vae.supports import first_outside
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.tape import Layout
 
-__all__ = ["check_data", "checked", "training_rows", "validation_rows"]
+__all__ = ["check_data", "check_stated_size", "checked", "training_rows", "validation_rows"]
 
 _FIXED, _VALIDATION = -1, -2  # keys of noise that belongs to no step
 
@@ -48,8 +55,26 @@ def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
             batch = (torch.bernoulli(batch[0].cpu()), *batch[1:])
     summed = check_for_pyro(pair, batch) if isinstance(settings.objective, FromPyro) else None
     report = summed or check(pair, batch)
+    if settings.batch_size < len(rows):
+        check_stated_size(report.layout)
+    if summed is None and len(batch[0]) > 1:  # a batch norm cannot train on one row
+        check_in_training(pair, batch)
     check_data(pair, rows, report.layout, settings)
     return report
+
+
+def check_stated_size(layout: Layout) -> None:
+    """Checks that a pair with latents outside the data plate states how many data there are.
+
+    Raises:
+        PairError: Naming the site.
+    """
+    if layout.global_latents and layout.full_size is None:
+        raise PairError(
+            f"site {layout.global_latents[0]!r}: a latent outside the data plate is weighed against the number of "
+            "data, of which a step sees only a part: state the size of the data set, "
+            'pyro.plate("data", N, subsample_size=len(x))'
+        )
 
 
 def check_data(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) -> None:

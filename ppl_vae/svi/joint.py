@@ -14,6 +14,7 @@ from ppl_vae.distributed import Group
 from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair
 from ppl_vae.svi.gradient import NORM, Metrics
+from ppl_vae.svi.inputs import check_stated_size
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.tape import Layout
 
@@ -53,12 +54,7 @@ def begin_together(
         "names and shapes of parameters (a hash)": hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:12],
     }
     group.agree(facts, device)
-    if layout.global_latents and layout.full_size is None:
-        raise PairError(
-            f"site {layout.global_latents[0]!r}: a latent outside the data plate is weighed against the number of "
-            "data, of which a process sees only its share: state the size of the data set, "
-            'pyro.plate("data", N, subsample_size=len(x))'
-        )
+    check_stated_size(layout)
     group.from_first([*pair.parameters(), *pair.buffers()])
 
 
