@@ -171,3 +171,8 @@ def test_annotations_count_for_layers_but_not_for_cycles():
     source = "if TYPE_CHECKING:\n    from ppl_vae.errors import DataError"
     assert imported(source, "ppl_vae.kl", is_package=False) == {"ppl_vae.errors"}
     assert imported(source, "ppl_vae.kl", is_package=False, at_run_time=True) == set()
+
+
+def test_the_map_of_the_house_names_every_part():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert [part for part in MAY_IMPORT if f"`{part}`" not in text and f"`{part}/`" not in text] == []
