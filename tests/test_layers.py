@@ -175,4 +175,5 @@ def test_annotations_count_for_layers_but_not_for_cycles():
 
 def test_the_map_of_the_house_names_every_part():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    assert [part for part in MAY_IMPORT if f"`{part}`" not in text and f"`{part}/`" not in text] == []
+    parts = MAY_IMPORT.keys() - {"__init__"}
+    assert [part for part in parts if f"`{part}`" not in text and f"`{part}/`" not in text] == []
