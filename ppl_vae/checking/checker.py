@@ -6,6 +6,7 @@ from typing import Any
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
+from ppl_vae.checking.density import density_cautions
 from ppl_vae.checking.layout import find_layout, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
@@ -110,7 +111,9 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
     sampled = [name for name in layout.local_latents if name not in layout.analytic]
     if sampled:
         notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
-    return CheckReport(describe_sites(guide, prior, layout), describe_parameters(pair), layout, tuple(notes))
+    cautions = density_cautions(model)
+    sites, parameters = describe_sites(guide, prior, layout), describe_parameters(pair)
+    return CheckReport(sites, parameters, layout, (*notes, *cautions), cautions)
 
 
 def _replayed(pair: Pair, batch: Batch, guide: Tape, prior: Tape) -> Tape:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -15,7 +17,7 @@ import typer
 from torch import Tensor
 
 from ppl_vae import schedules
-from ppl_vae.checking import CheckReport, check
+from ppl_vae.checking import CheckReport, check, kind_of_density
 from ppl_vae.cli.inputs import Batch, Splits, load_splits, random_rows
 from ppl_vae.cli.pairs import first_use, is_recipe, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_evaluation, draw_fit, save_images
@@ -98,6 +100,8 @@ def train(
         with naming_the_line(f"pair {pair_spec.name!r} failed"), first_use(pair_spec):
             report = check(pair, _binary_batch(data_spec, splits.train))
     typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
+    for caution in report.cautions:
+        typer.echo(f"caution: {caution}")
     record = RunRecord(
         command=(Path(sys.argv[0]).name, *sys.argv[1:]),
         pair=pair_spec,
@@ -110,6 +114,7 @@ def train(
         with (
             described(root, record) if group.leads else nullcontext(),
             naming_the_line(f"pair {pair_spec.name!r} failed"),
+            _cautions_said(),
         ):
             result = _fit(pair, splits, data_spec, training, device, root)
     except KeyboardInterrupt:
@@ -122,6 +127,14 @@ def train(
         _evaluate(root, pair, splits, evaluation, group)
     if group.leads:
         typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
+
+
+@contextmanager
+def _cautions_said() -> Iterator[None]:
+    """Context in which `fit` does not warn of what the command has printed, perhaps of another number of rows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "site .* gives a density to data of only")
+        yield
 
 
 def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Splits) -> None:
@@ -239,7 +252,8 @@ def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSetting
     size, total = len(batch[0]), len(splits.test[0])
     title = f"{splits.title}, {f'all {total:,}' if size == total else f'random {size:,} of {total:,}'} test data"
     threshold = khat_threshold(settings.num_samples)
-    kept = write_evaluation(root, result, batch, title, settings.seed, threshold)
+    kind = kind_of_density(as_pair(pair), _as_parameters(pair, tuple(x[:1] for x in batch)))
+    kept = write_evaluation(root, result, batch, title, kind, settings.seed, threshold)
     draw_evaluation(root, result, title, threshold)
     typer.echo(f"{title}: {result}")
     typer.echo(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae import data, figures, report, schedules
+from ppl_vae.checking import kind_of_density
 from ppl_vae.demo.album import COLUMNS, Album, Page, file_name
 from ppl_vae.errors import PplVaeError
 from ppl_vae.evaluation import log_likelihood
@@ -223,7 +224,8 @@ class _Demo:
         exact = float(pair.log_prob(x).mean()) if isinstance(pair, GMM | PPCA) else None
         if data_spec is not None:
             threshold = khat_threshold(num_samples)
-            write_evaluation(self.root / file_name(name), estimate, (x,), page.title, seed, threshold)
+            kind = kind_of_density(as_pair(pair), (x[:1],))
+            write_evaluation(self.root / file_name(name), estimate, (x,), page.title, kind, seed, threshold)
             page.estimates[name] = (estimate.value, estimate.khat, threshold)
         return report.ModelRow(
             model=name,

@@ -19,6 +19,7 @@ __all__ = [
     "Binarization",
     "DataSpec",
     "Evaluation",
+    "Kind",
     "PairSpec",
     "RunRecord",
     "fingerprint",
@@ -31,6 +32,7 @@ __all__ = [
 T = TypeVar("T")
 
 Binarization = Literal["dynamic", "fixed", "none"]
+Kind = Literal["probability", "density"]
 
 RUN = "run.json"
 
@@ -108,6 +110,8 @@ class Evaluation:
     """Number of data N."""
     event_size: int
     """Number of dimensions of a datum."""
+    kind: Kind
+    """What p(x) is: numbers of one kind are not compared with those of the other."""
     num_samples: int
     """K."""
     seed: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,6 +166,8 @@ def fit(
         if run_dir is not None and group.leads:
             directory = RunDirectory.create(run_dir, settings, target)
     begin_together(group, pair, report.layout, settings, (rows, held_out), target)
+    for caution in report.cautions if group.leads else ():
+        warnings.warn(caution, UserWarning, stacklevel=2)
     loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
     with ExitStack() as stack:
         stack.enter_context(seeded(key(seed), target))
