@@ -1,6 +1,6 @@
 """The checker of pairs: finds every mismatch of model and guide, and the layout of a pair that has none."""
 
-from ppl_vae.checking.checker import check, check_draws, check_for_pyro, check_observations, check_rows
+from ppl_vae.checking.checker import check, check_draws, check_for_pyro, check_form, check_observations, check_rows
 from ppl_vae.checking.density import kind_of_density
 from ppl_vae.checking.report import CheckReport, SiteReport
 
@@ -10,6 +10,7 @@ __all__ = [
     "check",
     "check_draws",
     "check_for_pyro",
+    "check_form",
     "check_observations",
     "check_rows",
     "kind_of_density",

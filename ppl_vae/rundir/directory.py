@@ -33,8 +33,8 @@ _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 class RunDirectory:
     """`config.json`, `environment.json`, `history.jsonl` (a line an epoch), `parameters.safetensors`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
 
     @classmethod
     def create(cls, root: str | Path, settings: Any, device: torch.device | None = None) -> RunDirectory:

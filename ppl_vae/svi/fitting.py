@@ -20,7 +20,7 @@ from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, RunDirectory, check_free
 from ppl_vae.schedules import Schedule
-from ppl_vae.svi.inputs import check_data, checked, training_rows, validation_rows
+from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
@@ -158,7 +158,7 @@ def fit(
         held_out = None if validation is None else validation_rows(pair, validation, settings)
         report = checked(pair, rows, settings)
         if held_out is not None:
-            check_data(pair, held_out, report.layout, settings)
+            check_held_out(pair, held_out, report.layout, settings)
         pair.to(target)
         stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
         check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)

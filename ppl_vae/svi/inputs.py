@@ -8,7 +8,7 @@ import torch
 from torch.distributions import constraints
 
 from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking import CheckReport, check, check_draws, check_for_pyro, check_observations
+from ppl_vae.checking import CheckReport, check, check_draws, check_for_pyro, check_form, check_observations
 from ppl_vae.errors import DataError
 from ppl_vae.objectives import FromPyro
 from ppl_vae.pair import Pair
@@ -17,7 +17,7 @@ from ppl_vae.supports import first_outside
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.tape import Layout
 
-__all__ = ["check_data", "checked", "training_rows", "validation_rows"]
+__all__ = ["check_held_out", "checked", "training_rows", "validation_rows"]
 
 _FIXED, _VALIDATION = -1, -2  # keys of noise that belongs to no step
 
@@ -52,8 +52,17 @@ def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
     return report
 
 
+def check_held_out(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) -> None:
+    """Checks held-out data as those that train: both programs take them, and every row is inside its support."""
+    try:
+        check_form(pair, rows, layout)
+        check_data(pair, rows, layout, settings)
+    except DataError as error:
+        raise DataError(f"validation data: {error}") from error
+
+
 def check_data(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) -> None:
-    """Checks every row of training or held-out data against the sites that observe them."""
+    """Checks every row of a data set against the sites that observe them."""
     check_observations(pair, rows, layout, skip=(0,) if settings.binarize else ())
     if settings.binarize is None and not isinstance(settings.objective, FromPyro):  # whose model may draw on its own
         check_draws(pair, rows, layout)
