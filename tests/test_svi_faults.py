@@ -212,12 +212,12 @@ def test_what_a_program_raises_in_mid_training_names_the_step_and_the_rows():
 def test_what_a_program_raises_on_held_out_data_names_them():
     class Late(ModuleVAE):
         def guide(self, x):
-            if len(x) == 7 and not self.training:
-                raise RuntimeError("seven")
+            if len(x) == 9 and not self.training:  # more rows than are tried before the first step
+                raise RuntimeError("nine")
             super().guide(x)
 
-    with pytest.raises(pv.PairError, match=r"validation after step 2, rows 0 to 6, failed: RuntimeError: seven"):
-        train(Late(), binary_rows(10), batch_size=5, validation=binary_rows(7))
+    with pytest.raises(pv.PairError, match=r"validation after step 2, rows 0 to 8, failed: RuntimeError: nine"):
+        train(Late(), binary_rows(10), batch_size=5, validation=binary_rows(9))
 
 
 def embedding_pair(sparse):

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError
 from ppl_vae.history import Record
-from ppl_vae.pair import Pair
+from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 
 __all__ = ["RunDirectory", "check_free", "described"]
@@ -84,10 +83,8 @@ class RunDirectory:
             state = load_file(path)
         except Exception as error:
             raise DataError(f"{path}: expected readable parameters, found damage ({error})") from error
-        if misfit := _misfit(pair, state):
-            raise DataError(
-                f"{path}: these parameters do not fit the pair: {misfit}; give it the pair that was trained"
-            )
+        if found := misfit(pair, state):
+            raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
         pair.load_state_dict(state)
 
     def read_history(self) -> list[dict[str, Any]]:
@@ -136,17 +133,6 @@ def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
     last: dict[str, Any] = history[-1] if history else {"step": 0, "seconds": 0.0}
     status: Literal["interrupted", "failed"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     return replace(record, status=status, steps=last["step"], best_step=last["step"], seconds=last["seconds"])
-
-
-def _misfit(pair: Pair, state: Mapping[str, Tensor]) -> str:
-    """The first parameter in which a state differs from that of the pair, in words; empty if none does."""
-    expected = {name: tuple(tensor.shape) for name, tensor in pair.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        # What `pyro.param` makes on first use may be missing in a pair that has not run.
-        if expected.get(name) != found.get(name) and not (name not in expected and name.startswith("store.")):
-            return f"expected {name} of shape {expected.get(name, 'none')}, found {found.get(name, 'none')}"
-    return ""
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
