@@ -130,6 +130,15 @@ def test_one_sample_of_one_datum_has_no_error(copy: Path):
     assert "≥" in succeed("compare", copy)
 
 
+def test_a_command_prints_a_lower_bound_as_the_table_does(copy: Path):
+    text = succeed("evaluate", copy, "--num-samples", "10", "--limit", "30")
+    assert read_evaluation(copy).share_untrusted == 1
+    assert "log p(x) ≥ -" in text
+    assert "bits per dimension ≤ 0." in text
+    assert "±" not in text
+    assert "standard error" not in text
+
+
 def test_compare_tells_samples_and_marks_lower_bounds(copy: Path, run: Path):
     succeed("evaluate", copy, "--num-samples", "10", "--limit", "30")
     text = call("compare", run, copy, "--format", "markdown").stdout

@@ -135,6 +135,13 @@ def test_histogram_counts_every_datum_and_marks_the_doubtful():
     assert "mean −20.00 nats" in legend
 
 
+@pytest.mark.parametrize(("untrusted", "mean"), [(50, "mean −20.00 nats"), (51, "mean ≥ −20.00 nats")])
+def test_histogram_of_mostly_untrusted_data_has_a_lower_bound(untrusted: int, mean: str):
+    khat = np.where(np.arange(100) < untrusted, 0.9, 0.1)
+    axes = figures.log_likelihood_histogram(np.linspace(-30.0, -10.0, 100), khat).axes[0]
+    assert mean in axes.get_legend_handles_labels()[1]
+
+
 def test_histogram_trusts_below_the_limit_of_its_number_of_samples():
     khat = np.array([-np.inf, 0.1, 0.55, 0.65, 0.8])
     for limit, trusted in ((0.7, 4), (0.6, 3), (-np.inf, 1)):

@@ -25,7 +25,7 @@ from ppl_vae.data import binarize
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
 from ppl_vae.errors import DataError, PairError
-from ppl_vae.evaluation import log_likelihood
+from ppl_vae.evaluation import LogLikelihood, log_likelihood
 from ppl_vae.objectives import ELBO, IWAE
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import (
@@ -256,12 +256,19 @@ def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSetting
     kept = write_evaluation(root, result, batch, title, kind, settings.seed, threshold)
     draw_evaluation(root, result, title, threshold)
     typer.echo(f"{title}: {result}")
-    typer.echo(
-        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this "
-        f"kind the mean has a standard error of {result.population_stderr:.3f} nats"
-    )
+    typer.echo(_bits(result))
     if kept is not None:
         typer.echo(f"{kept}: the evaluation before this one")
+
+
+def _bits(result: LogLikelihood) -> str:
+    """Bits per dimension and the error for new data, which a lower bound does not have."""
+    if result.is_lower_bound:
+        return f"bits per dimension ≤ {result.bits_per_dimension():.4f}"
+    return (
+        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this kind the mean has "
+        f"a standard error of {result.population_stderr:.3f} nats"
+    )
 
 
 def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:

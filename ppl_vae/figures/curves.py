@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_vae.errors import DataError
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.wording import is_lower_bound
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,7 +110,8 @@ def log_likelihood_histogram(
         colours = [DARK, LIGHT]
     edges = np.histogram_bin_edges(values, bins=min(60, max(10, math.isqrt(values.size))))
     axes.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=labels)
-    mean = f"mean {values.mean():.2f} nats".replace("-", "−")
+    bound = "≥ " if is_lower_bound(float(doubtful.mean())) else ""
+    mean = f"mean {bound}{values.mean():.2f} nats".replace("-", "−")
     axes.axvline(values.mean(), ymax=0.7, color="black", linestyle="--", label=mean)
     axes.set_ylim(top=axes.get_ylim()[1] / 0.7)  # room for the legend
     axes.set_title(title)
