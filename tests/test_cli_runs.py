@@ -160,6 +160,12 @@ def test_the_factory_of_the_readme_trains_and_runs_again(tmp_path: Path, monkeyp
     succeed("check", "pairs.py:linear", "--data", "my_array.npy")
     succeed("fit", "pairs.py:linear", "--data", "my_array.npy", "--run-dir", "runs/mine", *TINY)
     succeed("evaluate", "runs/mine", "--pair", "pairs.py:linear", "--num-samples", "20")
+    sampling = ["sample", "runs/mine", "--pair", "pairs.py:linear", "--n", "5", "--out", "drawn.npy"]
+    assert "a Pair without one: let the factory return an object that has it" in call(*sampling).stderr
+    drawing = "pair = pv.Pair(model, guide)\n    pair.sample = lambda n, seed: torch.zeros(n, size)\n    return pair"
+    Path("pairs.py").write_text(code.replace("return pv.Pair(model, guide)", drawing))
+    succeed(*sampling)
+    assert np.load("drawn.npy", allow_pickle=False).shape == (5, 3)
 
 
 # Data of other forms

@@ -273,7 +273,10 @@ def _bits(result: LogLikelihood) -> str:
 
 def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:
     if not hasattr(pair, "sample"):
-        raise PairError(f"expected a pair with a method sample(n, seed), such as a VAE, found {type(pair).__name__}")
+        raise PairError(
+            f"expected a pair with a method sample(n, seed), found a {type(pair).__name__} without one: let the "
+            "factory return an object that has it beside .model and .guide, such as a VAE, or set pair.sample to a function"
+        )
     return pair.sample(n, seed=seed, mean=True) if isinstance(pair, VAE) and not draws else pair.sample(n, seed=seed)
 
 

@@ -71,9 +71,19 @@ def check_data(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) ->
 def _check_probabilities(rows: Rows) -> None:
     for start, batch in rows.blocks(4096):
         if not batch[0].is_floating_point():
-            raise DataError(f"binarize: expected floating data in [0, 1], found {batch[0].dtype}; divide by 255")
+            raise DataError(f"binarize: expected floating data in [0, 1], found {batch[0].dtype}; {_to_floats(rows)}")
         if (outside := first_outside(constraints.unit_interval, batch[0])) is not None:
             raise DataError(f"row {start + outside[0]}: binarize expects data in [0, 1], found {outside[1]:.6g}")
+
+
+def _to_floats(rows: Rows) -> str:
+    """How bytes become probabilities, of a file without loading it."""
+    if not rows.mapped:
+        return "divide by 255"
+    return (
+        "write x / 255 to a float32 file, some thousand rows at a time, into numpy.lib.format.open_memmap(name, 'w+', "
+        "'float32', x.shape), and pass that"
+    )
 
 
 def _binarized(rows: Rows, seed: int) -> Rows:
