@@ -28,6 +28,8 @@ WRONG = [
     (["fit", "USERS:absent"], 1, "expected a function 'absent'"),
     (["fit", "USERS:number"], 1, "expected a function 'number'"),
     (["fit", "USERS:fails"], 1, r"RuntimeError: no such network \(.*users_pair.py, line \d+\)"),
+    (["fit", "USERS:leaves"], 1, r"leaves\(\) failed: it ends Python by SystemExit\(3\) \(.*users_pair.py, line \d+\)"),
+    (["fit", "vae", "--run-dir", "row.npy/run"], 1, "row.npy/run: cannot be made .*: choose another --run-dir$"),
     (["fit", "USERS:nothing"], 1, "expected nothing to return a pair"),
     (["fit", "USERS:many"], 1, "one for each array, .*found \\(a, b\\): give the others a default"),
     (["fit", "USERS:typo"], 1, "'zz?'"),
@@ -40,9 +42,10 @@ WRONG = [
     (["fit", "vae", "--objective", "iwae", "--beta", "2"], 2, "with beta = 1"),
     (["fit", "vae", "--no-validation", "--patience", "2"], 2, "--no-validation"),
     (["fit", "vae", "--data", "row.npy"], 1, "at least 10 rows"),
+    (["fit", "vae", "--data", "empty.npy"], 1, "^ppl-vae: empty.npy: expected at least one number"),
     (["fit", "vae", "--data", "column.npy"], 1, r"reshape a column to \(N, 1\)"),
     (["fit", "vae", "--data", "large.npy"], 1, r"row \d+: .*divide by"),
-    (["fit", "vae", "--data", "holes.npy"], 1, "NaN"),
+    (["fit", "vae", "--data", "holes.npy"], 1, "holes.npy: data, row 0: expected finite numbers, found NaN"),
     (["fit", "vae", "--data", "absent.npy", "--run-dir", "."], 1, "expected a new or empty directory"),
     (["fit", "vae", "--binarize", "none"], 1, "binarise it: --binarize dynamic$"),
     (["fit", "vae", "--data", "bytes.npy"], 1, r"bytes.npy, training data, row 0: .*found 255: .*255 for bytes"),
@@ -95,6 +98,7 @@ def test_wrong_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     np.save("row.npy", np.zeros((1, 64)))
     np.save("column.npy", np.zeros(64))
+    np.save("empty.npy", np.zeros((0, 64)))
     np.save("large.npy", np.full((20, 4), 255.0))
     np.save("bytes.npy", np.full((20, 4), 255, np.uint8))
     x = np.ones((20, 4))
@@ -186,3 +190,14 @@ def test_a_loss_that_is_not_finite_names_the_option(tmp_path: Path):
     assert result.exit_code == 1
     assert "--learning-rate" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_command_has_one_name_however_it_is_started():
+    done = subprocess.run(
+        [sys.executable, "-m", "ppl_vae", "--help"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Usage: ppl-vae [OPTIONS] COMMAND" in done.stdout

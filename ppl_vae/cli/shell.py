@@ -19,6 +19,7 @@ _TENSOR = re.compile(r"tensor\(\[[^()]*\)")
 _OPTIONS = {
     "ppl_vae.data.binarize(x, seed=0), or in fit binarize='dynamic'": "--binarize dynamic",
     "load_array reads files of your own": "a file of your own is FILE.npy or FILE.npz",
+    "choose another run_dir": "choose another --run-dir",
     "pass key": "name it in --arrays",
     "leave out key": "leave out --arrays",
     "pass max_bytes": "save it as FILE.npy",

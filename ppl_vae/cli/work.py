@@ -124,9 +124,20 @@ def train(
     if group.leads:
         _finish(root, record, result, pair, splits)
     if evaluation is not None:
-        _evaluate(root, pair, splits, evaluation, group)
+        with _training_is_kept(root):
+            _evaluate(root, pair, splits, evaluation, group)
     if group.leads:
         typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
+
+
+@contextmanager
+def _training_is_kept(root: Path) -> Iterator[None]:
+    """Context of the evaluation at the end: whoever interrupts it learns that nothing of the training is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it")
+        raise
 
 
 @contextmanager
@@ -220,6 +231,10 @@ def _reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[An
         )
     if record.status != "finished":
         typer.echo(f"{root}: {_unfinished(record)}", err=True)
+    if record.data.is_file and not Path(record.data.name).is_file():
+        raise DataError(
+            f"{root}: expected the data of the run, {record.data.name}, found no such file: bring it back to that path"
+        )
     splits = load_splits(record.data if data_dir is None else replace(record.data, data_dir=data_dir))
     if fingerprint(*splits.test) != record.data_sha256:
         raise DataError(
@@ -275,7 +290,8 @@ def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:
     if not hasattr(pair, "sample"):
         raise PairError(
             f"expected a pair with a method sample(n, seed), found a {type(pair).__name__} without one: let the "
-            "factory return an object that has it beside .model and .guide, such as a VAE, or set pair.sample to a function"
+            "factory return an object that has it beside .model and .guide, such as a VAE, or set pair.sample to a "
+            "function"
         )
     return pair.sample(n, seed=seed, mean=True) if isinstance(pair, VAE) and not draws else pair.sample(n, seed=seed)
 

@@ -32,8 +32,8 @@ def load_array(path: str | Path, key: str | None = None, max_bytes: int = MAX_BY
         max_bytes: Refuse a `.npz` whose arrays decompress to more.
 
     Raises:
-        DataError: No such file or key, a key for a `.npy`, pickled objects, a header that disagrees with the file, too many
-            bytes, not numbers, empty, NaN or infinite (the row is named).
+        DataError: No such file or key, a key for a `.npy`, pickled objects, a header that disagrees with the file, too
+            many bytes, not numbers, empty, NaN or infinite (the row is named).
 
     Example:
         >>> import tempfile

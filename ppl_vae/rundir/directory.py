@@ -44,10 +44,7 @@ class RunDirectory:
         """
         path = Path(root)
         check_free(path, allowed={RUN})
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PplVaeError(f"run directory {path}: cannot be made: {error.strerror}") from error
+        _make(path)
         run = cls(path)
         run.write_json(_CONFIG, _plain(settings) | ({} if device is None else {"device": str(device)}))
         run.write_json("environment.json", _environment())
@@ -103,7 +100,7 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
     """
     check_free(root)
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
+    _make(root)
     write_run(root, record)
     try:
         yield
@@ -125,6 +122,13 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
     """
     if root.exists() and (not root.is_dir() or {path.name for path in root.iterdir()} - set(allowed)):
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
+
+
+def _make(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PplVaeError(f"run directory {root}: cannot be made ({error.strerror}): choose another run_dir") from error
 
 
 def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:

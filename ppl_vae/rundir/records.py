@@ -43,10 +43,10 @@ class PairSpec:
 
     name: str
     """A recipe, `path/to/file.py:factory` or `package.module:factory`."""
-    latent_dim: int = 50
-    """Dimension of z of a recipe."""
-    hidden: tuple[int, ...] = (200, 200)
-    """Hidden layers of a recipe."""
+    latent_dim: int | None = 50
+    """Dimension of z of a recipe; None for a pair of the user's own, which decides its sizes."""
+    hidden: tuple[int, ...] | None = (200, 200)
+    """Hidden layers of a recipe; None for a pair of the user's own."""
     seed: int = 0
     """Of the initial parameters."""
 
