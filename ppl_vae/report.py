@@ -92,9 +92,8 @@ def to_table(rows: Iterable[ModelRow], event_size: int | None = None, title: str
     rows = list(rows)
     table = Table(title=f"{title} ({UNIT})", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.caption, table.caption_justify = _legend(rows), "left"
-    for heading in _headings(event_size):
-        is_name = heading == "model"
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+    for heading in _headings(event_size):  # folded where the terminal is narrow: nothing is cut
+        table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row, event_size))
     return table
