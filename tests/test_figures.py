@@ -168,6 +168,20 @@ def test_histogram_refuses(values: list[float], khat: list[float] | None, messag
         figures.log_likelihood_histogram(values, khat)
 
 
+def test_a_saved_grid_has_no_blank_strip(tmp_path: Path):
+    from matplotlib.image import imread
+
+    figures.save(figures.image_grid(np.zeros((60, 8, 8)), 10, "Samples"), tmp_path / "grid.png")
+    blank = (imread(tmp_path / "grid.png")[..., :3] > 0.98).all((1, 2))
+    assert blank[:2].all()
+    assert not blank[-12:].all()
+
+
+def test_the_trained_objective_has_the_name_given():
+    bound = figures.learning_curves(history(objective=-STEPS), objective="IWAE bound").axes[0]
+    assert "IWAE bound" in labels(bound)
+
+
 def test_contact_sheet_takes_figures_and_files(tmp_path: Path):
     grid = figures.image_grid(np.random.default_rng(0).random((4, 8, 8)), columns=4)
     grid.savefig(tmp_path / "grid.png")

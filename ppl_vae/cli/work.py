@@ -122,7 +122,7 @@ def train(
             typer.echo(f"{root}: parameters of the moment; `ppl-vae evaluate {root}` takes them")
         raise
     if group.leads:
-        _finish(root, record, result, pair, splits)
+        _finish(root, record, result, pair, splits, training.objective)
     if evaluation is not None:
         with _training_is_kept(root):
             _evaluate(root, pair, splits, evaluation, group)
@@ -148,7 +148,7 @@ def _cautions_said() -> Iterator[None]:
         yield
 
 
-def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Splits) -> None:
+def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Splits, objective: str) -> None:
     done = replace(record, status="finished", steps=result.steps, best_step=result.best_step, seconds=result.seconds)
     write_run(root, done)
     last, kind = result.history[-1], "compiled steps" if result.compiled else "steps"
@@ -156,7 +156,8 @@ def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Split
         f"{result.steps} {kind} in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = "
         f"-({last.distortion:.2f} distortion + {last.rate:.2f} rate) nats per datum in the last epoch"
     )
-    draw_fit(root, pair, splits, result.history)
+    name = "IWAE bound" if objective == "iwae" else "ELBO with beta"
+    draw_fit(root, pair, splits, result.history, name)
 
 
 def _fit(pair: Any, splits: Splits, data_spec: DataSpec, training: Training, device: torch.device, root: Path) -> Fit:

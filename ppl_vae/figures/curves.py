@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["learning_curves", "log_likelihood_histogram"]
 
 
-def learning_curves(history: Sequence[Any] | Mapping[str, ArrayLike], title: str = "Training") -> Figure:
+def learning_curves(
+    history: Sequence[Any] | Mapping[str, ArrayLike], title: str = "Training", objective: str = "objective trained"
+) -> Figure:
     r"""Draw the bound and its two parts against the optimisation step.
 
     $$\mathrm{ELBO} = -\,\mathrm{distortion} - \mathrm{rate}$$
@@ -32,6 +34,7 @@ def learning_curves(history: Sequence[Any] | Mapping[str, ArrayLike], title: str
         history: Records with attributes `step`, `objective`, `elbo`, `distortion`, `rate` and, optionally,
             `validation_elbo` (nats per datum; `None` or NaN where absent), or a mapping of columns of these names.
         title: Title of the figure.
+        objective: What the trained objective is called in the legend.
 
     Returns:
         A figure of three panels.
@@ -51,7 +54,7 @@ def learning_curves(history: Sequence[Any] | Mapping[str, ArrayLike], title: str
 
     _curve(bound, columns, "elbo", "ELBO, training")
     if not np.allclose(columns["objective"], columns["elbo"], rtol=1e-6, equal_nan=True):
-        _curve(bound, columns, "objective", "objective trained", MIDDLE, ":")
+        _curve(bound, columns, "objective", objective, MIDDLE, ":")
     _curve(bound, columns, "validation_elbo", "ELBO, validation", LIGHT, "--", marker="o")
     _curve(distortion, columns, "distortion", "distortion")
     _curve(rate, columns, "rate", "rate")
