@@ -72,38 +72,37 @@ def as_rows(data: Any) -> Rows:
         parts = _stack(parts[0])
     if not parts:
         raise DataError("data: expected at least one array, found an empty tuple")
-    rows = Rows([_as_array(part, i) for i, part in enumerate(parts)])
+    names = [f"data[{i}]" if len(parts) > 1 else "data" for i in range(len(parts))]
+    rows = Rows([_as_array(part, name) for part, name in zip(parts, names, strict=True)])
     sizes = [len(a) for a in rows.arrays]
     if len(set(sizes)) > 1:
         raise DataError(f"data: expected arrays with equal numbers of rows, found {sizes}")
     if sizes[0] == 0:
         raise DataError("data: expected at least one row, found an empty array")
-    for i in range(len(parts)):
-        _check_finite(rows, i)
+    for array, name in zip(rows.arrays, names, strict=True):
+        _check_finite(array, name)
     return rows
 
 
-def _as_array(part: Any, position: int) -> Tensor | np.ndarray:
+def _as_array(part: Any, name: str) -> Tensor | np.ndarray:
     if isinstance(part, np.memmap):
-        return _checked_numpy(part, position)
+        return _checked_numpy(part, name)
     if isinstance(part, np.ndarray):
-        part = torch.from_numpy(np.require(_checked_numpy(part, position), requirements=["C", "W"]))
+        part = torch.from_numpy(np.require(_checked_numpy(part, name), requirements=["C", "W"]))
     if not isinstance(part, Tensor):
-        raise DataError(
-            f"data[{position}]: expected a tensor, a numpy array or a torch Dataset, found {type(part).__name__}"
-        )
+        raise DataError(f"{name}: expected a tensor, a numpy array or a torch Dataset, found {type(part).__name__}")
     if part.dim() == 0:
-        raise DataError(f"data[{position}]: expected one row per datum, found a scalar")
+        raise DataError(f"{name}: expected one row per datum, found a scalar")
     if part.is_complex() or part.is_sparse:
-        raise DataError(f"data[{position}]: expected real dense numbers, found {part.dtype}, {part.layout}")
+        raise DataError(f"{name}: expected real dense numbers, found {part.dtype}, {part.layout}")
     return part.detach().contiguous()
 
 
-def _checked_numpy(array: np.ndarray, position: int) -> np.ndarray:
+def _checked_numpy(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "fiub":
-        raise DataError(f"data[{position}]: expected real numbers, found dtype {array.dtype}")
+        raise DataError(f"{name}: expected real numbers, found dtype {array.dtype}")
     if array.ndim == 0:
-        raise DataError(f"data[{position}]: expected one row per datum, found a scalar")
+        raise DataError(f"{name}: expected one row per datum, found a scalar")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -143,15 +142,15 @@ def _gather(array: Tensor | np.ndarray, index: Tensor | slice) -> Tensor:
     return torch.from_numpy(read_rows(array, rows) if isinstance(array, np.memmap) else np.array(array[rows]))
 
 
-def _check_finite(rows: Rows, position: int) -> None:
-    for start in range(0, len(rows), _BLOCK):
-        block = _gather(rows.arrays[position], slice(start, start + _BLOCK))
+def _check_finite(array: Tensor | np.ndarray, name: str) -> None:
+    for start in range(0, len(array), _BLOCK):
+        block = _gather(array, slice(start, start + _BLOCK))
         if not block.is_floating_point():
             return
         bad = ~torch.isfinite(block).flatten(1).all(1) if block.dim() > 1 else ~torch.isfinite(block)
         if bad.any():
             row = start + int(bad.nonzero()[0])
             raise DataError(
-                f"data[{position}], row {row}: expected finite numbers, found NaN or infinity; "
+                f"{name}, row {row}: expected finite numbers, found NaN or infinity; "
                 "drop the row, or pass a mask as a second array and use it in both programs"
             )

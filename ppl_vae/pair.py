@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from ppl_vae.discovery import Program, reachable
 from ppl_vae.errors import PairError
 from ppl_vae.rng import own_noise, seeded
 
-__all__ = ["Pair", "Program", "as_pair", "frozen_modes", "kept_buffers", "kept_state", "on_device"]
+__all__ = ["Pair", "Program", "as_pair", "frozen_modes", "kept_buffers", "kept_state", "misfit", "on_device"]
 
 
 class Pair(nn.Module):
@@ -108,7 +108,13 @@ class Pair(nn.Module):
             self(self.model, *batch)
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Loads a state; `pyro.param` values not yet made by a first run are created from it."""
+        """Loads a state; `pyro.param` values not yet made by a first run are created from it.
+
+        Raises:
+            PairError: The state is that of another pair; the first entry in which they differ is named.
+        """
+        if strict and (found := misfit(self, state_dict)):
+            raise PairError(f"load_state_dict: {found}; give the pair the state of a pair of the same programs")
         for key, value in state_dict.items():
             name = key.removeprefix("store.")
             if name != key and name not in self.store._parameters:
@@ -172,6 +178,23 @@ def as_pair(pair: Any) -> Pair:
             "wrap it once as ppl_vae.Pair(it.model, it.guide)"
         ) from None
     return made
+
+
+def misfit(pair: Pair, state: Mapping[str, Any]) -> str:
+    """The first entry in which a state differs from that of the pair, in words; empty if none does."""
+    expected, found = (
+        {name: tuple(getattr(value, "shape", ())) for name, value in entries.items()}
+        for entries in (pair.state_dict(), state)
+    )
+    for name in sorted(expected.keys() | found.keys()):
+        # What `pyro.param` makes on first use may be missing in a pair that has not run.
+        if expected.get(name) != found.get(name) and not (name not in expected and name.startswith("store.")):
+            return f"expected {_entry(name, expected)}, found {_entry(name, found)}"
+    return ""
+
+
+def _entry(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return f"{name} of shape {shapes[name]}" if name in shapes else f"no {name}"
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ppl_vae.errors import DataError
+from ppl_vae.wording import in_words, is_lower_bound
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,7 +21,7 @@ UNIT = "nats per datum, higher is better"
 LEGEND = (
     "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7), or too few samples to tell it; their "
     "estimate is rather too low, and ± does not cover that. ≥: most data are untrusted; the number is a lower bound in "
-    "mean, and has no ±."
+    "mean, and has no ±. seconds: wall time of training."
 )
 
 
@@ -50,7 +51,7 @@ class ModelRow:
     @property
     def is_lower_bound(self) -> bool:
         """Whether most data are untrusted: the estimate is then rather too low, by more than its error tells."""
-        return self.log_likelihood_stderr is not None and (self.share_untrusted or 0.0) > 0.5
+        return self.log_likelihood_stderr is not None and is_lower_bound(self.share_untrusted or 0.0)
 
 
 def bits_per_dimension(log_likelihood: float, event_size: int) -> float:
@@ -91,9 +92,8 @@ def to_table(rows: Iterable[ModelRow], event_size: int | None = None, title: str
     rows = list(rows)
     table = Table(title=f"{title} ({UNIT})", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.caption, table.caption_justify = _legend(rows), "left"
-    for heading in _headings(event_size):
-        is_name = heading == "model"
-        table.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name, overflow="fold")
+    for heading in _headings(event_size):  # folded where the terminal is narrow: nothing is cut
+        table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
     for row in rows:
         table.add_row(*_cells(row, event_size))
     return table
@@ -154,7 +154,7 @@ def _cells(row: ModelRow, event_size: int | None) -> list[str]:
         row.model,
         f"{row.num_parameters:,}",
         _text(row.elbo, ".2f"),
-        ABSENT if ll is None else _estimate(ll, row.log_likelihood_stderr, row.is_lower_bound),
+        ABSENT if ll is None else in_words(ll, row.log_likelihood_stderr, row.share_untrusted or 0.0),
         *bits,
         _text(row.num_samples, ",d"),
         _text(row.ess, ",.0f"),
@@ -166,16 +166,6 @@ def _cells(row: ModelRow, event_size: int | None) -> list[str]:
 def _legend(rows: Sequence[ModelRow]) -> str:
     """What the reader of the table must know of its estimates; empty if all rows are exact."""
     return LEGEND if any(row.share_untrusted is not None for row in rows) else ""
-
-
-def _estimate(value: float, stderr: float | None, is_lower_bound: bool) -> str:
-    """An estimate and its error to two digits of the error, never fewer than two decimals."""
-    if stderr is None:
-        return f"{value:.2f} exact"
-    if is_lower_bound:
-        return f"≥ {value:.2f}"
-    decimals = max(2, 1 - math.floor(math.log10(stderr))) if 0.0 < stderr < 1.0 else 2
-    return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"
 
 
 def _text(value: float | None, form: str) -> str:

@@ -13,6 +13,7 @@ from pyro.distributions import Distribution
 from torch import Tensor, nn
 
 from ppl_vae.errors import DataError, PairError
+from ppl_vae.options import whole_number
 from ppl_vae.rng import seeded
 
 __all__ = ["VAE"]
@@ -77,7 +78,11 @@ class VAE(nn.Module):
 
         Returns:
             Draws (n, *event_shape) on the device of the module.
+
+        Raises:
+            ValueError: n is no whole number, or negative.
         """
+        whole_number("n", n, least=0)
         with self._evaluating(seed):
             return _mean_or_draw(self._decode(self.prior().sample((n,))), mean)
 
@@ -92,7 +97,11 @@ class VAE(nn.Module):
 
         Returns:
             Reconstructions (num_samples, N, *event_shape): a dimension of draws comes first, even for one.
+
+        Raises:
+            ValueError: `num_samples` is no whole number, or negative.
         """
+        whole_number("num_samples", num_samples, least=0)
         with self._evaluating(seed):
             return _mean_or_draw(self._decode(self.encoder(x).sample((num_samples,))), mean)
 

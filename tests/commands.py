@@ -41,6 +41,9 @@ def typo():
 def fails():
     raise RuntimeError("no such network")
 
+def leaves():
+    raise SystemExit(3)
+
 def nothing():
     return None
 

@@ -11,6 +11,7 @@ from statistical import assert_estimates
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.checking import kind_of_density
 from ppl_vae.pair import as_pair
 
 X = torch.linspace(-1, 1, 18).reshape(6, 3)
@@ -377,3 +378,41 @@ def test_a_global_latent_of_mini_batches_needs_the_number_of_data():
     with pytest.raises(pv.PairError, match=r"'mean': .* state the size of the data set"):
         pv.fit(pv.Pair(model, guide), x, batch_size=5, epochs=1, progress=False)
     assert pv.fit(pv.Pair(model, guide), x, batch_size=20, epochs=1, progress=False).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("levels", "likelihood", "cautioned"),
+    [
+        (2, lambda loc: dist.Normal(loc, 1.0), True),
+        (17, lambda loc: dist.Normal(loc, 1.0), True),
+        (2, lambda loc: dist.Bernoulli(logits=loc), False),
+        (17, lambda loc: dist.Poisson(loc.exp()), False),
+        (None, lambda loc: dist.Normal(loc, 1.0), False),
+    ],
+    ids=["Normal, binary", "Normal, grey", "Bernoulli", "Poisson", "Normal, continuous"],
+)
+def test_a_density_of_data_of_few_levels_is_cautioned(levels, likelihood, cautioned, generator):
+    x = torch.rand(128, 3, generator=generator)
+    if levels is not None:
+        x = (x * levels).floor()
+
+    def observe(x):
+        z_normal(x)
+        pyro.sample("x", likelihood(x.new_zeros(3)).to_event(1), obs=x)
+
+    pair = pair_of(observe, z_normal)
+    report = pv.check(pair, x)
+    assert any("gives a density to data of only" in note for note in report.notes) == cautioned
+    assert kind_of_density(pair, (x,)) == (
+        "probability" if likelihood(torch.zeros(())).support.is_discrete else "density"
+    )
+
+
+def test_fit_warns_once_of_a_density_of_data_of_few_levels():
+    x = torch.ones(128, 3)
+    vae = pv.VAE(
+        pv.priors.StandardNormal(1), pv.decoders.Gaussian.mlp(1, [], 3), pv.encoders.DiagonalNormal.mlp(3, [], 1)
+    )
+    with pytest.warns(UserWarning, match="'x': Normal gives a density to data of only 1 levels") as found:
+        pv.fit(vae, x, epochs=2, progress=False)
+    assert len(found) == 1

@@ -64,7 +64,7 @@ def test_its_evaluation_is_that_of_the_library_on_fixed_binary_test_data(run: Pa
 
 def test_evaluate_sample_and_check(run: Path, tmp_path: Path):
     text = succeed("evaluate", run, "--num-samples", "20", "--limit", "30", "--seed", "5")
-    assert "log p(x) =" in text
+    assert re.search(r"log p\(x\) (≥ -\d+\.\d\d|= -\S+ ± \S+) nats per datum", text)
     assert "random 30 of 360 test data" in text
     assert (read(run / "evaluation.json")["seed"], read(run / "evaluation.json")["num_data"]) == (5, 30)
     succeed("sample", run, "--n", "5", "--out", tmp_path / "means.npy")
@@ -88,7 +88,19 @@ def test_compare_puts_the_best_first_and_keeps_other_data_apart(run: Path, tmp_p
     succeed("fit", *SMALL_VAE, *TINY, "--eval-limit", "20", "--run-dir", short)
     result = call("compare", run, longer, short, "--format", "markdown")
     assert "2 tables: numbers on different test data do not compare" in result.stderr
-    assert result.stdout.count("**log p(x) of digits, binarised") == 2
+    assert result.stdout.count("**log p(x), a probability, of digits, binarised") == 2
+
+
+def test_a_density_never_stands_above_a_probability(tmp_path: Path):
+    density, probability = tmp_path / "density", tmp_path / "probability"
+    small = ["--latent-dim", "2", "--hidden", "8", *TINY]
+    result = call("fit", "scaled-vae", "--binarize", "dynamic", *small, "--run-dir", density)
+    assert result.output.count("Normal gives a density to data of only 2 levels") == 1
+    assert "gives a density" not in succeed("fit", "vae", *small, "--run-dir", probability)
+    result = call("compare", density, probability, "--format", "markdown")
+    assert "2 tables: numbers on different test data, or a probability with a density, do not compare" in result.stderr
+    assert all(f"**log p(x), a {kind}, of digits" in result.stdout for kind in ("density", "probability"))
+    assert "nats per datum (standard error" not in result.stdout
 
 
 OPTIONS = [

@@ -28,6 +28,8 @@ WRONG = [
     (["fit", "USERS:absent"], 1, "expected a function 'absent'"),
     (["fit", "USERS:number"], 1, "expected a function 'number'"),
     (["fit", "USERS:fails"], 1, r"RuntimeError: no such network \(.*users_pair.py, line \d+\)"),
+    (["fit", "USERS:leaves"], 1, r"leaves\(\) failed: it ends Python by SystemExit\(3\) \(.*users_pair.py, line \d+\)"),
+    (["fit", "vae", "--run-dir", "row.npy/run"], 1, "row.npy/run: cannot be made .*: choose another --run-dir$"),
     (["fit", "USERS:nothing"], 1, "expected nothing to return a pair"),
     (["fit", "USERS:many"], 1, "one for each array, .*found \\(a, b\\): give the others a default"),
     (["fit", "USERS:typo"], 1, "'zz?'"),
@@ -40,13 +42,21 @@ WRONG = [
     (["fit", "vae", "--objective", "iwae", "--beta", "2"], 2, "with beta = 1"),
     (["fit", "vae", "--no-validation", "--patience", "2"], 2, "--no-validation"),
     (["fit", "vae", "--data", "row.npy"], 1, "at least 10 rows"),
+    (["fit", "vae", "--data", "empty.npy"], 1, "^ppl-vae: empty.npy: expected at least one number"),
     (["fit", "vae", "--data", "column.npy"], 1, r"reshape a column to \(N, 1\)"),
     (["fit", "vae", "--data", "large.npy"], 1, r"row \d+: .*divide by"),
-    (["fit", "vae", "--data", "holes.npy"], 1, "NaN"),
+    (["fit", "vae", "--data", "holes.npy"], 1, "holes.npy: data, row 0: expected finite numbers, found NaN"),
     (["fit", "vae", "--data", "absent.npy", "--run-dir", "."], 1, "expected a new or empty directory"),
-    (["fit", "vae", "--binarize", "none"], 1, "--binarize dynamic"),
+    (["fit", "vae", "--binarize", "none"], 1, "binarise it: --binarize dynamic$"),
     (["fit", "vae", "--data", "bytes.npy"], 1, r"bytes.npy, training data, row 0: .*found 255: .*255 for bytes"),
-    (["fit", "gaussian-vae", "--data", "two.npz"], 1, r"without validation: .*--arrays train,test"),
+    (["fit", "gaussian-vae", "--data", "two.npz"], 1, "found train, test: add an array named validation$"),
+    (["fit", "gaussian-vae", "--data", "two.npz", "--arrays", "train,q"], 1, "found 'q': name it in --arrays"),
+    (
+        ["fit", "vae", "--data", "large.npy", "--arrays", "x"],
+        1,
+        "large.npy: expected FILE.npz to .*: leave out --arrays$",
+    ),
+    (["fit", "vae", "--data", "."], 1, "a file of your own is FILE.npy or FILE.npz$"),
     (["fit", "gaussian-vae", "--data", "xy.npz"], 1, r"found x, y, without train.*--arrays x,y"),
     (["fit", "gaussian-vae", "--data", "xy.npz", "--arrays", "x,z"], 1, "one of its arrays, x, y, found 'z'"),
     (["fit", "gaussian-vae", "--data", "xy.npz", "--arrays", "x,y"], 1, "expected one array, found 2"),
@@ -60,7 +70,7 @@ WRONG = [
     (["check", "USERS:wrong_size"], 1, r"guide failed on a batch of \(64, 64\).*users_pair.py, line 1\d\)"),
     (["fit", "USERS:shouts"], 1, r"first line tensor\(...\) last line \("),
     (["evaluate", "RUN", "--pair", "USERS:wrong_size"], 1, r"failed on the data of .*users_pair.py, line 1\d\)"),
-    (["evaluate", "RUN", "--pair", "USERS:own"], 1, "do not fit the pair: expected programs"),
+    (["evaluate", "RUN", "--pair", "USERS:own"], 1, "do not fit the pair: expected (no )?programs"),
     (["fit", "vae", "--device", "cuda"], 1, "--device: expected a CUDA device .*--device cpu"),
     (["evaluate", "RUN", "--device", "cuda"], 1, "--device: expected a CUDA device .*--device cpu"),
     (["fit"], 2, "PAIR"),
@@ -88,6 +98,7 @@ def test_wrong_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     np.save("row.npy", np.zeros((1, 64)))
     np.save("column.npy", np.zeros(64))
+    np.save("empty.npy", np.zeros((0, 64)))
     np.save("large.npy", np.full((20, 4), 255.0))
     np.save("bytes.npy", np.full((20, 4), 255, np.uint8))
     x = np.ones((20, 4))
@@ -179,3 +190,14 @@ def test_a_loss_that_is_not_finite_names_the_option(tmp_path: Path):
     assert result.exit_code == 1
     assert "--learning-rate" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_command_has_one_name_however_it_is_started():
+    done = subprocess.run(
+        [sys.executable, "-m", "ppl_vae", "--help"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Usage: ppl-vae [OPTIONS] COMMAND" in done.stdout

@@ -13,7 +13,7 @@ import torch
 import ppl_vae as pv
 from ppl_vae import data
 from ppl_vae.cli.inputs import load_splits, random_rows
-from ppl_vae.rundir import DataSpec, Evaluation, RunDirectory, fingerprint, read_evaluation, read_run
+from ppl_vae.rundir import DataSpec, Evaluation, PairSpec, RunDirectory, fingerprint, read_evaluation, read_run
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +81,32 @@ def test_a_run_directory_in_use_is_refused_before_the_data_are_read(run: Path):
 # Evaluations
 
 
+def test_an_interrupted_evaluation_at_the_end_says_that_the_training_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    root = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("ppl_vae.cli.work.log_likelihood", interrupt)
+        result = call("fit", *SMALL_VAE, *TINY, "--run-dir", root)
+    assert (result.exit_code, result.stderr) == (130, "ppl-vae: interrupted\n")
+    assert f"training is finished and saved; `ppl-vae evaluate {root}`" in " ".join(result.stdout.split())
+    assert read_run(root).status == "finished"
+    succeed("evaluate", root, "--num-samples", "10", "--limit", "10")
+
+
+def test_data_that_have_moved_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    small = ["--latent-dim", "2", "--hidden", "4", *TINY]
+    succeed("fit", "gaussian-vae", "--data", "x.npy", *small, "--run-dir", "run")
+    Path("x.npy").rename("y.npy")
+    message = call("evaluate", "run").stderr
+    assert f"run: expected the data of the run, {tmp_path}/x.npy, found no such file: bring it back" in message
+
+
 def test_another_evaluation_keeps_the_one_before(copy: Path):
     first = read(copy / "evaluation.json")
     text = succeed("evaluate", copy, "--num-samples", "30", "--limit", "30")
@@ -130,6 +156,15 @@ def test_one_sample_of_one_datum_has_no_error(copy: Path):
     assert "≥" in succeed("compare", copy)
 
 
+def test_a_command_prints_a_lower_bound_as_the_table_does(copy: Path):
+    text = succeed("evaluate", copy, "--num-samples", "10", "--limit", "30")
+    assert read_evaluation(copy).share_untrusted == 1
+    assert "log p(x) ≥ -" in text
+    assert "bits per dimension ≤ 0." in text
+    assert "±" not in text
+    assert "standard error" not in text
+
+
 def test_compare_tells_samples_and_marks_lower_bounds(copy: Path, run: Path):
     succeed("evaluate", copy, "--num-samples", "10", "--limit", "30")
     text = call("compare", run, copy, "--format", "markdown").stdout
@@ -151,6 +186,13 @@ def test_the_factory_of_the_readme_trains_and_runs_again(tmp_path: Path, monkeyp
     succeed("check", "pairs.py:linear", "--data", "my_array.npy")
     succeed("fit", "pairs.py:linear", "--data", "my_array.npy", "--run-dir", "runs/mine", *TINY)
     succeed("evaluate", "runs/mine", "--pair", "pairs.py:linear", "--num-samples", "20")
+    assert read_run(Path("runs/mine")).pair == PairSpec("pairs.py:linear", latent_dim=None, hidden=None)
+    sampling = ["sample", "runs/mine", "--pair", "pairs.py:linear", "--n", "5", "--out", "drawn.npy"]
+    assert "a Pair without one: let the factory return an object that has it" in call(*sampling).stderr
+    drawing = "pair = pv.Pair(model, guide)\n    pair.sample = lambda n, seed: torch.zeros(n, size)\n    return pair"
+    Path("pairs.py").write_text(code.replace("return pv.Pair(model, guide)", drawing))
+    succeed(*sampling)
+    assert np.load("drawn.npy", allow_pickle=False).shape == (5, 3)
 
 
 # Data of other forms

@@ -113,6 +113,16 @@ def test_fixed_binarisation_draws_each_split_once():
         assert_mean((x - p).double().numpy(), 0.0, sigma=spread, effect=0.03)
 
 
+def test_numpy_arrays_become_tensors_of_levels_and_anything_else_is_a_typed_error():
+    x = np.array([[0.0, 1.0], [1.0, 0.0]])
+    assert torch.equal(data.binarize(x, seed=0), torch.from_numpy(x))
+    assert torch.equal(data.dequantize(x, levels=2, seed=1), data.dequantize(torch.from_numpy(x), levels=2, seed=1))
+    for wrong in ("my.npy", [x, x], np.array(["a"]), np.array([[256.0]])):
+        for draw in (data.binarize, lambda x: data.dequantize(x, levels=256)):
+            with pytest.raises(DataError, match="expected"):
+                draw(wrong)
+
+
 def test_binarize_is_a_function_of_its_seed():
     x, state = torch.full((50, 2, 4), 0.5, dtype=torch.float64), torch.get_rng_state()
     assert torch.equal(data.binarize(x, 1), data.binarize(x, 1))

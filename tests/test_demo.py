@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from ppl_vae import data
 from ppl_vae.cli import app
 from ppl_vae.demo import DemoSettings, run_demo
+from ppl_vae.demo.album import Album
 from ppl_vae.demo.run import _independent_pixels, _make_empty, _one_thread
 from ppl_vae.errors import PplVaeError
 
@@ -49,6 +50,16 @@ def test_it_leaves_tables_figures_and_two_sheets(folder: Path):
     for part in ("binary-digits", "grey-digits"):
         width, height = struct.unpack_from(">II", (folder / f"{part}.png").read_bytes(), 16)
         assert 1.2 < width / height < 2.2
+
+
+def test_a_figure_of_its_own_has_its_caption_as_title(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    saved = []
+    monkeypatch.setattr("ppl_vae.figures.save", lambda figure, path: saved.append(figure))
+    album = Album(tmp_path)
+    page = album.page("digits", "Digits", "")
+    page.samples("New digits", torch.zeros(10, 64))
+    album.write()
+    assert [figure.axes[0].get_title() for figure in saved] == ["New digits"]
 
 
 def test_its_runs_can_be_evaluated_sampled_and_compared(folder: Path, tmp_path: Path):

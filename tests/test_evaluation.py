@@ -183,8 +183,10 @@ def test_the_verdict_is_said():
     bad = estimate(scaled_guide(small_ppca(), 0.4), x, 500)
     assert not bad.trusted.all()
     assert "do not trust" in str(bad)
+    assert bad.is_lower_bound == ("log p(x) ≥ " in str(bad)) == ("±" not in str(bad))
     good = estimate(small_ppca(), x, 500)
     assert "do not trust" not in str(good)
+    assert f"log p(x) = {good.mean:.2f} ± 0.00" in str(good)
     assert good.bits_per_dimension(4) == pytest.approx(-good.mean / 4 / math.log(2))
     assert good.population_stderr > good.mean_stderr
 

@@ -135,6 +135,13 @@ def test_histogram_counts_every_datum_and_marks_the_doubtful():
     assert "mean −20.00 nats" in legend
 
 
+@pytest.mark.parametrize(("untrusted", "mean"), [(50, "mean −20.00 nats"), (51, "mean ≥ −20.00 nats")])
+def test_histogram_of_mostly_untrusted_data_has_a_lower_bound(untrusted: int, mean: str):
+    khat = np.where(np.arange(100) < untrusted, 0.9, 0.1)
+    axes = figures.log_likelihood_histogram(np.linspace(-30.0, -10.0, 100), khat).axes[0]
+    assert mean in axes.get_legend_handles_labels()[1]
+
+
 def test_histogram_trusts_below_the_limit_of_its_number_of_samples():
     khat = np.array([-np.inf, 0.1, 0.55, 0.65, 0.8])
     for limit, trusted in ((0.7, 4), (0.6, 3), (-np.inf, 1)):
@@ -159,6 +166,20 @@ def test_histogram_of_an_exact_model_says_so():
 def test_histogram_refuses(values: list[float], khat: list[float] | None, message: str):
     with pytest.raises(DataError, match=message):
         figures.log_likelihood_histogram(values, khat)
+
+
+def test_a_saved_grid_has_no_blank_strip(tmp_path: Path):
+    from matplotlib.image import imread
+
+    figures.save(figures.image_grid(np.zeros((60, 8, 8)), 10, "Samples"), tmp_path / "grid.png")
+    blank = (imread(tmp_path / "grid.png")[..., :3] > 0.98).all((1, 2))
+    assert blank[:2].all()
+    assert not blank[-12:].all()
+
+
+def test_the_trained_objective_has_the_name_given():
+    bound = figures.learning_curves(history(objective=-STEPS), objective="IWAE bound").axes[0]
+    assert "IWAE bound" in labels(bound)
 
 
 def test_contact_sheet_takes_figures_and_files(tmp_path: Path):

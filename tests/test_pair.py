@@ -148,6 +148,27 @@ def test_state_dict_moves_a_trained_pair_into_a_fresh_one():
     assert (left == right).all()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.popitem(), r"expected (\S+) of shape \S.*, found no \1; give"),
+        (lambda state: state.update(extra=torch.zeros(3)), r"expected no extra, found extra of shape \(3,\); give"),
+        (
+            lambda state: state.update({min(state): torch.zeros(9)}),
+            r"expected (\S+) of shape .*, found \1 of shape \(9,\)",
+        ),
+    ],
+    ids=["missing", "unexpected", "another shape"],
+)
+def test_a_state_of_another_pair_is_refused_in_a_line(change, message):
+    pair = as_pair(ModuleVAE())
+    state = pair.state_dict()
+    change(state)
+    with pytest.raises(pv.PairError, match=message) as caught:
+        pair.load_state_dict(state)
+    assert "\n" not in str(caught.value)
+
+
 def test_parameters_stay_the_users_own():
     pair = ModuleVAE()
     assert {id(p) for p in as_pair(pair).parameters()} == {id(p) for p in pair.parameters()}

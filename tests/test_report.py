@@ -26,8 +26,8 @@ VAE = ModelRow(
 GMM = ModelRow(model="GMM | EM", num_parameters=99, log_likelihood=-23.0, seconds=0.4)
 
 
-def rendered(rows: list[ModelRow], event_size: int | None = None) -> str:
-    console = Console(file=io.StringIO(), width=160)
+def rendered(rows: list[ModelRow], event_size: int | None = None, width: int = 160) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(to_table(rows, event_size))
     return console.file.getvalue()
 
@@ -38,6 +38,11 @@ def test_table_shows_numbers_with_their_error_and_unit(text: str):
     for cell in ("12,345", "-24.06", "-22.311 ± 0.012", "5,000", "812", "3.4%", "7.2", "-23.00 exact", "–"):
         assert cell in text, cell
     assert f"{bits_per_dimension(-23.0, 64):.3f}" in text
+
+
+def test_a_narrow_terminal_folds_and_cuts_nothing():
+    wide, *narrow = (rendered([VAE, GMM], width=width).replace("─", "").split() for width in (160, 80, 50, 36))
+    assert all(sorted("".join(words)) == sorted("".join(wide)) for words in narrow)
 
 
 def test_a_bits_column_appears_only_with_an_event_size():

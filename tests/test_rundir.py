@@ -53,6 +53,12 @@ def test_a_fit_refused_before_it_begins_leaves_nothing(tmp_path: Path):
     assert not list(kept.iterdir())
 
 
+def test_a_directory_is_named_by_a_string_too(tmp_path: Path):
+    pair = small()
+    RunDirectory.create(str(tmp_path / "run"), FitSettings()).write_parameters(pair)
+    RunDirectory(str(tmp_path / "run")).read_parameters(pair)
+
+
 def test_a_directory_with_more_than_a_description_is_refused(tmp_path: Path):
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "thesis.tex").write_text("years of work")
@@ -92,7 +98,10 @@ def test_parameters_of_another_pair_name_the_first_difference(tmp_path: Path):
     with pytest.raises(PplVaeError, match="found no such file"):
         run.read_parameters(small())
     run.write_parameters(small(2))
-    with pytest.raises(DataError, match=r"do not fit the pair: expected programs.* of shape \(4, 3\), found \(4, 2\)"):
+    with pytest.raises(
+        DataError,
+        match=r"do not fit the pair: expected programs.* of shape \(4, 3\), found programs.* of shape \(4, 2\)",
+    ):
         run.read_parameters(small(3))
     (tmp_path / "parameters.safetensors").write_bytes(b"damage")
     with pytest.raises(DataError, match="expected readable parameters, found damage"):

@@ -212,12 +212,12 @@ def test_what_a_program_raises_in_mid_training_names_the_step_and_the_rows():
 def test_what_a_program_raises_on_held_out_data_names_them():
     class Late(ModuleVAE):
         def guide(self, x):
-            if len(x) == 7 and not self.training:
-                raise RuntimeError("seven")
+            if len(x) == 9 and not self.training:  # more rows than are tried before the first step
+                raise RuntimeError("nine")
             super().guide(x)
 
-    with pytest.raises(pv.PairError, match=r"validation after step 2, rows 0 to 6, failed: RuntimeError: seven"):
-        train(Late(), binary_rows(10), batch_size=5, validation=binary_rows(7))
+    with pytest.raises(pv.PairError, match=r"validation after step 2, rows 0 to 8, failed: RuntimeError: nine"):
+        train(Late(), binary_rows(10), batch_size=5, validation=binary_rows(9))
 
 
 def embedding_pair(sparse):
@@ -304,3 +304,10 @@ def test_the_guard_of_a_gpu_freezes_the_parameters_from_the_first_bad_step(monke
     with pytest.raises(pv.EstimateError, match="site 'z'"):
         train(pair, binary_rows(8), epochs=400, learning_rate=0.2)
     assert all(bool(torch.isfinite(p).all()) for p in pair.parameters())
+
+
+def test_bytes_on_disk_are_not_to_be_loaded_for_their_division(tmp_path):
+    np.save(tmp_path / "x.npy", np.full((8, 5), 255, np.uint8))
+    on_disk = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
+    with pytest.raises(pv.DataError, match=r"found torch.uint8; write x / 255 to a float32 file.*open_memmap"):
+        train(ModuleVAE(), on_disk, binarize="dynamic")

@@ -96,3 +96,17 @@ def test_a_validation_that_is_not_finite_is_an_error():
     x, held_out = torch.randn(8, 3), torch.full((2, 3), 3e38)
     with pytest.raises(pv.EstimateError, match="validation data is not finite"):
         train(closure_pair(), x, validation=held_out)
+
+
+@pytest.mark.parametrize("shapes", [[(20, 4)], [(20,)], [(20, 5), (20,)]], ids=str)
+def test_validation_data_of_another_form_are_refused_before_the_first_step(shapes):
+    held_out = tuple(torch.zeros(shape) for shape in shapes)
+    with pytest.raises(pv.DataError, match=r"validation data: the pair does not take them.*like those that it trains"):
+        train(ModuleVAE(), binary_rows(8), validation=held_out)
+
+
+def test_a_row_outside_its_support_in_validation_data_is_said_to_be_there():
+    held_out = binary_rows(20)
+    held_out[3] = 0.5
+    with pytest.raises(pv.DataError, match="validation data: site 'x', row 3"):
+        train(ModuleVAE(), binary_rows(8), validation=held_out)

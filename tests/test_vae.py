@@ -184,6 +184,15 @@ def test_a_decoder_for_other_latents_is_named(decoder, use):
         check(vae, torch.zeros(4, 64)) if use == "check" else vae.sample(2)
 
 
+@pytest.mark.parametrize("count", [-1, 1.5])
+def test_a_number_of_draws_is_a_whole_one(count):
+    vae = VAE(StandardNormal(3), Bernoulli.mlp(3, [5], 64), DiagonalNormal.mlp(64, [5], 3))
+    with pytest.raises(ValueError, match="n: expected"):
+        vae.sample(count)
+    with pytest.raises(ValueError, match="num_samples: expected"):
+        vae.reconstruct(torch.zeros(2, 64), count)
+
+
 def test_a_part_that_is_no_module_is_refused():
     with pytest.raises(PairError, match=r"prior: expected a module, found int: see ppl_vae.priors"):
         VAE(3, Bernoulli.mlp(3, [5], 64), DiagonalNormal.mlp(64, [5], 3))

@@ -4,10 +4,12 @@ from ppl_vae.checking.checker import (
     check,
     check_draws,
     check_for_pyro,
+    check_form,
     check_in_training,
     check_observations,
     check_rows,
 )
+from ppl_vae.checking.density import kind_of_density
 from ppl_vae.checking.report import CheckReport, SiteReport
 
 __all__ = [
@@ -16,7 +18,9 @@ __all__ = [
     "check",
     "check_draws",
     "check_for_pyro",
+    "check_form",
     "check_in_training",
     "check_observations",
     "check_rows",
+    "kind_of_density",
 ]

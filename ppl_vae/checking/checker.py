@@ -6,6 +6,7 @@ from typing import Any
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
+from ppl_vae.checking.density import density_cautions
 from ppl_vae.checking.layout import find_layout, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
@@ -28,13 +29,21 @@ from ppl_vae.checking.rules import (
     check_supports,
 )
 from ppl_vae.checking.sites import frame_of
-from ppl_vae.errors import PairError
+from ppl_vae.errors import DataError, PairError
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.supports import is_fixed, support_of_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
 from ppl_vae.validation import validating
 
-__all__ = ["check", "check_draws", "check_for_pyro", "check_in_training", "check_observations", "check_rows"]
+__all__ = [
+    "check",
+    "check_draws",
+    "check_for_pyro",
+    "check_form",
+    "check_in_training",
+    "check_observations",
+    "check_rows",
+]
 
 _PROBE_ROWS = 8
 _BLOCK_ROWS = 256
@@ -110,7 +119,9 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
     sampled = [name for name in layout.local_latents if name not in layout.analytic]
     if sampled:
         notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
-    return CheckReport(describe_sites(guide, prior, layout), describe_parameters(pair), layout, tuple(notes))
+    cautions = density_cautions(model)
+    sites, parameters = describe_sites(guide, prior, layout), describe_parameters(pair)
+    return CheckReport(sites, parameters, layout, (*notes, *cautions), cautions)
 
 
 def _replayed(pair: Pair, batch: Batch, guide: Tape, prior: Tape) -> Tape:
@@ -153,6 +164,23 @@ def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
         layout = find_layout(guide, model, bounded)
     note = f"summed out of the model by the objective: {', '.join(map(repr, sorted(summed)))}"
     return CheckReport(describe_sites(guide, model, layout), describe_parameters(pair), layout, (note,))
+
+
+def check_form(pair: Pair, rows: Rows, layout: Layout) -> None:
+    """Checks that both programs take data of this form, such as held-out data, as they take those of `check`.
+
+    Raises:
+        DataError: They fail on the first rows, or these do not fit the shapes of the sites.
+    """
+    few = rows.take(slice(0, layout.largest_batch(_PROBE_ROWS)), pair.device)
+    with quiet(pair):
+        try:
+            for role in ("guide", "model"):
+                check_plates(role, trace(pair, role, few), len(few[0]))
+        except PairError as error:
+            raise DataError(
+                f"the pair does not take them: {error}; give arrays like those that it trains on"
+            ) from error
 
 
 def check_observations(pair: Pair, rows: Rows, layout: Layout, skip: tuple[int, ...] = ()) -> None:

@@ -51,6 +51,8 @@ class CheckReport:
     """How the pair uses tensor dimensions."""
     notes: tuple[str, ...]
     """What is worth knowing and no error."""
+    cautions: tuple[str, ...] = ()
+    """Those of the notes that say that a number means less than it seems; `fit` warns of them."""
 
     @property
     def num_parameters(self) -> int:

@@ -24,6 +24,9 @@ __all__ = [
 ]
 
 
+_BINARISE = "binarise it: ppl_vae.data.binarize(x, seed=0), or in fit binarize='dynamic'"
+
+
 def check_sites(guide: Tape, model: Tape) -> None:
     """Model and guide have the same latent sites, and the model observes something."""
     for name, site in guide.sites.items():
@@ -196,7 +199,7 @@ def check_inside(site: Site, value: Tensor, start: int) -> None:
     if outside is not None:
         row, found = outside
         family, allowed = distribution_name(site["fn"]), support_name(support)
-        mend = "binarise it (binarize=...)" if family == "Bernoulli" else "choose a likelihood for such data"
+        mend = _BINARISE if family == "Bernoulli" else "choose a likelihood for such data"
         raise DataError(
             f"site {site['name']!r}, row {start + row}: expected values in the support {allowed} of {family}, "
             f"found {found:.6g}; {mend}"

@@ -18,7 +18,7 @@ def run() -> None:
     try:
         from ppl_vae.cli.main import app
 
-        app()
+        app(prog_name="ppl-vae")  # not `python -m ppl_vae.ppl-vae`
     except KeyboardInterrupt:
         sys.stderr.write("ppl-vae: interrupted\n")
         sys.exit(_INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The table that compares runs: one for each set of test data, since numbers on different data do not compare."""
+"""The table that compares runs: one for each set of test data and kind of density, since only such numbers compare."""
 
 from __future__ import annotations
 
@@ -48,18 +48,20 @@ class _Run:
 def compare(roots: Sequence[Path], form: Literal["table", "markdown", "json"]) -> None:
     """Print evaluated runs, the highest log-likelihood first, and how sure their order is."""
     runs = [_Run(root, read_run(root), read_evaluation(root)) for root in roots]
-    groups: dict[str, list[_Run]] = {}
+    groups: dict[tuple[str, str], list[_Run]] = {}
     for run in sorted(runs, key=lambda run: -run.evaluation.mean):
-        groups.setdefault(run.evaluation.data_sha256, []).append(run)
+        groups.setdefault((run.evaluation.data_sha256, run.evaluation.kind), []).append(run)
     if len(groups) > 1:
-        typer.echo(f"{len(groups)} tables: numbers on different test data do not compare", err=True)
+        kinds = len({kind for _, kind in groups}) > 1
+        what = "on different test data, or a probability with a density," if kinds else "on different test data"
+        typer.echo(f"{len(groups)} tables: numbers {what} do not compare", err=True)
     for group in groups.values():
         _print(group, form)
 
 
 def _print(group: Sequence[_Run], form: Literal["table", "markdown", "json"]) -> None:
     first = group[0].evaluation
-    rows, title = [run.row() for run in group], f"log p(x) of {first.data}"
+    rows, title = [run.row() for run in group], f"log p(x), a {first.kind}, of {first.data}"
     if form == "json":
         typer.echo(report.to_json(rows, first.event_size), nl=False)
         return

@@ -112,7 +112,13 @@ def _split(path: Path, batch: Batch) -> list[Batch]:
 
 def _as_named(path: Path, names: list[str]) -> list[Batch]:
     """The arrays `train`, `validation` and `test`."""
-    if missing := [part for part in _PARTS if part not in names]:
+    missing = [part for part in _PARTS if part not in names]
+    if missing and len(missing) < len(_PARTS):
+        raise DataError(
+            f"{path}: expected {', '.join(_PARTS)}, found {', '.join(names)}: add an array named "
+            f"{' and one named '.join(missing)}"
+        )
+    if missing:
         raise DataError(
             f"{path}: expected one array, or {', '.join(_PARTS)}; found {', '.join(names)}, without "
             f"{', '.join(missing)}: name the arguments of your programs in order, such as --arrays "

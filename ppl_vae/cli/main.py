@@ -192,8 +192,10 @@ def _pair_spec(name: str, latent_dim: int | None, hidden: str | None, seed: int)
     from ppl_vae.rundir import PairSpec
 
     spec = PairSpec(name, seed=seed)
-    if not is_recipe(name) and (latent_dim is not None or hidden is not None):
-        raise typer.BadParameter(f"--latent-dim and --hidden size a recipe; {name} decides its own sizes")
+    if not is_recipe(name):
+        if latent_dim is not None or hidden is not None:
+            raise typer.BadParameter(f"--latent-dim and --hidden size a recipe; {name} decides its own sizes")
+        return PairSpec(name, None, None, seed)
     return PairSpec(name, latent_dim or spec.latent_dim, spec.hidden if hidden is None else _widths(hidden), seed)
 
 

@@ -59,6 +59,8 @@ def make_pair(spec: PairSpec, batch: tuple[Tensor, ...]) -> Any:
             return _made_by_user(spec.name, [x[0].numel() for x in batch])
         if len(batch) > 1:
             raise DataError(f"pair {spec.name!r}: expected one array, found {len(batch)}: name a pair of your own")
+        if spec.latent_dim is None or spec.hidden is None:
+            raise PairError(f"pair {spec.name!r}: expected the sizes of a recipe, found none: name a pair of your own")
         return RECIPES[spec.name].build(batch[0], spec.latent_dim, spec.hidden)
 
 
@@ -84,6 +86,8 @@ def naming_the_line(what: str, of_user: bool = False) -> Iterator[None]:
         raise PairError(f"{error}{_line(error.__cause__)}") from error
     except PplVaeError:
         raise
+    except SystemExit as error:
+        raise PairError(f"{what}: it ends Python by SystemExit({error.code}){_line(error)}: let it return") from error
     except Exception as error:
         line = _line(error)
         if not (line or of_user):

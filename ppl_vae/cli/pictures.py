@@ -24,9 +24,10 @@ __all__ = ["draw_evaluation", "draw_fit", "save_images"]
 _NUM_SAMPLES, _NUM_RECONSTRUCTIONS, _COLUMNS = 60, 12, 10
 
 
-def draw_fit(root: Path, pair: Any, splits: Splits, history: History) -> None:
+def draw_fit(root: Path, pair: Any, splits: Splits, history: History, objective: str) -> None:
     """Draw learning curves; of a VAE of images also samples and reconstructions of test data."""
-    _save(figures.learning_curves(history, f"{root.name}: training on {splits.title}"), root, "learning-curves")
+    title = f"{root.name}: training on {splits.title}"
+    _save(figures.learning_curves(history, title, f"{objective}, training"), root, "learning-curves")
     if not isinstance(pair, VAE) or splits.image_shape is None:
         return
     x = random_rows(splits.test, _NUM_RECONSTRUCTIONS)[0]
@@ -59,13 +60,13 @@ def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:
         )
     else:
         columns = next((count for count in (_COLUMNS, 9, 8, 12, 11) if len(x) % count == 0), _COLUMNS)
-        figures.image_grid(_images(x, splits), columns, title).savefig(out)
+        figures.save(figures.image_grid(_images(x, splits), columns, title), out)
 
 
 def _save(figure: Figure, root: Path, name: str) -> None:
     folder = root / "figures"
     folder.mkdir(exist_ok=True)
-    figure.savefig(folder / f"{name}.png")
+    figures.save(figure, folder / f"{name}.png")
 
 
 def _images(x: Tensor, splits: Splits) -> np.ndarray:

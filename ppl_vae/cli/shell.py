@@ -17,7 +17,12 @@ _LONGEST = 600
 _TENSOR = re.compile(r"tensor\(\[[^()]*\)")
 # What the library calls by the names of its arguments.
 _OPTIONS = {
-    "binarize=...": "--binarize dynamic",
+    "ppl_vae.data.binarize(x, seed=0), or in fit binarize='dynamic'": "--binarize dynamic",
+    "load_array reads files of your own": "a file of your own is FILE.npy or FILE.npz",
+    "choose another run_dir": "choose another --run-dir",
+    "pass key": "name it in --arrays",
+    "leave out key": "leave out --arrays",
+    "pass max_bytes": "save it as FILE.npy",
     "binarize='dynamic'": "--binarize dynamic",
     'binarize="dynamic"': "--binarize dynamic",
     "binarize='fixed'": "--binarize fixed",

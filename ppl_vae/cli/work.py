@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -15,7 +17,7 @@ import typer
 from torch import Tensor
 
 from ppl_vae import schedules
-from ppl_vae.checking import CheckReport, check
+from ppl_vae.checking import CheckReport, check, kind_of_density
 from ppl_vae.cli.inputs import Batch, Splits, load_splits, random_rows
 from ppl_vae.cli.pairs import first_use, is_recipe, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_evaluation, draw_fit, save_images
@@ -23,7 +25,7 @@ from ppl_vae.data import binarize
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
 from ppl_vae.errors import DataError, PairError
-from ppl_vae.evaluation import log_likelihood
+from ppl_vae.evaluation import LogLikelihood, log_likelihood
 from ppl_vae.objectives import ELBO, IWAE
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import (
@@ -98,6 +100,8 @@ def train(
         with naming_the_line(f"pair {pair_spec.name!r} failed"), first_use(pair_spec):
             report = check(pair, _binary_batch(data_spec, splits.train))
     typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
+    for caution in report.cautions:
+        typer.echo(f"caution: {caution}")
     record = RunRecord(
         command=(Path(sys.argv[0]).name, *sys.argv[1:]),
         pair=pair_spec,
@@ -110,6 +114,7 @@ def train(
         with (
             described(root, record) if group.leads else nullcontext(),
             naming_the_line(f"pair {pair_spec.name!r} failed"),
+            _cautions_said(),
         ):
             result = _fit(pair, splits, data_spec, training, device, root)
     except KeyboardInterrupt:
@@ -117,14 +122,33 @@ def train(
             typer.echo(f"{root}: parameters of the moment; `ppl-vae evaluate {root}` takes them")
         raise
     if group.leads:
-        _finish(root, record, result, pair, splits)
+        _finish(root, record, result, pair, splits, training.objective)
     if evaluation is not None:
-        _evaluate(root, pair, splits, evaluation, group)
+        with _training_is_kept(root):
+            _evaluate(root, pair, splits, evaluation, group)
     if group.leads:
         typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
 
 
-def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Splits) -> None:
+@contextmanager
+def _training_is_kept(root: Path) -> Iterator[None]:
+    """Context of the evaluation at the end: whoever interrupts it learns that nothing of the training is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it")
+        raise
+
+
+@contextmanager
+def _cautions_said() -> Iterator[None]:
+    """Context in which `fit` does not warn of what the command has printed, perhaps of another number of rows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "site .* gives a density to data of only")
+        yield
+
+
+def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Splits, objective: str) -> None:
     done = replace(record, status="finished", steps=result.steps, best_step=result.best_step, seconds=result.seconds)
     write_run(root, done)
     last, kind = result.history[-1], "compiled steps" if result.compiled else "steps"
@@ -132,7 +156,8 @@ def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Split
         f"{result.steps} {kind} in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = "
         f"-({last.distortion:.2f} distortion + {last.rate:.2f} rate) nats per datum in the last epoch"
     )
-    draw_fit(root, pair, splits, result.history)
+    name = "IWAE bound" if objective == "iwae" else "ELBO with beta"
+    draw_fit(root, pair, splits, result.history, name)
 
 
 def _fit(pair: Any, splits: Splits, data_spec: DataSpec, training: Training, device: torch.device, root: Path) -> Fit:
@@ -207,6 +232,10 @@ def _reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[An
         )
     if record.status != "finished":
         typer.echo(f"{root}: {_unfinished(record)}", err=True)
+    if record.data.is_file and not Path(record.data.name).is_file():
+        raise DataError(
+            f"{root}: expected the data of the run, {record.data.name}, found no such file: bring it back to that path"
+        )
     splits = load_splits(record.data if data_dir is None else replace(record.data, data_dir=data_dir))
     if fingerprint(*splits.test) != record.data_sha256:
         raise DataError(
@@ -239,20 +268,32 @@ def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSetting
     size, total = len(batch[0]), len(splits.test[0])
     title = f"{splits.title}, {f'all {total:,}' if size == total else f'random {size:,} of {total:,}'} test data"
     threshold = khat_threshold(settings.num_samples)
-    kept = write_evaluation(root, result, batch, title, settings.seed, threshold)
+    kind = kind_of_density(as_pair(pair), _as_parameters(pair, tuple(x[:1] for x in batch)))
+    kept = write_evaluation(root, result, batch, title, kind, settings.seed, threshold)
     draw_evaluation(root, result, title, threshold)
     typer.echo(f"{title}: {result}")
-    typer.echo(
-        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this "
-        f"kind the mean has a standard error of {result.population_stderr:.3f} nats"
-    )
+    typer.echo(_bits(result))
     if kept is not None:
         typer.echo(f"{kept}: the evaluation before this one")
 
 
+def _bits(result: LogLikelihood) -> str:
+    """Bits per dimension and the error for new data, which a lower bound does not have."""
+    if result.is_lower_bound:
+        return f"bits per dimension ≤ {result.bits_per_dimension():.4f}"
+    return (
+        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this kind the mean has "
+        f"a standard error of {result.population_stderr:.3f} nats"
+    )
+
+
 def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:
     if not hasattr(pair, "sample"):
-        raise PairError(f"expected a pair with a method sample(n, seed), such as a VAE, found {type(pair).__name__}")
+        raise PairError(
+            f"expected a pair with a method sample(n, seed), found a {type(pair).__name__} without one: let the "
+            "factory return an object that has it beside .model and .guide, such as a VAE, or set pair.sample to a "
+            "function"
+        )
     return pair.sample(n, seed=seed, mean=True) if isinstance(pair, VAE) and not draws else pair.sample(n, seed=seed)
 
 

@@ -32,8 +32,8 @@ def load_array(path: str | Path, key: str | None = None, max_bytes: int = MAX_BY
         max_bytes: Refuse a `.npz` whose arrays decompress to more.
 
     Raises:
-        DataError: No such file or key, pickled objects, a header that disagrees with the file, too many bytes, not
-            numbers, empty, NaN or infinite (the row is named).
+        DataError: No such file or key, a key for a `.npy`, pickled objects, a header that disagrees with the file, too
+            many bytes, not numbers, empty, NaN or infinite (the row is named).
 
     Example:
         >>> import tempfile
@@ -46,9 +46,11 @@ def load_array(path: str | Path, key: str | None = None, max_bytes: int = MAX_BY
     if path.suffix not in (".npy", ".npz"):
         raise DataError(f"{path}: expected a .npy or .npz file, found suffix {path.suffix!r}: save it with numpy.save")
     with as_data_error(path):
+        if key is not None and path.suffix == ".npy":
+            raise DataError(f"expected FILE.npz to take an array {key!r} from, found one without a name: leave out key")
         array = _load_npy(path) if path.suffix == ".npy" else _load_npz(path, key, max_bytes)
         if array.size == 0:
-            raise DataError(f"{path}: expected at least one number, found shape {array.shape}")
+            raise DataError(f"expected at least one number, found shape {array.shape}")
         as_rows(array)
     return array
 

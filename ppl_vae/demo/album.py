@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ppl_vae import figures, report
+from ppl_vae.history import History
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,20 +49,23 @@ class Album:
         for page in self.pages:
             folder = self.root / "figures" / page.name
             folder.mkdir(parents=True)
-            for caption, figure in page.figures.items():
-                figure.savefig(folder / f"{file_name(caption)}.png")
+            for caption, draw in page.drawings.items():
+                figures.save(draw(title=caption), folder / f"{file_name(caption)}.png")
             sheets.append(self.root / f"{page.name}.png")
-            figures.contact_sheet(page.figures, page.title, page.note).savefig(sheets[-1])
+            pictures = {
+                caption: draw(title="") for caption, draw in page.drawings.items()
+            }  # the sheet has the captions
+            figures.contact_sheet(pictures, page.title, page.note).savefig(sheets[-1])
         return sheets
 
 
 class Page:
-    """One part of the demonstration: a table, and figures by their captions."""
+    """One part of the demonstration: a table, and by their captions what draws figures, given a title."""
 
     def __init__(self, name: str, title: str, note: str, console: Console) -> None:
         self.name, self.title, self.note, self._console = name, title, note, console
         self.rows: list[report.ModelRow] = []
-        self.figures: dict[str, Figure] = {}
+        self.drawings: dict[str, Callable[..., Figure]] = {}
         self.estimates: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
 
     def table(self, rows: list[report.ModelRow]) -> None:
@@ -70,18 +75,24 @@ class Page:
 
     def samples(self, caption: str, x: Tensor) -> None:
         """Draw digits (N, 64) as a grid."""
-        self.figures[caption] = figures.image_grid(_images(x), COLUMNS)
+        self.drawings[caption] = partial(figures.image_grid, _images(x), COLUMNS)
 
     def reconstructions(self, caption: str, x: Tensor, again: Mapping[str, Tensor]) -> None:
         """Draw digits, and under each what the models make of it."""
         rows = {name: _images(value) for name, value in again.items()}
-        self.figures[caption] = figures.reconstructions(_images(x), rows, title="")
+        self.drawings[caption] = partial(figures.reconstructions, _images(x), rows)
 
     def histograms(self) -> None:
         """Draw the distribution of log p(x) over the test data for each model that estimates it."""
         for name, (value, khat, limit) in self.estimates.items():
             caption = f"{name}: log p(x) of each test datum"
-            self.figures[caption] = figures.log_likelihood_histogram(value, khat, "", limit)
+            self.drawings[caption] = partial(figures.log_likelihood_histogram, value, khat, khat_limit=limit)
+
+    def curves(self, histories: Mapping[str, History], objectives: Mapping[str, str]) -> None:
+        """Draw the training of each model, whose objective has a name in words."""
+        for name, history in histories.items():
+            objective = f"{objectives[name]}, training"
+            self.drawings[f"Training of {name}"] = partial(figures.learning_curves, history, objective=objective)
 
 
 def _images(x: Tensor) -> np.ndarray:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae import data, figures, report, schedules
+from ppl_vae import data, report, schedules
+from ppl_vae.checking import kind_of_density
 from ppl_vae.demo.album import COLUMNS, Album, Page, file_name
 from ppl_vae.errors import PplVaeError
 from ppl_vae.evaluation import log_likelihood
@@ -108,14 +109,14 @@ class _Demo:
             "binary pictures, hence grey and smooth where data are black and white.",
         )
         objectives: dict[str, Objective] = {"VAE, ELBO": ELBO(), "VAE, IWAE": IWAE(5)}
-        rows, vaes, curves = [], {}, {}
+        rows, vaes, histories = [], {}, {}
         for name, objective in objectives.items():
             with seeded(key(self.settings.seed)):
                 vaes[name] = bernoulli_vae(grey.train, _LATENT_DIM, _HIDDEN)
             data_of_run = (grey.train, grey.validation, binary)
             fitted = self._train(name, PairSpec("vae"), vaes[name], _BINARY, data_of_run, objective)
             rows.append(self._row(page, name, vaes[name], _BINARY, test, fitted.seconds))
-            curves[name] = figures.learning_curves(fitted.history, title="")
+            histories[name] = fitted.history
         rows.append(_independent_pixels(grey.train, test))
         page.table(rows)
         shown = test[:COLUMNS]
@@ -125,8 +126,7 @@ class _Demo:
             drawn = vae.sample(4 * COLUMNS, self.settings.seed, mean=True)
             page.samples(f"New digits from {name}: E[x | z], z ~ p(z)", drawn)
         page.histograms()
-        for name, figure in curves.items():
-            page.figures[f"Training of {name}"] = figure
+        page.curves(histories, {"VAE, ELBO": "ELBO", "VAE, IWAE": "IWAE bound"})
 
     def grey_digits(self) -> None:
         """Densities: mixtures by EM, PPCA in closed form, and the VAEs that it is the linear case of."""
@@ -223,7 +223,8 @@ class _Demo:
         exact = float(pair.log_prob(x).mean()) if isinstance(pair, GMM | PPCA) else None
         if data_spec is not None:
             threshold = khat_threshold(num_samples)
-            write_evaluation(self.root / file_name(name), estimate, (x,), page.title, seed, threshold)
+            kind = kind_of_density(as_pair(pair), (x[:1],))
+            write_evaluation(self.root / file_name(name), estimate, (x,), page.title, kind, seed, threshold)
             page.estimates[name] = (estimate.value, estimate.khat, threshold)
         return report.ModelRow(
             model=name,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.weights import khat_threshold
+from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["LogLikelihood"]
 
@@ -65,6 +66,11 @@ class LogLikelihood:
         """Whether value and error of a datum can be trusted: equal weights, or k-hat below `khat_threshold(K)`."""
         return (self.khat == -np.inf) | (self.khat < khat_threshold(self.num_samples))
 
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether most data are untrusted: `mean` is then rather too low, by more than its error tells."""
+        return is_lower_bound(self._share_untrusted())
+
     def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
         """-mean / (D log 2), with the D that the model observes unless another is given."""
         return -self.mean / ((num_dimensions or self.num_dimensions) * math.log(2))
@@ -84,7 +90,7 @@ class LogLikelihood:
 
     def __str__(self) -> str:
         text = (
-            f"log p(x) = {self.mean:.3f} +- {self.mean_stderr:.3f} nats per datum "
+            f"log p(x) {self._in_words()} nats per datum "
             f"({len(self.value)} data, K = {self.num_samples}, median ESS {np.median(self.ess):.0f})"
         )
         doubtful = int((~self.trusted).sum())
@@ -99,3 +105,10 @@ class LogLikelihood:
         if zeros := int(self.zero_weights.sum()):
             text += f"; {zeros} samples fell outside the model's support and count as zero"
         return text
+
+    def _share_untrusted(self) -> float:
+        return float((~self.trusted).mean())
+
+    def _in_words(self) -> str:
+        text = in_words(self.mean, self.mean_stderr, self._share_untrusted())
+        return text if self.is_lower_bound else f"= {text}"

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # matplotlib takes most of a second to import, and training needs none of it
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BETWEEN", "DARK", "LIGHT", "MIDDLE", "new_figure", "quiet"]
+__all__ = ["BETWEEN", "DARK", "LIGHT", "MIDDLE", "new_figure", "quiet", "save"]
 
 # Dark, light and middle: told apart in print without colour, and by eyes that see red and green alike.
 DARK, LIGHT, MIDDLE = "#12355b", "#f4a259", "#557aa3"
@@ -20,6 +22,11 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=150, layout=layout)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure without the blank margins that pictures of a fixed shape leave around them."""
+    figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 
 def quiet(axes: Axes) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_vae.errors import DataError
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.wording import is_lower_bound
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["learning_curves", "log_likelihood_histogram"]
 
 
-def learning_curves(history: Sequence[Any] | Mapping[str, ArrayLike], title: str = "Training") -> Figure:
+def learning_curves(
+    history: Sequence[Any] | Mapping[str, ArrayLike], title: str = "Training", objective: str = "objective trained"
+) -> Figure:
     r"""Draw the bound and its two parts against the optimisation step.
 
     $$\mathrm{ELBO} = -\,\mathrm{distortion} - \mathrm{rate}$$
@@ -31,6 +34,7 @@ def learning_curves(history: Sequence[Any] | Mapping[str, ArrayLike], title: str
         history: Records with attributes `step`, `objective`, `elbo`, `distortion`, `rate` and, optionally,
             `validation_elbo` (nats per datum; `None` or NaN where absent), or a mapping of columns of these names.
         title: Title of the figure.
+        objective: What the trained objective is called in the legend.
 
     Returns:
         A figure of three panels.
@@ -50,7 +54,7 @@ def learning_curves(history: Sequence[Any] | Mapping[str, ArrayLike], title: str
 
     _curve(bound, columns, "elbo", "ELBO, training")
     if not np.allclose(columns["objective"], columns["elbo"], rtol=1e-6, equal_nan=True):
-        _curve(bound, columns, "objective", "objective trained", MIDDLE, ":")
+        _curve(bound, columns, "objective", objective, MIDDLE, ":")
     _curve(bound, columns, "validation_elbo", "ELBO, validation", LIGHT, "--", marker="o")
     _curve(distortion, columns, "distortion", "distortion")
     _curve(rate, columns, "rate", "rate")
@@ -109,7 +113,8 @@ def log_likelihood_histogram(
         colours = [DARK, LIGHT]
     edges = np.histogram_bin_edges(values, bins=min(60, max(10, math.isqrt(values.size))))
     axes.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=labels)
-    mean = f"mean {values.mean():.2f} nats".replace("-", "−")
+    bound = "≥ " if is_lower_bound(float(doubtful.mean())) else ""
+    mean = f"mean {bound}{values.mean():.2f} nats".replace("-", "−")
     axes.axvline(values.mean(), ymax=0.7, color="black", linestyle="--", label=mean)
     axes.set_ylim(top=axes.get_ylim()[1] / 0.7)  # room for the legend
     axes.set_title(title)

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +16,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError
 from ppl_vae.history import Record
-from ppl_vae.pair import Pair
+from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 
 __all__ = ["RunDirectory", "check_free", "described"]
@@ -33,8 +32,8 @@ _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 class RunDirectory:
     """`config.json`, `environment.json`, `history.jsonl` (a line an epoch), `parameters.safetensors`."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
 
     @classmethod
     def create(cls, root: str | Path, settings: Any, device: torch.device | None = None) -> RunDirectory:
@@ -45,10 +44,7 @@ class RunDirectory:
         """
         path = Path(root)
         check_free(path, allowed={RUN})
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise PplVaeError(f"run directory {path}: cannot be made: {error.strerror}") from error
+        _make(path)
         run = cls(path)
         run.write_json(_CONFIG, _plain(settings) | ({} if device is None else {"device": str(device)}))
         run.write_json("environment.json", _environment())
@@ -84,10 +80,8 @@ class RunDirectory:
             state = load_file(path)
         except Exception as error:
             raise DataError(f"{path}: expected readable parameters, found damage ({error})") from error
-        if misfit := _misfit(pair, state):
-            raise DataError(
-                f"{path}: these parameters do not fit the pair: {misfit}; give it the pair that was trained"
-            )
+        if found := misfit(pair, state):
+            raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
         pair.load_state_dict(state)
 
     def read_history(self) -> list[dict[str, Any]]:
@@ -106,7 +100,7 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
     """
     check_free(root)
     made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    root.mkdir(parents=True, exist_ok=True)
+    _make(root)
     write_run(root, record)
     try:
         yield
@@ -130,23 +124,19 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
 
 
+def _make(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PplVaeError(f"run directory {root}: cannot be made ({error.strerror}): choose another run_dir") from error
+
+
 def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
     """The description of a run that did not finish: its parameters are those of the moment, or there are none."""
     history = RunDirectory(root).read_history()
     last: dict[str, Any] = history[-1] if history else {"step": 0, "seconds": 0.0}
     status: Literal["interrupted", "failed"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
     return replace(record, status=status, steps=last["step"], best_step=last["step"], seconds=last["seconds"])
-
-
-def _misfit(pair: Pair, state: Mapping[str, Tensor]) -> str:
-    """The first parameter in which a state differs from that of the pair, in words; empty if none does."""
-    expected = {name: tuple(tensor.shape) for name, tensor in pair.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        # What `pyro.param` makes on first use may be missing in a pair that has not run.
-        if expected.get(name) != found.get(name) and not (name not in expected and name.startswith("store.")):
-            return f"expected {name} of shape {expected.get(name, 'none')}, found {found.get(name, 'none')}"
-    return ""
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ppl_vae.errors import DataError
-from ppl_vae.rundir.records import Evaluation, fingerprint, read_record, write_json
+from ppl_vae.rundir.records import Evaluation, Kind, fingerprint, read_record, write_json
 
 __all__ = ["read_evaluation", "write_evaluation"]
 
@@ -30,7 +30,13 @@ def read_evaluation(root: Path) -> Evaluation:
 
 
 def write_evaluation(
-    root: Path, result: Any, batch: tuple[Tensor, ...], data: str, seed: int, khat_threshold: float
+    root: Path,
+    result: Any,
+    batch: tuple[Tensor, ...],
+    data: str,
+    kind: Kind,
+    seed: int,
+    khat_threshold: float,
 ) -> Path | None:
     """Write a `LogLikelihood` as the latest evaluation of a run.
 
@@ -41,25 +47,29 @@ def write_evaluation(
         result: The `LogLikelihood`.
         batch: The data evaluated.
         data: The same in words.
+        kind: Whether p(x) is a probability or a density.
         seed: Of the samples.
         khat_threshold: Largest k-hat that is trusted at this K.
 
     Returns:
         The new name of the earlier evaluation, if one was kept.
     """
-    record = _summary(result, batch, data, seed, khat_threshold)
+    record = _summary(result, batch, data, kind, seed, khat_threshold)
     kept = _set_aside(root, record)
     np.savez(root / f"{_NAME}.npz", **{name: getattr(result, name) for name in _ARRAYS})
     write_json(root / f"{_NAME}.json", asdict(record))
     return kept
 
 
-def _summary(result: Any, batch: tuple[Tensor, ...], data: str, seed: int, khat_threshold: float) -> Evaluation:
+def _summary(
+    result: Any, batch: tuple[Tensor, ...], data: str, kind: Kind, seed: int, khat_threshold: float
+) -> Evaluation:
     return Evaluation(
         data=data,
         data_sha256=fingerprint(*batch),
         num_data=len(batch[0]),
         event_size=result.num_dimensions,
+        kind=kind,
         num_samples=result.num_samples,
         seed=seed,
         mean=result.mean,

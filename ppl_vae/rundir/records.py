@@ -19,6 +19,7 @@ __all__ = [
     "Binarization",
     "DataSpec",
     "Evaluation",
+    "Kind",
     "PairSpec",
     "RunRecord",
     "fingerprint",
@@ -31,6 +32,7 @@ __all__ = [
 T = TypeVar("T")
 
 Binarization = Literal["dynamic", "fixed", "none"]
+Kind = Literal["probability", "density"]
 
 RUN = "run.json"
 
@@ -41,10 +43,10 @@ class PairSpec:
 
     name: str
     """A recipe, `path/to/file.py:factory` or `package.module:factory`."""
-    latent_dim: int = 50
-    """Dimension of z of a recipe."""
-    hidden: tuple[int, ...] = (200, 200)
-    """Hidden layers of a recipe."""
+    latent_dim: int | None = 50
+    """Dimension of z of a recipe; None for a pair of the user's own, which decides its sizes."""
+    hidden: tuple[int, ...] | None = (200, 200)
+    """Hidden layers of a recipe; None for a pair of the user's own."""
     seed: int = 0
     """Of the initial parameters."""
 
@@ -108,6 +110,8 @@ class Evaluation:
     """Number of data N."""
     event_size: int
     """Number of dimensions of a datum."""
+    kind: Kind
+    """What p(x) is: numbers of one kind are not compared with those of the other."""
     num_samples: int
     """K."""
     seed: int

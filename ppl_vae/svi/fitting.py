@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, RunDirectory, check_free
 from ppl_vae.schedules import Schedule
-from ppl_vae.svi.inputs import check_data, checked, training_rows, validation_rows
+from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
@@ -157,7 +158,7 @@ def fit(
         held_out = None if validation is None else validation_rows(pair, validation, settings)
         report = checked(pair, rows, settings)
         if held_out is not None:
-            check_data(pair, held_out, report.layout, settings)
+            check_held_out(pair, held_out, report.layout, settings)
         pair.to(target)
         stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
         check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)
@@ -165,6 +166,8 @@ def fit(
         if run_dir is not None and group.leads:
             directory = RunDirectory.create(run_dir, settings, target)
     begin_together(group, pair, report.layout, settings, (rows, held_out), target)
+    for caution in report.cautions if group.leads else ():
+        warnings.warn(caution, UserWarning, stacklevel=2)
     loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
     with ExitStack() as stack:
         stack.enter_context(seeded(key(seed), target))

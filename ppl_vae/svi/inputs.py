@@ -13,6 +13,7 @@ from ppl_vae.checking import (
     check,
     check_draws,
     check_for_pyro,
+    check_form,
     check_in_training,
     check_observations,
 )
@@ -24,7 +25,7 @@ from ppl_vae.supports import first_outside
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.tape import Layout
 
-__all__ = ["check_data", "check_stated_size", "checked", "training_rows", "validation_rows"]
+__all__ = ["check_held_out", "check_stated_size", "checked", "training_rows", "validation_rows"]
 
 _FIXED, _VALIDATION = -1, -2  # keys of noise that belongs to no step
 
@@ -77,8 +78,17 @@ def check_stated_size(layout: Layout) -> None:
         )
 
 
+def check_held_out(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) -> None:
+    """Checks held-out data as those that train: both programs take them, and every row is inside its support."""
+    try:
+        check_form(pair, rows, layout)
+        check_data(pair, rows, layout, settings)
+    except DataError as error:
+        raise DataError(f"validation data: {error}") from error
+
+
 def check_data(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) -> None:
-    """Checks every row of training or held-out data against the sites that observe them."""
+    """Checks every row of a data set against the sites that observe them."""
     check_observations(pair, rows, layout, skip=(0,) if settings.binarize else ())
     if settings.binarize is None and not isinstance(settings.objective, FromPyro):  # whose model may draw on its own
         check_draws(pair, rows, layout)
@@ -87,9 +97,19 @@ def check_data(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) ->
 def _check_probabilities(rows: Rows) -> None:
     for start, batch in rows.blocks(4096):
         if not batch[0].is_floating_point():
-            raise DataError(f"binarize: expected floating data in [0, 1], found {batch[0].dtype}; divide by 255")
+            raise DataError(f"binarize: expected floating data in [0, 1], found {batch[0].dtype}; {_to_floats(rows)}")
         if (outside := first_outside(constraints.unit_interval, batch[0])) is not None:
             raise DataError(f"row {start + outside[0]}: binarize expects data in [0, 1], found {outside[1]:.6g}")
+
+
+def _to_floats(rows: Rows) -> str:
+    """How bytes become probabilities, of a file without loading it."""
+    if not rows.mapped:
+        return "divide by 255"
+    return (
+        "write x / 255 to a float32 file, some thousand rows at a time, into numpy.lib.format.open_memmap(name, 'w+', "
+        "'float32', x.shape), and pass that"
+    )
 
 
 def _binarized(rows: Rows, seed: int) -> Rows:
