@@ -27,7 +27,10 @@ class LogLikelihood:
     ess: np.ndarray
     """Effective number of the K samples."""
     khat: np.ndarray
-    """Pareto k-hat of the weights: -inf for equal weights (a perfect guide), +inf where it cannot be told."""
+    """Pareto k-hat of the weights: -inf for equal weights (a perfect guide), +inf where it cannot be told.
+
+    Where latents have finitely many values: -inf where the estimate agrees with the exact sum, +inf where not.
+    """
     elbo: np.ndarray
     """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
     zero_weights: np.ndarray
@@ -63,7 +66,11 @@ class LogLikelihood:
 
     @property
     def trusted(self) -> np.ndarray:
-        """Whether value and error of a datum can be trusted: equal weights, or k-hat below `khat_threshold(K)`."""
+        """Whether value and error of a datum can be trusted: equal weights, or k-hat below `khat_threshold(K)`.
+
+        The weights of a datum know only of what was drawn: samples that all missed a part of the posterior look good.
+        Where the guide is so narrow that many data are untrusted, the intervals of the others cover less than they say.
+        """
         return (self.khat == -np.inf) | (self.khat < khat_threshold(self.num_samples))
 
     @property
