@@ -69,7 +69,9 @@ def _holders_of(name: str, value: Any) -> Iterator[Holder]:
     if _has_attributes(value):
         yield Holder(name, vars(value), _attributes(value), value, whole=not isinstance(value, type))
     if isinstance(value, nn.Module):
-        yield from (Holder(name, home, list(home)) for home in (value._buffers, value._modules) if home)
+        yield from (
+            Holder(name, home, list(home)) for home in (value._parameters, value._buffers, value._modules) if home
+        )
     elif isinstance(value, dict | list) and len(value) <= LARGEST_CONTAINER:
         yield Holder(name, value, list(value) if isinstance(value, dict) else range(len(value)))
     elif inspect.isfunction(value) and _is_entered(value.__module__):

@@ -13,6 +13,7 @@ from pairs import DiscreteVAE, ModuleVAE, binary_rows
 from statistical import assert_mean
 from torch import nn
 from training import fresh, state, train
+from zoo import Plain
 
 import ppl_vae as pv
 from ppl_vae.distributed import Group
@@ -304,3 +305,61 @@ def test_the_guard_of_a_gpu_freezes_the_parameters_from_the_first_bad_step(monke
     with pytest.raises(pv.EstimateError, match="site 'z'"):
         train(pair, binary_rows(8), epochs=400, learning_rate=0.2)
     assert all(bool(torch.isfinite(p).all()) for p in pair.parameters())
+
+
+def freeze(pair):
+    pair.decoder.weight.requires_grad_(False)
+
+
+def replace(pair):
+    pair.decoder.weight = nn.Parameter(torch.ones_like(pair.decoder.weight))
+
+
+def assign(pair):
+    pair.load_state_dict({key: torch.ones_like(value) for key, value in pair.state_dict().items()}, assign=True)
+
+
+def reparametrise(pair):
+    nn.utils.parametrizations.weight_norm(pair.decoder)
+
+
+def unfreeze(pair):
+    pair.decoder.bias.requires_grad_(True)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["as written", "compiled"])
+@pytest.mark.parametrize("change", [freeze, replace, assign, reparametrise, unfreeze])
+def test_parameters_that_change_during_a_fit_are_named(change, compile):
+    pair = Plain(nn.Linear(6, 4))
+    pair.decoder.bias.requires_grad_(change is not unfreeze)
+
+    def schedule(step):
+        if step == 3:
+            change(pair)
+        return 1.0
+
+    options = {"batch_size": 8, "epochs": 3, "progress": False, "device": "cpu", "compile": compile}
+    with pytest.raises(pv.PairError, match=r"self\.\w+\.\w+': the parameters of the pair changed during the fit"):
+        pv.fit(pair, torch.randn(24, 6), schedule=schedule, **options)
+
+
+def test_a_frozen_parameter_may_be_replaced_during_a_fit():
+    x = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+
+    def fit_of(pair, compile):
+        pair.decoder.bias.requires_grad_(False)
+
+        def schedule(step):
+            if step == 3:
+                pair.decoder.bias = nn.Parameter(torch.ones(6), requires_grad=False)
+            return 1.0
+
+        options = {"batch_size": 8, "epochs": 3, "progress": False, "device": "cpu", "compile": compile}
+        pv.fit(pair, x, schedule=schedule, **options)
+
+    one, other = Plain(nn.Linear(6, 4)), Plain(nn.Linear(6, 4))
+    other.load_state_dict(one.state_dict())
+    fit_of(one, False)
+    with pytest.warns(UserWarning, match="goes on uncompiled: 'self.decoder.bias'"):
+        fit_of(other, True)
+    torch.testing.assert_close(one.encoder.weight, other.encoder.weight, rtol=1e-4, atol=1e-5)

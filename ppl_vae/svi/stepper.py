@@ -25,6 +25,7 @@ from ppl_vae.svi.joint import Joint
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.svi.update import make_update
+from ppl_vae.svi.watch import Watch
 from ppl_vae.tape import Layout
 
 __all__ = ["Stepper"]
@@ -55,7 +56,8 @@ class Stepper:
     ) -> None:
         self.pair, self.layout, self.settings, self.device = pair, layout, settings, device
         self.group = group
-        self.parameters = [p for p in pair.parameters() if p.requires_grad]
+        self._watch = Watch(pair)
+        self.parameters = self._watch.parameters
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
         order = Order(len(rows), settings.batch_size, settings.seed, on_disk=rows.mapped, group=group)
@@ -96,6 +98,7 @@ class Stepper:
         """Waits for the device, and raises if a step was not finite."""
         if (bad_step := self.guard.poll()) is not None:
             self._stop(bad_step, ())
+        self._watch.check()
         self.group.from_first([*self.pair.buffers()])
 
     def beta_at(self, step: int) -> float:
@@ -118,6 +121,7 @@ class Stepper:
         if full and self._payback.due(self._total - step):
             self._compile(step)
         arguments = self._arguments(step, serving)
+        self._watch.check()
         if self.compiled is not None and (change := self.compiled.outdated()) is not None:
             self._give_up(change)
         reseed(self._key(step), self.device)
