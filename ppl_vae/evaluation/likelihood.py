@@ -54,8 +54,8 @@ def log_likelihood(
 
     p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Exactly K samples are drawn whatever
     the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
-    Neither parameters, buffers, modes, numbers that programs keep nor torch's random state are changed (but for what a
-    first run makes, as in `check`). Where torch.distributed has been started, every process has to call this: each
+    Neither parameters, buffers, modes, numbers that programs keep by name nor torch's random state are changed (but for
+    what a first run makes and what programs add to containers, as in `check`). Where torch.distributed has been started, every process has to call this: each
     takes its share of the data, and all get the results of all.
 
     Args:

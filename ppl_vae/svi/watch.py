@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
+from typing import Any
 
 from torch import nn
 
@@ -44,14 +46,17 @@ class Watch:
 
     def _look(self) -> None:
         modules = [*self._pair.modules()]
-        self._homes = [home for m in modules for home in (m._parameters, m._modules)]
-        self._kept = [*chain.from_iterable(map(dict.values, self._homes))]  # alive, so that an id means one thing
+        self._homes: list[dict[str, Any]] = [home for m in modules for home in (m._parameters, m._modules)]
+        self._kept = [*self._registered()]  # alive, so that an id means one thing
         self._seen = self._ids()
         self._all: list[nn.Parameter] = [*self._pair.parameters()]
         self._train = [p.requires_grad for p in self._all]
 
     def _ids(self) -> list[int]:
-        return [*map(id, chain.from_iterable(map(dict.values, self._homes)))]
+        return [*map(id, self._registered())]
+
+    def _registered(self) -> Iterator[Any]:
+        return chain.from_iterable(map(dict.values, self._homes))
 
 
 def _changed(name: str, what: str) -> PairError:
