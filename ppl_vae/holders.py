@@ -75,7 +75,8 @@ def holders(root: nn.Module) -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
     Of libraries only modules, distributions and transforms are entered, and what they show. Containers of more than a
-    thousand entries are not, nor what a program reaches in another way than by name.
+    thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
+    than by name.
     """
     queue: deque[tuple[str, Any]] = deque([("", root)])
     seen: dict[int, Any] = {}
@@ -128,8 +129,7 @@ def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
         return []
     inside = _below(name, [(key, home[key]) for home in _homes(value) for key in _attributes(value, home)])
     if isinstance(value, nn.Module):
-        for home in (value._modules, value._forward_hooks, value._forward_pre_hooks):
-            inside += _below(name, home.items())
+        inside += _below(name, value._modules.items())
     classes = value.__bases__ if isinstance(value, type) else (type(value),)
     return inside + [(c.__name__, c) for c in classes]
 

@@ -15,6 +15,7 @@ FOUNDATION = {
     "validation",
     "options",
     "operations",
+    "threads",
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "validation": {"errors"},
     "options": set(),
     "operations": set(),
+    "threads": set(),
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
     "attributes": FOUNDATION | {"holders"},

@@ -261,6 +261,12 @@ def test_a_schedule_that_is_not_a_number_is_named(schedule):
             train(ModuleVAE(), binary_rows(8), schedule=broken)
 
 
+@pytest.mark.parametrize("factor", ["a", None, torch.ones(2), np.ones(2)])
+def test_a_schedule_that_gives_no_single_number_is_named(factor):
+    with pytest.raises(ValueError, match=r"schedule: expected a finite factor .*, found .* at step 1"):
+        train(ModuleVAE(), binary_rows(8), schedule=lambda step: factor)
+
+
 class Items(torch.utils.data.Dataset):
     def __init__(self, *items):
         self.items = items

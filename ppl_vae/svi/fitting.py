@@ -116,7 +116,7 @@ def fit(
             attribute, a variable, an entry of a container, a number of an array, a forward hook) changes later, the fit
             goes on as written, and a warning names it. Unseen are changes within arrays of more than 4,096 numbers and
             containers of more than 1,000 entries, of what iterators (`itertools.count`), cached functions
-            (`functools.lru_cache`) and compiled extensions keep, and of what lies outside Python's variables, such as
+            (`functools.lru_cache`), hooks and extensions keep, and of what lies outside Python's variables, such as
             the environment, files and the clock: programs that read those need False.
         run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
         progress: Show a progress bar where there is a terminal.

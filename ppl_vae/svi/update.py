@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.errors import first_line
 from ppl_vae.svi.settings import OptimizerFactory
 
-__all__ = ["Adam", "Update", "make_update"]
+__all__ = ["Adam", "Update", "laid_out", "make_update"]
 
 
 class Update:
@@ -63,7 +63,7 @@ class Adam(Update):
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             list(parameters),
-            [_laid_out(g, p) for g, p in zip(gradients, parameters, strict=True)],
+            [laid_out(g, p) for g, p in zip(gradients, parameters, strict=True)],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -80,8 +80,8 @@ class Adam(Update):
         )
 
 
-def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient in the memory layout of its parameter: the fused kernel reads both from end to end."""
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient in the memory layout of its parameter: fused kernels read both from end to end."""
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(gradient)
