@@ -58,6 +58,9 @@ class Adam(Update):
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
         """Takes a step; does nothing where `skip` is one."""
         states = [self.optimizer.state[p] for p in parameters]
+        for p, state in zip(parameters, states, strict=True):
+            if state["exp_avg"].stride() != p.stride():  # someone has given it other memory
+                state.update({name: laid_out(state[name], p) for name in ("exp_avg", "exp_avg_sq")})
         self._step += 1 if skip is None else 1 - skip
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
