@@ -68,7 +68,7 @@ def log_likelihood(
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
         compile: Whether to compile guide and model: True at once, "auto" if the draws that are left will earn back what
             compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a warning
-            says why.
+            says why. Programs that change with their calls in a way that `fit` names as unseen need False.
         progress: Show a progress bar where there is a terminal.
 
     Returns:
