@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, MutableMapping, Sequence
 from operator import attrgetter, itemgetter
 from types import CellType, MappingProxyType
 from typing import Any, NamedTuple
@@ -15,8 +16,9 @@ from ppl_vae.holders import Holder, holders
 __all__ = ["Attributes", "Change"]
 
 _PLAIN = (bool, int, float, complex, str, type(None), np.generic)
-# Larger tensors are data that an object carries along: programs do not write to them.
-_LARGEST_COPY = 1 << 20
+# Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
+# at often are smaller.
+_LARGEST_COPY, _LARGEST_LOOK = 1 << 20, 1 << 12
 
 
 class Change(NamedTuple):
@@ -33,6 +35,9 @@ class Change(NamedTuple):
 class Attributes:
     """Every attribute, entry and variable that a module and its programs reach by name, as they are now.
 
+    Unseen are containers of more than a thousand entries, what iterators, functions with a cache, hooks and
+    compiled extensions keep, and what lies outside Python's variables, such as files, the environment and the clock.
+
     Args:
         module: Where to start. A pair leads to its programs, and they to modules, objects, containers and variables.
     """
@@ -41,12 +46,18 @@ class Attributes:
         self._places = [_Place(holder) for holder in holders(module)]
         self._values = [(p.read, p.holder.source, p.read(p.holder.source)) for p in self._places if p.keys]
         self._sizes = [(p.holder.source, p.size) for p in self._places if p.size is not None]
-        buffers = {buffer.data_ptr() for buffer in module.buffers()}  # their numbers may move
+        registered = {_memory(t) for t in (*module.parameters(), *module.buffers())}  # their numbers may move
         held = {id(v): v for p in self._places for v in p.before if type(v) is Tensor and v.numel() <= _LARGEST_COPY}
-        self._copies = [(t, t.detach().clone()) for t in held.values() if t.data_ptr() not in buffers]
+        self._copies = [(t, t.detach().clone()) for t in held.values() if _memory(t) not in registered]
+        contents = [_content(p.holder.name, p.holder.source) for p in self._places]
+        self._contents = [content for content in contents if content is not None]
+        self._looks = [content for content in self._contents if content.small]
 
     def outdated(self) -> Change | None:
-        """The first value that is not what it was, or None; a look takes microseconds."""
+        """The first value that is not what it was, or None; a look takes microseconds.
+
+        Arrays of more than 4,096 numbers are not looked into, but in `changed`.
+        """
         try:
             for read, source, before in self._values:
                 if read(source) != before:
@@ -54,13 +65,17 @@ class Attributes:
             for source, size in self._sizes:
                 if len(source) != size:
                     return self.changed()
+            for content in self._looks:
+                if content.differs():
+                    return self.changed()
         except (LookupError, ValueError, RuntimeError, TypeError):  # one is gone, or tensors that cannot be equal
             return self.changed()
         return None
 
     def changed(self) -> Change | None:
         """The first value that is not what it was, or a tensor that is another one, whatever its numbers; or None."""
-        return next((change for place in self._places if (change := place.change()) is not None), None)
+        seen = (*self._places, *self._contents)
+        return next((change for place in seen if (change := place.change()) is not None), None)
 
     def moved(self) -> str:
         """Name of the first tensor that was written to, parameters and buffers apart; empty if none was.
@@ -75,10 +90,12 @@ class Attributes:
         """Puts every value back, and takes away what was added."""
         for place in self._places:
             place.restore(lambda before, now: True, lambda added: True)
+        for content in self._contents:
+            content.restore()
         self._restore_numbers()
 
     def restore_plain(self) -> None:
-        """Puts numbers, text and tensors back, and takes away attributes of such that were added.
+        """Puts numbers, text, tensors and arrays back, and takes away attributes of such that were added.
 
         What a first run makes stays: other objects, entries of containers, and all of a module that has registered
         something.
@@ -87,6 +104,8 @@ class Attributes:
             if not place.has_grown():
                 added = _is_plain if place.holder.owner is not None else _never
                 place.restore(lambda before, now: _is_plain(before) and _is_plain(now), added)
+        for content in self._contents:
+            content.restore_plain()
         self._restore_numbers()
 
     def _restore_numbers(self) -> None:
@@ -103,7 +122,7 @@ class _Place:
         self._source = holder.source
         self.read = _reader(self._source, self.keys)
         self.before = self.read(self._source)[: len(self.keys)]
-        self._all = set(self._source) if holder.whole and isinstance(self._source, dict) else set()
+        self._all = set(self._source) if holder.whole and isinstance(self._source, MutableMapping) else set()
         self.size = len(self._source) if holder.whole else None
         self._registered = _registered(holder.owner)
 
@@ -116,8 +135,9 @@ class _Place:
         for key, before in zip(self.keys, self.before, strict=True):
             now = self._now(key)
             if not _same(before, now):
-                return Change(self.label(key), _in_words(before), _in_words(now))
-        if isinstance(self._source, list) and len(self._source) != self.size:
+                words = _in_words(before), _in_words(now)
+                return Change(self.label(key), words[0], words[1] if words[0] != words[1] else "another")
+        if isinstance(self._source, list | deque) and len(self._source) != self.size:
             return Change(self.holder.name, f"{self.size} entries", str(len(self._source)))
         return next((Change(self.label(key), "absent", _in_words(self._source[key])) for key in self._added()), None)
 
@@ -140,8 +160,10 @@ class _Place:
             self._source.cell_contents = value
         elif isinstance(self._source, MappingProxyType):
             setattr(self.holder.owner, key, value)
-        elif isinstance(self._source, dict) or key < len(self._source):
+        elif isinstance(self._source, MutableMapping) or key < len(self._source):
             self._source[key] = value
+        elif key == len(self._source):
+            self._source.append(value)
 
     def _now(self, key: Any) -> Any:
         try:
@@ -152,9 +174,65 @@ class _Place:
     def _added(self) -> list[Any]:
         if self.size is None:
             return []
-        if isinstance(self._source, list):
+        if isinstance(self._source, list | deque):
             return list(range(len(self._source) - 1, self.size - 1, -1))
         return [key for key in self._source if key not in self._all and self.holder.counts(key)]
+
+
+class _Array:
+    """An array with the numbers it had: programs write into it in place."""
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self.name, self._array, self._before = name, array, array.copy()
+        self.small = array.size <= _LARGEST_LOOK
+        self._bytes = array.tobytes()
+
+    def differs(self) -> bool:
+        """Whether a number is another one."""
+        return self._array.tobytes() != self._bytes
+
+    def change(self) -> Change | None:
+        """The same in words."""
+        return Change(self.name, "an array", "one of other numbers") if self.differs() else None
+
+    def restore(self) -> None:
+        """Puts the numbers back."""
+        if self._array.shape == self._before.shape and self._array.flags.writeable and self.differs():
+            np.copyto(self._array, self._before)
+
+    restore_plain = restore
+
+
+class _Set:
+    """A set with the entries it had."""
+
+    small = True
+
+    def __init__(self, name: str, entries: set[Any]) -> None:
+        self.name, self._set, self._before = name, entries, set(entries)
+
+    def differs(self) -> bool:
+        """Whether an entry came or went."""
+        return self._set != self._before
+
+    def change(self) -> Change | None:
+        """The same in words."""
+        return Change(self.name, "a set", "one of other entries") if self.differs() else None
+
+    def restore(self) -> None:
+        """Puts back what went and takes away what came."""
+        self._set.intersection_update(self._before)
+        self._set.update(self._before)
+
+    def restore_plain(self) -> None:
+        """Puts back what went; what came is a record, as in a list."""
+        self._set.update(self._before)
+
+
+def _content(name: str, source: Any) -> _Array | _Set | None:
+    if isinstance(source, np.ndarray):
+        return _Array(name, source) if source.size <= _LARGEST_COPY else None
+    return _Set(name, source) if isinstance(source, set) else None
 
 
 def _reader(source: Any, keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
@@ -172,6 +250,14 @@ def _registered(owner: Any) -> list[str]:
 
 def _same(before: Any, now: Any) -> bool:
     return now is before or (isinstance(before, _PLAIN) and isinstance(now, _PLAIN) and bool(before == now))
+
+
+def _memory(tensor: Tensor) -> int | None:
+    """Where the memory of a tensor begins, views and all; None of one without memory of its own, sparse or lazy."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError, ValueError):
+        return None
 
 
 def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:

@@ -1,8 +1,12 @@
 """The errors a user can meet, all under one base class."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["DataError", "EstimateError", "GroupError", "PairError", "PplVaeError", "first_line"]
+import torch
+
+__all__ = ["DataError", "EstimateError", "GroupError", "PairError", "PplVaeError", "first_line", "located"]
 
 
 class PplVaeError(Exception):
@@ -23,6 +27,20 @@ class EstimateError(PplVaeError, ArithmeticError):
 
 class GroupError(PplVaeError, RuntimeError):
     """Processes that work together cannot: one has ended or does not answer, or they were given different things."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Context in which what a program raises becomes a `PairError` that says where; the error itself is its cause.
+
+    Errors of this package and a lack of memory pass as they are.
+    """
+    try:
+        yield
+    except (PplVaeError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise PairError(f"{where}, failed: {type(error).__name__}: {first_line(error)}") from error
 
 
 _TENSOR = re.compile(r"\s*\btensor\(([^()]*)\)")

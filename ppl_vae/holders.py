@@ -8,10 +8,12 @@ import inspect
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
+from torch.distributions import Distribution, Transform
 
 from ppl_vae.discovery import LARGEST_CONTAINER, LIBRARIES, names_in, variables
 
@@ -21,6 +23,8 @@ _MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _NOT_ENTERED = {*LIBRARIES, *sys.stdlib_module_names}
 _OURS = "ppl_vae"
+# What torch and Pyro keep of the last call in objects whose class may be the user's.
+_CACHES = ("_cached", "_inv")
 
 
 class Holder(NamedTuple):
@@ -29,9 +33,9 @@ class Holder(NamedTuple):
     name: str
     """The names that lead there."""
     source: Any
-    """Attributes, a container, the variables of a Python module, or a cell of a closure: the thing itself."""
+    """Attributes, a container, an array, variables of a Python module, or a cell of a closure: the thing itself."""
     keys: Sequence[Any]
-    """What in it counts."""
+    """What in it counts; nothing of arrays and sets, which count as they are."""
     owner: Any = None
     """The object or class whose attributes these are."""
     whole: bool = True
@@ -42,11 +46,37 @@ class Holder(NamedTuple):
         return self.owner is None or _counts(self.owner, key)
 
 
+class _Slots(MutableMapping[str, Any]):
+    """The attributes that an object keeps in `__slots__`."""
+
+    def __init__(self, owner: Any) -> None:
+        self._owner = owner
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return getattr(self._owner, key)
+        except AttributeError:
+            raise KeyError(key) from None
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self._owner, key, value)
+
+    def __delitem__(self, key: str) -> None:
+        delattr(self._owner, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in _slots(type(self._owner)) if hasattr(self._owner, key))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def holders(root: nn.Module) -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
-    Of libraries only modules are entered, and what they show. Containers of more than a thousand entries are not, nor
-    what a program reaches in another way than by name.
+    Of libraries only modules, distributions and transforms are entered, and what they show. Containers of more than a
+    thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
+    than by name.
     """
     queue: deque[tuple[str, Any]] = deque([("", root)])
     seen: dict[int, Any] = {}
@@ -67,11 +97,17 @@ def holders(root: nn.Module) -> list[Holder]:
 
 def _holders_of(name: str, value: Any) -> Iterator[Holder]:
     if _has_attributes(value):
-        yield Holder(name, vars(value), _attributes(value), value, whole=not isinstance(value, type))
+        whole = not isinstance(value, type | Distribution | Transform)  # distributions add what they compute when asked
+        yield from (Holder(name, home, _attributes(value, home), value, whole) for home in _homes(value))
     if isinstance(value, nn.Module):
-        yield from (Holder(name, home, list(home)) for home in (value._buffers, value._modules) if home)
-    elif isinstance(value, dict | list) and len(value) <= LARGEST_CONTAINER:
+        hooks = (value._forward_hooks, value._forward_pre_hooks)
+        yield from (Holder(f"{name}.forward_hooks", home, list(home)) for home in hooks)
+        registered = (value._parameters, value._buffers, value._modules)
+        yield from (Holder(name, home, list(home)) for home in registered if home)
+    elif isinstance(value, dict | list | deque) and len(value) <= LARGEST_CONTAINER:
         yield Holder(name, value, list(value) if isinstance(value, dict) else range(len(value)))
+    elif isinstance(value, np.ndarray) or (isinstance(value, set) and len(value) <= LARGEST_CONTAINER):
+        yield Holder(name, value, (), whole=False)
     elif inspect.isfunction(value) and _is_entered(value.__module__):
         yield from (Holder(key, cell, [""], whole=False) for key, cell in _cells(value))
 
@@ -86,12 +122,12 @@ def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
     if inspect.isfunction(value):
         defaults = (value.__defaults__, value.__kwdefaults__)
         return [*variables(value), *((name, d) for d in defaults)] if _is_entered(value.__module__) else []
-    if isinstance(value, dict | list | tuple):
+    if isinstance(value, dict | list | tuple | deque | set | frozenset):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return _below(name, items) if len(value) <= LARGEST_CONTAINER else []
     if not _has_attributes(value):
         return []
-    inside = _below(name, [(key, vars(value)[key]) for key in _attributes(value)])
+    inside = _below(name, [(key, home[key]) for home in _homes(value) for key in _attributes(value, home)])
     if isinstance(value, nn.Module):
         inside += _below(name, value._modules.items())
     classes = value.__bases__ if isinstance(value, type) else (type(value),)
@@ -122,23 +158,35 @@ def _cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]
 
 
 def _has_attributes(value: Any) -> bool:
-    if isinstance(value, nn.Module):
+    if isinstance(value, nn.Module | Distribution | Transform):
         return True
     if isinstance(value, type):
         return _is_users(value.__module__)
-    if isinstance(value, types.ModuleType) or not hasattr(value, "__dict__"):
+    if isinstance(value, types.ModuleType) or not _homes(value):
         return False
     return isinstance(value, _NAMESPACES) or _is_entered(type(value).__module__)
 
 
-def _attributes(owner: Any) -> list[str]:
-    return [key for key in vars(owner) if _counts(owner, key)]
+def _homes(owner: Any) -> list[Any]:
+    """Where an object keeps its attributes."""
+    own = [vars(owner)] if hasattr(owner, "__dict__") else []
+    return own + ([_Slots(owner)] if _slots(type(owner)) else [])
+
+
+def _slots(kind: type) -> list[str]:
+    bases = [base for base in kind.__mro__ if _is_entered(base.__module__)]
+    return [key for base in bases for key, item in vars(base).items() if inspect.ismemberdescriptor(item)]
+
+
+def _attributes(owner: Any, home: Iterable[Any]) -> list[Any]:
+    return [key for key in home if _counts(owner, key)]
 
 
 def _counts(owner: Any, key: Any) -> bool:
-    if isinstance(owner, nn.Module) and not _is_users(type(owner).__module__) and str(key).startswith("_"):
+    known = isinstance(owner, Distribution | Transform)
+    if (known or isinstance(owner, nn.Module)) and not _is_users(type(owner).__module__) and str(key).startswith("_"):
         return False
-    return key not in _MODULE_STATE and not str(key).startswith(("_cached", "__"))
+    return key not in _MODULE_STATE and not str(key).startswith(("__", *_CACHES) if known else "__")
 
 
 def _is_entered(module: str | None) -> bool:

@@ -244,10 +244,10 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_state(module: nn.Module) -> Iterator[None]:
-    """Context after which buffers, and numbers, text and tensors that Python keeps, are what they were.
+    """Context after which buffers, and numbers, text, tensors and arrays that Python keeps, are what they were.
 
     Those are the attributes of modules and plain objects, entries of containers, and variables that the module and its
-    programs reach. What a first run makes stays.
+    programs reach by name. What a first run makes and what is added to containers stays.
     """
     attributes = Attributes(module)
     with kept_buffers(module):

@@ -387,6 +387,32 @@ def test_an_optimiser_that_rebinds_memory():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+class Transposing(Rebinding):
+    """Gives every matrix other strides too."""
+
+    def step(self):
+        super().step()
+        for p in self.param_groups[0]["params"]:
+            p.data = p.data.t().contiguous().t() if p.dim() == 2 else p.data
+
+
+def test_an_optimiser_that_changes_strides_ends_a_compiled_fit():
+    torch.manual_seed(0)
+    one, other = ModuleVAE(), ModuleVAE()
+    other.load_state_dict(one.state_dict())
+    options = {"epochs": 3, "optimizer": Transposing, "learning_rate": 0.05}
+    fitted(one, binary_rows(20), compile=False, **options)
+    with pytest.warns(UserWarning, match=r"goes on uncompiled: '.*weight'.* with strides .* is .* with strides"):
+        assert not fitted(other, binary_rows(20), compile=True, **options).compiled
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_is_named_where_it_stands_in_the_way():
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.warns(UserWarning, match="torch.autocast is on"):
+        assert not fitted(Plain(nn.Linear(6, 4)), torch.randn(20, 6), epochs=1, compile=True).compiled
+
+
 class OtherForFew(Plain):
     """Small batches go another way."""
 

@@ -17,8 +17,9 @@ from ppl_vae import data
 from ppl_vae.cli import app
 from ppl_vae.demo import DemoSettings, run_demo
 from ppl_vae.demo.album import Album
-from ppl_vae.demo.run import _independent_pixels, _make_empty, _one_thread
+from ppl_vae.demo.run import _independent_pixels, _make_empty
 from ppl_vae.errors import PplVaeError
+from ppl_vae.threads import one_thread
 
 RUNS = ("vae-elbo", "vae-iwae", "vae-one-scale", "vae-scales-s-z")
 TINY = DemoSettings(epochs=1, num_samples=20, num_test=40, num_components=(2, 3))
@@ -107,10 +108,10 @@ def test_an_earlier_demo_is_replaced_and_anything_else_is_left_alone(tmp_path: P
 
 def test_threads_are_restored_whatever_happens():
     torch.set_num_threads(2)
-    with _one_thread():
+    with one_thread():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == 2
-    with pytest.raises(ZeroDivisionError), _one_thread():
+    with pytest.raises(ZeroDivisionError), one_thread():
         1 / 0  # noqa: B018
     assert torch.get_num_threads() == 2
 

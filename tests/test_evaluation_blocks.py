@@ -13,7 +13,7 @@ from pairs import HierarchicalVAE, ModuleVAE, binary_rows, scaled_guide, small_p
 from running import estimate
 
 import ppl_vae as pv
-from ppl_vae.evaluation import likelihood, scoring
+from ppl_vae.evaluation import likelihood, scoring, weighing
 from ppl_vae.evaluation.proposal import evaluate_model
 from ppl_vae.operations import Operations
 
@@ -131,3 +131,25 @@ def test_a_stated_size_of_the_data_set_moves_no_evaluation():
     x = ppca.sample(9, seed=2)
     ll = estimate(pv.Pair(of_four_hundred(model), of_four_hundred(guide)), x, 20)
     np.testing.assert_allclose(ll.value, ppca.log_prob(x).numpy(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["as written", "compiled"])
+def test_what_a_program_raises_in_an_evaluation_names_the_rows(monkeypatch, compile):
+    class Late(ModuleVAE):
+        armed = False
+
+        def guide(self, x):
+            if self.armed and len(x) == 44:
+                raise KeyError("late")
+            super().guide(x)
+
+    def armed_weigh(*arguments):
+        pair.armed = True
+        return weighing.weigh(*arguments)
+
+    pair = Late()
+    monkeypatch.setattr(likelihood, "weigh", armed_weigh)
+
+    with pytest.raises(pv.PairError, match=r"rows 256 to 299, failed: KeyError: 'late'") as caught:
+        pv.log_likelihood(pair, binary_rows(300), 10, compile=compile, progress=False)
+    assert isinstance(caught.value.__cause__, KeyError)

@@ -16,6 +16,7 @@ FOUNDATION = {
     "options",
     "operations",
     "wording",
+    "threads",
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "options": set(),
     "operations": set(),
     "wording": set(),
+    "threads": set(),
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
     "attributes": FOUNDATION | {"holders"},

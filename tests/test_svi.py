@@ -20,6 +20,7 @@ from ppl_vae.pair import as_pair
 from ppl_vae.rng import key, permutation, seeded
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.svi import FitSettings
+from ppl_vae.svi.update import Adam
 
 
 def test_a_fit_is_the_loop_one_would_write_by_hand():
@@ -296,3 +297,17 @@ def test_gradients_left_by_others_move_nothing():
     train(pair, binary_rows(8), epochs=1, batch_size=8, optimizer=torch.optim.SGD, learning_rate=0.1)
     assert pair.idle.tolist() == [1.0, 1.0, 1.0]
     assert float((pair.decoder[0].bias.detach() - before).abs().max()) < 1.0
+
+
+def test_a_parameter_that_gets_other_strides_during_a_fit():
+    def final(transpose):
+        torch.manual_seed(0)
+        parameter = nn.Parameter(torch.randn(3, 4))
+        update = Adam([parameter], 0.1)
+        for _ in range(3):
+            update([parameter], [torch.randn(3, 4)], None)
+            if transpose:
+                parameter.data = parameter.data.t().contiguous().t()
+        return parameter.detach()
+
+    assert torch.equal(final(False), final(True))

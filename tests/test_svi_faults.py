@@ -13,6 +13,7 @@ from pairs import DiscreteVAE, ModuleVAE, binary_rows
 from statistical import assert_mean
 from torch import nn
 from training import fresh, state, train
+from zoo import Plain
 
 import ppl_vae as pv
 from ppl_vae.distributed import Group
@@ -260,6 +261,12 @@ def test_a_schedule_that_is_not_a_number_is_named(schedule):
             train(ModuleVAE(), binary_rows(8), schedule=broken)
 
 
+@pytest.mark.parametrize("factor", ["a", None, torch.ones(2), np.ones(2)])
+def test_a_schedule_that_gives_no_single_number_is_named(factor):
+    with pytest.raises(ValueError, match=r"schedule: expected a finite factor .*, found .* at step 1"):
+        train(ModuleVAE(), binary_rows(8), schedule=lambda step: factor)
+
+
 class Items(torch.utils.data.Dataset):
     def __init__(self, *items):
         self.items = items
@@ -311,3 +318,61 @@ def test_bytes_on_disk_are_not_to_be_loaded_for_their_division(tmp_path):
     on_disk = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
     with pytest.raises(pv.DataError, match=r"found torch.uint8; write x / 255 to a float32 file.*open_memmap"):
         train(ModuleVAE(), on_disk, binarize="dynamic")
+
+
+def freeze(pair):
+    pair.decoder.weight.requires_grad_(False)
+
+
+def replace(pair):
+    pair.decoder.weight = nn.Parameter(torch.ones_like(pair.decoder.weight))
+
+
+def assign(pair):
+    pair.load_state_dict({key: torch.ones_like(value) for key, value in pair.state_dict().items()}, assign=True)
+
+
+def reparametrise(pair):
+    nn.utils.parametrizations.weight_norm(pair.decoder)
+
+
+def unfreeze(pair):
+    pair.decoder.bias.requires_grad_(True)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["as written", "compiled"])
+@pytest.mark.parametrize("change", [freeze, replace, assign, reparametrise, unfreeze])
+def test_parameters_that_change_during_a_fit_are_named(change, compile):
+    pair = Plain(nn.Linear(6, 4))
+    pair.decoder.bias.requires_grad_(change is not unfreeze)
+
+    def schedule(step):
+        if step == 3:
+            change(pair)
+        return 1.0
+
+    options = {"batch_size": 8, "epochs": 3, "progress": False, "device": "cpu", "compile": compile}
+    with pytest.raises(pv.PairError, match=r"self\.\w+\.\w+': the parameters of the pair changed during the fit"):
+        pv.fit(pair, torch.randn(24, 6), schedule=schedule, **options)
+
+
+def test_a_frozen_parameter_may_be_replaced_during_a_fit():
+    x = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
+
+    def fit_of(pair, compile):
+        pair.decoder.bias.requires_grad_(False)
+
+        def schedule(step):
+            if step == 3:
+                pair.decoder.bias = nn.Parameter(torch.ones(6), requires_grad=False)
+            return 1.0
+
+        options = {"batch_size": 8, "epochs": 3, "progress": False, "device": "cpu", "compile": compile}
+        pv.fit(pair, x, schedule=schedule, **options)
+
+    one, other = Plain(nn.Linear(6, 4)), Plain(nn.Linear(6, 4))
+    other.load_state_dict(one.state_dict())
+    fit_of(one, False)
+    with pytest.warns(UserWarning, match="goes on uncompiled: 'self.decoder.bias'"):
+        fit_of(other, True)
+    torch.testing.assert_close(one.encoder.weight, other.encoder.weight, rtol=1e-4, atol=1e-5)

@@ -53,9 +53,11 @@ _PRIOR_DRAWS, _ROW_DRAWS = 64, 8
 def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckReport:
     """Checks that model and guide form a valid pair on a batch, and describes it.
 
-    Nothing is changed: no parameter, buffer, mode or random state, and no number that programs keep in attributes or
-    variables. What the first run of a pair makes stays: values of `pyro.param`, and the random state that a function
-    given to it draws from.
+    Nothing is changed: no parameter, buffer, mode or random state, and no number, text, tensor or array that programs
+    keep in attributes, variables or entries of containers, where they reach them by name. What the first run of a pair
+    makes stays: values of `pyro.param`, and the random state that a function given to it draws from. So do entries that
+    programs add to containers, what iterators have passed, and what is written into tensors and arrays of more than a
+    million numbers.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.

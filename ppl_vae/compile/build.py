@@ -33,9 +33,12 @@ _SLACK, _LARGEST_SLACK = 8.0, 100.0
 class Compiled:
     """A compiled function of tensors, for arguments of the shapes and the state outside tensors it was made for."""
 
-    def __init__(self, code: Callable[..., Sequence[Tensor]], tensors: list[Tensor], attributes: Attributes) -> None:
+    def __init__(
+        self, code: Callable[..., Sequence[Tensor]], tensors: dict[Tensor, str], attributes: Attributes
+    ) -> None:
         self._code = code
-        self._tensors = tensors
+        self._tensors, self._names = [*tensors], [*tensors.values()]
+        self._layouts = _layouts(self._tensors)
         self._attributes = attributes
 
     @torch.no_grad()
@@ -44,8 +47,19 @@ class Compiled:
         return self._code(*self._tensors, *arguments)
 
     def outdated(self) -> Change | None:
-        """What the function may read outside tensors and is no longer what it was; a look takes microseconds."""
-        return self._attributes.outdated()
+        """What the function may read outside tensors and is no longer what it was, or a tensor that lies otherwise.
+
+        A look takes microseconds.
+        """
+        return self._attributes.outdated() or self._laid_out_anew()
+
+    def _laid_out_anew(self) -> Change | None:
+        """The first tensor of another dtype, shape or strides: code is made for those."""
+        now = _layouts(self._tensors)
+        if now == self._layouts:
+            return None
+        i = next(i for i, (one, other) in enumerate(zip(now, self._layouts, strict=True)) if one != other)
+        return Change(self._names[i], _in_words(*self._layouts[i]), _in_words(*now[i]))
 
 
 def compile_function(function: TensorFunction, examples: Sequence[Arguments], module: nn.Module) -> Compiled:
@@ -69,7 +83,9 @@ def compile_function(function: TensorFunction, examples: Sequence[Arguments], mo
             captured = capture(function, *examples[0])
             state.restore()
             rewrite(captured.graph)
-            compiled = Compiled(_build(captured, examples[0]), captured.tensors, state.attributes)
+            names = {t: name for name, t in (*module.named_parameters(), *module.named_buffers())}
+            tensors = {t: names.get(t, "a tensor") for t in captured.tensors}
+            compiled = Compiled(_build(captured, examples[0]), tensors, state.attributes)
             state.restore()
         for i, arguments in enumerate(examples):
             _compare(function, compiled, partial(_trial, state, i, arguments))
@@ -122,10 +138,10 @@ def _compare(
     if gap and not _gap(expected, trial(function, 0.0), allowed):
         gap = _gap(expected, found, _possible_rounding(expected, trial(function, _last_digit(expected)), allowed))
     if gap:
-        raise CaptureError(
-            f"the compiled step differs from the step by {gap:.2g}: the programs do something in Python that "
-            "changes from call to call, such as drawing noise outside torch"
-        )
+        why = "the programs do something in Python that changes from call to call, such as drawing noise outside torch"
+        if torch.is_autocast_enabled(expected[0].device.type):
+            why = "torch.autocast is on, and compiled code computes in the dtype of the parameters"
+        raise CaptureError(f"the compiled step differs from the step by {gap:.2g}: {why}")
 
 
 def _usual_rounding(values: Sequence[Tensor]) -> list[float]:
@@ -147,6 +163,14 @@ def _gap(expected: Sequence[Tensor], found: Sequence[Tensor], allowed: Sequence[
         if not torch.allclose(one, other, rtol=0.0, atol=most, equal_nan=True):
             return float((one - other).nan_to_num(torch.inf).abs().max())
     return 0.0
+
+
+def _layouts(tensors: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.Size, tuple[int, ...]]]:
+    return [(t.dtype, t.shape, t.stride()) for t in tensors]
+
+
+def _in_words(dtype: torch.dtype, shape: torch.Size, strides: tuple[int, ...]) -> str:
+    return f"{tuple(shape)} of {dtype} with strides {strides}"
 
 
 def _in_double(values: Sequence[Tensor]) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from ppl_vae.recipes import RECIPES, bernoulli_vae
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import DataSpec, PairSpec, RunRecord, described, fingerprint, write_evaluation, write_run
 from ppl_vae.svi import Fit, fit
+from ppl_vae.threads import one_thread
 from ppl_vae.vae import VAE
 from ppl_vae.weights import khat_threshold
 
@@ -81,7 +80,7 @@ def run_demo(root: Path, settings: DemoSettings = DemoSettings()) -> list[Path]:
     start = time.monotonic()
     _make_empty(root, settings)
     demo = _Demo(root, settings)
-    with _one_thread():
+    with one_thread():  # matrices as small as these only wait for more threads
         demo.binary_digits()
         demo.grey_digits()
     demo.album.say(_LEGEND)
@@ -253,14 +252,3 @@ def _make_empty(root: Path, settings: DemoSettings) -> None:
         raise PplVaeError(f"{root}: expected a new directory or an earlier demo, found something else; take another")
     root.mkdir(parents=True, exist_ok=True)
     (root / _MARK).write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Matrices as small as these only wait for more threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -55,9 +55,9 @@ def log_likelihood(
 
     p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Exactly K samples are drawn whatever
     the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
-    Neither parameters, buffers, modes, numbers that programs keep nor torch's random state are changed (but for what a
-    first run makes, as in `check`). Where torch.distributed has been started, every process has to call this: each
-    takes its share of the data, and all get the results of all.
+    Neither parameters, buffers, modes, numbers that programs keep by name nor torch's random state are changed (but for
+    what a first run makes and what programs add to containers, as in `check`). Where torch.distributed has been
+    started, every process has to call this: each takes its share of the data, and all get the results of all.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
@@ -69,14 +69,15 @@ def log_likelihood(
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
         compile: Whether to compile guide and model: True at once, "auto" if the draws that are left will earn back what
             compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a warning
-            says why.
+            says why. Programs that change with their calls in a way that `fit` names as unseen need False.
         progress: Show a progress bar where there is a terminal.
 
     Returns:
         A `LogLikelihood`; `print` gives the verdict in a sentence.
 
     Raises:
-        PairError: If the pair is not valid, has latents outside the data plate, or subsamples within a datum.
+        PairError: If the pair is not valid, has latents outside the data plate, subsamples within a datum, or raises
+            on some rows, which are named; the error itself is the cause.
         DataError: If a datum lies outside the support of its site.
         EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ppl_vae.errors import located
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.scoring import Scorer
@@ -40,9 +41,10 @@ def weigh(
     draws = PosteriorDraws(plan.num_draws, layout)
     for j, drawn in enumerate(range(0, plan.num_samples, plan.num_particles)):
         count = min(plan.num_particles, plan.num_samples - drawn)
-        with seeded(key(plan.seed, first, j), device):
-            proposal = draw(batch, count)
-        log_lik, log_prior = score(batch, proposal, count)
+        with located(f"rows {first} to {first + len(batch[0]) - 1}"):
+            with seeded(key(plan.seed, first, j), device):
+                proposal = draw(batch, count)
+            log_lik, log_prior = score(batch, proposal, count)
         log_weight = log_lik + log_prior - proposal.log_guide
         stream.add(log_weight)
         draws.add(log_weight, log_lik, proposal, key(plan.seed, first, j, 1))

@@ -16,7 +16,7 @@ from ppl_vae.exact.covariance import CovarianceType, collapse, expand, infer_typ
 from ppl_vae.exact.em import Limits, Parameters, ascend, sample_of, start
 from ppl_vae.exact.mixture import Mixture, exact_guide, mixture_model
 from ppl_vae.exact.sample import Sample
-from ppl_vae.exact.shares import one_thread
+from ppl_vae.threads import one_thread
 
 __all__ = ["GMM"]
 

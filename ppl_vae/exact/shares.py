@@ -4,27 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 
-__all__ = ["in_shares", "one_thread"]
+from ppl_vae.threads import one_thread
+
+__all__ = ["in_shares"]
 
 T = TypeVar("T")
 # Shares a thread: where another process holds a core, the thread there takes fewer of them.
 SHARES = 4
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute every operation on one thread, in the whole process; afterwards on as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def in_shares(work: Callable[[range], T], num_blocks: int, threads: int) -> Iterator[T]:

@@ -114,8 +114,11 @@ def fit(
             will earn back what compiling costs, as the number and size of its operations tell. A pair that cannot be
             compiled trains all the same, and a warning names the line that stands in the way. The numbers are those of
             the step as written, up to rounding. Where something that programs may read by name outside tensors (an
-            attribute, a variable, an entry of a container) changes later, the fit goes on as written, and a warning
-            names it.
+            attribute, a variable, an entry of a container, a number of an array, a forward hook) changes later, the fit
+            goes on as written, and a warning names it. Unseen are changes within arrays of more than 4,096 numbers and
+            containers of more than 1,000 entries, of what iterators (`itertools.count`), cached functions
+            (`functools.lru_cache`), hooks and extensions keep, and of what lies outside Python's variables, such as
+            the environment, files and the clock: programs that read those need False.
         run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
         progress: Show a progress bar where there is a terminal.
 
@@ -125,7 +128,8 @@ def fit(
     Raises:
         ValueError: If an option has no meaning, or the optimiser needs a closure.
         PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
-            is named; the error itself is the cause.
+            is named; the error itself is the cause. If its parameters change during the fit in another way than in
+            their numbers: one is frozen, replaced or added.
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite; site and rows are named.
         GroupError: If one of several processes ends, hangs, or was given something else.

@@ -102,7 +102,7 @@ class Gradient:
                 )
 
     def _name(self, parameter: Tensor) -> str:
-        return next(name for name, p in self._pair.named_parameters() if p is parameter)
+        return next((name for name, p in self._pair.named_parameters() if p is parameter), "no longer in the pair")
 
 
 def binarized(probabilities: Tensor) -> Tensor:

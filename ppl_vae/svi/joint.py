@@ -16,6 +16,7 @@ from ppl_vae.pair import Pair
 from ppl_vae.svi.gradient import NORM, Metrics
 from ppl_vae.svi.inputs import check_stated_size
 from ppl_vae.svi.settings import FitSettings
+from ppl_vae.svi.update import laid_out
 from ppl_vae.tape import Layout
 
 __all__ = ["Joint", "begin_together"]
@@ -110,7 +111,8 @@ class Joint:
         if self._moving:
             self._group.from_first(self._moving)
         pieces = joint.split([p.numel() for p in self.reached])
-        return metrics, [_like(piece, p) for piece, p in zip(pieces, self.reached, strict=True)]
+        of_each = zip(pieces, self.reached, strict=True)
+        return metrics, [laid_out(piece.view(p.shape).to(p.dtype), p) for piece, p in of_each]
 
     def _look(self, reached: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         """Finds out which parameters the loss of some process reaches, and which buffers some process moves."""
@@ -128,9 +130,3 @@ def _concatenated(parts: Sequence[Tensor]) -> Tensor:
     for part in parts:
         dtype = torch.promote_types(dtype, part.dtype)
     return torch.cat([part.detach().to(dtype) for part in parts])
-
-
-def _like(piece: Tensor, parameter: Tensor) -> Tensor:
-    """A piece of the vector with dtype, shape and strides of a parameter: fused optimisers want all of them."""
-    gradient = piece.view(parameter.shape).to(parameter.dtype)
-    return gradient if parameter.is_contiguous() else torch.empty_like(parameter).copy_(gradient)

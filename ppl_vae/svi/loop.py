@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
-from ppl_vae.errors import EstimateError, PairError, PplVaeError, first_line
+from ppl_vae.errors import EstimateError, located
 from ppl_vae.history import History, Record
 from ppl_vae.pair import frozen_modes, kept_state
 from ppl_vae.progress import Progress
@@ -107,13 +107,8 @@ class Loop:
             for start in blocks[group.share(len(blocks))]:
                 batch = self.held_out.take(slice(start, start + size), self.device)
                 reseed(key(self.settings.seed, _VALIDATION, start), self.device)
-                try:
+                with located(f"validation after step {step}, rows {start} to {start + len(batch[0]) - 1}"):
                     values = judge.evaluate(self.pair, batch, layout, 1.0)
-                except (PplVaeError, torch.OutOfMemoryError):
-                    raise
-                except Exception as error:
-                    where = f"validation after step {step}, rows {start} to {start + len(batch[0]) - 1}"
-                    raise PairError(f"{where}, failed: {type(error).__name__}: {first_line(error)}") from error
                 share = len(batch[0]) / len(self.held_out)
                 elbo += share * float(values.elbo)
                 watched += share * float(values.objective)

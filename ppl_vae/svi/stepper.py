@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ppl_vae.attributes import Change
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
 from ppl_vae.diagnosis import NO_SITE, explain_non_finite
 from ppl_vae.distributed import Group
-from ppl_vae.errors import EstimateError, PairError, PplVaeError, first_line
+from ppl_vae.errors import EstimateError, PairError, located
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
 from ppl_vae.svi.feed import Feed, Serving
@@ -25,6 +25,7 @@ from ppl_vae.svi.joint import Joint
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.svi.update import make_update
+from ppl_vae.svi.watch import Watch
 from ppl_vae.tape import Layout
 
 __all__ = ["Stepper"]
@@ -55,7 +56,8 @@ class Stepper:
     ) -> None:
         self.pair, self.layout, self.settings, self.device = pair, layout, settings, device
         self.group = group
-        self.parameters = [p for p in pair.parameters() if p.requires_grad]
+        self._watch = Watch(pair)
+        self.parameters = self._watch.parameters
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
         order = Order(len(rows), settings.batch_size, settings.seed, on_disk=rows.mapped, group=group)
@@ -96,6 +98,7 @@ class Stepper:
         """Waits for the device, and raises if a step was not finite."""
         if (bad_step := self.guard.poll()) is not None:
             self._stop(bad_step, ())
+        self._watch.check()
         self.group.from_first([*self.pair.buffers()])
 
     def beta_at(self, step: int) -> float:
@@ -105,12 +108,16 @@ class Stepper:
 
     def _factor(self, step: int) -> float:
         assert self.settings.schedule is not None
-        factor = self.settings.schedule(step)
-        if not math.isfinite(factor):
+        factor: Any = self.settings.schedule(step)
+        try:
+            finite = math.isfinite(factor)
+        except (TypeError, ValueError, RuntimeError):  # no number, or a tensor of several
+            finite = False
+        if not finite:
             raise ValueError(
-                f"schedule: expected a finite factor of the learning rate, found {factor} at step {step + 1}"
+                f"schedule: expected a finite factor of the learning rate, found {factor!r} at step {step + 1}"
             )
-        return factor
+        return float(factor)
 
     def _own(self, step: int, serving: Serving) -> tuple[Tensor, list[Tensor]]:
         """Metrics and gradients of the rows of this process."""
@@ -118,21 +125,17 @@ class Stepper:
         if full and self._payback.due(self._total - step):
             self._compile(step)
         arguments = self._arguments(step, serving)
+        self._watch.check()
         if self.compiled is not None and (change := self.compiled.outdated()) is not None:
             self._give_up(change)
         reseed(self._key(step), self.device)
-        try:
+        with located(f"step {step + 1}, on {len(serving.index)} rows"):
             if full and self.compiled is not None:
                 metrics, *gradients = self.compiled(*arguments)
                 self._gradient.reached = self._reached
             else:
                 with self._payback.watching():
                     metrics, *gradients = self._gradient(*arguments)
-        except (PplVaeError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            what = f"{type(error).__name__}: {first_line(error)}"
-            raise PairError(f"step {step + 1}, on {len(serving.index)} rows, failed: {what}") from error
         return metrics, gradients
 
     def _take(

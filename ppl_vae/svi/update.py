@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_vae.errors import first_line
 from ppl_vae.svi.settings import OptimizerFactory
 
-__all__ = ["Adam", "Update", "make_update"]
+__all__ = ["Adam", "Update", "laid_out", "make_update"]
 
 
 class Update:
@@ -58,12 +58,15 @@ class Adam(Update):
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
         """Takes a step; does nothing where `skip` is one."""
         states = [self.optimizer.state[p] for p in parameters]
+        for p, state in zip(parameters, states, strict=True):
+            if state["exp_avg"].stride() != p.stride():  # someone has given it other memory
+                state.update({name: laid_out(state[name], p) for name in ("exp_avg", "exp_avg_sq")})
         self._step += 1 if skip is None else 1 - skip
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
             list(parameters),
-            [_laid_out(g, p) for g, p in zip(gradients, parameters, strict=True)],
+            [laid_out(g, p) for g, p in zip(gradients, parameters, strict=True)],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -80,8 +83,8 @@ class Adam(Update):
         )
 
 
-def _laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
-    """The gradient in the memory layout of its parameter: the fused kernel reads both from end to end."""
+def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient in the memory layout of its parameter: fused kernels read both from end to end."""
     if gradient.stride() == parameter.stride():
         return gradient
     return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(gradient)
