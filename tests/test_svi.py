@@ -311,18 +311,3 @@ def test_a_parameter_that_gets_other_strides_during_a_fit():
         return parameter.detach()
 
     assert torch.equal(final(False), final(True))
-
-
-def test_moments_of_a_gradient_that_stays_zero_are_forgotten_before_they_are_slow():
-    """The parameters are those of torch's Adam; no moment ends below the smallest normal number."""
-    ours, theirs = (nn.Parameter(torch.ones(5)) for _ in range(2))
-    update, adam = Adam([ours], 0.01), torch.optim.Adam([theirs], lr=0.01)
-    for step in range(1000):
-        theirs.grad = torch.tensor([1.0, -2.0, 0.1, 0.0, 0.5]) * (step < 50 or step % 10 == 0) * (step < 120)
-        update([ours], [theirs.grad.clone()], None)
-        adam.step()
-    torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-6, atol=0.0)
-    for moment in (update.optimizer.state[ours][name] for name in ("exp_avg", "exp_avg_sq")):
-        assert not ((moment != 0) & (moment.abs() < torch.finfo(torch.float32).tiny)).any()
-    assert bool((update.optimizer.state[ours]["exp_avg"] == 0).all())
-    assert bool((update.optimizer.state[ours]["exp_avg_sq"][:3] > 0).all())

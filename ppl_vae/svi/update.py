@@ -41,18 +41,12 @@ class Update:
         self.optimizer.step()
 
 
-# Moments of a parameter whose gradient stays zero fall by a tenth a step. Below 1e-38 every operation on one takes a
-# hundred times longer (a third of the time of MNIST, for pixels that are almost never on); 1e-30 is nothing beside eps.
-_NEGLIGIBLE, _STEPS_BETWEEN = 1e-30, 100
-
-
 class Adam(Update):
     """The default: torch's fused Adam called directly, which saves what `Optimizer.step` does around it."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float) -> None:
         super().__init__(torch.optim.Adam(parameters, lr=learning_rate, fused=True))
         self._step = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
-        self._calls = 0
         for p in parameters:
             self.optimizer.state[p] = {
                 "step": self._step,
@@ -67,9 +61,6 @@ class Adam(Update):
         for p, state in zip(parameters, states, strict=True):
             if state["exp_avg"].stride() != p.stride():  # someone has given it other memory
                 state.update({name: laid_out(state[name], p) for name in ("exp_avg", "exp_avg_sq")})
-        self._calls += 1
-        if self._calls % _STEPS_BETWEEN == 0:
-            _forget([state[name] for state in states for name in ("exp_avg", "exp_avg_sq")])
         self._step += 1 if skip is None else 1 - skip
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
@@ -90,12 +81,6 @@ class Adam(Update):
             grad_scale=None,
             found_inf=skip,
         )
-
-
-def _forget(moments: Sequence[Tensor]) -> None:
-    """Sets to zero what is negligible."""
-    for moment in moments:
-        moment.copy_(torch.nn.functional.hardshrink(moment, _NEGLIGIBLE))
 
 
 def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
