@@ -27,7 +27,7 @@ Arguments = Sequence[Tensor]
 # the largest gradient.
 _ROUNDING, _ROUNDING_DOUBLE, _CANCELLING = 1e-5, 1e-10, 0.1
 # Where the last digit of the parameters moves a tensor by more: so many times that, at most so many times the above.
-_SLACK, _LARGEST_SLACK = 8.0, 100.0
+_SLACK, _LARGEST_SLACK = 8.0, 20.0
 
 
 class Compiled:
