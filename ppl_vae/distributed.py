@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -204,10 +205,19 @@ def started(timeout: float | None = None) -> Iterator[Group]:
     if gpus:
         torch.cuda.set_device(local % gpus)
     own = gpus >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    backend = "cpu:gloo,cuda:nccl" if gpus and own else "gloo"
+    nccl = gpus > 0 and own
+    backend = "cpu:gloo,cuda:nccl" if nccl else "gloo"
+    # If the compiler is the first to import it, its default arguments hold the group, and the group's threads abort
+    # a Python that ends.
+    importlib.import_module("torch.distributed.nn")
     _exchange(partial(dist.init_process_group, backend, timeout=datetime.timedelta(seconds=seconds)))
-    yield current()
-    dist.destroy_process_group()  # after an error the end of this process tells the others sooner
+    failed = True
+    try:
+        yield current()
+        failed = False
+    finally:
+        if not (failed and nccl):  # it would wait for the others; the end of this process tells them sooner
+            dist.destroy_process_group()
 
 
 def _exchange(act: Callable[[], Any]) -> None:

@@ -121,11 +121,28 @@ def hang(group):
     return {"error": message(pv.GroupError, lambda: train(fresh(), binary_rows(8)))}
 
 
+def leave(group):
+    """The compiler is imported while the group exists; process 1 then fails."""
+    import torch._dynamo
+
+    assert group.sum(torch.ones(1)) == 2
+    assert threads_of_the_group()
+    if group.rank:
+        raise SystemExit
+    return {}
+
+
+def threads_of_the_group():
+    return [name for path in Path("/proc/self/task").glob("*/comm") if "gloo" in (name := path.read_text())]
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, act = Path(sys.argv[1]), {"work": work, "hang": hang}[sys.argv[2]]
+    folder, act = Path(sys.argv[1]), {"work": work, "hang": hang, "leave": leave}[sys.argv[2]]
     with suppress(SystemExit), distributed.started(timeout=float(sys.argv[3])) as group:
         found = act(group)
         np.savez(folder / f"{group.rank}.npz", **{k: np.asarray(v) for k, v in found.items()})
         if act is hang:
             os._exit(0)
+    if act is leave:
+        (folder / f"{os.environ['RANK']}.txt").write_text(str(threads_of_the_group()))

@@ -174,6 +174,14 @@ def test_nobody_waits_for_ever(tmp_path: Path):
         both[1].communicate(timeout=60)
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no list of threads on this system")
+def test_no_thread_outlives_the_group(tmp_path: Path):
+    """One that did aborted the process at its end, now and then."""
+    done = finish(start(*TORCHRUN, TESTS / "processes.py", tmp_path, "leave", 60))
+    assert done.code == 0, done.err
+    assert [(tmp_path / f"{rank}.txt").read_text() for rank in range(2)] == ["[]", "[]"]
+
+
 def test_the_command_of_two_processes_leaves_one_run_and_its_estimates_are_those_of_one(tmp_path: Path):
     run = tmp_path / "run"
     options = ["--epochs", "1", "--eval-samples", "1500", "--eval-limit", "300", "--run-dir", run]
