@@ -13,20 +13,18 @@ Run: python -m experiments.importance_sampling [--small]
 
 from __future__ import annotations
 
-import argparse
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.figure import Figure
 
 import ppl_vae as pv
+from experiments.common.progress import steps
+from experiments.common.study import Findings, Study
 from ppl_vae.figures.canvas import new_figure
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True)
@@ -41,9 +39,6 @@ class Config:
     seed: int = 0
 
 
-SMALL = Config(latent_dim=2, dim=3, num_data=50, widths=(1.0, 1.2), num_samples=(1, 16))
-
-
 def widened(ppca: pv.PPCA, s: float) -> pv.Pair:
     """PPCA with its exact posterior, s times as wide, as guide."""
 
@@ -55,7 +50,7 @@ def widened(ppca: pv.PPCA, s: float) -> pv.Pair:
     return pv.Pair(ppca.model, guide)
 
 
-def measure(config: Config) -> list[dict[str, float]]:
+def measure(config: Config) -> Findings:
     """Gap to log p(x), its law, and reported against actual error, for each width and K."""
     generator = torch.Generator().manual_seed(config.seed)
     loading = torch.randn(config.dim, config.latent_dim, generator=generator, dtype=torch.float64)
@@ -63,7 +58,7 @@ def measure(config: Config) -> list[dict[str, float]]:
     x = ppca.sample(config.num_data, config.seed)
     exact = ppca.log_prob(x).numpy()
     rows = []
-    for s in config.widths:
+    for s in steps(config.widths, "widths"):
         chi_square = (s**2 / np.sqrt(2 * s**2 - 1)) ** config.latent_dim - 1
         for k in config.num_samples:
             ll = pv.log_likelihood(widened(ppca, s), x, k, config.seed, num_draws=0, progress=False)
@@ -79,11 +74,12 @@ def measure(config: Config) -> list[dict[str, float]]:
                     "reported_error": float(np.sqrt(np.square(ll.stderr).mean())) if k > 1 else float("nan"),
                 }
             )
-    return rows
+    return Findings({"rows": rows})
 
 
-def draw(rows: list[dict[str, float]], path: Path) -> None:
+def draw(found: Findings) -> Figure:
     """Gap against K with its law, and reported against actual error."""
+    rows = found.numbers["rows"]
     figure = new_figure(9.5, 4)
     left, right = figure.subplots(1, 2)
     for s, marker in zip(sorted({r["s"] for r in rows} - {1.0}), "os^", strict=False):
@@ -103,21 +99,16 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
     right.set_title("The reported error is the actual one")
     for axes in (left, right):
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    return figure
 
 
-def run(config: Config = Config(), results: Path = RESULTS) -> list[dict[str, float]]:
-    """Measures, draws, and writes `importance_sampling.json` and `.png`."""
-    results.mkdir(parents=True, exist_ok=True)
-    rows = measure(config)
-    record = {"config": asdict(config), "rows": [{k: None if v != v else v for k, v in r.items()} for r in rows]}
-    (results / "importance_sampling.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    draw(rows, results / "importance_sampling.png")
-    return rows
-
+STUDY = Study(
+    "importance_sampling",
+    measure,
+    draw,
+    full=Config(),
+    small=Config(latent_dim=2, dim=3, num_data=50, widths=(1.0, 1.2), num_samples=(1, 16)),
+)
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="the form that the tests run")
-    for row in run(SMALL if parser.parse_args().small else Config()):
-        print({name: round(value, 5) for name, value in row.items()})
+    STUDY.main(__doc__)

@@ -7,23 +7,37 @@ from pathlib import Path
 
 import pytest
 
-EXPERIMENTS = sorted(p.stem for p in (Path(__file__).parents[1] / "experiments").glob("[!_]*.py"))
+FOLDER = Path(__file__).parents[1] / "experiments"
+EXPERIMENTS = sorted(p.stem for p in FOLDER.glob("[!_]*.py"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_small_form_runs(name: str, tmp_path: Path):
     module = importlib.import_module(f"experiments.{name}")
-    module.run(module.SMALL, tmp_path)
-    assert {p.name for p in tmp_path.iterdir()} == {f"{name}.json", f"{name}.png"}
-    readme = (Path(__file__).parents[1] / "experiments" / "README.md").read_text(encoding="utf-8")
-    assert f"`{name}`" in readme
+    assert module.STUDY.name == name
+    module.STUDY.run(module.STUDY.small, tmp_path)
+    assert (
+        {f"{name}.json", f"{name}.png"}
+        <= {p.name for p in tmp_path.iterdir()}
+        <= {f"{name}.{ending}" for ending in ("json", "png", "npz")}
+    )
     assert "Expected:" in module.__doc__
 
 
-def test_importance_sampling_meets_its_law(tmp_path: Path):
-    from experiments.importance_sampling import SMALL, run
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_figure_is_that_of_the_committed_record(name: str, tmp_path: Path):
+    """Numbers and pictures that are reported can be drawn without measuring again."""
+    study = importlib.import_module(f"experiments.{name}").STUDY
+    study.draw(study.read(FOLDER / "results")).savefig(tmp_path / "again.png")
+    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert f"`{name}`" in readme
+    assert f"results/{name}.png" in readme
 
-    for row in run(SMALL, tmp_path):
+
+def test_importance_sampling_meets_its_law(tmp_path: Path):
+    from experiments.importance_sampling import STUDY
+
+    for row in STUDY.run(STUDY.small, tmp_path).numbers["rows"]:
         if row["s"] == 1.0:
             assert abs(row["gap"]) < 1e-10
         elif row["K"] > 1:
