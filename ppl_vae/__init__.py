@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import data, decoders, encoders, networks, priors, schedules
+    from ppl_vae import autoregressive, data, decoders, encoders, networks, priors, schedules
+    from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
@@ -21,6 +22,7 @@ __all__ = [
     "PPCA",
     "VAE",
     "AmortisedCategorical",
+    "Autoencoder",
     "CheckReport",
     "DataError",
     "EstimateError",
@@ -33,6 +35,7 @@ __all__ = [
     "Renyi",
     "TrainableGMM",
     "as_pair",
+    "autoregressive",
     "check",
     "data",
     "decoders",
@@ -50,6 +53,7 @@ __version__ = "0.1.0"
 
 # Where each name lives; it is imported on first use, so that `ppl-vae --help` does not wait for torch.
 _HOMES = {
+    "autoencoder": ("Autoencoder",),
     "checking": ("CheckReport", "check"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
     "evaluation": ("LogLikelihood", "log_likelihood"),
