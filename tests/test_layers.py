@@ -64,6 +64,7 @@ MAY_IMPORT = {
     "decoders": FOUNDATION | {"networks"},
     "vae": FOUNDATION | ZOO - {"vae"},
     "exact": FOUNDATION | {"networks"},
+    "quality": FOUNDATION,
     "data": FOUNDATION,
     "figures": FOUNDATION,
     "report": FOUNDATION,
@@ -71,7 +72,7 @@ MAY_IMPORT = {
     "demo": FOUNDATION | CORE | ZOO | {"exact"} | EDGES - {"cli", "demo"},
     "cli": FOUNDATION | CORE | ZOO | {"exact"} | EDGES | {"__init__"},
     "__main__": {"cli"},
-    "__init__": FOUNDATION | CORE | ZOO | {"exact", "data"},
+    "__init__": FOUNDATION | CORE | ZOO | {"exact", "quality", "data"},
 }
 
 
