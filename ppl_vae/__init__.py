@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import autoregressive, data, decoders, encoders, networks, priors, schedules
+    from ppl_vae import autoregressive, data, decoders, encoders, networks, priors, quality, schedules
     from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
@@ -45,6 +45,7 @@ __all__ = [
     "log_likelihood",
     "networks",
     "priors",
+    "quality",
     "scale_latents",
     "schedules",
 ]

@@ -67,6 +67,7 @@ MAY_IMPORT = {
     "autoregressive": FOUNDATION | {"networks", "drawing"},
     "autoencoder": FOUNDATION | {"networks", "drawing", "decoders"},
     "exact": FOUNDATION | {"networks"},
+    "quality": FOUNDATION,
     "data": FOUNDATION,
     "figures": FOUNDATION,
     "report": FOUNDATION,
@@ -74,7 +75,7 @@ MAY_IMPORT = {
     "demo": FOUNDATION | CORE | ZOO | {"exact"} | EDGES - {"cli", "demo"},
     "cli": FOUNDATION | CORE | ZOO | {"exact"} | EDGES | {"__init__"},
     "__main__": {"cli"},
-    "__init__": FOUNDATION | CORE | ZOO | {"exact", "data"},
+    "__init__": FOUNDATION | CORE | ZOO | {"exact", "quality", "data"},
 }
 
 
