@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import data, decoders, encoders, networks, priors, schedules
+    from ppl_vae import data, decoders, distributions, encoders, networks, priors, schedules
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
@@ -36,6 +36,7 @@ __all__ = [
     "check",
     "data",
     "decoders",
+    "distributions",
     "encoders",
     "fit",
     "from_pyro",
