@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -31,7 +31,7 @@ class ContinuousBernoulli(TorchDistribution):
         tensor([0.0000, 4.6052])
     """
 
-    arg_constraints = {"logits": constraints.real}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"logits": constraints.real}
     support = constraints.unit_interval
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
@@ -60,7 +60,7 @@ class ContinuousBernoulli(TorchDistribution):
         return torch.where(a.abs() < _SMALL, near, -1 / torch.expm1(-far) - 1 / far)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw by the inverse of the distribution function."""
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)

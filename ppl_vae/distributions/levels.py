@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -29,7 +29,7 @@ class CategoricalLevels(dist.Categorical):
         """`sum_j j p_j`."""
         return self.probs @ torch.arange(self._num_events, dtype=self.probs.dtype, device=self.probs.device)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw levels."""
         return super().sample(torch.Size(sample_shape)).to(self._param.dtype)
 
@@ -54,7 +54,10 @@ class DiscretizedLogistic(TorchDistribution):
         1.0
     """
 
-    arg_constraints = {"loc": constraints.real, "scale": constraints.positive}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "loc": constraints.real,
+        "scale": constraints.positive,
+    }
 
     def __init__(self, loc: Tensor, scale: Tensor, num_levels: int, validate_args: bool | None = None) -> None:
         whole_number("num_levels", num_levels, least=2)
@@ -94,7 +97,7 @@ class DiscretizedLogistic(TorchDistribution):
         return torch.sigmoid((self.loc[..., None] - ends) / self.scale[..., None]).sum(-1)
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw a logistic variable, and take its bin."""
         shape = self._extended_shape(sample_shape)
         u = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -15,7 +15,7 @@ _LARGE = 16.0  # Stirling's series to the fifth order errs by less than 1e-11 fr
 
 
 class NegativeBinomial(TorchDistribution):
-    """The distribution of counts with mean m and variance `m + d m^2`, a gamma mixture of Poissons; d -> 0 is Poisson's.
+    """The distribution of counts with mean m and variance `m + d m^2`: Poissons of a gamma distributed mean.
 
     `log P(x) = x log m - (x + 1/d) log(1 + d m) - log x! + sum_{i < x} log(1 + d i)`. torch's distribution of this name
     takes differences of log-gamma functions of 1/d, which in single precision err by 1 nat at d = 1e-6.
@@ -33,7 +33,10 @@ class NegativeBinomial(TorchDistribution):
         (tensor(3.), tensor(7.5000))
     """
 
-    arg_constraints = {"loc": constraints.positive, "dispersion": constraints.positive}
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "loc": constraints.positive,
+        "dispersion": constraints.positive,
+    }
     support = constraints.nonnegative_integer
 
     def __init__(self, loc: Tensor, dispersion: Tensor, validate_args: bool | None = None) -> None:
@@ -63,7 +66,7 @@ class NegativeBinomial(TorchDistribution):
         return self.loc + self.dispersion * self.loc.square()
 
     @torch.no_grad()
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw a rate from the gamma distribution of mean m and variance d m^2, then a count from Poisson's."""
         shape = self._extended_shape(sample_shape)
         rate = self.loc * self.dispersion * torch._standard_gamma((1 / self.dispersion).expand(shape))
