@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_vae import data, decoders, encoders, networks, priors, quality, schedules
+    from ppl_vae import data, decoders, distributions, encoders, networks, priors, schedules
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
@@ -36,6 +37,7 @@ __all__ = [
     "check",
     "data",
     "decoders",
+    "distributions",
     "encoders",
     "fit",
     "from_pyro",

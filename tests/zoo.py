@@ -101,6 +101,7 @@ def convolutional() -> pv.VAE:
 
 torch.manual_seed(0)
 _BINARY, _REAL = binary_rows(20), torch.randn(20, 6)
+_LEVELS = torch.randint(4, (20, 6)).float()
 _IMAGES = (torch.rand(20, 1, 8, 8) < 0.5).float()
 _ENCODER = pv.encoders.DiagonalNormal.mlp
 
@@ -128,6 +129,17 @@ ZOO: dict[str, Case] = {
     "scale of the latent": Case(
         lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6, scale="per_latent"), _ENCODER(6, [8], 2)), pv.ELBO(), _REAL
     ),
+    **{
+        f"decoder {name}": Case(lambda decoder=decoder: vae(decoder(), _ENCODER(6, [8], 2)), pv.ELBO(), data)
+        for name, (decoder, data) in {
+            "continuous Bernoulli": (lambda: pv.decoders.ContinuousBernoulli.mlp(2, [8], 6), _REAL.sigmoid()),
+            "categorical": (lambda: pv.decoders.Categorical.mlp(2, [8], 6, num_levels=4), _LEVELS),
+            "discretised logistic": (lambda: pv.decoders.DiscretizedLogistic.mlp(2, [8], 6, num_levels=4), _LEVELS),
+            "mixture": (lambda: pv.decoders.DiscretizedLogisticMixture.mlp(2, [8], 6, num_levels=4), _LEVELS),
+            "Poisson": (lambda: pv.decoders.Poisson.mlp(2, [8], 6), _LEVELS),
+            "negative binomial": (lambda: pv.decoders.NegativeBinomial.mlp(2, [8], 6), _LEVELS),
+        }.items()
+    },
     "convolutional": Case(convolutional, pv.ELBO(), _IMAGES),
     "batch normalisation and dropout": Case(batch_norm, pv.ELBO(), _REAL),
     "flow": Case(Flow, pv.ELBO(), _REAL),
