@@ -93,6 +93,17 @@ def vae(decoder: nn.Module, encoder: nn.Module) -> pv.VAE:
     return pv.VAE(pv.priors.StandardNormal(2), decoder, encoder)
 
 
+def guided(encoder: Any, **options: Any) -> pv.VAE:
+    """A Gaussian VAE with an encoder of another family."""
+    return vae(pv.decoders.Gaussian.mlp(2, [8], 6), encoder.mlp(6, [8], 2, **options))
+
+
+def with_prior(make: Callable[[nn.Module], nn.Module]) -> pv.VAE:
+    """A Gaussian VAE whose prior is made from its encoder."""
+    encoder = _ENCODER(6, [8], 2)
+    return pv.VAE(make(encoder), pv.decoders.Gaussian.mlp(2, [8], 6), encoder)
+
+
 def convolutional() -> pv.VAE:
     """Convolutions both ways, on images of 8 x 8."""
     decoder = pv.decoders.Bernoulli(pv.networks.ConvDecoder(2, [4], (1, 8, 8)), (1, 8, 8))
@@ -103,6 +114,7 @@ torch.manual_seed(0)
 _BINARY, _REAL = binary_rows(20), torch.randn(20, 6)
 _LEVELS = torch.randint(4, (20, 6)).float()
 _IMAGES = (torch.rand(20, 1, 8, 8) < 0.5).float()
+_SMALL = {"context_dim": 3, "flow_hidden": [8], "num_flows": 1}
 _ENCODER = pv.encoders.DiagonalNormal.mlp
 
 ZOO: dict[str, Case] = {
@@ -119,10 +131,18 @@ ZOO: dict[str, Case] = {
     "discrete, enumerated": Case(DiscreteVAE, pv.ELBO(discrete="enumerate"), _BINARY),
     "mixture, enumerated": Case(mixture, pv.ELBO(discrete="enumerate"), _REAL.double()),
     "full covariance": Case(
-        lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6), pv.encoders.FullCovarianceNormal.mlp(6, [8], 2)),
+        lambda: guided(pv.encoders.FullCovarianceNormal),
         pv.ELBO(),
         _REAL,
     ),
+    "low-rank covariance": Case(lambda: guided(pv.encoders.LowRankNormal, rank=1), pv.ELBO(), _REAL),
+    "inverse autoregressive flow": Case(lambda: guided(pv.encoders.InverseAutoregressive, **_SMALL), pv.ELBO(), _REAL),
+    "neural spline flow, DReG": Case(
+        lambda: guided(pv.encoders.NeuralSpline, **_SMALL), pv.IWAE(2, gradient="dreg"), _REAL
+    ),
+    "mixture as prior": Case(lambda: with_prior(lambda _: pv.priors.MixtureOfNormals(2, 3)), pv.ELBO(), _REAL),
+    "VampPrior": Case(lambda: with_prior(lambda e: pv.priors.VampPrior(e, _REAL[:3])), pv.IWAE(3), _REAL),
+    "flow as prior": Case(lambda: with_prior(lambda _: pv.priors.FlowPrior(2, "affine", [8], 1)), pv.ELBO(), _REAL),
     "learned scale": Case(
         lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6, scale="learned"), _ENCODER(6, [8], 2)), pv.ELBO(), _REAL
     ),
