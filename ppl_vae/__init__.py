@@ -7,10 +7,12 @@ if TYPE_CHECKING:
     from ppl_vae import data, decoders, encoders, networks, priors, quality, schedules
     from ppl_vae import data, decoders, distributions, encoders, networks, priors, schedules
     from ppl_vae.checking import CheckReport, check
+    from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
-    from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
+    from ppl_vae.hierarchical import HierarchicalVAE
+    from ppl_vae.objectives import ELBO, IWAE, Renyi, Supervised, from_pyro, scale_latents
     from ppl_vae.pair import Pair, as_pair
     from ppl_vae.svi import Fit, fit
     from ppl_vae.vae import VAE
@@ -23,15 +25,19 @@ __all__ = [
     "VAE",
     "AmortisedCategorical",
     "CheckReport",
+    "ConditionalVAE",
     "DataError",
     "EstimateError",
     "Fit",
     "GroupError",
+    "HierarchicalVAE",
     "LogLikelihood",
     "Pair",
     "PairError",
     "PplVaeError",
     "Renyi",
+    "SemiSupervisedVAE",
+    "Supervised",
     "TrainableGMM",
     "as_pair",
     "check",
@@ -54,10 +60,12 @@ __version__ = "0.1.0"
 # Where each name lives; it is imported on first use, so that `ppl-vae --help` does not wait for torch.
 _HOMES = {
     "checking": ("CheckReport", "check"),
+    "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
     "evaluation": ("LogLikelihood", "log_likelihood"),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
-    "objectives": ("ELBO", "IWAE", "Renyi", "from_pyro", "scale_latents"),
+    "hierarchical": ("HierarchicalVAE",),
+    "objectives": ("ELBO", "IWAE", "Renyi", "Supervised", "from_pyro", "scale_latents"),
     "pair": ("Pair", "as_pair"),
     "svi": ("Fit", "fit"),
     "vae": ("VAE",),

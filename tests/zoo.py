@@ -12,6 +12,7 @@ from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows
 from torch import Tensor, nn
 
 import ppl_vae as pv
+from ppl_vae.conditional import Classifier, ConditionalVAE, SemiSupervisedVAE
 from ppl_vae.exact.trainable import TrainableGMM
 
 
@@ -21,9 +22,9 @@ class Case(NamedTuple):
     make: Callable[[], Any]
     """Makes the pair anew."""
     objective: Any
-    """What it trains by."""
-    data: Tensor
-    """What it trains on."""
+    """What it trains by, or a function of the pair that makes it."""
+    data: Tensor | tuple[Tensor, ...]
+    """What it trains on: the arguments of its programs."""
 
 
 class Plain(nn.Module):
@@ -110,11 +111,25 @@ def convolutional() -> pv.VAE:
     return vae(decoder, pv.encoders.DiagonalNormal(pv.networks.ConvEncoder((1, 8, 8), [4], 4), 2))
 
 
+def conditional() -> ConditionalVAE:
+    """Classes that are given."""
+    return ConditionalVAE(
+        pv.priors.StandardNormal(2), pv.decoders.Bernoulli.mlp(2 + 3, [8], 5), _ENCODER(5 + 3, [8], 2), 3
+    )
+
+
+def semi_supervised() -> SemiSupervisedVAE:
+    """Classes that are latent where no label is known."""
+    parts = conditional()
+    return SemiSupervisedVAE(parts.prior, parts.decoder, parts.encoder, Classifier.mlp(5, [8], 3), 3)
+
+
 torch.manual_seed(0)
 _BINARY, _REAL = binary_rows(20), torch.randn(20, 6)
 _LEVELS = torch.randint(4, (20, 6)).float()
 _IMAGES = (torch.rand(20, 1, 8, 8) < 0.5).float()
 _SMALL = {"context_dim": 3, "flow_hidden": [8], "num_flows": 1}
+_LABELS = torch.arange(20) % 4 - 1
 _ENCODER = pv.encoders.DiagonalNormal.mlp
 
 ZOO: dict[str, Case] = {
@@ -125,11 +140,20 @@ ZOO: dict[str, Case] = {
     "score function": Case(ModuleVAE, pv.ELBO(3, gradient="score"), _BINARY),
     "IWAE": Case(ModuleVAE, pv.IWAE(4), _BINARY),
     "DReG": Case(ModuleVAE, pv.IWAE(4, gradient="dreg"), _BINARY),
+    "VIMCO": Case(DiscreteVAE, pv.IWAE(4, gradient="vimco"), _BINARY),
     "Renyi": Case(ModuleVAE, pv.Renyi(0.5, 3), _BINARY),
     "hierarchy": Case(HierarchicalVAE, pv.ELBO(), _BINARY),
     "discrete, score function": Case(DiscreteVAE, pv.ELBO(3), _BINARY),
+    "discrete, running baseline": Case(DiscreteVAE, pv.ELBO(baseline="running"), _BINARY),
     "discrete, enumerated": Case(DiscreteVAE, pv.ELBO(discrete="enumerate"), _BINARY),
     "mixture, enumerated": Case(mixture, pv.ELBO(discrete="enumerate"), _REAL.double()),
+    "layers": Case(lambda: pv.HierarchicalVAE.burda(5, ((8,), (6,)), (3, 2)), pv.IWAE(3), _BINARY),
+    "classes given": Case(conditional, pv.ELBO(), (_BINARY, _LABELS.clamp_min(0))),
+    "classes given in part": Case(
+        semi_supervised,
+        lambda pair: pv.Supervised(pv.ELBO(discrete="enumerate"), pair.log_label, weight=2.0),
+        (_BINARY, _LABELS),
+    ),
     "full covariance": Case(
         lambda: guided(pv.encoders.FullCovarianceNormal),
         pv.ELBO(),
