@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_vae import data, decoders, encoders, networks, priors, quality, schedules
     from ppl_vae import data, decoders, distributions, encoders, networks, priors, schedules
+    from ppl_vae import autoregressive, data, decoders, encoders, networks, priors, quality, schedules
+    from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
@@ -24,6 +26,7 @@ __all__ = [
     "PPCA",
     "VAE",
     "AmortisedCategorical",
+    "Autoencoder",
     "CheckReport",
     "ConditionalVAE",
     "DataError",
@@ -40,6 +43,7 @@ __all__ = [
     "Supervised",
     "TrainableGMM",
     "as_pair",
+    "autoregressive",
     "check",
     "data",
     "decoders",
@@ -59,6 +63,7 @@ __version__ = "0.1.0"
 
 # Where each name lives; it is imported on first use, so that `ppl-vae --help` does not wait for torch.
 _HOMES = {
+    "autoencoder": ("Autoencoder",),
     "checking": ("CheckReport", "check"),
     "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),

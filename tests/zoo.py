@@ -122,6 +122,11 @@ def semi_supervised() -> SemiSupervisedVAE:
     """Classes that are latent where no label is known."""
     parts = conditional()
     return SemiSupervisedVAE(parts.prior, parts.decoder, parts.encoder, Classifier.mlp(5, [8], 3), 3)
+def pixelcnn_decoder() -> pv.VAE:
+    """A PixelCNN that sees an image of features of z."""
+    network = pv.networks.ConvDecoder(2, [4], (3, 8, 8))
+    pixelcnn = pv.autoregressive.PixelCNN((1, 8, 8), 4, 2, context_shape=(3, 8, 8))
+    return vae(nn.Sequential(network, pixelcnn), pv.encoders.DiagonalNormal.mlp(64, [8], 2))
 
 
 torch.manual_seed(0)
@@ -185,6 +190,12 @@ ZOO: dict[str, Case] = {
         }.items()
     },
     "convolutional": Case(convolutional, pv.ELBO(), _IMAGES),
+    "autoencoder": Case(
+        lambda: pv.Autoencoder(pv.networks.MLP(6, [8], 2), pv.decoders.Gaussian.mlp(2, [8], 6)), pv.ELBO(), _REAL
+    ),
+    "MADE": Case(lambda: pv.autoregressive.MADE(5, [8]), pv.ELBO(), _BINARY),
+    "PixelCNN": Case(lambda: pv.autoregressive.PixelCNN((1, 8, 8), 4, 2), pv.ELBO(), _IMAGES),
+    "PixelCNN as decoder": Case(pixelcnn_decoder, pv.ELBO(), _IMAGES),
     "batch normalisation and dropout": Case(batch_norm, pv.ELBO(), _REAL),
     "flow": Case(Flow, pv.ELBO(), _REAL),
     "constrained": Case(positive_parameters, pv.ELBO(2), _REAL),
