@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import data, decoders, encoders, networks, priors, quality, schedules
+    from ppl_vae import data, decoders, encoders, latents, networks, priors, quality, schedules
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
@@ -39,6 +39,7 @@ __all__ = [
     "encoders",
     "fit",
     "from_pyro",
+    "latents",
     "log_likelihood",
     "networks",
     "priors",

@@ -65,6 +65,7 @@ MAY_IMPORT = {
     "vae": FOUNDATION | ZOO - {"vae"},
     "exact": FOUNDATION | {"networks"},
     "quality": FOUNDATION,
+    "latents": FOUNDATION,
     "data": FOUNDATION,
     "figures": FOUNDATION,
     "report": FOUNDATION,
@@ -72,7 +73,7 @@ MAY_IMPORT = {
     "demo": FOUNDATION | CORE | ZOO | {"exact"} | EDGES - {"cli", "demo"},
     "cli": FOUNDATION | CORE | ZOO | {"exact"} | EDGES | {"__init__"},
     "__main__": {"cli"},
-    "__init__": FOUNDATION | CORE | ZOO | {"exact", "quality", "data"},
+    "__init__": FOUNDATION | CORE | ZOO | {"exact", "quality", "latents", "data"},
 }
 
 
