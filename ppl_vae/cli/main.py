@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ppl_vae.cli import experiments
 from ppl_vae.cli import options as o
 from ppl_vae.cli.shell import Shell
 
@@ -19,6 +20,7 @@ __all__ = ["app"]
 _FILE_WIDTH = 118
 
 app = typer.Typer(cls=Shell, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(experiments.app, name="experiment")
 
 
 def _print_version(wanted: bool) -> None:
