@@ -4,9 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import data, decoders, encoders, networks, priors, quality, schedules
-    from ppl_vae import data, decoders, distributions, encoders, networks, priors, schedules
-    from ppl_vae import autoregressive, data, decoders, encoders, networks, priors, quality, schedules
+    from ppl_vae import (
+        autoregressive,
+        data,
+        decoders,
+        distributions,
+        encoders,
+        latents,
+        networks,
+        priors,
+        quality,
+        schedules,
+    )
     from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
@@ -51,6 +60,7 @@ __all__ = [
     "encoders",
     "fit",
     "from_pyro",
+    "latents",
     "log_likelihood",
     "networks",
     "priors",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from ppl_vae.drawing import as_event, evaluating, distribution, mean_or_draw
+from ppl_vae.drawing import as_event, distribution, evaluating, mean_or_draw
 from ppl_vae.errors import PairError
 
 __all__ = ["Autoencoder"]

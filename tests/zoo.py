@@ -122,6 +122,8 @@ def semi_supervised() -> SemiSupervisedVAE:
     """Classes that are latent where no label is known."""
     parts = conditional()
     return SemiSupervisedVAE(parts.prior, parts.decoder, parts.encoder, Classifier.mlp(5, [8], 3), 3)
+
+
 def pixelcnn_decoder() -> pv.VAE:
     """A PixelCNN that sees an image of features of z."""
     network = pv.networks.ConvDecoder(2, [4], (3, 8, 8))
