@@ -4,13 +4,26 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import autoregressive, data, decoders, encoders, networks, priors, quality, schedules
+    from ppl_vae import (
+        autoregressive,
+        data,
+        decoders,
+        distributions,
+        encoders,
+        latents,
+        networks,
+        priors,
+        quality,
+        schedules,
+    )
     from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
+    from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import LogLikelihood, log_likelihood
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
-    from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
+    from ppl_vae.hierarchical import HierarchicalVAE
+    from ppl_vae.objectives import ELBO, IWAE, Renyi, Supervised, from_pyro, scale_latents
     from ppl_vae.pair import Pair, as_pair
     from ppl_vae.svi import Fit, fit
     from ppl_vae.vae import VAE
@@ -24,24 +37,30 @@ __all__ = [
     "AmortisedCategorical",
     "Autoencoder",
     "CheckReport",
+    "ConditionalVAE",
     "DataError",
     "EstimateError",
     "Fit",
     "GroupError",
+    "HierarchicalVAE",
     "LogLikelihood",
     "Pair",
     "PairError",
     "PplVaeError",
     "Renyi",
+    "SemiSupervisedVAE",
+    "Supervised",
     "TrainableGMM",
     "as_pair",
     "autoregressive",
     "check",
     "data",
     "decoders",
+    "distributions",
     "encoders",
     "fit",
     "from_pyro",
+    "latents",
     "log_likelihood",
     "networks",
     "priors",
@@ -56,10 +75,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "autoencoder": ("Autoencoder",),
     "checking": ("CheckReport", "check"),
+    "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
     "evaluation": ("LogLikelihood", "log_likelihood"),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
-    "objectives": ("ELBO", "IWAE", "Renyi", "from_pyro", "scale_latents"),
+    "hierarchical": ("HierarchicalVAE",),
+    "objectives": ("ELBO", "IWAE", "Renyi", "Supervised", "from_pyro", "scale_latents"),
     "pair": ("Pair", "as_pair"),
     "svi": ("Fit", "fit"),
     "vae": ("VAE",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from ppl_vae.drawing import as_event, evaluating, mean_or_draw, returned
+from ppl_vae.drawing import as_event, distribution, evaluating, mean_or_draw
 from ppl_vae.errors import PairError
 
 __all__ = ["Autoencoder"]
@@ -47,7 +47,7 @@ class Autoencoder(nn.Module):
     def model(self, x: Tensor) -> None:
         """Pyro program of the reconstruction: "x" is observed under a distribution that has read it."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            likelihood = returned("decoder", self.decoder(self._codes(x)))
+            likelihood = distribution("decoder", self.decoder(self._codes(x)))
             pyro.sample("x", likelihood, obs=as_event(x, likelihood), infer={"is_reconstruction": True})
 
     def guide(self, x: Tensor) -> None:
@@ -63,7 +63,7 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor, seed: int = 0, mean: bool = True) -> Tensor:
         """Mean of the data of codes z (..., latent_dim), or a draw: (..., *event_shape)."""
         with evaluating(self, seed):
-            return mean_or_draw(returned("decoder", self.decoder(z)), mean)
+            return mean_or_draw(distribution("decoder", self.decoder(z)), mean)
 
     def reconstruct(self, x: Tensor, seed: int = 0, mean: bool = True) -> Tensor:
         """Decode the codes of x (N, *event): (N, *event_shape)."""

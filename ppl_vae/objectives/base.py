@@ -104,7 +104,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_gradient(gradient: str, layout: Layout) -> None:
     """The latents of a pair have what a gradient other than the pathwise one needs."""
-    if gradient == "score":
+    if gradient in ("score", "vimco"):
         wrong, need = [*layout.points, *layout.global_latents], "latents with a density, inside the data plate"
     else:
         wrong, need = [*layout.points, *layout.not_reparametrised], "reparametrised latents with a density"
