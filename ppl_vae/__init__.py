@@ -7,7 +7,15 @@ if TYPE_CHECKING:
     from ppl_vae import data, decoders, encoders, networks, priors, quality, schedules
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
-    from ppl_vae.evaluation import LogLikelihood, log_likelihood
+    from ppl_vae.evaluation import (
+        AnnealedLogLikelihood,
+        Annealing,
+        LogLikelihood,
+        Sandwich,
+        annealed_importance_sampling,
+        bidirectional_monte_carlo,
+        log_likelihood,
+    )
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
     from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
     from ppl_vae.pair import Pair, as_pair
@@ -21,6 +29,8 @@ __all__ = [
     "PPCA",
     "VAE",
     "AmortisedCategorical",
+    "AnnealedLogLikelihood",
+    "Annealing",
     "CheckReport",
     "DataError",
     "EstimateError",
@@ -31,8 +41,11 @@ __all__ = [
     "PairError",
     "PplVaeError",
     "Renyi",
+    "Sandwich",
     "TrainableGMM",
+    "annealed_importance_sampling",
     "as_pair",
+    "bidirectional_monte_carlo",
     "check",
     "data",
     "decoders",
@@ -53,7 +66,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "checking": ("CheckReport", "check"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
-    "evaluation": ("LogLikelihood", "log_likelihood"),
+    "evaluation": (
+        *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
+        *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_likelihood"),
+    ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "objectives": ("ELBO", "IWAE", "Renyi", "from_pyro", "scale_latents"),
     "pair": ("Pair", "as_pair"),
