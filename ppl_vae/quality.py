@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_vae.arrays import finite_array
 from ppl_vae.errors import DataError
 from ppl_vae.options import whole_number
 
@@ -44,7 +45,7 @@ def sharpness(images: ArrayLike, reference: ArrayLike) -> float:
         >>> sharpness(image, image), sharpness(blurred, image) < 0.3
         (1.0, True)
     """
-    images, reference = _finite("images", images, 3), _finite("reference", reference, 3)
+    images, reference = finite_array("images", images, 3), finite_array("reference", reference, 3)
     if images.shape[1:] != reference.shape[1:] or min(images.shape[1:]) < 4:
         raise DataError(
             f"expected images and reference (N, H, W) of one size, at least 4 x 4, found {images.shape} and "
@@ -182,18 +183,9 @@ def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.flo
 
 
 def _features(real: ArrayLike, fake: ArrayLike, least: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b = _finite("real", real, 2), _finite("fake", fake, 2)
+    a, b = finite_array("real", real, 2), finite_array("fake", fake, 2)
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
         raise DataError(
             f"expected features (N, d) and (M, d) with at least {least} rows each, found {a.shape} and {b.shape}"
         )
     return a, b
-
-
-def _finite(name: str, values: ArrayLike, dimensions: int) -> NDArray[np.float64]:
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != dimensions or not array.size:
-        raise DataError(f"{name}: expected an array of {dimensions} dimensions that is not empty, found {array.shape}")
-    if not (rows := np.isfinite(array).reshape(len(array), -1).all(1)).all():
-        raise DataError(f"{name}, row {int(rows.argmin())}: expected finite numbers, found NaN or infinity")
-    return array

@@ -48,6 +48,8 @@ class Layout(NamedTuple):
     """Latent sites where the guide can draw values outside the model's support."""
     bounded: frozenset[str]
     """Observed sites whose support depends on latents."""
+    reconstructed: tuple[str, ...]
+    """Observed sites whose distribution reads what they observe, marked `infer={"is_reconstruction": True}`."""
     rescaled: bool
     """Whether a program scales sites by a handler of its own (`poutine.scale`, `scale_latents`)."""
     subsampled: bool
@@ -60,6 +62,19 @@ class Layout(NamedTuple):
     def largest_batch(self, num_rows: int) -> int:
         """`num_rows`, or fewer where the data plate states a smaller data set."""
         return num_rows if self.full_size is None else min(num_rows, self.full_size)
+
+    def check_likelihood(self) -> None:
+        """There is a log p(x) to estimate.
+
+        Raises:
+            PairError: An observed site is marked as a reconstruction.
+        """
+        if self.reconstructed:
+            raise PairError(
+                f"site {self.reconstructed[0]!r}: expected a distribution that does not know the datum, found a "
+                "reconstruction, which reads the datum that it scores: its probabilities sum to no 1 over data, so "
+                "there is no log p(x); train by ELBO(), and take a VAE of the same networks for a likelihood"
+            )
 
     @property
     def not_enumerable(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The exact answer where latents have finitely many values: it judges the estimate, where k-hat has nothing to say."""
+"""The exact answer where latents have finitely many values, or there are none: k-hat has nothing to say of them."""
 
 from __future__ import annotations
 
@@ -21,8 +21,11 @@ def judged(summary: Summary, pair: Pair, batch: Batch, layout: Layout, num_sampl
 
     Weights of finitely many values have no tail to fit, and values that were never drawn leave no trace in them. Where
     going through all values costs no more than the samples did, k-hat is -inf for an estimate within four of its
-    standard errors, and 0.2 nats, of log sum_z p(x, z), +inf for any other.
+    standard errors, and 0.2 nats, of log sum_z p(x, z), +inf for any other. Without latents every weight is p(x).
     """
+    if not layout.local_latents:
+        zero, every = np.zeros_like(summary.value), np.full_like(summary.value, num_samples)
+        return summary._replace(stderr=zero, ess=every, khat=np.full_like(zero, -np.inf))
     if not _is_enumerable(layout, num_samples):
         return summary
     terms = run(pair, batch, 1, layout, enumerate_discrete=True).unscaled()

@@ -48,7 +48,8 @@ def log_likelihood(
 
     .. math:: \log \hat p(x) = \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
-    p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Exactly K samples are drawn whatever
+    p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Of a pair without latents it is
+    log p(x) itself, with error 0. Exactly K samples are drawn whatever
     the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
     Neither parameters, buffers, modes, numbers that programs keep by name nor torch's random state are changed (but for
     what a first run makes and what programs add to containers, as in `check`). Where torch.distributed has been
@@ -71,8 +72,8 @@ def log_likelihood(
         A `LogLikelihood`; `print` gives the verdict in a sentence.
 
     Raises:
-        PairError: If the pair is not valid, has latents outside the data plate, subsamples within a datum, or raises
-            on some rows, which are named; the error itself is the cause.
+        PairError: If the pair is not valid, reconstructs the datum that it scores, has latents outside the data plate,
+            subsamples within a datum, or raises on some rows, which are named; the error itself is the cause.
         DataError: If a datum lies outside the support of its site.
         EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named.
 
@@ -94,14 +95,15 @@ def log_likelihood(
     start = time.monotonic()
     with evaluating(pair, data, device) as (pair, rows, layout, target, group), ExitStack() as stack:
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
-        plan = Plan(num_samples, *_block_shape(num_samples, size, layout), num_draws, seed)
+        num_drawn = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
+        plan = Plan(num_drawn, *_block_shape(num_drawn, size, layout), num_draws, seed)
         blocks = range(0, len(rows), plan.num_rows)
         blocks = blocks[group.share(len(blocks))]  # whole blocks: each has the noise that it has in one process alone
         own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
         draw = Proposer(
-            pair, layout, compile, len(blocks) * math.ceil(num_samples / plan.num_particles), plan.num_particles
+            pair, layout, compile, len(blocks) * math.ceil(num_drawn / plan.num_particles), plan.num_particles
         )
-        score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_samples)
+        score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_drawn)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
         for first in blocks:

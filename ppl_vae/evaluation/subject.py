@@ -70,6 +70,7 @@ def _checked(pair: Pair, rows: Rows) -> Layout:
 
 
 def _check_local(layout: Layout) -> None:
+    layout.check_likelihood()
     if layout.global_latents:
         raise PairError(
             f"site {layout.global_latents[0]!r}: expected every latent inside the data plate, found it outside: data "
