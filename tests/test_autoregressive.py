@@ -29,7 +29,7 @@ def _double(float64):
 
 
 def pixelcnn(shape=(1, 4, 5), levels=2, **options):
-    return PixelCNN(shape, **{"channels": 6, "num_layers": 3, "levels": levels, "first_size": 3, **options})
+    return PixelCNN(shape, **{"channels": 12, "num_layers": 3, "levels": levels, "first_size": 3, **options})
 
 
 def dependence(model, context=None, draws=6):

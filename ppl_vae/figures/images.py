@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid", "reconstructions"]
+__all__ = ["image_grid", "reconstructions", "show_images"]
 
 
 def image_grid(
@@ -41,7 +41,7 @@ def image_grid(
     rows = math.ceil(len(stack) / columns)
     figure = new_figure(min(10.0, 0.55 * columns), min(10.0, 0.55 * rows) + (0.4 if title else 0.0))
     axes = figure.subplots()
-    _show(axes, stack, columns, value_range)
+    show_images(axes, stack, columns, value_range)
     axes.set_axis_off()
     axes.set_title(title)
     return figure
@@ -77,7 +77,7 @@ def reconstructions(
     count, height = expected[:2]
     figure = new_figure(1.2 + 0.6 * count, 0.5 + 0.6 * len(stacks))
     axes = figure.subplots()
-    _show(axes, np.concatenate(list(stacks.values())), count, value_range)
+    show_images(axes, np.concatenate(list(stacks.values())), count, value_range)
     axes.set_yticks([(height + 1) * row + height / 2 for row in range(len(stacks))], list(stacks))
     axes.set_xticks([])
     axes.tick_params(length=0)
@@ -98,8 +98,10 @@ def _images(images: ArrayLike) -> NDArray[np.float64]:
     return stack
 
 
-def _show(axes: Axes, stack: NDArray[np.float64], columns: int, value_range: tuple[float, float]) -> None:
-    """Tile a stack into one picture, with lines of one pixel between the images, in a colour that no grey image has."""
+def show_images(
+    axes: Axes, stack: NDArray[np.float64], columns: int, value_range: tuple[float, float] = (0.0, 1.0)
+) -> None:
+    """Tile images (N, height, width) into one picture, with lines between them in a colour that no grey image has."""
     from matplotlib.colors import to_rgb
 
     low, high = value_range
