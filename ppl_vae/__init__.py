@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Sandwich,
         annealed_importance_sampling,
         bidirectional_monte_carlo,
+        log_evidence,
         log_likelihood,
     )
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
@@ -74,6 +75,7 @@ __all__ = [
     "fit",
     "from_pyro",
     "latents",
+    "log_evidence",
     "log_likelihood",
     "networks",
     "priors",
@@ -92,7 +94,7 @@ _HOMES = {
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
     "evaluation": (
         *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
-        *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_likelihood"),
+        *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),
     ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "hierarchical": ("HierarchicalVAE",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
@@ -65,6 +66,27 @@ class Unconstrained:
     def square(self, points: Mapping[str, Tensor]) -> Tensor:
         """Squared length of the point of each chain and datum, (K, N)."""
         return self._total(_sum_last(u.square(), self._depth(name)) for name, u in points.items())
+
+    def flat(self, points: Mapping[str, Tensor]) -> Tensor:
+        """Points of K chains as one matrix a site after the other, (K, N, D)."""
+        parts = [self._data_second(name, u) for name, u in points.items()]
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], -1)
+
+    def from_flat(self, matrix: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The points of a matrix (K', N, D), by the shapes of other points."""
+        points, first = {}, 0
+        for name, u in like.items():
+            shape = self._data_second(name, u).shape[2:]
+            part = matrix[..., first : first + shape.numel()].unflatten(-1, shape) if shape else matrix[..., first]
+            points[name] = part.movedim(1, self._data_dim(name, u))
+            first += shape.numel()
+        return points
+
+    def _data_second(self, name: str, u: Tensor) -> Tensor:
+        return u.movedim(self._data_dim(name, u), 1)
+
+    def _data_dim(self, name: str, u: Tensor) -> int:
+        return u.dim() - self._depth(name) + self._layout.data_dim
 
     def aligned(self, matrix: Tensor, name: str, like: Tensor) -> Tensor:
         """Reshapes a matrix (K, N) or (1, N) so that it multiplies points of a site."""
