@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
-    from ppl_vae.evaluation import LogLikelihood, log_likelihood
+    from ppl_vae.evaluation import (
+        AnnealedLogLikelihood,
+        Annealing,
+        LogLikelihood,
+        Sandwich,
+        annealed_importance_sampling,
+        bidirectional_monte_carlo,
+        log_evidence,
+        log_likelihood,
+    )
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
     from ppl_vae.hierarchical import HierarchicalVAE
     from ppl_vae.objectives import ELBO, IWAE, Renyi, Supervised, from_pyro, scale_latents
@@ -35,6 +44,8 @@ __all__ = [
     "PPCA",
     "VAE",
     "AmortisedCategorical",
+    "AnnealedLogLikelihood",
+    "Annealing",
     "Autoencoder",
     "CheckReport",
     "ConditionalVAE",
@@ -48,11 +59,14 @@ __all__ = [
     "PairError",
     "PplVaeError",
     "Renyi",
+    "Sandwich",
     "SemiSupervisedVAE",
     "Supervised",
     "TrainableGMM",
+    "annealed_importance_sampling",
     "as_pair",
     "autoregressive",
+    "bidirectional_monte_carlo",
     "check",
     "data",
     "decoders",
@@ -61,6 +75,7 @@ __all__ = [
     "fit",
     "from_pyro",
     "latents",
+    "log_evidence",
     "log_likelihood",
     "networks",
     "priors",
@@ -77,7 +92,10 @@ _HOMES = {
     "checking": ("CheckReport", "check"),
     "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
-    "evaluation": ("LogLikelihood", "log_likelihood"),
+    "evaluation": (
+        *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
+        *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),
+    ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "hierarchical": ("HierarchicalVAE",),
     "objectives": ("ELBO", "IWAE", "Renyi", "Supervised", "from_pyro", "scale_latents"),

@@ -86,12 +86,19 @@ class Tape(Messenger):
     """Records the sample statements of a program and puts given values in the place of draws (trace and replay)."""
 
     def __init__(
-        self, values: Mapping[str, Tensor] | None = None, *, detach: bool = False, redraw: bool = False
+        self,
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        detach: bool = False,
+        redraw: bool = False,
+        simulate: bool = False,
     ) -> None:
         super().__init__()
         self.values = values or {}
         self._detach = detach
         self._redraw = redraw
+        self._simulate = simulate
+        self.simulated: dict[str, Tensor] = {}
         self.sites: dict[str, Any] = {}
         self.subsamples: dict[str, Tensor] = {}
 
@@ -101,6 +108,9 @@ class Tape(Messenger):
                 msg["fn"](*msg["args"], **msg["kwargs"])
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
+        elif self._simulate and msg["is_observed"]:
+            msg["value"], msg["is_observed"] = None, False
+            self.simulated[msg["name"]] = torch.empty(0)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -112,6 +122,8 @@ class Tape(Messenger):
             if self._detach:
                 msg["value"] = msg["value"].detach()
             self.sites[name] = msg
+            if name in self.simulated:
+                self.simulated[name], msg["is_observed"] = msg["value"], True
 
     @property
     def latents(self) -> dict[str, Tensor]:
@@ -134,9 +146,10 @@ def run_program(
     enumerated: Mapping[str, int] | None = None,
     detach: bool = False,
     redraw: bool = False,
+    simulate: bool = False,
 ) -> Tape:
     """Runs one program under a `Tape`, inside an outer plate of `num_particles` unless that is None."""
-    tape = Tape(values, detach=detach, redraw=redraw)
+    tape = Tape(values, detach=detach, redraw=redraw, simulate=simulate)
     with pair.scope(), tape:
         if num_particles is None or layout is None:
             program(*batch)

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from ppl_vae.evaluation.evidence import enumerate_latents
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
-from ppl_vae.terms import run
 from ppl_vae.weights import Summary
 
 __all__ = ["judged"]
@@ -28,8 +28,7 @@ def judged(summary: Summary, pair: Pair, batch: Batch, layout: Layout, num_sampl
         return summary._replace(stderr=zero, ess=every, khat=np.full_like(zero, -np.inf))
     if not _is_enumerable(layout, num_samples):
         return summary
-    terms = run(pair, batch, 1, layout, enumerate_discrete=True).unscaled()
-    exact = (terms.log_lik + terms.log_prior).double().logsumexp(0).cpu().numpy()
+    exact = enumerate_latents(pair, batch, layout).cpu().numpy()
     error = np.abs(summary.value - exact)
     agrees = error <= np.minimum(_STANDARD_ERRORS * np.nan_to_num(summary.stderr), _MOST) + _ROUNDING
     return summary._replace(khat=np.where(agrees, -np.inf, np.inf))
