@@ -32,7 +32,7 @@ from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
 from experiments.common.training import Score, score, trained
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
-from ppl_vae.figures.images import show_images
+from ppl_vae.figures.images import show_rows
 from ppl_vae.rng import key
 
 NUM_SHOWN = 9
@@ -210,14 +210,8 @@ def draw(found: Findings) -> Figure:
     names = list(table)
     figure = new_figure(14, 6.6)
     left, middle, right = figure.subplots(1, 3, width_ratios=[2.2, 2, 1.2])
-    strips = ["data", "VAE, means", *names]
-    show_images(left, np.concatenate([found.pictures[name] for name in strips]), NUM_SHOWN)
-    height = found.pictures["data"].shape[1]
-    left.set_yticks([(height + 1) * row + height / 2 for row in range(len(strips))], ["test images", *strips[1:]])
-    left.set_xticks([])
-    left.tick_params(length=0)
-    left.spines[:].set_visible(False)
-    left.set_title("Draws of binary images")
+    strips = {"test images": "data", **{name: name for name in ("VAE, means", *names)}}
+    show_rows(left, {label: found.pictures[name] for label, name in strips.items()}, "Draws of binary images")
     places = np.arange(len(names))[::-1]
     _likelihoods(middle, [table[name] for name in names], places)
     middle.set_yticks(places, names)

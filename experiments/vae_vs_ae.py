@@ -33,7 +33,7 @@ from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
 from experiments.common.training import trained
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
-from ppl_vae.figures.images import show_images
+from ppl_vae.figures.images import show_images, show_rows
 from ppl_vae.rng import key
 
 SAMPLES = {"AE, N(0, I)": "AE, z ~ N(0, I)", "AE, fitted": "AE, z ~ Gaussian of its codes", "VAE": "VAE, z ~ N(0, I)"}
@@ -202,18 +202,25 @@ def draw(found: Findings) -> Figure:
     figure = new_figure(12, 14)
     grid = figure.add_gridspec(4, 12, height_ratios=[4.4, 1.9, 4.4, 3.2])
     rebuilt = figure.add_subplot(grid[0, :])
-    labels = ["original", "AE", "VAE, mean of q", "VAE, draw of q", "VAE, 2nd draw"]
-    rows = ["original", "AE", "VAE", "VAE, draw", "VAE, second draw"]
-    _strips(rebuilt, labels, [found.pictures[f"rebuilt/{name}"] for name in rows])
-    rebuilt.set_title("Rebuilt test images: the AE keeps what the VAE averages away", fontsize="large")
+    show_rows(
+        rebuilt,
+        {
+            "original": found.pictures["rebuilt/original"],
+            "AE": found.pictures["rebuilt/AE"],
+            "VAE, mean of q": found.pictures["rebuilt/VAE"],
+            "VAE, draw of q": found.pictures["rebuilt/VAE, draw"],
+            "VAE, 2nd draw": found.pictures["rebuilt/VAE, second draw"],
+        },
+        "Rebuilt test images: the AE keeps what the VAE averages away",
+    )
     ways = figure.add_subplot(grid[1, :])
-    _strips(ways, ["AE", "VAE"], [found.pictures[f"between/{name}"] for name in ("AE", "VAE")])
-    ways.set_title("From one test image to another, in a straight line of codes", fontsize="large")
+    path = {name: found.pictures[f"between/{name}"] for name in ("AE", "VAE")}
+    show_rows(ways, path, "From one test image to another, in a straight line of codes")
     for i, (name, title) in enumerate(SAMPLES.items()):
         axes = figure.add_subplot(grid[2, 4 * i : 4 * i + 4])
         show_images(axes, found.pictures[f"samples/{name}"], 6)
         axes.set_axis_off()
-        axes.set_title(f"Decoded random codes: {title}", fontsize="large")
+        axes.set_title(f"Random codes: {title}")
     panels: list[tuple[str, str, str, Sequence[str]]] = [
         ("error", "error per pixel (mean square)", "Rebuilt: error (less is better)", REBUILT),
         ("sharpness", "fine detail, test images = 1", "Rebuilt: sharpness", REBUILT),
@@ -233,16 +240,6 @@ def draw(found: Findings) -> Figure:
         axes.set_ylim(0, None)
     figure.suptitle("An autoencoder rebuilds, a VAE also generates", fontsize="xx-large", fontweight="bold")
     return figure
-
-
-def _strips(axes: Axes, labels: list[str], strips: list[np.ndarray]) -> None:
-    """Rows of images with a label each."""
-    show_images(axes, np.concatenate(strips), len(strips[0]))
-    height = strips[0].shape[1]
-    axes.set_yticks([(height + 1) * row + height / 2 for row in range(len(strips))], labels)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 def _bars(axes: Axes, values: list[dict[str, float | None]], names: list[str]) -> None:
