@@ -57,7 +57,7 @@ class Config:
     batch_size: int = 128
     batch_size_pixels: int = 64
     num_samples: int = 2000
-    num_samples_pixels: int = 300
+    num_samples_pixels: int = 200
     num_draws: int = 500
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -214,7 +214,8 @@ def draw(found: Findings) -> Figure:
     show_rows(left, {label: found.pictures[name] for label, name in strips.items()}, "Draws of binary images")
     places = np.arange(len(names))[::-1]
     _likelihoods(middle, [table[name] for name in names], places)
-    middle.set_yticks(places, names)
+    rates = [table[name]["rate"]["mean"] for name in names]
+    middle.set_yticks(places, [f"{name}\n{_of_latents(r)}" for name, r in zip(names, rates, strict=True)])
     distances = [table[name]["frechet"] for name in names]
     errors = [2 * (d["stderr"] or 0.0) for d in distances]
     right.barh(places, [d["mean"] for d in distances], xerr=errors, color=MIDDLE, capsize=3)
@@ -226,6 +227,10 @@ def draw(found: Findings) -> Figure:
         f"Of these generators the best is {best}: {gain:+.1f} nats over the VAE", fontsize="x-large", fontweight="bold"
     )
     return figure
+
+
+def _of_latents(rate: float) -> str:
+    return f"rate {rate:.1f} nats" if rate else "no latents"
 
 
 def _likelihoods(axes: Axes, rows: list[dict[str, Any]], places: np.ndarray) -> None:

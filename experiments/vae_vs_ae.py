@@ -2,8 +2,9 @@
 
 Both are trained alike on the same images, the autoencoder for the likelihood of its reconstructions, the VAE for the
 ELBO. Then both rebuild test images and decode codes drawn at random: from the prior N(0, I), and for the autoencoder
-also from a Gaussian with the moments of its codes. Images are means of p(x given z) and are held against grey test
-images; distances are between features of a classifier trained on the same data.
+also from a Gaussian with the moments of its codes. Pictures, errors and sharpness are those of means of p(x given z),
+held against grey test images. Distances and coverage are those of binary draws of p(x given z), held against binary
+test images, in the features of a classifier trained on such: means of few contrast are no draws of a model.
 
 Expected: the autoencoder rebuilds better and sharper (mean squared error about a half to two thirds of the VAE's; the
 VAE averages what maps to one code), the VAE's pictures have less than the data's fine detail. Random codes: those of
@@ -120,9 +121,9 @@ def between(models: Trained, x: Tensor) -> dict[str, Tensor]:
     }
 
 
-def quality(x: Tensor, real: np.ndarray, grey: Tensor, features: Classifier) -> dict[str, float]:
-    """What is said of a set of pictures (N, H, W)."""
-    seen = features(x.flatten(1))
+def quality(x: Tensor, real: np.ndarray, grey: Tensor, features: Classifier, seed: int) -> dict[str, float]:
+    """What is said of a set of pictures (N, H, W), and of binary draws of them."""
+    seen = features(pv.data.binarize(x.flatten(1), seed))
     judged = pv.quality.density_coverage(real, seen)
     return {
         "sharpness": pv.quality.sharpness(x, grey),
@@ -140,8 +141,9 @@ def measure(config: Config) -> Findings:
     rows: list[dict[str, Any]] = []
     pictures: dict[str, np.ndarray] = {}
     for seed in steps(config.seeds, "seeds"):
-        features = classifier(found.train, found.train_labels, found.shape, seed)
-        models, real = train(config, found, seed), features(found.test)
+        binary = pv.data.binarize(found.train, seed)
+        features = classifier(binary, found.train_labels, found.shape, seed)
+        models, real = train(config, found, seed), features(pv.data.binarize(found.test, seed))
         sets = {
             "data": {"training": found.train[:n]},
             "rebuilt": rebuild(models, found.test, seed),
@@ -150,7 +152,7 @@ def measure(config: Config) -> Findings:
         for kind, members in sets.items():
             for name, flat in members.items():
                 x = flat.reshape(-1, *shape)
-                row = {"seed": seed, "kind": kind, "name": name, **quality(x, real, grey, features)}
+                row = {"seed": seed, "kind": kind, "name": name, **quality(x, real, grey, features, key(seed, 5))}
                 if kind == "rebuilt":
                     row["error"] = float((x - grey).square().mean())
                 rows.append(row)
