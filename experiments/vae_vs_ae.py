@@ -1,4 +1,4 @@
-"""What does noise in the code buy and cost: an autoencoder and a VAE of the same networks (claims C14, C15).
+"""What has a VAE that an autoencoder of the same networks lacks, and what does it cost? (claims C14, C15).
 
 Both are trained alike on the same images, the autoencoder for the likelihood of its reconstructions, the VAE for the
 ELBO. Then both rebuild test images and decode codes drawn at random: from the prior N(0, I), and for the autoencoder
@@ -11,7 +11,7 @@ VAE averages what maps to one code), the VAE's pictures have less than the data'
 N(0, I) give the autoencoder no digits (coverage near 0), the Gaussian of its codes helps and stays well behind the
 VAE's prior, in Fréchet distance by a factor of two or more.
 
-Run: python -m experiments.vae_vs_ae [--small]
+Run: python -m experiments.vae_vs_ae [--small]; about 12 minutes on two cores.
 """
 
 from __future__ import annotations
