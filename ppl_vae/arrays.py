@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from ppl_vae.errors import DataError, first_line
 from ppl_vae.mapped import read_rows
 
-__all__ = ["Rows", "as_rows"]
+__all__ = ["Rows", "as_rows", "finite_array"]
 
 _BLOCK = 4096
 
@@ -82,6 +83,20 @@ def as_rows(data: Any) -> Rows:
     for array, name in zip(rows.arrays, names, strict=True):
         _check_finite(array, name)
     return rows
+
+
+def finite_array(name: str, values: ArrayLike, dimensions: int) -> NDArray[np.float64]:
+    """Float64 numbers of so many dimensions, at least one, all finite.
+
+    Raises:
+        DataError: Naming the array, and the row.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != dimensions or not array.size:
+        raise DataError(f"{name}: expected an array of {dimensions} dimensions that is not empty, found {array.shape}")
+    if not (rows := np.isfinite(array).reshape(len(array), -1).all(1)).all():
+        raise DataError(f"{name}, row {int(rows.argmin())}: expected finite numbers, found NaN or infinity")
+    return array
 
 
 def _as_array(part: Any, name: str) -> Tensor | np.ndarray:

@@ -80,7 +80,7 @@ class Drawing(nn.Module):
 
 
 @contextmanager
-def evaluating(module: nn.Module, seed: int) -> Iterator[None]:
+def evaluating(module: nn.Module, seed: int = 0) -> Iterator[None]:
     """Seeded draws without gradients in evaluation mode; generators and each module's mode are restored."""
     tensor = next(chain(module.parameters(), module.buffers()), None)
     modes = {part: part.training for part in module.modules()}

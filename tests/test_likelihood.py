@@ -14,6 +14,7 @@ from running import estimate
 from statistical import assert_mean
 
 import ppl_vae as pv
+from experiments.common.quadrature import log_evidence
 
 
 @pytest.mark.usefixtures("float64")
@@ -143,16 +144,6 @@ def test_discrete_observations_and_a_continuous_latent_of_beta_bernoulli():
     assert np.all(np.abs(ll.value - exact.numpy()) <= 5.91 * ll.stderr)
 
 
-def grid_evidence(model, x, size=400, reach=7.0):
-    """log p(x) of a pair with a two-dimensional standard normal latent, by quadrature on a grid."""
-    line = torch.linspace(-reach, reach, size)
-    z = torch.cartesian_prod(line, line)
-    with torch.no_grad():
-        log_prior = dist.Normal(0.0, 1.0).log_prob(z).sum(-1)
-        log_lik = dist.Bernoulli(logits=model.decoder(z)).to_event(1).log_prob(x.unsqueeze(1))
-    return torch.logsumexp(log_lik + log_prior, 1) + 2 * math.log(float(line[1] - line[0]))
-
-
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("full_covariance", [False, True])
 def test_a_real_neural_vae_against_quadrature(full_covariance):
@@ -160,7 +151,7 @@ def test_a_real_neural_vae_against_quadrature(full_covariance):
     x = binary_rows(200, seed=4)
     vae = ModuleVAE(full_covariance)
     pv.fit(vae, x, epochs=60, learning_rate=1e-2, progress=False)
-    exact = grid_evidence(vae, x[:50]).numpy()
+    exact = log_evidence(lambda z: dist.Bernoulli(logits=vae.decoder(z)).to_event(1), x[:50]).value.numpy()
     ll = estimate(vae, x[:50], 20_000, num_draws=0)
     assert np.all(np.abs(ll.value - exact) <= 5.91 * ll.stderr + 1e-6)
     assert ll.stderr.max() < 0.02

@@ -87,18 +87,33 @@ class Study(Generic[Config]):
                 pictures = {name: kept[name] / 255 for name in kept.files}
         return Findings(numbers, pictures)
 
+    def perform(self, *, small: bool = False, redraw: bool = False, folder: Path | None = None) -> list[Path]:
+        """Run a form, or only draw its figure again; return the files of the record and the figure.
+
+        Args:
+            small: Take the form that the tests run.
+            redraw: Draw from the record.
+            folder: Where record and figure are; by default `results`, and a folder in it for the small form, which
+                so never replaces the numbers that are reported.
+        """
+        folder = folder or (RESULTS / "small" if small else RESULTS)
+        if redraw:
+            self.redraw(folder)
+        else:
+            self.run(self.small if small else self.full, folder)
+        return [path for ending in ("json", "npz", "png") if (path := folder / f"{self.name}.{ending}").exists()]
+
     def main(self, description: str | None) -> None:
         """Run from the command line."""
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--small", action="store_true", help="the form that the tests run")
         parser.add_argument("--redraw", action="store_true", help="only draw the figure again, from the record")
-        parser.add_argument("--results", type=Path, default=RESULTS, help="folder of record and figure")
+        parser.add_argument(
+            "--results", type=Path, help="folder of record and figure; experiments/results, or its folder small"
+        )
         options = parser.parse_args()
-        if options.redraw:
-            self.redraw(options.results)
-        else:
-            found = self.run(self.small if options.small else self.full, options.results)
-            print(json.dumps(_plain(found.numbers), indent=1))
+        for path in self.perform(small=options.small, redraw=options.redraw, folder=options.results):
+            print(path)
 
 
 def _environment() -> dict[str, Any]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid", "reconstructions"]
+__all__ = ["image_grid", "reconstructions", "show_images", "show_rows"]
 
 
 def image_grid(
@@ -41,7 +41,7 @@ def image_grid(
     rows = math.ceil(len(stack) / columns)
     figure = new_figure(min(10.0, 0.55 * columns), min(10.0, 0.55 * rows) + (0.4 if title else 0.0))
     axes = figure.subplots()
-    _show(axes, stack, columns, value_range)
+    show_images(axes, stack, columns, value_range)
     axes.set_axis_off()
     axes.set_title(title)
     return figure
@@ -74,16 +74,39 @@ def reconstructions(
     for label, stack in stacks.items():
         if stack.shape != expected:
             raise DataError(f"row {label!r}: expected images {expected} as in the original, found {stack.shape}")
-    count, height = expected[:2]
-    figure = new_figure(1.2 + 0.6 * count, 0.5 + 0.6 * len(stacks))
-    axes = figure.subplots()
-    _show(axes, np.concatenate(list(stacks.values())), count, value_range)
-    axes.set_yticks([(height + 1) * row + height / 2 for row in range(len(stacks))], list(stacks))
+    figure = new_figure(1.2 + 0.6 * expected[0], 0.5 + 0.6 * len(stacks))
+    show_rows(figure.subplots(), stacks, title, value_range)
+    return figure
+
+
+def show_rows(
+    axes: Axes, rows: Mapping[str, ArrayLike], title: str = "", value_range: tuple[float, float] = (0.0, 1.0)
+) -> None:
+    """Draw rows of images under each other, each with its label, into axes of a figure.
+
+    Args:
+        axes: Where to draw.
+        rows: Label of each row and its images, shaped as in `image_grid`, all of one number and size.
+        title: Title of the axes.
+        value_range: Values drawn black and white; values outside are clipped.
+
+    Raises:
+        DataError: If a row is no stack of images, or empty.
+
+    Example:
+        >>> axes = new_figure(2, 1).subplots()
+        >>> show_rows(axes, {"beta = 1": np.zeros((5, 8, 8)), "beta = 4": np.ones((5, 8, 8))})
+        >>> [label.get_text() for label in axes.get_yticklabels()]
+        ['beta = 1', 'beta = 4']
+    """
+    stacks = [_images(images) for images in rows.values()]
+    count, height = stacks[0].shape[:2]
+    show_images(axes, np.concatenate(stacks), count, value_range)
+    axes.set_yticks([(height + 1) * row + height / 2 for row in range(len(stacks))], list(rows))
     axes.set_xticks([])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title(title)
-    return figure
 
 
 def _images(images: ArrayLike) -> NDArray[np.float64]:
@@ -98,8 +121,10 @@ def _images(images: ArrayLike) -> NDArray[np.float64]:
     return stack
 
 
-def _show(axes: Axes, stack: NDArray[np.float64], columns: int, value_range: tuple[float, float]) -> None:
-    """Tile a stack into one picture, with lines of one pixel between the images, in a colour that no grey image has."""
+def show_images(
+    axes: Axes, stack: NDArray[np.float64], columns: int, value_range: tuple[float, float] = (0.0, 1.0)
+) -> None:
+    """Tile images (N, height, width) into one picture, with lines between them in a colour that no grey image has."""
     from matplotlib.colors import to_rgb
 
     low, high = value_range

@@ -120,6 +120,7 @@ def _bound_values(terms: Terms, bound: Tensor, all_by_score: bool, baseline: Ten
 
 
 def _check_per_datum(layout: Layout) -> None:
+    layout.check_likelihood()
     if layout.global_latents:
         raise PairError(
             f"site {layout.global_latents[0]!r}: a per-datum bound needs every latent inside the data plate; use ELBO()"

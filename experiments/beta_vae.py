@@ -1,0 +1,297 @@
+"""What does beta trade, and what does it do to log p(x), to samples and to the latents? (claim C16).
+
+The 784-200-200-50 VAE on MNIST, dynamic binarisation, trained with beta from 0.01 to 10; three seeds. Distortion and
+rate of training and test data, importance-sampled log p(x) of test data, sharpness and Fréchet distance of samples
+(means of p(x given z)), active units. log p(x) is that of the model: before the K samples are drawn, the guide is
+trained on at beta = 1 with the decoder held fixed. At two betas also annealed from 0: linearly over the first half,
+and in four cycles.
+
+Expected: distortion falls with the rate along a convex front whose slope between neighbours lies between their betas
+(each model minimises its own distortion + beta rate), on training data exactly, on test data where the model does not
+overfit (beta near 1 and above). The ELBO is best at beta = 1, log p(x) at or just below. Below, reconstructions are as
+sharp as the data and samples are not digits, as of an autoencoder; above, both are blurred and units fall silent.
+Annealing changes log p(x) by less than a nat.
+
+Run: python -m experiments.beta_vae [--small]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import ppl_vae as pv
+from experiments.common.codes import coding, posterior_means
+from experiments.common.features import classifier
+from experiments.common.front import front
+from experiments.common.images import Images, images
+from experiments.common.progress import steps
+from experiments.common.statistics import mean, paired
+from experiments.common.study import Findings, Study
+from experiments.common.training import Score, score, trained
+from ppl_vae.figures import show_rows
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.latents import active_units
+from ppl_vae.quality import density_coverage, frechet_distance, sharpness
+from ppl_vae.recipes import bernoulli_vae
+from ppl_vae.rng import key
+from ppl_vae.schedules import Cyclical, Linear, Schedule
+
+_SHOWN = 8  # pictures of a kind
+
+
+@dataclass(frozen=True)
+class Config:
+    """Full form: 35 minutes on two cores."""
+
+    data: str = "mnist"
+    betas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 10.0)
+    annealed: tuple[float, ...] = (1.0, 4.0)
+    shown: tuple[float, ...] = (0.01, 0.1, 1.0, 4.0, 10.0)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    latent_dim: int = 50
+    hidden: tuple[int, ...] = (200, 200)
+    learning_rate: float = 1e-3
+    epochs: int = 20
+    guide_epochs: int = 5
+    num_samples: int = 2000
+    num_scored: int = 1000
+    num_images: int = 5000
+
+
+def schedule(how: str, beta: float, num_steps: int) -> float | Schedule:
+    """Beta by step: constant, in a line over the first half, or in four cycles."""
+    if how == "linear":
+        return Linear(0.0, beta, max(num_steps // 2, 1))
+    return Cyclical(0.0, beta, max(num_steps // 4, 1)) if how == "cyclical" else beta
+
+
+class Judge(NamedTuple):
+    """What all models of the study are held against."""
+
+    binary: Tensor
+    """Test data, binarised once (N, D)."""
+    seen: Tensor
+    """As many training data, binarised once (N, D)."""
+    grey: np.ndarray
+    """The same test data in grey (N, H, W)."""
+    features: Callable[[Tensor], np.ndarray]
+    """Images to features."""
+    real: np.ndarray
+    """Features of the grey test data."""
+
+    def row(self, vae: pv.VAE, config: Config, seed: int) -> dict[str, Any]:
+        """All numbers of a model."""
+        samples = vae.sample(len(self.grey), seed, mean=True)
+        copies = vae.reconstruct(self.binary)[0]
+        fake = self.features(samples)
+        held = coding(vae, self.binary)
+        seen = coding(vae, self.seen)
+        spread = density_coverage(self.real, fake)
+        return {
+            "distortion": held.distortion,
+            "rate": held.rate,
+            "seen_distortion": seen.distortion,
+            "seen_rate": seen.rate,
+            "guide_as_trained": score(vae, self.binary[: config.num_scored], config.num_samples).numbers(),
+            "active": int(active_units(posterior_means(vae, self.binary)).sum()),
+            "frechet": frechet_distance(self.real, fake),
+            "density": spread.density,
+            "coverage": spread.coverage,
+            "sharpness": sharpness(samples.reshape(self.grey.shape), self.grey),
+            "copy_sharpness": sharpness(copies.reshape(self.grey.shape), self.grey),
+        }
+
+
+def judge(data: Images, config: Config) -> tuple[Judge, dict[str, float]]:
+    """The judge, and what there is to know of it."""
+    test = data.test[: config.num_images]
+    binary, seen = pv.data.binarize(test, 0), pv.data.binarize(data.train[: len(test)], 1)
+    features = classifier(data.train[:20_000], data.train_labels[:20_000], data.shape)
+    grey = test.reshape(-1, *data.shape[1:]).numpy()
+    real = features(test)
+    floor = frechet_distance(real, features(data.train[-len(test) :]))
+    facts = {"classifier_accuracy": features.accuracy, "frechet_of_training_data": floor}
+    return Judge(binary, seen, grey, features, real), facts
+
+
+def measure(config: Config) -> Findings:
+    """Every beta and way of annealing, every seed; the front in numbers; pictures of the first seed."""
+    data = images(config.data)
+    examiner, facts = judge(data, config)
+    num_steps = config.epochs * -(-len(data.train) // 128)
+    ways = [("constant", beta) for beta in config.betas]
+    ways += [(how, beta) for how in ("linear", "cyclical") for beta in config.annealed]
+    rows, pictures = [], {"data": examiner.grey[: 2 * _SHOWN]}
+    for seed, (how, beta) in steps(list(product(config.seeds, ways)), "trainings"):
+        vae, _ = trained(
+            lambda: bernoulli_vae(data.train, config.latent_dim, config.hidden),
+            data.train,
+            seed,
+            objective=pv.ELBO(beta=schedule(how, beta, num_steps)),
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            binarize="dynamic",
+        )
+        row = {"how": how, "beta": beta, "seed": seed, **examiner.row(vae, config, seed)}
+        if how == "constant" and seed == config.seeds[0] and beta in config.shown:
+            copies, samples = vae.reconstruct(examiner.binary[:_SHOWN])[0], vae.sample(_SHOWN, seed, mean=True)
+            pictures[f"copies {beta:g}"], pictures[f"samples {beta:g}"] = (
+                x.reshape(-1, *data.shape[1:]).numpy() for x in (copies, samples)
+            )
+        rows.append(row | refitted(vae, data.train, examiner.binary[: config.num_scored], config, seed).numbers())
+    constant = [row for row in rows if row["how"] == "constant"]
+    fronts = {part: front(constant, f"{prefix}rate", f"{prefix}distortion") for part, prefix in _PARTS.items()}
+    return Findings({**facts, "rows": rows, "front": fronts, "annealing": annealing(rows)}, pictures)
+
+
+_PARTS = {"training": "seen_", "test": ""}  # prefix of the names of distortion and rate
+
+
+def refitted(vae: pv.VAE, train: Tensor, test: Tensor, config: Config, seed: int) -> Score:
+    """Log-likelihood of the model alone: its guide is trained on at beta = 1, the decoder held fixed."""
+    vae.decoder.requires_grad_(False)
+    options = {"epochs": config.guide_epochs, "learning_rate": config.learning_rate, "binarize": "dynamic"}
+    pv.fit(vae, train, seed=key(seed, 1), progress=False, **options)
+    return score(vae, test, config.num_samples)
+
+
+def annealing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Annealed minus constant, over seeds, at the same beta."""
+    found = []
+    for how, beta in sorted({(r["how"], r["beta"]) for r in rows if r["how"] != "constant"}):
+        for what in ("log_likelihood", "elbo", "active"):
+            annealed, constant = (
+                [r[what] for r in rows if (r["how"], r["beta"]) == (h, beta)] for h in (how, "constant")
+            )
+            found.append({"how": how, "beta": beta, "what": what, **paired(annealed, constant)._asdict()})
+    return found
+
+
+def draw(found: Findings) -> Figure:
+    """The front, what beta does to log p(x), samples and units, and pictures along the curve."""
+    rows = [row for row in found.numbers["rows"] if row["how"] == "constant"]
+    figure = new_figure(14, 12)
+    panels = figure.subplot_mosaic(
+        [[*"AABBCC"], [*"AADDEE"], [*"FFFGGG"]], height_ratios=[1, 1, 1.3], gridspec_kw={"hspace": 0.05}
+    )
+    _draw_front(panels["A"], found)
+    _draw_likelihood(panels["B"], rows)
+    _draw_sharpness(panels["C"], rows)
+    _draw_frechet(panels["D"], rows, found.numbers["frechet_of_training_data"])
+    units = _curve(panels["E"], rows, "active", "active units", DARK, "o-")
+    low, high = min(units), max(units)
+    title = f"Active units: {units[low]:.0f} at beta = {low:g}, {units[high]:.0f} at {high:g}"
+    panels["E"].set(title=title, ylabel="units whose mean varies", ylim=(0, None))
+    for name in "BCDE":
+        panels[name].set(xscale="log", xlabel="beta")
+    for name in "BCD":
+        panels[name].legend(frameon=False, fontsize="small")
+    copies, samples = (
+        {f"beta = {name.split()[1]}": x for name, x in found.pictures.items() if name.startswith(kind)}
+        for kind in ("copies", "samples")
+    )
+    data, others = np.split(found.pictures["data"], 2)
+    show_rows(panels["F"], {"data": data} | copies, "Data and their reconstructions")
+    show_rows(panels["G"], {"data": others} | samples, "Data and samples: means of p(x given z), z from the prior")
+    return figure
+
+
+def _draw_likelihood(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    flat = [row | {f"own_{name}": value for name, value in row["guide_as_trained"].items()} for row in rows]
+    curve = _curve(axes, flat, "log_likelihood", "log p(x), guide trained on at beta = 1", DARK, "o-")
+    _curve(axes, flat, "own_log_likelihood", "log p(x), guide as trained", MIDDLE, "^:")
+    bound = _curve(axes, flat, "own_elbo", "ELBO as trained", LIGHT, "s--")
+    best, best_bound = max(curve, key=curve.__getitem__), max(bound, key=bound.__getitem__)
+    axes.set(
+        title=f"log p(x) is best at beta = {best:g}, the ELBO at {best_bound:g}", ylabel="test data, nats per datum"
+    )
+
+
+def _draw_sharpness(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    copies = _curve(axes, rows, "copy_sharpness", "reconstructions", DARK, "o-")
+    _curve(axes, rows, "sharpness", "samples", LIGHT, "s--")
+    axes.axhline(1.0, color="0.5", linestyle=":", label="data")
+    first, last = copies[min(copies)], copies[max(copies)]
+    axes.set(title=f"Detail of reconstructions: {first:.0%} down to {last:.0%}", ylim=(0, None))
+    axes.set_ylabel("power of fine detail / that of data")
+
+
+def _draw_frechet(axes: Axes, rows: list[dict[str, Any]], floor: float) -> None:
+    curve = _curve(axes, rows, "frechet", "samples", DARK, "o-")
+    axes.axhline(floor, color="0.5", linestyle=":", label="training data")
+    best = min(curve, key=curve.__getitem__)
+    axes.set(title=f"Samples are nearest to data at beta = {best:g}", yscale="log")
+    axes.set_ylabel("Fréchet distance to test data")
+
+
+def _curve(
+    axes: Axes, rows: list[dict[str, Any]], what: str, label: str, colour: str, style: str
+) -> dict[float, float]:
+    """Draw means over seeds against beta, with two standard errors; return the means."""
+    betas = sorted({row["beta"] for row in rows})
+    found = [mean([row[what] for row in rows if row["beta"] == beta]) for beta in betas]
+    errors = [2 * f.stderr for f in found]
+    axes.errorbar(betas, [f.mean for f in found], errors, fmt=style, color=colour, label=label, capsize=3)
+    quiet(axes)
+    return dict(zip(betas, (f.mean for f in found), strict=True))
+
+
+def _draw_front(axes: Axes, found: Findings) -> None:
+    """Distortion against rate: training and test data, each beta named, annealed models beside."""
+    rows = found.numbers["rows"]
+    for prefix, label, colour, style in (("seen_", "training data", LIGHT, "s--"), ("", "test data", DARK, "o-")):
+        constant = [row for row in rows if row["how"] == "constant"]
+        points = [
+            [mean([row[prefix + what] for row in constant if row["beta"] == beta]).mean for what in _AXES]
+            for beta in sorted({row["beta"] for row in constant})
+        ]
+        axes.plot(*np.array(points).T, style, color=colour, label=label)
+    for beta, (rate, distortion) in zip(sorted({row["beta"] for row in constant}), points, strict=True):
+        axes.annotate(f"{beta:g}", (rate, distortion), (6, 6), textcoords="offset points")
+    for how, marker in (("linear", "^"), ("cyclical", "v")):
+        own = [row for row in rows if row["how"] == how]
+        axes.plot(
+            *([r[what] for r in own] for what in _AXES), marker, color=MIDDLE, mfc="none", label=f"{how}, test data"
+        )
+    judged = found.numbers["front"]["training"]
+    words = "Distortion falls with the rate" if judged["monotone"]["mean"] > 0 else "Not monotone"
+    words += ", along a convex front" if judged["convex"]["mean"] > 0 else ", along a curve that is not convex"
+    axes.set(title=words, xlabel="rate, nats per datum", ylabel="distortion, nats per datum")
+    axes.legend(frameon=False, title="numbers: beta")
+    quiet(axes)
+
+
+_AXES = ("rate", "distortion")
+
+STUDY = Study(
+    "beta_vae",
+    measure,
+    draw,
+    full=Config(),
+    small=Config(
+        data="digits",
+        betas=(0.1, 1.0, 10.0),
+        annealed=(1.0,),
+        shown=(0.1, 1.0, 10.0),
+        seeds=(0, 1),
+        latent_dim=4,
+        hidden=(32,),
+        learning_rate=1e-2,
+        epochs=15,
+        guide_epochs=2,
+        num_samples=20,
+        num_scored=50,
+        num_images=360,
+    ),
+)
+
+if __name__ == "__main__":
+    STUDY.main(__doc__)

@@ -1,0 +1,48 @@
+"""What the scores of codes take: codes and a whole number, or a row of them, for each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ppl_vae.arrays import finite_array
+from ppl_vae.errors import DataError
+
+__all__ = ["coded", "comparable", "entropies"]
+
+
+def coded(name: str, codes: ArrayLike, labels: ArrayLike, of: int = 1) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Codes (N, d), and labels (N,) or factors (N, F): whole numbers, an array `of` so many dimensions.
+
+    Raises:
+        DataError: Naming what is wrong.
+    """
+    z, y = finite_array(name, codes, 2), np.asarray(labels)
+    if y.ndim != of or len(y) != len(z) or y.dtype.kind not in "iub":
+        raise DataError(
+            f"expected {'labels (N,)' if of == 1 else 'factors (N, F)'} that are whole numbers, with a row for each of "
+            f"the {len(z)} {name}, found {y.dtype} of shape {y.shape}"
+        )
+    return z, y
+
+
+def comparable(codes: ArrayLike, factors: ArrayLike) -> tuple[NDArray[np.float64], NDArray[Any]]:
+    """Two or more codes and factors, no factor constant.
+
+    Raises:
+        DataError: Naming what is wrong.
+    """
+    z, v = coded("codes", codes, factors, of=2)
+    if min(z.shape[1], v.shape[1]) < 2:
+        raise DataError(f"expected two codes and two factors, or more, found {z.shape[1]} and {v.shape[1]}")
+    if not (varies := entropies(v) > 0).all():
+        raise DataError(f"factor {int(varies.argmin())}: expected at least two values, found one: leave it out")
+    return z, v
+
+
+def entropies(factors: NDArray[Any]) -> NDArray[np.float64]:
+    """Entropy of each factor (N, F) in nats, (F,)."""
+    shares = [np.unique(factor, return_counts=True)[1] / len(factor) for factor in factors.T]
+    return np.array([-(share * np.log(share)).sum() for share in shares])
