@@ -119,15 +119,8 @@ def measure(config: Config) -> Findings:
         cell = Cell(1, "VAE", 1)
         vae, minutes = fitted(config, cell, parts, config.long_epochs, config.long_learning_rate, config.seeds[0])
         long = row(cell, config.seeds[0], minutes, {cell: score(vae, x, config.num_samples)})
-    return Findings(
-        {
-            "rows": rows,
-            "long": long,
-            "epochs": config.epochs,
-            "long_epochs": config.long_epochs,
-            "published": published(),
-        }
-    )
+    lengths = {"epochs": config.epochs, "long_epochs": config.long_epochs}
+    return Findings({"rows": rows, "long": long, "published": published(config.data), **lengths})
 
 
 def fitted(config: Config, cell: Cell, parts: Images, epochs: int, rate: float, seed: int) -> tuple[Any, float]:
