@@ -123,11 +123,12 @@ def draw(found: Findings) -> Figure:
     sizes = list(dict.fromkeys(_name(row) for row in rows))
     _draw_gaps(gaps, rows, sizes)
     _draw_levels(levels, rows, sizes)
+    gaps.set_ylim(0, 1.4 * gaps.get_ylim()[1])
     for axes in (gaps, levels):
         quiet(axes)
         axes.set_xticks(range(len(sizes)), sizes)
         axes.set_xlabel("hidden layers of the encoder")
-        axes.legend(frameon=False, fontsize="small")
+        axes.legend(frameon=False, fontsize="small", ncols=2 if axes is gaps else 1)
     return figure
 
 
