@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ppl_vae as pv
-from experiments.common.images import images
+from experiments.common.dequantised import Split, dequantised
 from experiments.common.progress import steps
 from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
@@ -74,31 +74,9 @@ class Config:
     num_samples: int = 1000
 
 
-class Split(NamedTuple):
-    """Dequantised images, flat (N, D)."""
-
-    train: Tensor
-    validation: Tensor
-    test: Tensor
-
-
-def reduced(config: Config) -> Split:
-    """Images of 28 x 28 without their margin of 4 and averaged over 2 x 2 pixels; smaller ones as they are."""
-    found = images(config.data, max(config.sizes), config.num_test)
-    parts = (found.train, found.validation[: config.num_test], found.test)
-    return Split(*(_dequantised(x.unflatten(1, found.shape), config.levels, seed) for seed, x in enumerate(parts)))
-
-
-def _dequantised(x: Tensor, levels: int, seed: int) -> Tensor:
-    if x.shape[-1] == 28:
-        x = nn.functional.avg_pool2d(x[..., 4:24, 4:24], 2)
-    x = ((levels - 1) * x).round() / (levels - 1)
-    return pv.data.dequantize(x.flatten(1).clamp(0, 1), levels, seed)
-
-
 def measure(config: Config) -> Findings:
     """Held-out log-likelihoods for each size of the training data, and samples of the best of each kind."""
-    x = reduced(config)
+    x = dequantised(config.data, config.levels, max(config.sizes), config.num_test)
     rows, leads, pictures = [], [], {"data": _pictures(x.test[:_SAMPLES])}
     for size in steps(config.sizes, "sizes"):
         largest = size == max(config.sizes)
