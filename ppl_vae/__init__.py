@@ -4,12 +4,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ppl_vae import data, decoders, encoders, latents, networks, priors, quality, schedules
+    from ppl_vae import (
+        autoregressive,
+        data,
+        decoders,
+        distributions,
+        encoders,
+        latents,
+        networks,
+        priors,
+        quality,
+        schedules,
+    )
+    from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
+    from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
-    from ppl_vae.evaluation import LogLikelihood, log_likelihood
+    from ppl_vae.evaluation import (
+        AnnealedLogLikelihood,
+        Annealing,
+        LogLikelihood,
+        Sandwich,
+        annealed_importance_sampling,
+        bidirectional_monte_carlo,
+        log_evidence,
+        log_likelihood,
+    )
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
-    from ppl_vae.objectives import ELBO, IWAE, Renyi, from_pyro, scale_latents
+    from ppl_vae.hierarchical import HierarchicalVAE
+    from ppl_vae.objectives import ELBO, IWAE, Renyi, Supervised, from_pyro, scale_latents
     from ppl_vae.pair import Pair, as_pair
     from ppl_vae.svi import Fit, fit
     from ppl_vae.vae import VAE
@@ -21,25 +44,38 @@ __all__ = [
     "PPCA",
     "VAE",
     "AmortisedCategorical",
+    "AnnealedLogLikelihood",
+    "Annealing",
+    "Autoencoder",
     "CheckReport",
+    "ConditionalVAE",
     "DataError",
     "EstimateError",
     "Fit",
     "GroupError",
+    "HierarchicalVAE",
     "LogLikelihood",
     "Pair",
     "PairError",
     "PplVaeError",
     "Renyi",
+    "Sandwich",
+    "SemiSupervisedVAE",
+    "Supervised",
     "TrainableGMM",
+    "annealed_importance_sampling",
     "as_pair",
+    "autoregressive",
+    "bidirectional_monte_carlo",
     "check",
     "data",
     "decoders",
+    "distributions",
     "encoders",
     "fit",
     "from_pyro",
     "latents",
+    "log_evidence",
     "log_likelihood",
     "networks",
     "priors",
@@ -52,11 +88,17 @@ __version__ = "0.1.0"
 
 # Where each name lives; it is imported on first use, so that `ppl-vae --help` does not wait for torch.
 _HOMES = {
+    "autoencoder": ("Autoencoder",),
     "checking": ("CheckReport", "check"),
+    "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
-    "evaluation": ("LogLikelihood", "log_likelihood"),
+    "evaluation": (
+        *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
+        *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),
+    ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
-    "objectives": ("ELBO", "IWAE", "Renyi", "from_pyro", "scale_latents"),
+    "hierarchical": ("HierarchicalVAE",),
+    "objectives": ("ELBO", "IWAE", "Renyi", "Supervised", "from_pyro", "scale_latents"),
     "pair": ("Pair", "as_pair"),
     "svi": ("Fit", "fit"),
     "vae": ("VAE",),

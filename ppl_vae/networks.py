@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import isfinite, prod
 
+import torch
 from torch import Tensor, nn
 
 from ppl_vae.errors import DataError, PairError
 
-__all__ = ["MLP", "Activation", "ConvDecoder", "ConvEncoder", "lower_bound", "positive"]
+__all__ = ["MLP", "Activation", "ConvDecoder", "ConvEncoder", "Standardize", "lower_bound", "positive"]
 
 Activation = Callable[[], nn.Module]
 
@@ -29,6 +30,32 @@ def lower_bound(min_scale: float) -> float:
     if not (isfinite(min_scale) and min_scale >= 0):
         raise PairError(f"min_scale expected a finite number >= 0, found {min_scale}")
     return float(min_scale)
+
+
+class Standardize(nn.Module):
+    """The fixed map `(x - loc) / scale`, first in an encoder whose data are far from the size 1, such as counts.
+
+    Args:
+        loc: What becomes 0, a number or a tensor that broadcasts with x.
+        scale: What becomes 1, likewise.
+
+    Example:
+        >>> import torch
+        >>> Standardize(10.0, 2.0)(torch.tensor([6.0, 12.0]))
+        tensor([-2.,  1.])
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, loc: Tensor | float, scale: Tensor | float) -> None:
+        super().__init__()
+        self.register_buffer("loc", torch.as_tensor(loc))
+        self.register_buffer("scale", torch.as_tensor(scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x to its own shape."""
+        return (x - self.loc) / self.scale
 
 
 class MLP(nn.Module):

@@ -12,10 +12,11 @@ from torch.distributions import constraints
 
 from ppl_vae import decoders, encoders, priors
 from ppl_vae.errors import DataError
+from ppl_vae.networks import MLP, Standardize
 from ppl_vae.supports import first_outside
 from ppl_vae.vae import VAE
 
-__all__ = ["RECIPES", "Recipe", "bernoulli_vae", "gaussian_vae", "scaled_vae"]
+__all__ = ["RECIPES", "Recipe", "bernoulli_vae", "counts_vae", "gaussian_vae", "levels_vae", "scaled_vae"]
 
 _MIN_SCALE = 1e-3
 _SMALLEST_SHARE = 0.01
@@ -102,6 +103,66 @@ def scaled_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 20
     return _mean_field(decoder, x, latent_dim, hidden)
 
 
+def levels_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
+    """Make the VAE of levels 0..L-1, with a discretised mixture of five logistics for each entry.
+
+    L is one more than the highest level of x: data of a higher one are refused.
+
+    Args:
+        x: Training data (N, *event), whole numbers.
+        latent_dim: Dimension of z.
+        hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
+
+    Raises:
+        DataError: An entry is no level; the row is named.
+
+    Example:
+        >>> levels_vae(torch.arange(8.0).reshape(4, 2), latent_dim=1, hidden=[8]).decoder.num_levels
+        8
+    """
+    _check_whole(x, "levels-vae")
+    num_levels = max(2, int(x.max()) + 1)
+    decoder = decoders.DiscretizedLogisticMixture.mlp(latent_dim, hidden[::-1], x.shape[1:], num_levels)
+    return _standardized(decoder, x, latent_dim, hidden)
+
+
+def counts_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
+    """Make the VAE of counts 0, 1, 2, ..., negative binomial with a dispersion for each entry, started at their means.
+
+    Args:
+        x: Training data (N, *event), whole numbers.
+        latent_dim: Dimension of z.
+        hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
+
+    Raises:
+        DataError: An entry is no count; the row is named.
+
+    Example:
+        >>> counts_vae(torch.arange(8.0).reshape(4, 2), latent_dim=1, hidden=[8]).sample(3).shape
+        torch.Size([3, 2])
+    """
+    _check_whole(x, "counts-vae")
+    decoder = decoders.NegativeBinomial.mlp(latent_dim, hidden[::-1], x.shape[1:])
+    decoder.start_at(x)
+    return _standardized(decoder, x, latent_dim, hidden)
+
+
+def _check_whole(x: Tensor, recipe: str) -> None:
+    if (outside := first_outside(constraints.nonnegative_integer, x)) is not None:
+        raise DataError(
+            f"row {outside[0]}: the recipe {recipe} expects whole numbers 0, 1, 2, ..., found {outside[1]:g}: make "
+            "levels of grey images, ppl_vae.data.quantize(x, levels), or take another recipe"
+        )
+
+
+def _standardized(decoder: nn.Module, x: Tensor, latent_dim: int, hidden: Sequence[int]) -> VAE:
+    """A VAE whose encoder sees numbers of mean 0 and standard deviation 1, which tanh layers are made for."""
+    spread = x.std(correction=0)
+    standardize = Standardize(x.mean(), torch.where(spread > 0, spread, 1.0))
+    network = nn.Sequential(standardize, MLP(x[0].numel(), hidden, 2 * latent_dim))
+    return VAE(priors.StandardNormal(latent_dim), decoder, encoders.DiagonalNormal(network, latent_dim))
+
+
 def _mean_field(decoder: nn.Module, x: Tensor, latent_dim: int, hidden: Sequence[int]) -> VAE:
     encoder = encoders.DiagonalNormal.mlp(x[0].numel(), hidden, latent_dim)
     return VAE(priors.StandardNormal(latent_dim), decoder, encoder)
@@ -112,5 +173,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "vae": Recipe(bernoulli_vae, binary=True),
         "gaussian-vae": Recipe(gaussian_vae, binary=False),
         "scaled-vae": Recipe(scaled_vae, binary=False),
+        "levels-vae": Recipe(levels_vae, binary=False),
+        "counts-vae": Recipe(counts_vae, binary=False),
     }
 )

@@ -48,6 +48,8 @@ class Layout(NamedTuple):
     """Latent sites where the guide can draw values outside the model's support."""
     bounded: frozenset[str]
     """Observed sites whose support depends on latents."""
+    reconstructed: tuple[str, ...]
+    """Observed sites whose distribution reads what they observe, marked `infer={"is_reconstruction": True}`."""
     rescaled: bool
     """Whether a program scales sites by a handler of its own (`poutine.scale`, `scale_latents`)."""
     subsampled: bool
@@ -61,6 +63,19 @@ class Layout(NamedTuple):
         """`num_rows`, or fewer where the data plate states a smaller data set."""
         return num_rows if self.full_size is None else min(num_rows, self.full_size)
 
+    def check_likelihood(self) -> None:
+        """There is a log p(x) to estimate.
+
+        Raises:
+            PairError: An observed site is marked as a reconstruction.
+        """
+        if self.reconstructed:
+            raise PairError(
+                f"site {self.reconstructed[0]!r}: expected a distribution that does not know the datum, found a "
+                "reconstruction, which reads the datum that it scores: its probabilities sum to no 1 over data, so "
+                "there is no log p(x); train by ELBO(), and take a VAE of the same networks for a likelihood"
+            )
+
     @property
     def not_enumerable(self) -> tuple[str, ...]:
         """Local latent sites that are neither reparametrised nor finitely many-valued."""
@@ -71,12 +86,19 @@ class Tape(Messenger):
     """Records the sample statements of a program and puts given values in the place of draws (trace and replay)."""
 
     def __init__(
-        self, values: Mapping[str, Tensor] | None = None, *, detach: bool = False, redraw: bool = False
+        self,
+        values: Mapping[str, Tensor] | None = None,
+        *,
+        detach: bool = False,
+        redraw: bool = False,
+        simulate: bool = False,
     ) -> None:
         super().__init__()
         self.values = values or {}
         self._detach = detach
         self._redraw = redraw
+        self._simulate = simulate
+        self.simulated: dict[str, Tensor] = {}
         self.sites: dict[str, Any] = {}
         self.subsamples: dict[str, Tensor] = {}
 
@@ -86,6 +108,9 @@ class Tape(Messenger):
                 msg["fn"](*msg["args"], **msg["kwargs"])
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
+        elif self._simulate and msg["is_observed"]:
+            msg["value"], msg["is_observed"] = None, False
+            self.simulated[msg["name"]] = torch.empty(0)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -97,6 +122,8 @@ class Tape(Messenger):
             if self._detach:
                 msg["value"] = msg["value"].detach()
             self.sites[name] = msg
+            if name in self.simulated:
+                self.simulated[name], msg["is_observed"] = msg["value"], True
 
     @property
     def latents(self) -> dict[str, Tensor]:
@@ -119,9 +146,10 @@ def run_program(
     enumerated: Mapping[str, int] | None = None,
     detach: bool = False,
     redraw: bool = False,
+    simulate: bool = False,
 ) -> Tape:
     """Runs one program under a `Tape`, inside an outer plate of `num_particles` unless that is None."""
-    tape = Tape(values, detach=detach, redraw=redraw)
+    tape = Tape(values, detach=detach, redraw=redraw, simulate=simulate)
     with pair.scope(), tape:
         if num_particles is None or layout is None:
             program(*batch)

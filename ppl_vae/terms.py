@@ -137,6 +137,11 @@ class Terms:
         """Number of rows of the whole data set as far as the pair states it."""
         return self._layout.full_size or len(self._batch[0])
 
+    @property
+    def reconstructs(self) -> bool:
+        """Whether an observed site reads what it observes: log p(x given z) is then no likelihood."""
+        return bool(self._layout.reconstructed)
+
     def scale_paths(self, weights: Tensor) -> None:
         """Multiplies the gradient that will flow back into each draw by `weights` (K, N)."""
         for i, (guide, _) in enumerate(self._runs):

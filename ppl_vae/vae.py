@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import chain
-from typing import Any
-
 import pyro
-import torch
-from pyro.distributions import Distribution
 from torch import Tensor, nn
 
-from ppl_vae.errors import DataError, PairError
-from ppl_vae.options import whole_number
-from ppl_vae.rng import seeded
+from ppl_vae.drawing import Drawing, as_event, check_latent_dim, check_parts, distribution, given
 
 __all__ = ["VAE"]
 
 
-class VAE(nn.Module):
+class VAE(Drawing):
     """The pair `p(x, z) = p(z) p(x given z)` and `q(z given x)`.
 
     Args:
@@ -50,115 +41,24 @@ class VAE(nn.Module):
 
     def __init__(self, prior: nn.Module, decoder: nn.Module, encoder: nn.Module) -> None:
         super().__init__()
-        for role, part in (("prior", prior), ("decoder", decoder), ("encoder", encoder)):
-            if not isinstance(part, nn.Module):
-                raise PairError(f"{role}: expected a module, found {type(part).__name__}: see ppl_vae.{role}s")
-        _check_dimensions(prior, encoder)
+        check_parts(prior=prior, decoder=decoder, encoder=encoder)
+        check_latent_dim(prior, encoder)
         self.prior, self.decoder, self.encoder = prior, decoder, encoder
 
     def model(self, x: Tensor) -> None:
         """Pyro program of p(x, z): latent "z", observed "x", one plate "data" over the rows of x."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            z = pyro.sample("z", _distribution("prior", self.prior()))
-            likelihood = self._decode(z)
-            pyro.sample("x", likelihood, obs=_as_event(x, likelihood))
+            z = pyro.sample("z", distribution("prior", self.prior()))
+            likelihood = given("decoder", self.decoder, z)
+            pyro.sample("x", likelihood, obs=as_event(x, likelihood))
 
     def guide(self, x: Tensor) -> None:
         """Pyro program of q(z given x): latent "z", one plate "data" over the rows of x."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", _distribution("encoder", self.encoder(x)))
+            pyro.sample("z", distribution("encoder", self.encoder(x)))
 
-    def sample(self, n: int, seed: int = 0, mean: bool = False) -> Tensor:
-        """Draw z from p(z), then x from p(x given z), or its mean.
+    def _from_prior(self, n: int) -> Tensor:
+        return self.prior().sample((n,))
 
-        Args:
-            n: Number of draws.
-            seed: Seed of this call; the global generators stay as they are.
-            mean: Return E[x given z] instead of a draw of x.
-
-        Returns:
-            Draws (n, *event_shape) on the device of the module.
-
-        Raises:
-            ValueError: n is no whole number, or negative.
-        """
-        whole_number("n", n, least=0)
-        with self._evaluating(seed):
-            return _mean_or_draw(self._decode(self.prior().sample((n,))), mean)
-
-    def reconstruct(self, x: Tensor, num_samples: int = 1, seed: int = 0, mean: bool = True) -> Tensor:
-        """Draw z from q(z given x), then x' from p(x' given z), or its mean.
-
-        Args:
-            x: Data (N, *event).
-            num_samples: Draws of z per datum.
-            seed: Seed of this call; the global generators stay as they are.
-            mean: Return E[x' given z] instead of a draw of x'.
-
-        Returns:
-            Reconstructions (num_samples, N, *event_shape): a dimension of draws comes first, even for one.
-
-        Raises:
-            ValueError: `num_samples` is no whole number, or negative.
-        """
-        whole_number("num_samples", num_samples, least=0)
-        with self._evaluating(seed):
-            return _mean_or_draw(self._decode(self.encoder(x).sample((num_samples,))), mean)
-
-    def _decode(self, z: Tensor) -> Distribution:
-        try:
-            return _distribution("decoder", self.decoder(z))
-        except (RuntimeError, DataError) as error:
-            # With particles in front a decoder may fail by right: its pair then runs particle by particle.
-            if z.dim() > 2 or isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise PairError(
-                f"the decoder failed on z of shape {tuple(z.shape)}, whose rows are as the prior has them: {error}; "
-                f"build it for latents of shape {tuple(z.shape[1:])}"
-            ) from error
-
-    @contextmanager
-    def _evaluating(self, seed: int) -> Iterator[None]:
-        """Seeded draws without gradients in evaluation mode; generators and each module's mode are restored."""
-        tensor = next(chain(self.parameters(), self.buffers()), None)
-        modes = {module: module.training for module in self.modules()}
-        with torch.no_grad(), seeded(seed, None if tensor is None else tensor.device):
-            try:
-                self.eval()
-                yield
-            finally:
-                for module, mode in modes.items():
-                    module.training = mode
-
-
-def _check_dimensions(prior: nn.Module, encoder: nn.Module) -> None:
-    """Compare the dimensions of z as far as the modules tell theirs."""
-    expected, found = (getattr(module, "latent_dim", None) for module in (prior, encoder))
-    if isinstance(expected, int) and isinstance(found, int) and expected != found:
-        raise PairError(f"latent_dim: expected {expected} in the encoder, as in the prior, found {found}")
-
-
-def _distribution(role: str, found: Any) -> Distribution:
-    if not isinstance(found, Distribution):
-        mend = "return one of pyro.distributions, such as Normal(loc, scale).to_event(1)"
-        raise PairError(f"the {role}: expected its forward to return a distribution, found {_kind(found)}: {mend}")
-    return found
-
-
-def _kind(value: Any) -> str:
-    return f"{type(value).__module__}.{type(value).__qualname__}"
-
-
-def _mean_or_draw(distribution: Distribution, mean: bool) -> Tensor:
-    return distribution.mean if mean else distribution.sample()
-
-
-def _as_event(x: Tensor, likelihood: Distribution) -> Tensor:
-    """View the rows of x in the event shape of p(x given z)."""
-    shape = likelihood.event_shape
-    if x.shape[1:].numel() != shape.numel():
-        raise DataError(
-            f"the decoder expected data of event shape {tuple(shape)}, found rows of shape {tuple(x.shape[1:])}: "
-            "build the decoder for these data"
-        )
-    return x.reshape(x.shape[0], *shape)
+    def _from_guide(self, x: Tensor, num_samples: int) -> Tensor:
+        return self.encoder(x).sample((num_samples,))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae.errors import EstimateError
 
-__all__ = ["Stream", "Summary", "khat_threshold", "log_mean_exp", "pareto_khat", "tail_size"]
+__all__ = ["Stream", "Summary", "khat_threshold", "leave_one_out", "log_mean_exp", "pareto_khat", "tail_size"]
 
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
@@ -23,6 +23,25 @@ def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
         tensor(2.)
     """
     return torch.logsumexp(log_weight, dim) - math.log(log_weight.shape[dim])
+
+
+def leave_one_out(log_weight: Tensor) -> Tensor:
+    r"""log 1/K (sum_{j != k} w_j + w-hat_k) for each k, with the geometric mean of the others as w-hat_k, (K, N).
+
+    A bound that does not depend on draw k: the baseline of VIMCO (Mnih and Rezende 2016).
+
+    Example:
+        >>> import torch
+        >>> leave_one_out(torch.log(torch.tensor([[1.0], [4.0], [9.0]]))).exp()[0]  # (4 + 9 + 6) / 3
+        tensor([6.3333])
+    """
+    num = len(log_weight)
+    nothing = torch.full_like(log_weight[:1], -torch.inf)
+    # Sums of those before and after k: taking w_k away from the whole sum would cancel where it is the largest.
+    before = torch.cat([nothing, log_weight[:-1].logcumsumexp(0)])
+    after = torch.cat([log_weight.flip(0)[:-1].logcumsumexp(0).flip(0), nothing])
+    geometric = (log_weight.sum(0) - log_weight) / (num - 1)
+    return torch.logaddexp(torch.logaddexp(before, after), geometric) - math.log(num)
 
 
 # Weights that differ by no more than the rounding of their own sums are equal: a perfect guide.

@@ -42,7 +42,14 @@ def test_a_run_explains_itself(run: Path):
     }
     record = read(run / "run.json")
     assert record["pair"] == {"name": "vae", "latent_dim": 2, "hidden": [8], "seed": 0}
-    expected = {"name": "digits", "binarize": "dynamic", "data_dir": None, "arrays": [], "dequantize": None}
+    expected = {
+        "name": "digits",
+        "binarize": "dynamic",
+        "data_dir": None,
+        "arrays": [],
+        "dequantize": None,
+        "quantize": None,
+    }
     assert record["data"] == expected
     assert (record["status"], record["steps"], record["device"]) == ("finished", 10, "cpu")
     assert isinstance(record["command"], list)
@@ -233,7 +240,16 @@ def test_a_module_of_the_working_directory_is_found(users_file: Path, tmp_path: 
         ({"pair": {"name": "vae", "latent_dim": "2", "hidden": [8], "seed": 0}}, "latent_dim"),
         ({"pair": {"name": "vae"}}, "fields"),
         (
-            {"data": {"name": "digits", "binarize": "maybe", "data_dir": None, "arrays": [], "dequantize": None}},
+            {
+                "data": {
+                    "name": "digits",
+                    "binarize": "maybe",
+                    "data_dir": None,
+                    "arrays": [],
+                    "dequantize": None,
+                    "quantize": None,
+                }
+            },
             "binarize",
         ),
         ({"steps": None}, "steps"),

@@ -237,6 +237,33 @@ def test_recipes_of_densities_train_on_dequantised_digits(recipe: str, tmp_path:
     succeed("evaluate", tmp_path / "run", "--num-samples", "5", "--limit", "20")
 
 
+@pytest.mark.parametrize("recipe", ["levels-vae", "counts-vae"])
+def test_recipes_of_whole_numbers_train_on_quantised_digits(recipe: str, tmp_path: Path):
+    options = ["--quantize", "17", "--latent-dim", "2", "--hidden", "8", *TINY]
+    assert "digits in 17 levels" in succeed("fit", recipe, *options, "--run-dir", tmp_path / "run")
+    assert read(tmp_path / "run" / "run.json")["data"]["quantize"] == 17
+    assert read(tmp_path / "run" / "evaluation.json")["kind"] == "probability"
+    succeed("evaluate", tmp_path / "run", "--num-samples", "5", "--limit", "20")
+    succeed("sample", tmp_path / "run", "--out", tmp_path / "drawn.npy", "--draws")
+    drawn = np.load(tmp_path / "drawn.npy", allow_pickle=False)
+    assert np.array_equal(drawn, drawn.round())
+    assert drawn.max() > 1
+
+
+def test_quantised_digits_are_their_levels_and_the_highest_is_white():
+    grey, splits = data.load("digits"), load_splits(DataSpec("digits", quantize=17))
+    for part, x in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        assert torch.equal(x[0], 16 * getattr(grey, part))
+    assert splits.white == 16
+
+
+def test_help_lists_the_recipes():
+    from ppl_vae.recipes import RECIPES
+
+    text = " ".join(succeed("fit", "--help").replace("│", " ").split())
+    assert all(name in text for name in RECIPES)
+
+
 # Options that decide where, how many and which
 
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from ppl_vae import data
 from ppl_vae.data import origins, sets
 from ppl_vae.errors import DataError
-from tests.statistical import assert_mean
+from tests.statistical import assert_close, assert_mean
 
 SPLITS = ("train", "validation", "test")
 
@@ -118,7 +119,7 @@ def test_numpy_arrays_become_tensors_of_levels_and_anything_else_is_a_typed_erro
     assert torch.equal(data.binarize(x, seed=0), torch.from_numpy(x))
     assert torch.equal(data.dequantize(x, levels=2, seed=1), data.dequantize(torch.from_numpy(x), levels=2, seed=1))
     for wrong in ("my.npy", [x, x], np.array(["a"]), np.array([[256.0]])):
-        for draw in (data.binarize, lambda x: data.dequantize(x, levels=256)):
+        for draw in (data.binarize, lambda x: data.dequantize(x, 256), lambda x: data.quantize(x, 256)):
             with pytest.raises(DataError, match="expected"):
                 draw(wrong)
 
@@ -156,6 +157,38 @@ def test_dequantised_levels_stay_in_their_share_of_the_interval():
 def test_dequantisation_refuses_what_is_no_level(value, levels, message):
     with pytest.raises(DataError, match=message):
         data.dequantize(torch.tensor([[0.0], [value]]), levels)
+
+
+def test_levels_are_shares_of_the_interval():
+    """Of images of as many levels they are the levels themselves, and dequantising is undone."""
+    for levels in (2, 17, 256, 1000):
+        j = torch.arange(levels, dtype=torch.float32)[:, None]
+        assert torch.equal(data.quantize(j / (levels - 1), levels), j)
+        assert torch.equal(data.quantize(data.dequantize(j / (levels - 1), levels), levels), j)
+    x = torch.rand(100, 3)
+    assert torch.equal(data.quantize(x.numpy(), 7), data.quantize(x, 7))
+    assert ((x - (data.quantize(x, 7) + 0.5) / 7).abs() <= 0.5 / 7 + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "levels", "message"),
+    [(1.5, 16, "row 1: .*found 1.5"), (float("nan"), 16, "row 1"), (0.5, 1, "at least 2")],
+)
+def test_only_grey_images_become_levels(value, levels, message):
+    with pytest.raises(DataError, match=message):
+        data.quantize(torch.tensor([[0.0], [value]]), levels)
+
+
+def test_the_density_of_dequantised_data_bounds_the_probability_of_levels():
+    """A beta density, whose integral over a share is known; the mean over the share by the midpoint rule."""
+    num_levels, density = 4, stats.beta(1.2, 1.5)
+    for j in range(num_levels):
+        y = (j + (np.arange(10_000) + 0.5) / 10_000) / num_levels
+        bound = data.levels_log_prob(density.logpdf(y), 1, num_levels).mean()
+        probability = density.cdf((j + 1) / num_levels) - density.cdf(j / num_levels)
+        assert np.log(probability) - 0.5 < bound < np.log(probability)
+    uniform = data.levels_log_prob(torch.zeros(3), 5, num_levels)
+    assert_close(uniform, np.full(3, -5 * np.log(4)), torch.float32)
 
 
 def test_dynamic_binarisation_is_left_to_fit():

@@ -9,11 +9,23 @@ from scipy import stats
 from statistical import assert_close
 from torch import nn
 
-from ppl_vae.encoders import DiagonalNormal, FullCovarianceNormal
+from ppl_vae.encoders import DiagonalNormal, FullCovarianceNormal, LowRankNormal
 from ppl_vae.errors import PairError
 from ppl_vae.networks import MLP
 
-ENCODERS = [DiagonalNormal, FullCovarianceNormal]
+
+class RankTwo(LowRankNormal):
+    """The low-rank encoder, made as the others are."""
+
+    def __init__(self, network, latent_dim, min_scale=0.0):
+        super().__init__(network, latent_dim, 2, min_scale)
+
+    @classmethod
+    def mlp(cls, in_features, hidden, latent_dim, min_scale=0.0):
+        return LowRankNormal.mlp(in_features, hidden, latent_dim, 2, min_scale)
+
+
+ENCODERS = [DiagonalNormal, FullCovarianceNormal, RankTwo]
 
 
 def softplus(raw):
@@ -43,6 +55,24 @@ def test_full_covariance_normal_has_the_density_of_its_features(dim, min_scale, 
         assert_close(log_prob, expected)
 
 
+@pytest.mark.parametrize("min_scale", [0.0, 0.3])
+@pytest.mark.parametrize("rank", [1, 2, 4])
+def test_low_rank_normal_has_the_density_of_its_features(rank, min_scale, generator):
+    dim = 3
+    features = torch.randn(5, (rank + 2) * dim, generator=generator, dtype=torch.float64)
+    z = torch.randn(5, dim, generator=generator, dtype=torch.float64)
+    q = LowRankNormal(nn.Identity(), dim, rank, min_scale)(features)
+    for row, point, log_prob in zip(features.numpy(), z.numpy(), q.log_prob(z), strict=True):
+        factor = row[2 * dim :].reshape(dim, rank)
+        covariance = factor @ factor.T + np.diag(min_scale + softplus(row[dim : 2 * dim])) ** 2
+        assert_close(log_prob, stats.multivariate_normal(row[:dim], covariance).logpdf(point))
+
+
+def test_a_rank_of_none_is_refused():
+    with pytest.raises(ValueError, match="rank: expected at least 1"):
+        LowRankNormal.mlp(4, [], 3, 0)
+
+
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_mlp_encoder_takes_data_and_particles_and_trains(encoder):
     q = encoder.mlp(64, [10], 3)
@@ -66,7 +96,7 @@ def test_indices_are_no_state(encoder):
     assert set(encoder.mlp(4, [], 3).state_dict()) == {"network.layers.0.weight", "network.layers.0.bias"}
 
 
-@pytest.mark.parametrize(("encoder", "expected"), [(DiagonalNormal, 6), (FullCovarianceNormal, 9)])
+@pytest.mark.parametrize(("encoder", "expected"), [(DiagonalNormal, 6), (FullCovarianceNormal, 9), (RankTwo, 12)])
 def test_other_numbers_of_features_are_refused(encoder, expected):
     with pytest.raises(PairError, match=f"expected {expected} features .*found 7"):
         encoder(MLP(4, [], 7), 3)(torch.zeros(2, 4))

@@ -10,7 +10,7 @@ from statistical import assert_close
 from torch import nn
 
 from ppl_vae.errors import DataError, PairError
-from ppl_vae.networks import MLP, ConvDecoder, ConvEncoder, positive
+from ppl_vae.networks import MLP, ConvDecoder, ConvEncoder, Standardize, positive
 
 NETWORKS = {
     "mlp": (lambda: MLP(5, [7, 6], 4), (5,), (4,)),
@@ -71,3 +71,12 @@ def test_images_that_cannot_be_halved_are_refused(build, shape, channels):
 def test_positive_is_bounded_below_and_never_overflows():
     raw = torch.tensor([-1e4, 0.0, 1e4])
     assert_close(positive(raw, 0.5), [0.5, 0.5 + math.log(2), 10000.5])
+
+
+def test_standardised_numbers_have_mean_zero_and_variance_one_and_nothing_trains():
+    x = 7 + 3 * torch.randn(4, 5, 6)
+    layer = Standardize(x.mean(0), x.std(0, correction=0))
+    assert_close(layer(x).mean(0), torch.zeros(5, 6), scale=1.0)
+    assert_close(layer(x).square().mean(0), torch.ones(5, 6))
+    assert not list(layer.parameters())
+    assert set(layer.state_dict()) == {"loc", "scale"}

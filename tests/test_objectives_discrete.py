@@ -9,12 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, binary_rows
+from pairs import DiscreteVAE, ModuleVAE, binary_rows
 from pyro.poutine.messenger import Messenger
 from running import evaluate, flat, gradient, many_gradients
 from statistical import assert_close
 
 import ppl_vae as pv
+from ppl_vae.pair import as_pair
+from ppl_vae.rng import seeded
 
 
 @pytest.mark.usefixtures("float64")
@@ -74,6 +76,13 @@ class Given(Messenger):
             msg["value"], msg["done"] = self.value, True
 
 
+def seen_before(pair, objective, state):
+    """Puts the state of a running baseline: what earlier steps have left, the same for every draw."""
+    if getattr(objective, "baseline", "") == "running":
+        objective.begin(pair)
+        pair.store.running_reward.copy_(torch.tensor(state))
+
+
 def log_joint_of_discrete(vae, x):
     """log p(x given z) (N, 3) and log p(z) (3,) of a `DiscreteVAE`, by torch alone."""
     logits = vae.decoder(torch.eye(3))
@@ -105,9 +114,13 @@ def expected_bound_of_two(vae, x):
         (pv.ELBO(kl="sampled", beta=0.6), lambda vae, x: expected_elbo(vae, x, 0.6)),
         (pv.ELBO(beta=2.0, baseline="none"), lambda vae, x: expected_elbo(vae, x, 2.0)),
         (pv.ELBO(num_particles=2, baseline="batch", gradient="score"), lambda vae, x: expected_elbo(vae, x, 1.0)),
+        (pv.ELBO(baseline="running"), lambda vae, x: expected_elbo(vae, x, 1.0)),
+        (pv.ELBO(2, baseline="running", kl="sampled", beta=0.6), lambda vae, x: expected_elbo(vae, x, 0.6)),
         (pv.IWAE(num_particles=2), expected_bound_of_two),
+        (pv.IWAE(num_particles=2, gradient="score"), expected_bound_of_two),
+        (pv.IWAE(num_particles=2, gradient="vimco"), expected_bound_of_two),
     ],
-    ids=["leave-one-out", "sampled rate", "other data", "no baseline", "all by score", "bound"],
+    ids=repr,
 )
 def test_the_score_function_is_unbiased_to_rounding(objective, expected):
     """S8: estimates at every joint draw, weighted by its probability, sum to the gradient of the exact expectation."""
@@ -118,6 +131,7 @@ def test_the_score_function_is_unbiased_to_rounding(objective, expected):
     for values in itertools.product(range(3), repeat=2 * k):
         z = torch.tensor(values).reshape(k, 2)
         pair = pv.Pair(vae.model, Given(z if k > 1 else z[0])(vae.guide))
+        seen_before(pair, objective, [-1.3, 0.4])
         total = total + q.expand(k, 2, 3).gather(-1, z.unsqueeze(-1)).prod() * gradient(pair, x, objective, layout, 0)
     parameters = list(vae.parameters())
     assert_close(total, flat(torch.autograd.grad(-expected(vae, x), parameters), parameters), scale=1.0)
@@ -129,3 +143,71 @@ def test_a_baseline_lowers_the_variance_of_the_score_function():
     with_baseline = many_gradients(pair, x, pv.ELBO(num_particles=8, kl="sampled"), 200).var(0).sum()
     without = many_gradients(pair, x, pv.ELBO(num_particles=8, kl="sampled", baseline="none"), 200).var(0).sum()
     assert float(with_baseline) < 0.5 * float(without)
+
+
+RUNNING = pv.ELBO(gradient="score", kl="sampled", baseline="running")
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_running_baseline_is_the_average_of_the_steps_before():
+    """b_t = sum_s 0.9^(t-s) r_s / sum_s 0.9^(t-s) over s < t, and nothing before the first step."""
+    x, vae = binary_rows(), DiscreteVAE()
+    pair, layout = as_pair(vae), pv.check(vae, x).layout
+    RUNNING.begin(pair)
+    rewards = []
+    for t in range(4):
+        with seeded(t):
+            values = RUNNING.evaluate(pair, (x,), layout, 1.0)
+        weights = torch.tensor([0.9 ** (t - s - 1) for s in range(t)])
+        expected = sum(w * r for w, r in zip(weights, rewards, strict=True)) / weights.sum() if t else 0.0
+        with seeded(t):
+            plain = pv.ELBO(gradient="score", kl="sampled", baseline="none").evaluate(pair, (x,), layout, 1.0)
+        with seeded(t):
+            z = torch.distributions.Categorical(logits=vae.encoder(x)).sample()
+        log_q = vae.encoder(x).log_softmax(-1).gather(1, z[:, None]).mean()
+        assert_close(values.loss, plain.loss + expected * log_q)  # loss = -(reward + log q (reward - b))
+        rewards.append(values.objective)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_running_baseline_lowers_the_variance():
+    x, pair = binary_rows(), as_pair(DiscreteVAE())
+    RUNNING.begin(pair)
+    running = many_gradients(pair, x, RUNNING, 300)[50:].var(0).sum()
+    without = many_gradients(pair, x, pv.ELBO(kl="sampled", baseline="none"), 250).var(0).sum()
+    assert float(running) < 0.5 * float(without)
+
+
+def test_fits_with_a_running_baseline_repeat_and_leave_evaluations_alone():
+    """Its state starts anew in every fit, lies among the buffers, and moves in no evaluation."""
+    x, found = binary_rows(20), []
+    vae = DiscreteVAE()
+    start = {name: value.clone() for name, value in vae.state_dict().items()}
+    for _ in range(2):
+        vae.load_state_dict(start)
+        fit = pv.fit(vae, x, objective=RUNNING, epochs=3, batch_size=8, validation=x, progress=False)
+        found.append(fit.history["elbo"])
+    assert found[0].tolist() == found[1].tolist()
+    pair = as_pair(vae)
+    state = pair.store.running_reward
+    assert any(state is b for b in pair.buffers())
+    assert "running" not in "".join(pair.state_dict())
+    before = state.clone()
+    pv.log_likelihood(vae, x, 10, progress=False)
+    pv.check(vae, x)
+    with torch.no_grad():
+        RUNNING.evaluate(pair, (x,), fit.report.layout, 1.0)
+    assert torch.equal(pair.store.running_reward, before)
+    assert float(before[1]) > 0
+    assert RUNNING.judge() == pv.ELBO()
+
+
+def test_objectives_without_meaning_are_refused():
+    with pytest.raises(ValueError, match="gradient='vimco' needs num_particles of at least 2"):
+        pv.IWAE(1, gradient="vimco")
+    with pytest.raises(ValueError, match="baseline"):
+        pv.ELBO(baseline="moving")
+    with pytest.raises(pv.PairError, match="baseline='running' needs a score-function latent"):
+        pv.fit(ModuleVAE(), binary_rows(), objective=pv.ELBO(baseline="running"), epochs=1, progress=False)
+    with pytest.raises(pv.PairError, match="begin"):
+        evaluate(DiscreteVAE(), binary_rows(), RUNNING)

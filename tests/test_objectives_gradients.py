@@ -62,6 +62,8 @@ def test_pathwise_gradients_are_finite_differences_of_the_value(objective, make)
         (pv.IWAE(num_particles=3, gradient="dreg"), pv.IWAE(num_particles=3), ModuleVAE),
         (pv.IWAE(num_particles=3, gradient="dreg"), pv.IWAE(num_particles=3), HierarchicalVAE),
         (pv.IWAE(num_particles=3, gradient="score"), pv.IWAE(num_particles=3), ModuleVAE),
+        (pv.IWAE(num_particles=3, gradient="vimco"), pv.IWAE(num_particles=3), ModuleVAE),
+        (pv.IWAE(num_particles=3, gradient="vimco"), pv.IWAE(num_particles=3), HierarchicalVAE),
     ],
     ids=lambda value: repr(value),
 )
@@ -200,7 +202,17 @@ def test_path_gradients_hold_parameters_wherever_they_are(objective):
     assert_close(gradients[2], gradients[0])
 
 
-@pytest.mark.parametrize("objective", [pv.ELBO(gradient="stl"), pv.ELBO(gradient="score"), pv.IWAE(gradient="dreg")])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pv.ELBO(gradient="stl"),
+        pv.ELBO(gradient="score"),
+        pv.IWAE(gradient="dreg"),
+        pv.IWAE(gradient="score"),
+        pv.IWAE(gradient="vimco"),
+    ],
+    ids=repr,
+)
 def test_gradients_that_need_a_density_refuse_points_and_globals(objective):
     def model(x):
         with pyro.plate("data", x.shape[0]):

@@ -12,7 +12,7 @@ import torch
 from statistical import assert_close, assert_mean
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.weights import Stream, khat_threshold, log_mean_exp, pareto_khat, tail_size
+from ppl_vae.weights import Stream, khat_threshold, leave_one_out, log_mean_exp, pareto_khat, tail_size
 
 
 def summarise(log_weight, pieces=1):
@@ -129,3 +129,13 @@ def test_bounds_rise_with_k_on_the_same_draws():
     bounds = [log_mean_exp(log_weight.reshape(-1, k, 2000), 1).mean(0) for k in (1, 2, 4, 8, 16, 32, 64)]
     for lower, upper in itertools.pairwise(bounds):
         assert bool((upper >= lower).all())
+
+
+def test_leaving_one_out_puts_the_geometric_mean_of_the_others_in_its_place(float64):
+    """Against a sum for every k, where one weight is nearly all of the sum too."""
+    log_weight = 3 * torch.randn(5, 4)
+    log_weight[2, 1] += 80.0
+    for k in range(5):
+        others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
+        replaced = torch.cat([others, others.mean(0, keepdim=True)])
+        assert_close(leave_one_out(log_weight)[k], replaced.logsumexp(0) - math.log(5))

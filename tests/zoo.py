@@ -12,6 +12,7 @@ from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows
 from torch import Tensor, nn
 
 import ppl_vae as pv
+from ppl_vae.conditional import Classifier, ConditionalVAE, SemiSupervisedVAE
 from ppl_vae.exact.trainable import TrainableGMM
 
 
@@ -21,9 +22,9 @@ class Case(NamedTuple):
     make: Callable[[], Any]
     """Makes the pair anew."""
     objective: Any
-    """What it trains by."""
-    data: Tensor
-    """What it trains on."""
+    """What it trains by, or a function of the pair that makes it."""
+    data: Tensor | tuple[Tensor, ...]
+    """What it trains on: the arguments of its programs."""
 
 
 class Plain(nn.Module):
@@ -93,15 +94,49 @@ def vae(decoder: nn.Module, encoder: nn.Module) -> pv.VAE:
     return pv.VAE(pv.priors.StandardNormal(2), decoder, encoder)
 
 
+def guided(encoder: Any, **options: Any) -> pv.VAE:
+    """A Gaussian VAE with an encoder of another family."""
+    return vae(pv.decoders.Gaussian.mlp(2, [8], 6), encoder.mlp(6, [8], 2, **options))
+
+
+def with_prior(make: Callable[[nn.Module], nn.Module]) -> pv.VAE:
+    """A Gaussian VAE whose prior is made from its encoder."""
+    encoder = _ENCODER(6, [8], 2)
+    return pv.VAE(make(encoder), pv.decoders.Gaussian.mlp(2, [8], 6), encoder)
+
+
 def convolutional() -> pv.VAE:
     """Convolutions both ways, on images of 8 x 8."""
     decoder = pv.decoders.Bernoulli(pv.networks.ConvDecoder(2, [4], (1, 8, 8)), (1, 8, 8))
     return vae(decoder, pv.encoders.DiagonalNormal(pv.networks.ConvEncoder((1, 8, 8), [4], 4), 2))
 
 
+def conditional() -> ConditionalVAE:
+    """Classes that are given."""
+    return ConditionalVAE(
+        pv.priors.StandardNormal(2), pv.decoders.Bernoulli.mlp(2 + 3, [8], 5), _ENCODER(5 + 3, [8], 2), 3
+    )
+
+
+def semi_supervised() -> SemiSupervisedVAE:
+    """Classes that are latent where no label is known."""
+    parts = conditional()
+    return SemiSupervisedVAE(parts.prior, parts.decoder, parts.encoder, Classifier.mlp(5, [8], 3), 3)
+
+
+def pixelcnn_decoder() -> pv.VAE:
+    """A PixelCNN that sees an image of features of z."""
+    network = pv.networks.ConvDecoder(2, [4], (3, 8, 8))
+    pixelcnn = pv.autoregressive.PixelCNN((1, 8, 8), 4, 2, context_shape=(3, 8, 8))
+    return vae(nn.Sequential(network, pixelcnn), pv.encoders.DiagonalNormal.mlp(64, [8], 2))
+
+
 torch.manual_seed(0)
 _BINARY, _REAL = binary_rows(20), torch.randn(20, 6)
+_LEVELS = torch.randint(4, (20, 6)).float()
 _IMAGES = (torch.rand(20, 1, 8, 8) < 0.5).float()
+_SMALL = {"context_dim": 3, "flow_hidden": [8], "num_flows": 1}
+_LABELS = torch.arange(20) % 4 - 1
 _ENCODER = pv.encoders.DiagonalNormal.mlp
 
 ZOO: dict[str, Case] = {
@@ -112,23 +147,57 @@ ZOO: dict[str, Case] = {
     "score function": Case(ModuleVAE, pv.ELBO(3, gradient="score"), _BINARY),
     "IWAE": Case(ModuleVAE, pv.IWAE(4), _BINARY),
     "DReG": Case(ModuleVAE, pv.IWAE(4, gradient="dreg"), _BINARY),
+    "VIMCO": Case(DiscreteVAE, pv.IWAE(4, gradient="vimco"), _BINARY),
     "Renyi": Case(ModuleVAE, pv.Renyi(0.5, 3), _BINARY),
     "hierarchy": Case(HierarchicalVAE, pv.ELBO(), _BINARY),
     "discrete, score function": Case(DiscreteVAE, pv.ELBO(3), _BINARY),
+    "discrete, running baseline": Case(DiscreteVAE, pv.ELBO(baseline="running"), _BINARY),
     "discrete, enumerated": Case(DiscreteVAE, pv.ELBO(discrete="enumerate"), _BINARY),
     "mixture, enumerated": Case(mixture, pv.ELBO(discrete="enumerate"), _REAL.double()),
+    "layers": Case(lambda: pv.HierarchicalVAE.burda(5, ((8,), (6,)), (3, 2)), pv.IWAE(3), _BINARY),
+    "classes given": Case(conditional, pv.ELBO(), (_BINARY, _LABELS.clamp_min(0))),
+    "classes given in part": Case(
+        semi_supervised,
+        lambda pair: pv.Supervised(pv.ELBO(discrete="enumerate"), pair.log_label, weight=2.0),
+        (_BINARY, _LABELS),
+    ),
     "full covariance": Case(
-        lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6), pv.encoders.FullCovarianceNormal.mlp(6, [8], 2)),
+        lambda: guided(pv.encoders.FullCovarianceNormal),
         pv.ELBO(),
         _REAL,
     ),
+    "low-rank covariance": Case(lambda: guided(pv.encoders.LowRankNormal, rank=1), pv.ELBO(), _REAL),
+    "inverse autoregressive flow": Case(lambda: guided(pv.encoders.InverseAutoregressive, **_SMALL), pv.ELBO(), _REAL),
+    "neural spline flow, DReG": Case(
+        lambda: guided(pv.encoders.NeuralSpline, **_SMALL), pv.IWAE(2, gradient="dreg"), _REAL
+    ),
+    "mixture as prior": Case(lambda: with_prior(lambda _: pv.priors.MixtureOfNormals(2, 3)), pv.ELBO(), _REAL),
+    "VampPrior": Case(lambda: with_prior(lambda e: pv.priors.VampPrior(e, _REAL[:3])), pv.IWAE(3), _REAL),
+    "flow as prior": Case(lambda: with_prior(lambda _: pv.priors.FlowPrior(2, "affine", [8], 1)), pv.ELBO(), _REAL),
     "learned scale": Case(
         lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6, scale="learned"), _ENCODER(6, [8], 2)), pv.ELBO(), _REAL
     ),
     "scale of the latent": Case(
         lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6, scale="per_latent"), _ENCODER(6, [8], 2)), pv.ELBO(), _REAL
     ),
+    **{
+        f"decoder {name}": Case(lambda decoder=decoder: vae(decoder(), _ENCODER(6, [8], 2)), pv.ELBO(), data)
+        for name, (decoder, data) in {
+            "continuous Bernoulli": (lambda: pv.decoders.ContinuousBernoulli.mlp(2, [8], 6), _REAL.sigmoid()),
+            "categorical": (lambda: pv.decoders.Categorical.mlp(2, [8], 6, num_levels=4), _LEVELS),
+            "discretised logistic": (lambda: pv.decoders.DiscretizedLogistic.mlp(2, [8], 6, num_levels=4), _LEVELS),
+            "mixture": (lambda: pv.decoders.DiscretizedLogisticMixture.mlp(2, [8], 6, num_levels=4), _LEVELS),
+            "Poisson": (lambda: pv.decoders.Poisson.mlp(2, [8], 6), _LEVELS),
+            "negative binomial": (lambda: pv.decoders.NegativeBinomial.mlp(2, [8], 6), _LEVELS),
+        }.items()
+    },
     "convolutional": Case(convolutional, pv.ELBO(), _IMAGES),
+    "autoencoder": Case(
+        lambda: pv.Autoencoder(pv.networks.MLP(6, [8], 2), pv.decoders.Gaussian.mlp(2, [8], 6)), pv.ELBO(), _REAL
+    ),
+    "MADE": Case(lambda: pv.autoregressive.MADE(5, [8]), pv.ELBO(), _BINARY),
+    "PixelCNN": Case(lambda: pv.autoregressive.PixelCNN((1, 8, 8), 4, 2), pv.ELBO(), _IMAGES),
+    "PixelCNN as decoder": Case(pixelcnn_decoder, pv.ELBO(), _IMAGES),
     "batch normalisation and dropout": Case(batch_norm, pv.ELBO(), _REAL),
     "flow": Case(Flow, pv.ELBO(), _REAL),
     "constrained": Case(positive_parameters, pv.ELBO(2), _REAL),

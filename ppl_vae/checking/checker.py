@@ -121,6 +121,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
     sampled = [name for name in layout.local_latents if name not in layout.analytic]
     if sampled:
         notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
+    if layout.reconstructed:
+        notes.append(f"site {layout.reconstructed[0]!r} reads what it observes: a reconstruction, without log p(x)")
     cautions = density_cautions(model)
     sites, parameters = describe_sites(guide, prior, layout), describe_parameters(pair)
     return CheckReport(sites, parameters, layout, (*notes, *cautions), cautions)

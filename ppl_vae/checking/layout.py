@@ -37,6 +37,7 @@ def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
         not_reparametrised=tuple(n for n in latents if not guide.sites[n]["fn"].has_rsample),
         may_leave_support=frozenset(n for n in latents if _may_leave(guide.sites[n], model.sites[n])),
         bounded=bounded,
+        reconstructed=tuple(n for n, s in model.sites.items() if (s["infer"] or {}).get("is_reconstruction")),
         rescaled=any(is_rescaled(s) for s in sites),
         subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
         full_size=stated_size(model),

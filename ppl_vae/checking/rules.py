@@ -24,7 +24,12 @@ __all__ = [
 ]
 
 
-_BINARISE = "binarise it: ppl_vae.data.binarize(x, seed=0), or in fit binarize='dynamic'"
+_LEVELS = "make levels 0, 1, ... of grey images: ppl_vae.data.quantize(x, levels)"
+_MENDS = {
+    "Bernoulli": "binarise it: ppl_vae.data.binarize(x, seed=0), or in fit binarize='dynamic'",
+    "CategoricalLevels": _LEVELS,
+    "DiscretizedLogistic": _LEVELS,
+}
 
 
 def check_sites(guide: Tape, model: Tape) -> None:
@@ -199,7 +204,7 @@ def check_inside(site: Site, value: Tensor, start: int) -> None:
     if outside is not None:
         row, found = outside
         family, allowed = distribution_name(site["fn"]), support_name(support)
-        mend = _BINARISE if family == "Bernoulli" else "choose a likelihood for such data"
+        mend = _MENDS.get(family, "choose a likelihood for such data")
         raise DataError(
             f"site {site['name']!r}, row {start + row}: expected values in the support {allowed} of {family}, "
             f"found {found:.6g}; {mend}"

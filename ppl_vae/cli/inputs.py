@@ -36,6 +36,8 @@ class Splits:
     """Test data."""
     image_shape: tuple[int, int, int] | None
     """Channels, height and width of a datum that is an image."""
+    white: float = 1.0
+    """The number that is drawn white: the highest level of quantised images."""
 
 
 def load_splits(spec: DataSpec) -> Splits:
@@ -48,13 +50,17 @@ def load_splits(spec: DataSpec) -> Splits:
         DataError: The data cannot be had, or cannot be binarised; file and row are named.
     """
     splits = _from_file(Path(spec.name), spec.arrays) if spec.is_file else _from_name(spec)
-    if spec.dequantize is None and spec.binarize == "none":
+    if spec.dequantize is None and spec.quantize is None and spec.binarize == "none":
         return splits
     train, validation, test = (_drawn(splits, part, spec) for part in _PARTS)
     if spec.binarize == "dynamic":
         return replace(splits, title=f"{splits.title}, binarised", test=test)
-    done = "binarised" if spec.dequantize is None else "dequantised"
-    return replace(splits, title=f"{splits.title}, {done}", train=train, validation=validation, test=test)
+    if spec.quantize is not None:
+        splits = replace(splits, title=f"{splits.title} in {spec.quantize} levels", white=spec.quantize - 1.0)
+    else:
+        done = "binarised" if spec.dequantize is None else "dequantised"
+        splits = replace(splits, title=f"{splits.title}, {done}")
+    return replace(splits, train=train, validation=validation, test=test)
 
 
 def random_rows(batch: Batch, limit: int | None) -> Batch:
@@ -66,11 +72,14 @@ def random_rows(batch: Batch, limit: int | None) -> Batch:
 
 
 def _drawn(splits: Splits, part: str, spec: DataSpec) -> Batch:
-    """One part of the data with its first array binarised or dequantised."""
+    """One part of the data with its first array binarised, dequantised or quantised."""
     first, *others = getattr(splits, part)
     seed = key(0, _PARTS.index(part))
     try:
-        x = data.binarize(first, seed) if spec.dequantize is None else data.dequantize(first, spec.dequantize, seed)
+        if spec.dequantize is not None:
+            x = data.dequantize(first, spec.dequantize, seed)
+        else:
+            x = data.binarize(first, seed) if spec.quantize is None else data.quantize(first, spec.quantize)
     except DataError as error:
         raise DataError(f"{splits.title}, {part.replace('train', 'training')} data, {error}") from error
     return (x, *others)

@@ -52,6 +52,7 @@ def fit(
     data_dir: o.DataDirOption = None,
     binarize: o.BinarizeOption = None,
     dequantize: o.DequantizeOption = None,
+    quantize: o.QuantizeOption = None,
     latent_dim: o.LatentDimOption = None,
     hidden: o.HiddenOption = None,
     epochs: o.EpochsOption = 20,
@@ -85,7 +86,7 @@ def fit(
     from ppl_vae.cli.work import EvaluationSettings, Training, free_directory, train
 
     pair_spec = _pair_spec(pair, latent_dim, hidden, seed)
-    data_spec = _data_spec(data, data_dir, binarize, dequantize, arrays, pair_spec)
+    data_spec = _data_spec(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     training = Training(
         epochs=epochs,
         batch_size=batch_size,
@@ -153,6 +154,7 @@ def check(
     data_dir: o.DataDirOption = None,
     binarize: o.BinarizeOption = None,
     dequantize: o.DequantizeOption = None,
+    quantize: o.QuantizeOption = None,
     latent_dim: o.LatentDimOption = None,
     hidden: o.HiddenOption = None,
     rows: o.CheckedRowsOption = 64,
@@ -164,7 +166,7 @@ def check(
 
     pair_spec = _pair_spec(pair, latent_dim, hidden, 0)
     console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
-    data_spec = _data_spec(data, data_dir, binarize, dequantize, arrays, pair_spec)
+    data_spec = _data_spec(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     console.print(check_pair(pair_spec, data_spec, rows))
 
 
@@ -211,18 +213,20 @@ def _widths(text: str) -> tuple[int, ...]:
 def _data_spec(
     name: str,
     data_dir: str | None,
-    binarize: Binarization | None,
-    dequantize: int | None,
+    made: tuple[Binarization | None, int | None, int | None],
     arrays: str | None,
     pair: PairSpec,
 ) -> DataSpec:
     from ppl_vae.cli.pairs import is_binary
     from ppl_vae.rundir import DataSpec
 
+    binarize, dequantize, quantize = made
     drawn = binarize or ("dynamic" if is_binary(pair) else "none")
     if dequantize is not None and drawn != "none":
         raise typer.BadParameter("--dequantize makes densities, binarised data have none: leave one of them out")
+    if quantize is not None and (dequantize is not None or drawn != "none"):
+        raise typer.BadParameter("--quantize makes levels: leave out --dequantize and --binarize")
     names = () if arrays is None else tuple(part.strip() for part in arrays.split(","))
     if not all(names):
         raise typer.BadParameter(f"--arrays: expected names such as x,y, found {arrays!r}")
-    return DataSpec(name, drawn, data_dir, names, dequantize)
+    return DataSpec(name, drawn, data_dir, names, dequantize, quantize)

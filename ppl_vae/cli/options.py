@@ -36,6 +36,7 @@ __all__ = [
     "PairAgainOption",
     "PairArgument",
     "PatienceOption",
+    "QuantizeOption",
     "RunArgument",
     "RunDirOption",
     "RunsArgument",
@@ -57,8 +58,9 @@ PairArgument = Annotated[
     str,
     typer.Argument(
         metavar="PAIR",
-        help="A recipe (vae, gaussian-vae, scaled-vae), path/to/file.py:factory or package.module:factory. A factory "
-        "takes no argument, or D, the number of entries of a datum, and returns ppl_vae.Pair(model, guide).",
+        help="A recipe (vae, gaussian-vae, scaled-vae, levels-vae, counts-vae), path/to/file.py:factory or "
+        "package.module:factory. A factory takes no argument, or D, the number of entries of a datum, and returns "
+        "ppl_vae.Pair(model, guide).",
     ),
 ]
 PairAgainOption = Annotated[
@@ -116,6 +118,17 @@ DequantizeOption = Annotated[
         metavar="LEVELS",
         help="Spread each of so many equal grey levels in [0, 1] over its share, by a fixed seed: 17 for digits, 256 "
         "for bytes. Densities need it, as of gaussian-vae.",
+        show_default="no",
+    ),
+]
+QuantizeOption = Annotated[
+    int | None,
+    _option(
+        _DATA,
+        min=2,
+        metavar="LEVELS",
+        help="Turn grey images in [0, 1] into so many integer levels 0, 1, ...: 17 for digits, 256 for bytes. "
+        "Probabilities of levels need it, as of levels-vae and counts-vae.",
         show_default="no",
     ),
 ]

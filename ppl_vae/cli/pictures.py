@@ -72,4 +72,4 @@ def _save(figure: Figure, root: Path, name: str) -> None:
 def _images(x: Tensor, splits: Splits) -> np.ndarray:
     assert splits.image_shape is not None
     with torch.no_grad():
-        return x.cpu().reshape(-1, *splits.image_shape).numpy()
+        return (x.cpu() / splits.white).reshape(-1, *splits.image_shape).numpy()

@@ -18,6 +18,7 @@ _TENSOR = re.compile(r"tensor\(\[[^()]*\)")
 # What the library calls by the names of its arguments.
 _OPTIONS = {
     "ppl_vae.data.binarize(x, seed=0), or in fit binarize='dynamic'": "--binarize dynamic",
+    "ppl_vae.data.quantize(x, levels)": "--quantize LEVELS",
     "load_array reads files of your own": "a file of your own is FILE.npy or FILE.npz",
     "choose another run_dir": "choose another --run-dir",
     "pass key": "name it in --arrays",

@@ -152,10 +152,10 @@ def _finish(root: Path, record: RunRecord, result: Fit, pair: Any, splits: Split
     done = replace(record, status="finished", steps=result.steps, best_step=result.best_step, seconds=result.seconds)
     write_run(root, done)
     last, kind = result.history[-1], "compiled steps" if result.compiled else "steps"
-    typer.echo(
-        f"{result.steps} {kind} in {result.seconds:.1f} s: ELBO {last.elbo:.2f} = "
-        f"-({last.distortion:.2f} distortion + {last.rate:.2f} rate) nats per datum in the last epoch"
-    )
+    reached = f"ELBO {last.elbo:.2f} = -({last.distortion:.2f} distortion + {last.rate:.2f} rate)"
+    if math.isnan(last.elbo):
+        reached = f"objective {last.objective:.2f}"
+    typer.echo(f"{result.steps} {kind} in {result.seconds:.1f} s: {reached} nats per datum in the last epoch")
     name = "IWAE bound" if objective == "iwae" else "ELBO with beta"
     draw_fit(root, pair, splits, result.history, name)
 

@@ -1,7 +1,7 @@
 """Data sets with a fixed split and checked bytes, generated ones, and bounded readers for arrays of one's own."""
 
 from ppl_vae.data.factors import FactorImages, sprites
-from ppl_vae.data.levels import binarize, dequantize
+from ppl_vae.data.levels import binarize, dequantize, levels_log_prob, quantize
 from ppl_vae.data.readers import array_names, load_array
 from ppl_vae.data.sets import ImageData, Labels, load, split_rows
 
@@ -12,8 +12,10 @@ __all__ = [
     "array_names",
     "binarize",
     "dequantize",
+    "levels_log_prob",
     "load",
     "load_array",
+    "quantize",
     "split_rows",
     "sprites",
 ]

@@ -1,8 +1,9 @@
-"""From grey levels to data that have a likelihood: binary ones a probability, dequantised ones a density."""
+"""From grey levels to data that have a likelihood: binary ones or levels a probability, dequantised ones a density."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch.distributions import constraints
 from ppl_vae.errors import DataError
 from ppl_vae.supports import first_outside
 
-__all__ = ["binarize", "dequantize"]
+__all__ = ["binarize", "dequantize", "levels_log_prob", "quantize"]
+
+Number = TypeVar("Number", float, np.ndarray, Tensor)
 
 
 def binarize(x: Tensor | np.ndarray, seed: int = 0) -> Tensor:
@@ -40,7 +43,8 @@ def binarize(x: Tensor | np.ndarray, seed: int = 0) -> Tensor:
 def dequantize(x: Tensor | np.ndarray, levels: int, seed: int = 0) -> Tensor:
     """Spread each grey level uniformly over its share of [0, 1]: data that have a density.
 
-    The level j of L, x = j / (L - 1), becomes (j + u) / L with u uniform on [0, 1).
+    The level j of L, x = j / (L - 1), becomes (j + u) / L with u uniform on [0, 1): `levels_log_prob` says what such a
+    density tells of the levels, and `quantize` undoes it.
 
     Args:
         x: Grey levels (N, *event), 0 to 1 in equal steps, a tensor or a numpy array; the result is on its device.
@@ -58,8 +62,7 @@ def dequantize(x: Tensor | np.ndarray, levels: int, seed: int = 0) -> Tensor:
         >>> dequantize(torch.tensor([[0.0, 1.0]]), levels=2).mul(2).floor()
         tensor([[0., 1.]])
     """
-    if levels < 2:
-        raise DataError(f"levels: expected the number of grey levels, at least 2, found {levels}")
+    _check_number(levels)
     x = _grey(x)
     steps = (levels - 1) * x
     between = ((steps - steps.round()).abs() > 1e-3).reshape(len(x), -1).any(1)
@@ -67,6 +70,54 @@ def dequantize(x: Tensor | np.ndarray, levels: int, seed: int = 0) -> Tensor:
         row = int(between.nonzero()[0])
         raise DataError(f"row {row}: expected {levels} equal grey levels, found values between them: is it {levels}?")
     return (steps.round() + _uniform(x, seed)) / levels
+
+
+def quantize(x: Tensor | np.ndarray, levels: int) -> Tensor:
+    """Turn grey images into integer levels 0..L-1: the number of the share of [0, 1] that a pixel lies in.
+
+    The level of x is min(floor(L x), L - 1); the grey level j / (L - 1) becomes j, so that images of L levels lose
+    nothing.
+
+    Args:
+        x: Grey images (N, *event) in [0, 1], a tensor or a numpy array; the result is on its device, of its dtype.
+        levels: L, number of levels.
+
+    Raises:
+        DataError: x is no tensor or array of real numbers, or an entry is outside [0, 1]; its row is named.
+
+    Example:
+        >>> quantize(torch.tensor([[0.0, 0.3, 0.5, 1.0]]), levels=4)
+        tensor([[0., 1., 2., 3.]])
+    """
+    _check_number(levels)
+    return (_grey(x) * levels).floor().clamp_max(levels - 1)
+
+
+def levels_log_prob(log_density: Number, num_dimensions: int, levels: int) -> Number:
+    """The lower bound of log P(levels) that the log-density of dequantised data gives: `log p(y) - D log L`.
+
+    The probability of levels j is the integral of the density over their share of the unit cube, whose volume is L^-D:
+    P(j) = L^-D E_u p((j + u) / L), and by Jensen's inequality log P(j) >= E_u log p(y) - D log L. In bits per dimension
+    of the levels the shift is log2 L. Only so is a density set beside probabilities of the same levels.
+
+    Args:
+        log_density: log p(y) of data y of `dequantize`, nats per datum; numbers of any shape.
+        num_dimensions: D, number of entries of a datum.
+        levels: L, number of levels.
+
+    Reference:
+        Theis, van den Oord and Bethge (2016), A Note on the Evaluation of Generative Models, section 3.1.
+
+    Example:
+        >>> levels_log_prob(0.0, num_dimensions=1, levels=2)  # the uniform density, two levels
+        -0.6931471805599453
+    """
+    return log_density - num_dimensions * math.log(levels)
+
+
+def _check_number(levels: int) -> None:
+    if levels < 2:
+        raise DataError(f"levels: expected the number of grey levels, at least 2, found {levels}")
 
 
 def _grey(x: Any) -> Tensor:

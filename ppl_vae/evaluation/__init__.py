@@ -1,6 +1,23 @@
 """Estimates of how good a pair is, each with its error."""
 
+from ppl_vae.evaluation.annealed import (
+    AnnealedLogLikelihood,
+    Sandwich,
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+)
+from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.result import LogLikelihood
 
-__all__ = ["LogLikelihood", "log_likelihood"]
+__all__ = [
+    "AnnealedLogLikelihood",
+    "Annealing",
+    "LogLikelihood",
+    "Sandwich",
+    "annealed_importance_sampling",
+    "bidirectional_monte_carlo",
+    "log_evidence",
+    "log_likelihood",
+]

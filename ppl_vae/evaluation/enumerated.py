@@ -1,4 +1,4 @@
-"""The exact answer where latents have finitely many values: it judges the estimate, where k-hat has nothing to say."""
+"""The exact answer where latents have finitely many values, or there are none: k-hat has nothing to say of them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
+from ppl_vae.evaluation.evidence import enumerate_latents
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
-from ppl_vae.terms import run
 from ppl_vae.weights import Summary
 
 __all__ = ["judged"]
@@ -21,12 +21,14 @@ def judged(summary: Summary, pair: Pair, batch: Batch, layout: Layout, num_sampl
 
     Weights of finitely many values have no tail to fit, and values that were never drawn leave no trace in them. Where
     going through all values costs no more than the samples did, k-hat is -inf for an estimate within four of its
-    standard errors, and 0.2 nats, of log sum_z p(x, z), +inf for any other.
+    standard errors, and 0.2 nats, of log sum_z p(x, z), +inf for any other. Without latents every weight is p(x).
     """
+    if not layout.local_latents:
+        zero, every = np.zeros_like(summary.value), np.full_like(summary.value, num_samples)
+        return summary._replace(stderr=zero, ess=every, khat=np.full_like(zero, -np.inf))
     if not _is_enumerable(layout, num_samples):
         return summary
-    terms = run(pair, batch, 1, layout, enumerate_discrete=True).unscaled()
-    exact = (terms.log_lik + terms.log_prior).double().logsumexp(0).cpu().numpy()
+    exact = enumerate_latents(pair, batch, layout).cpu().numpy()
     error = np.abs(summary.value - exact)
     agrees = error <= np.minimum(_STANDARD_ERRORS * np.nan_to_num(summary.stderr), _MOST) + _ROUNDING
     return summary._replace(khat=np.where(agrees, -np.inf, np.inf))

@@ -10,11 +10,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking import check, check_observations, check_rows
-from ppl_vae.device import choose_device
-from ppl_vae.distributed import current
-from ppl_vae.errors import PairError
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK
 from ppl_vae.evaluation.enumerated import judged
@@ -22,18 +17,18 @@ from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer
+from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.weighing import Plan, weigh
 from ppl_vae.options import whole_number
-from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_state, on_device
+from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import seeded
 from ppl_vae.tape import Batch, Layout
-from ppl_vae.validation import validating
 
 __all__ = ["log_likelihood"]
 
 # Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
-_PROBE_ROWS, _MAX_ROWS = 16, 256
+_MAX_ROWS = 256
 _BLOCK_SCALARS = 1 << 21
 
 
@@ -53,7 +48,8 @@ def log_likelihood(
 
     .. math:: \log \hat p(x) = \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
-    p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Exactly K samples are drawn whatever
+    p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Of a pair without latents it is
+    log p(x) itself, with error 0. Exactly K samples are drawn whatever
     the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
     Neither parameters, buffers, modes, numbers that programs keep by name nor torch's random state are changed (but for
     what a first run makes and what programs add to containers, as in `check`). Where torch.distributed has been
@@ -76,8 +72,8 @@ def log_likelihood(
         A `LogLikelihood`; `print` gives the verdict in a sentence.
 
     Raises:
-        PairError: If the pair is not valid, has latents outside the data plate, subsamples within a datum, or raises
-            on some rows, which are named; the error itself is the cause.
+        PairError: If the pair is not valid, reconstructs the datum that it scores, has latents outside the data plate,
+            subsamples within a datum, or raises on some rows, which are named; the error itself is the cause.
         DataError: If a datum lies outside the support of its site.
         EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named.
 
@@ -97,30 +93,19 @@ def log_likelihood(
     whole_number("num_draws", num_draws, least=0)
     whole_number("seed", seed)
     start = time.monotonic()
-    pair = as_pair(pair)
-    target = pair.device if device == "auto" else choose_device(device)
-    group = current()
-    with ExitStack() as stack:
-        stack.enter_context(group.together(target))
-        rows = as_rows(data).with_dtype(pair.dtype)
-        layout = _checked(pair, rows)
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(on_device(pair, target))
-        stack.enter_context(frozen_modes(pair))
-        stack.enter_context(kept_state(pair))
-        stack.enter_context(validating(False))
+    with evaluating(pair, data, device) as (pair, rows, layout, target, group), ExitStack() as stack:
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
-        plan = Plan(num_samples, *_block_shape(num_samples, size, layout), num_draws, seed)
+        num_drawn = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
+        plan = Plan(num_drawn, *_block_shape(num_drawn, size, layout), num_draws, seed)
         blocks = range(0, len(rows), plan.num_rows)
         blocks = blocks[group.share(len(blocks))]  # whole blocks: each has the noise that it has in one process alone
         own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
         draw = Proposer(
-            pair, layout, compile, len(blocks) * math.ceil(num_samples / plan.num_particles), plan.num_particles
+            pair, layout, compile, len(blocks) * math.ceil(num_drawn / plan.num_particles), plan.num_particles
         )
-        score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_samples)
+        score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_drawn)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
-        rows = rows.to(target)
         for first in blocks:
             batch = rows.take(slice(first, first + plan.num_rows), target)
             found, draws = weigh(batch, first, plan, layout, draw, score, target)
@@ -137,29 +122,6 @@ def log_likelihood(
         posterior=draws_of_all,
         posterior_log_lik=posterior_log_lik,
     )
-
-
-def _checked(pair: Pair, rows: Rows) -> Layout:
-    """Layout of the pair, which has been checked together with every row."""
-    layout = check(pair, rows.take(slice(0, _PROBE_ROWS)), proposes_outside=True).layout
-    _check_local(layout)
-    check_observations(pair, rows, layout)
-    check_rows(pair, rows, layout)
-    return layout
-
-
-def _check_local(layout: Layout) -> None:
-    if layout.global_latents:
-        raise PairError(
-            f"site {layout.global_latents[0]!r}: expected every latent inside the data plate, found it outside: data "
-            "are not independent given the parameters, so a log-likelihood per datum does not exist; "
-            "make it a parameter, or condition on a value of it"
-        )
-    if layout.subsampled:
-        raise PairError(
-            "a plate inside the data plate is subsampled: p(x given z) would be a noisy estimate inside a logarithm; "
-            "use the whole plate in evaluation"
-        )
 
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["image_grid", "reconstructions", "show_rows"]
+__all__ = ["image_grid", "reconstructions", "show_images", "show_rows"]
 
 
 def image_grid(
@@ -41,7 +41,7 @@ def image_grid(
     rows = math.ceil(len(stack) / columns)
     figure = new_figure(min(10.0, 0.55 * columns), min(10.0, 0.55 * rows) + (0.4 if title else 0.0))
     axes = figure.subplots()
-    _show(axes, stack, columns, value_range)
+    show_images(axes, stack, columns, value_range)
     axes.set_axis_off()
     axes.set_title(title)
     return figure
@@ -101,7 +101,7 @@ def show_rows(
     """
     stacks = [_images(images) for images in rows.values()]
     count, height = stacks[0].shape[:2]
-    _show(axes, np.concatenate(stacks), count, value_range)
+    show_images(axes, np.concatenate(stacks), count, value_range)
     axes.set_yticks([(height + 1) * row + height / 2 for row in range(len(stacks))], list(rows))
     axes.set_xticks([])
     axes.tick_params(length=0)
@@ -121,8 +121,10 @@ def _images(images: ArrayLike) -> NDArray[np.float64]:
     return stack
 
 
-def _show(axes: Axes, stack: NDArray[np.float64], columns: int, value_range: tuple[float, float]) -> None:
-    """Tile a stack into one picture, with lines of one pixel between the images, in a colour that no grey image has."""
+def show_images(
+    axes: Axes, stack: NDArray[np.float64], columns: int, value_range: tuple[float, float] = (0.0, 1.0)
+) -> None:
+    """Tile images (N, height, width) into one picture, with lines between them in a colour that no grey image has."""
     from matplotlib.colors import to_rgb
 
     low, high = value_range

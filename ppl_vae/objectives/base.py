@@ -60,7 +60,10 @@ class Objective(Protocol):
 
 
 def true_terms(terms: Terms, analytic: frozenset[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """True ELBO, distortion and rate of the run, without beta and without scales of the programs."""
+    """True ELBO, distortion and rate of the run, without beta and without scales of the programs.
+
+    A reconstruction reads the datum that it scores: it bounds no log p(x), and its ELBO is NaN.
+    """
     with torch.no_grad():
         plain = terms.unscaled()
         weights = plain.particle_weights
@@ -70,7 +73,8 @@ def true_terms(terms: Terms, analytic: frozenset[str]) -> tuple[Tensor, Tensor, 
         ).mean()
         if plain.global_kl is not None:
             rate = rate + plain.global_kl.mean()
-        return -distortion - rate, distortion, rate
+        elbo = -distortion - rate
+        return torch.full_like(elbo, torch.nan) if plain.reconstructs else elbo, distortion, rate
 
 
 def particle_mean(matrix: Tensor | float, weights: Tensor | None) -> Tensor:
@@ -100,7 +104,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_gradient(gradient: str, layout: Layout) -> None:
     """The latents of a pair have what a gradient other than the pathwise one needs."""
-    if gradient == "score":
+    if gradient in ("score", "vimco"):
         wrong, need = [*layout.points, *layout.global_latents], "latents with a density, inside the data plate"
     else:
         wrong, need = [*layout.points, *layout.not_reparametrised], "reparametrised latents with a density"

@@ -13,7 +13,7 @@ from ppl_vae.options import finite_number
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.terms import Terms, run
-from ppl_vae.weights import log_mean_exp
+from ppl_vae.weights import leave_one_out, log_mean_exp
 
 __all__ = ["IWAE", "Renyi"]
 
@@ -25,7 +25,11 @@ class IWAE:
     Args:
         num_particles: K.
         gradient: `pathwise`; `dreg`, doubly reparametrised for the guide (Tucker et al. 2019), lower variance at
-            large K; or `score`, the score function for every latent.
+            large K; `score`, the score function for every latent; or `vimco`, the same with a baseline for each draw
+            from the others (Mnih and Rezende 2016): the bound with its weight replaced by their geometric mean.
+
+    Raises:
+        ValueError: For an option that has no meaning, or `vimco` with one particle, which has no others.
 
     Example:
         >>> IWAE(num_particles=5, gradient="dreg")
@@ -33,11 +37,13 @@ class IWAE:
     """
 
     num_particles: int = 5
-    gradient: Literal["pathwise", "dreg", "score"] = "pathwise"
+    gradient: Literal["pathwise", "dreg", "score", "vimco"] = "pathwise"
 
     def __post_init__(self) -> None:
         check_particles(self.num_particles)
-        check_choice("gradient", self.gradient, ("pathwise", "dreg", "score"))
+        check_choice("gradient", self.gradient, ("pathwise", "dreg", "score", "vimco"))
+        if self.gradient == "vimco" and self.num_particles < 2:
+            raise ValueError("gradient='vimco' needs num_particles of at least 2")
 
     @property
     def beta(self) -> float:
@@ -50,11 +56,13 @@ class IWAE:
         doubly = self.gradient == "dreg"
         if self.gradient != "pathwise":
             check_gradient(self.gradient, layout)
-        terms = run(pair, batch, self.num_particles, layout, path_only=doubly, detach_draws=self.gradient == "score")
+        by_score = self.gradient in ("score", "vimco")
+        terms = run(pair, batch, self.num_particles, layout, path_only=doubly, detach_draws=by_score)
         log_weight = terms.log_weight
         bound = log_mean_exp(log_weight)
         if not doubly:
-            return _bound_values(terms, bound, self.gradient == "score")
+            baseline = leave_one_out(log_weight.detach()) if self.gradient == "vimco" else 0.0
+            return _bound_values(terms, bound, by_score, baseline)
         # d bound / d z_k = v_k d log w_k / d z_k with v = softmax(log w); DReG has v_k^2: one more factor on the path.
         share = log_weight.detach().softmax(0)
         terms.scale_paths(share)
@@ -104,14 +112,15 @@ class Renyi:
         return self
 
 
-def _bound_values(terms: Terms, bound: Tensor, all_by_score: bool) -> Values:
+def _bound_values(terms: Terms, bound: Tensor, all_by_score: bool, baseline: Tensor | float = 0.0) -> Values:
     objective = bound.mean()
     log_score = terms.log_score_all if all_by_score else terms.log_score
-    loss = -objective if log_score is None else -(objective + (log_score.sum(0) * bound.detach()).mean())
+    loss = -objective if log_score is None else -(objective + (log_score * (bound.detach() - baseline)).sum(0).mean())
     return Values(loss, objective.detach(), *true_terms(terms, frozenset()))
 
 
 def _check_per_datum(layout: Layout) -> None:
+    layout.check_likelihood()
     if layout.global_latents:
         raise PairError(
             f"site {layout.global_latents[0]!r}: a per-datum bound needs every latent inside the data plate; use ELBO()"

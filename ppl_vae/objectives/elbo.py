@@ -18,6 +18,7 @@ from ppl_vae.objectives.base import (
     total,
     true_terms,
 )
+from ppl_vae.objectives.baselines import BASELINES, baseline, begin_running, follow
 from ppl_vae.options import finite_number
 from ppl_vae.pair import Pair
 from ppl_vae.schedules import Schedule
@@ -39,7 +40,8 @@ class ELBO:
             whose variance vanishes at the posterior (Roeder et al. 2017); or `score`, the score function (Williams
             1992) for every latent. Latents that cannot be reparametrised use the score function in any case.
         baseline: Control variate of score-function terms: `leave_one_out`, the mean of the other particles (Kool et
-            al. 2019); `batch`, the mean of the other data; `none`; `auto`, the first of these that applies.
+            al. 2019); `batch`, the mean of the other data; `none`; `auto`, the first of these that applies; `running`,
+            an average of the rewards of earlier steps that forgets a tenth a step (Mnih and Gregor 2014).
         discrete: `score`, or `enumerate`: sum over the values of discrete latents exactly.
         free_bits: Floor, in nats per datum, under the batch mean of each latent site's rate (Kingma et al. 2016).
 
@@ -60,7 +62,7 @@ class ELBO:
     beta: float | Schedule = 1.0
     kl: Literal["auto", "analytic", "sampled"] = "auto"
     gradient: Literal["pathwise", "stl", "score"] = "pathwise"
-    baseline: Literal["auto", "none", "leave_one_out", "batch"] = "auto"
+    baseline: Literal["auto", "none", "leave_one_out", "batch", "running"] = "auto"
     discrete: Literal["score", "enumerate"] = "score"
     free_bits: float = 0.0
 
@@ -68,7 +70,7 @@ class ELBO:
         check_particles(self.num_particles)
         check_choice("kl", self.kl, ("auto", "analytic", "sampled"))
         check_choice("gradient", self.gradient, ("pathwise", "stl", "score"))
-        check_choice("baseline", self.baseline, ("auto", "none", "leave_one_out", "batch"))
+        check_choice("baseline", self.baseline, BASELINES)
         check_choice("discrete", self.discrete, ("score", "enumerate"))
         if self.gradient == "stl" and self.kl == "analytic":
             raise ValueError("gradient='stl' drops the score of the sampled log q: use kl='sampled' or 'auto'")
@@ -81,6 +83,11 @@ class ELBO:
         finite_number("free_bits", self.free_bits, least=0)
         if self.free_bits and self.gradient == "score":
             raise ValueError("free_bits has no score-function gradient: use gradient='pathwise'")
+
+    def begin(self, pair: Pair) -> None:
+        """Readies what the objective keeps with a pair: the average of `baseline="running"` starts anew."""
+        if self.baseline == "running":
+            begin_running(pair)
 
     def evaluate(self, pair: Pair, batch: Batch, layout: Layout, beta: Tensor | float) -> Values:
         """Runs the pair on a batch and returns loss, objective, true ELBO, distortion and rate."""
@@ -107,7 +114,7 @@ class ELBO:
             objective = particle_mean(terms.log_lik, weights).mean() - beta * sum(floors)
         if terms.global_kl is not None:
             objective = objective - beta * terms.global_kl.mean()
-        score = self._score_term(terms, reward, weights, beta, analytic != frozenset(layout.local_latents))
+        score = self._score_term(pair, terms, reward, weights, beta, analytic != frozenset(layout.local_latents))
         loss = -objective if score is None else -(objective + score)
         return Values(loss, objective.detach(), *true_terms(terms, analytic))
 
@@ -126,12 +133,12 @@ class ELBO:
         return layout.analytic
 
     def _score_term(
-        self, terms: Terms, reward: Tensor, weights: Tensor | None, beta: Tensor | float, sampled: bool
+        self, pair: Pair, terms: Terms, reward: Tensor, weights: Tensor | None, beta: Tensor | float, sampled: bool
     ) -> Tensor | None:
         """sum_k log q(z_k) (reward_k - baseline): its gradient is the score-function part, its value means nothing."""
         log_score = terms.log_score_all if self.gradient == "score" else terms.log_score
         if log_score is None and terms.global_score is None:
-            if self.baseline in ("leave_one_out", "batch"):
+            if self.baseline in ("leave_one_out", "batch", "running"):
                 raise PairError(f"baseline={self.baseline!r} needs a score-function latent, found none: use 'auto'")
             return None
         if self.free_bits:
@@ -139,7 +146,7 @@ class ELBO:
         with torch.no_grad():
             # The sampled rate carries -beta grad log q of its own, which has mean zero: this takes it back.
             own = beta if sampled else 0.0
-            advantage = reward + own - self._baseline(reward)
+            advantage = reward + own - baseline(self.baseline, reward, pair, self.discrete == "enumerate")
             if terms.global_kl is not None:
                 advantage = advantage - beta * terms.global_kl / terms.full_size
         total = torch.zeros((), device=reward.device)
@@ -147,6 +154,8 @@ class ELBO:
             total = total + particle_mean(log_score * advantage, None if weights is None else weights.detach()).mean()
         if terms.global_score is not None:
             total = total + self._global_score_term(terms, reward, beta, own)
+        if self.baseline == "running":
+            follow(pair, reward)
         return total
 
     def _global_score_term(self, terms: Terms, reward: Tensor, beta: Tensor | float, own: Tensor | float) -> Tensor:
@@ -155,18 +164,6 @@ class ELBO:
         assert terms.global_kl is not None
         cost = reward.mean(1, keepdim=True) - beta * terms.global_kl + own / terms.full_size
         return (terms.global_score * cost.detach()).mean()
-
-    def _baseline(self, reward: Tensor) -> Tensor | float:
-        """A value independent of the draw it is subtracted from (K, N)."""
-        particles, rows = reward.shape
-        choice = self.baseline
-        if choice == "auto":
-            choice = "leave_one_out" if particles > 1 and self.discrete == "score" else "batch" if rows > 1 else "none"
-        if choice == "leave_one_out":
-            return (reward.sum(0, keepdim=True) - reward) / (particles - 1)
-        if choice == "batch" and rows > 1:
-            return (reward.sum(1, keepdim=True) - reward) / (rows - 1)
-        return 0.0
 
 
 def _check_enumerable(layout: Layout) -> None:

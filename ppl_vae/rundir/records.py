@@ -65,6 +65,8 @@ class DataSpec:
     """Arrays of a `.npz`, in the order in which the programs take them."""
     dequantize: int | None = None
     """Number of grey levels to spread over their share of [0, 1]; None takes the data as they are."""
+    quantize: int | None = None
+    """Number of integer levels to turn grey images into; None takes the data as they are."""
 
     @property
     def is_file(self) -> bool:

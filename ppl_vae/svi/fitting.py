@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from contextlib import ExitStack
@@ -54,7 +55,8 @@ class Fit:
 
     def __repr__(self) -> str:
         last = self.history[-1]
-        return f"Fit(steps={self.steps}, seconds={self.seconds:.1f}, elbo={last.elbo:.3f} nats per datum)"
+        bound = f"objective={last.objective:.3f}" if math.isnan(last.elbo) else f"elbo={last.elbo:.3f}"
+        return f"Fit(steps={self.steps}, seconds={self.seconds:.1f}, {bound} nats per datum)"
 
 
 def fit(

@@ -56,6 +56,8 @@ class Stepper:
     ) -> None:
         self.pair, self.layout, self.settings, self.device = pair, layout, settings, device
         self.group = group
+        if (begin := getattr(settings.objective, "begin", None)) is not None:
+            begin(pair)
         self._watch = Watch(pair)
         self.parameters = self._watch.parameters
         if not self.parameters:

@@ -1,4 +1,4 @@
-"""Priors: modules whose forward returns the distribution p(z)."""
+"""The prior without parameters."""
 
 from __future__ import annotations
 

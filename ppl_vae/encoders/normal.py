@@ -1,4 +1,4 @@
-"""Encoders: modules whose forward maps x (N, *event) to the distribution q(z given x), batch shape (N,)."""
+"""Encoders whose density is a normal distribution."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.errors import PairError
+from ppl_vae.encoders.features import split
 from ppl_vae.networks import MLP, Activation, lower_bound, positive
+from ppl_vae.options import whole_number
 
-__all__ = ["DiagonalNormal", "FullCovarianceNormal"]
+__all__ = ["DiagonalNormal", "FullCovarianceNormal", "LowRankNormal"]
 
 
 class DiagonalNormal(nn.Module):
@@ -52,7 +53,7 @@ class DiagonalNormal(nn.Module):
 
     def forward(self, x: Tensor) -> dist.Independent:
         """Return q(z given x): batch shape (N,), event shape (latent_dim,)."""
-        loc, raw_scale = _split(self.network(x), [self.latent_dim, self.latent_dim])
+        loc, raw_scale = split(self.network(x), [self.latent_dim, self.latent_dim])
         return dist.Normal(loc, positive(raw_scale, self.min_scale)).to_event(1)
 
 
@@ -100,17 +101,56 @@ class FullCovarianceNormal(nn.Module):
     def forward(self, x: Tensor) -> dist.MultivariateNormal:
         """Return q(z given x): batch shape (N,), event shape (latent_dim,)."""
         below = self.latent_dim * (self.latent_dim - 1) // 2
-        loc, diagonal, lower = _split(self.network(x), [self.latent_dim, self.latent_dim, below])
+        loc, diagonal, lower = split(self.network(x), [self.latent_dim, self.latent_dim, below])
         lower = nn.functional.pad(lower, (0, 1))[..., self.entry]
         scale_tril = lower + torch.diag_embed(positive(diagonal, self.min_scale))
         return dist.MultivariateNormal(loc, scale_tril=scale_tril)
 
 
-def _split(features: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    """Cut the last dimension into parts of the given sizes."""
-    if features.shape[-1] != sum(sizes):
-        raise PairError(
-            f"the encoder with latent_dim = {sizes[0]} expected {sum(sizes)} features per datum from its network, "
-            f"found {features.shape[-1]}: give the network {sum(sizes)} outputs"
-        )
-    return features.split(sizes, -1)
+class LowRankNormal(nn.Module):
+    """The encoder `q(z given x) = N(z; mu(x), W(x) W(x)^T + diag(sigma(x)^2))` with W of `rank` columns.
+
+    Between `DiagonalNormal` (rank 0) and `FullCovarianceNormal`: features grow as the rank times latent_dim.
+
+    Args:
+        network: Maps x to (rank + 2) latent_dim features: mu(x), sigma(x) before the softplus, and W(x) row by row.
+        latent_dim: Dimension of z.
+        rank: Number of columns of W(x).
+        min_scale: Lower bound of sigma(x), in units of z.
+
+    Raises:
+        PairError: The network gives another number of features, or min_scale is negative.
+
+    Reference:
+        Ong, Nott and Smith (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
+
+    Example:
+        >>> q = LowRankNormal.mlp(784, [200, 200], 10, rank=2)(torch.zeros(32, 784))
+        >>> q.cov_factor.shape
+        torch.Size([32, 10, 2])
+    """
+
+    def __init__(self, network: nn.Module, latent_dim: int, rank: int, min_scale: float = 0.0) -> None:
+        super().__init__()
+        whole_number("rank", rank, least=1)
+        self.network, self.latent_dim, self.rank, self.min_scale = network, latent_dim, rank, lower_bound(min_scale)
+
+    @classmethod
+    def mlp(
+        cls,
+        in_features: int,
+        hidden: Sequence[int],
+        latent_dim: int,
+        rank: int,
+        min_scale: float = 0.0,
+        activation: Activation = nn.Tanh,
+    ) -> LowRankNormal:
+        """Build the encoder on an `MLP` with the right number of output features."""
+        return cls(MLP(in_features, hidden, (rank + 2) * latent_dim, activation), latent_dim, rank, min_scale)
+
+    def forward(self, x: Tensor) -> dist.LowRankMultivariateNormal:
+        """Return q(z given x): batch shape (N,), event shape (latent_dim,)."""
+        sizes = [self.latent_dim, self.latent_dim, self.rank * self.latent_dim]
+        loc, raw_scale, factor = split(self.network(x), sizes)
+        variance = positive(raw_scale, self.min_scale).square()
+        return dist.LowRankMultivariateNormal(loc, factor.unflatten(-1, (self.latent_dim, self.rank)), variance)

@@ -1,0 +1,64 @@
+"""One transition of Hamiltonian Monte Carlo, for many chains of many data at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.evaluation.unconstrained import Unconstrained
+
+__all__ = ["Density", "Transition", "transition"]
+
+Density = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""log f of points, (K, N), and its gradient by site."""
+
+_JITTER = 0.2  # of the step size: orbits of one length can return to where they started
+
+
+class Transition(NamedTuple):
+    """Where the chains are after a transition."""
+
+    points: dict[str, Tensor]
+    """Points by site."""
+    accepted: Tensor
+    """Probability with which each chain's proposal was accepted (K, N)."""
+
+
+def transition(
+    density: Density, points: Mapping[str, Tensor], step_size: Tensor, num_leapfrog: int, space: Unconstrained
+) -> Transition:
+    r"""Leapfrog steps with fresh momentum, then Metropolis: leaves f invariant whatever the step size.
+
+    .. math:: p \sim N(0, I), \quad H = -\log f(u) + \tfrac12 |p|^2, \quad
+              \text{accept with probability } \min(1, e^{H - H'})
+
+    A proposal whose energy is not finite is rejected.
+
+    Args:
+        density: log f and its gradient.
+        points: u, one point for each chain and datum.
+        step_size: epsilon of each datum (N,), in the unit of u. It may not depend on these chains.
+        num_leapfrog: Leapfrog steps of a proposal.
+        space: What the points are points of.
+
+    Reference:
+        Neal (2011), MCMC Using Hamiltonian Dynamics.
+    """
+    epsilon = step_size[None] * (1 + _JITTER * (2 * torch.rand((), dtype=step_size.dtype, device=step_size.device) - 1))
+    steps = {name: space.aligned(epsilon, name, u) for name, u in points.items()}
+    momentum = {name: torch.randn_like(u) for name, u in points.items()}
+    log_f, gradient = density(points)
+    energy = space.square(momentum) / 2 - log_f
+    moved = dict(points)
+    for _ in range(num_leapfrog):
+        momentum = {name: p + steps[name] / 2 * gradient[name] for name, p in momentum.items()}
+        moved = {name: u + steps[name] * momentum[name] for name, u in moved.items()}
+        new_log_f, gradient = density(moved)
+        momentum = {name: p + steps[name] / 2 * gradient[name] for name, p in momentum.items()}
+    loss = energy - (space.square(momentum) / 2 - new_log_f)
+    probability = torch.where(loss.isfinite(), loss.clamp_max(0.0).exp(), 0.0)
+    taken = torch.rand_like(probability) < probability
+    return Transition({n: torch.where(space.aligned(taken, n, u), moved[n], u) for n, u in points.items()}, probability)

@@ -1,0 +1,114 @@
+"""Latent values of a block of data as points of R^n, by the transforms of Pyro."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform, biject_to
+
+from ppl_vae.errors import PairError
+from ppl_vae.reductions import sum_to_data
+from ppl_vae.supports import is_fixed, support_name, support_of
+from ppl_vae.tape import Layout, Tape
+
+__all__ = ["Unconstrained"]
+
+
+class Unconstrained:
+    r"""The map between latent values z and points u of R^n, with its log-determinant log |dz / du|.
+
+    Points and values are dictionaries by site; those of K chains have a dimension of chains in front.
+
+    Args:
+        model: A run of the model, whose supports decide.
+        layout: Layout of the pair.
+
+    Raises:
+        PairError: A latent is discrete, or its support depends on other latents.
+    """
+
+    def __init__(self, model: Tape, layout: Layout) -> None:
+        self._layout = layout
+        self._transforms: dict[str, Transform] = {}
+        self._event_dims: dict[str, int] = {}
+        for name in layout.local_latents:
+            fn = model.sites[name]["fn"]
+            support = support_of(fn)
+            if support.is_discrete:
+                raise PairError(
+                    f"site {name!r}: expected a continuous latent, which Hamiltonian dynamics can move, found a "
+                    "discrete one; log_evidence sums over latents of finitely many values"
+                )
+            if not is_fixed(support):
+                raise PairError(
+                    f"site {name!r}: expected a support that is the same whatever the other latents, found "
+                    f"{support_name(support)}; write the site as a transform of one with a fixed support"
+                )
+            self._transforms[name], self._event_dims[name] = biject_to(support), fn.event_dim
+
+    def values(self, points: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The latent values z of points u, and log |dz / du| of each chain and datum, (K, N)."""
+        values = {name: self._transforms[name](u) for name, u in points.items()}
+        return values, self._total(self._log_det(name, u, values[name]) for name, u in points.items())
+
+    def points(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The points u of latent values z."""
+        return {name: self._transforms[name].inv(values[name]) for name in self._transforms}
+
+    def repeated(self, z: Tensor, name: str, num_chains: int) -> Tensor:
+        """Values of a run without chains, the same for each of so many."""
+        missing = -self._layout.particle_dim - (z.dim() - self._event_dims[name])
+        first = z.reshape((1,) * missing + z.shape)
+        return first.expand(num_chains, *first.shape[1:])
+
+    def square(self, points: Mapping[str, Tensor]) -> Tensor:
+        """Squared length of the point of each chain and datum, (K, N)."""
+        return self._total(_sum_last(u.square(), self._depth(name)) for name, u in points.items())
+
+    def flat(self, points: Mapping[str, Tensor]) -> Tensor:
+        """Points of K chains as one matrix a site after the other, (K, N, D)."""
+        parts = [self._data_second(name, u) for name, u in points.items()]
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], -1)
+
+    def from_flat(self, matrix: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The points of a matrix (K', N, D), by the shapes of other points."""
+        points, first = {}, 0
+        for name, u in like.items():
+            shape = self._data_second(name, u).shape[2:]
+            part = matrix[..., first : first + shape.numel()].unflatten(-1, shape) if shape else matrix[..., first]
+            points[name] = part.movedim(1, self._data_dim(name, u))
+            first += shape.numel()
+        return points
+
+    def _data_second(self, name: str, u: Tensor) -> Tensor:
+        return u.movedim(self._data_dim(name, u), 1)
+
+    def _data_dim(self, name: str, u: Tensor) -> int:
+        return u.dim() - self._depth(name) + self._layout.data_dim
+
+    def aligned(self, matrix: Tensor, name: str, like: Tensor) -> Tensor:
+        """Reshapes a matrix (K, N) or (1, N) so that it multiplies points of a site."""
+        shape = [1] * -self._layout.particle_dim
+        shape[0], shape[self._layout.data_dim] = matrix.shape
+        spread = matrix.reshape(shape + [1] * self._depth(name))
+        return spread if spread.dim() == like.dim() else spread.reshape(spread.shape[spread.dim() - like.dim() :])
+
+    def _depth(self, name: str) -> int:
+        """Event dimensions of the points of a site."""
+        transform = self._transforms[name]
+        return self._event_dims[name] - transform.codomain.event_dim + transform.domain.event_dim
+
+    def _log_det(self, name: str, u: Tensor, z: Tensor) -> Tensor:
+        transform = self._transforms[name]
+        return _sum_last(transform.log_abs_det_jacobian(u, z), self._event_dims[name] - transform.codomain.event_dim)
+
+    def _total(self, parts: Iterable[Tensor]) -> Tensor:
+        reduced = [sum_to_data(part, self._layout) for part in parts]
+        return sum(reduced[1:], reduced[0])
+
+
+def _sum_last(x: Tensor, dims: int) -> Tensor:
+    """Sums the last dimensions."""
+    return x.sum(list(range(-dims, 0))) if dims else x

@@ -1,0 +1,123 @@
+"""The exact evidence: against closed forms, scipy's quadrature and sums by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import DiscreteVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
+from scipy import integrate, stats
+from statistical import assert_close, assert_estimates, assert_within
+from training import fresh
+
+import ppl_vae as pv
+
+
+def evidence(pair, x):
+    return pv.log_evidence(pair, x, progress=False)
+
+
+@pytest.mark.parametrize("latent", [1, 2])
+def test_quadrature_of_ppca(latent: int):
+    ppca = small_ppca(5, latent)
+    x = torch.cat([ppca.sample(20), 6 * torch.ones(1, 5, dtype=torch.float64)])  # the last datum is far out
+    assert_within(
+        evidence(scaled_guide(ppca, 1.3), x), ppca.log_prob(x), absolute=1e-6, reason="two grids agree to 1e-4 at least"
+    )
+
+
+def test_quadrature_of_a_narrow_posterior():
+    loading = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+    ppca = pv.PPCA(loading, torch.zeros(2), 1e-3)
+    x = ppca.sample(5)
+    assert_within(evidence(ppca, x), ppca.log_prob(x), absolute=1e-4, reason="the tolerance of quadrature")
+
+
+def test_constrained_latents_of_two_sites():
+    x = torch.tensor([0.2, 0.9], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(torch.full((len(x),), 2.0, dtype=torch.float64), 1.5))
+            share = pyro.sample("share", dist.Beta(torch.full((len(x),), 2.0, dtype=torch.float64), 3.0))
+            pyro.sample("x", dist.Normal(rate * share, 0.3), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("share", dist.Beta(torch.full((len(x),), 1.5, dtype=torch.float64), 1.5))
+            pyro.sample("rate", dist.Gamma(torch.full((len(x),), 2.5, dtype=torch.float64), 1.0))
+
+    def by_scipy(value):
+        def joint(rate, share):
+            prior = stats.gamma.pdf(rate, 2, scale=1 / 1.5) * stats.beta.pdf(share, 2, 3)
+            return prior * stats.norm.pdf(value, rate * share, 0.3)
+
+        return integrate.dblquad(joint, 0, 1, 0, 25, epsabs=1e-9)[0]
+
+    exact = np.log([by_scipy(float(v)) for v in x])
+    assert_within(evidence(pv.Pair(model, guide), x), exact, absolute=1e-5, reason="scipy's own tolerance")
+
+
+def test_a_neural_vae_agrees_with_importance_sampling():
+    """Two latents, a network as decoder."""
+    pair, x = fresh(3), binary_rows(8)
+    ll = pv.log_likelihood(pair, x, 20_000, progress=False)
+    assert ll.trusted.all()
+    assert_estimates(ll.value, ll.stderr, evidence(pair, x), effect=0.2)
+
+
+def test_discrete_latents_are_summed():
+    pair, x = fresh(make=DiscreteVAE), binary_rows(6)
+    with torch.no_grad():
+        logits = pair.decoder(torch.eye(3))
+        log_joint = torch.tensor([0.0, 0.3, -0.2]).log_softmax(0) + dist.Bernoulli(logits=logits).to_event(1).log_prob(
+            x[:, None]
+        )
+    assert_close(evidence(pair, x), log_joint.logsumexp(1), torch.float32)
+
+
+def test_too_many_latents_are_refused():
+    ppca = small_ppca(5, 3)
+    with pytest.raises(pv.PairError, match=r"at most 2 latent numbers.*found 3: use bidirectional_monte_carlo"):
+        evidence(ppca, ppca.sample(2))
+
+
+def test_latents_of_both_kinds_are_refused_by_name():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(2) / 2))
+            z = pyro.sample("z", dist.Normal(c.float(), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(torch.ones(len(x), 2) / 2))
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(pv.PairError, match="site 'c': expected latents that are all discrete or all continuous"):
+        evidence(pv.Pair(model, guide), torch.randn(3))
+
+
+def test_a_density_too_rough_for_a_grid_is_an_error_with_its_row():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(torch.floor(5 * z), 0.05), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    with pytest.raises(pv.EstimateError, match=r"row 0: expected two grids that agree"):
+        evidence(pv.Pair(model, guide), torch.tensor([1.0, 2.0]))
+
+
+def test_every_parameter_stays():
+    pair = fresh(make=ModuleVAE)
+    before = [p.detach().clone() for p in pair.parameters()]
+    state = torch.get_rng_state()
+    evidence(pair, binary_rows(3))
+    assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
+    assert torch.equal(state, torch.get_rng_state())
