@@ -66,6 +66,7 @@ def test_a_draw_and_its_copy_have_one_density_and_gradient(encoder, float64, gen
     q = made(x)
     z = draw(q)
     copy = z.clone()  # goes through the inverse
+    assert_close(q.log_prob(z + 1), made(x).log_prob(z + 1), scale=1.0)  # another value after a draw
     values = [q.log_prob(z), q.log_prob(copy)]
     assert_close(*values, scale=1.0)
     slopes = [torch.autograd.grad(v.sum(), list(made.parameters()), retain_graph=True) for v in values]
