@@ -203,8 +203,10 @@ def draw_gaps(axes: Axes, numbers: dict[str, Any]) -> None:
         axes.text(gaps[i] + 2 * errors[i], i, f"  {-gain['mean']:+.2f} ± {gain['stderr']:.2f}", va="center", fontsize=9)
     axes.set_xlim(0, 1.25 * max(g + 2 * e for g, e in zip(gaps, errors, strict=True)))
     axes.set_yticks(y, [r["family"] for r in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("gap = log p(x) - ELBO, nats per test image\n(± 2 standard errors; beside: change from diagonal, paired)")
+    axes.set_ylim(len(rows) - 0.4, -1.0)
+    axes.set_xlabel(
+        "gap = log p(x) - ELBO, nats per test image\n(± 2 standard errors; beside: change from diagonal, paired)"
+    )
     axes.set_title(f"One fixed model: the gap shrinks from {gaps[0]:.1f} to {min(gaps):.1f} nats", fontsize=11)
 
 
