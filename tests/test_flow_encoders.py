@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 from statistical import assert_close, assert_estimates, assert_mean
 from torch import nn
 from torch.autograd.functional import jacobian
@@ -20,6 +21,7 @@ FLOWS = [InverseAutoregressive, MaskedAutoregressive, NeuralSpline]
 OBJECTIVES = [
     *(pv.ELBO(), pv.ELBO(gradient="stl"), pv.IWAE(3), pv.IWAE(3, gradient="dreg")),
     pv.ELBO(4, gradient="score"),
+    pv.from_pyro(Trace_ELBO()),
 ]
 pytestmark = pytest.mark.parametrize("encoder", FLOWS)
 
@@ -144,7 +146,7 @@ def evidence(vae, x):
     return torch.distributions.MultivariateNormal(bias, weight @ weight.T + torch.eye(6)).log_prob(x)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["ELBO", "STL", "IWAE", "DReG", "score", "Pyro"])
 def test_every_gradient_trains_and_the_evidence_is_found(encoder, objective):
     vae = linear_pair(make(encoder, 2, 0.1))
     x = vae.sample(12)
