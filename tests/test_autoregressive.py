@@ -14,6 +14,7 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.autoregressive import MADE, Autoregressive, PixelCNN
+from ppl_vae.cli.pictures import has_mean
 
 IMAGES = {
     "binary": ((1, 4, 5), 2),
@@ -221,6 +222,7 @@ def test_as_a_decoder_it_makes_a_vae():
     assert vae.reconstruct(x, 2, mean=False).shape == (2, 6, 1, 4, 5)
     with pytest.raises(pv.EstimateError, match="closed form"):
         vae.sample(3, mean=True)
+    assert not has_mean(vae)
 
 
 def test_values_beyond_the_levels_are_refused():

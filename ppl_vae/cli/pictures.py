@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_vae import figures
 from ppl_vae.cli.inputs import Splits, random_rows
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, EstimateError
 from ppl_vae.evaluation import LogLikelihood
 from ppl_vae.history import History
 from ppl_vae.vae import VAE
@@ -19,7 +19,7 @@ from ppl_vae.vae import VAE
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_evaluation", "draw_fit", "save_images"]
+__all__ = ["draw_evaluation", "draw_fit", "has_mean", "save_images"]
 
 _NUM_SAMPLES, _NUM_RECONSTRUCTIONS, _COLUMNS = 60, 12, 10
 
@@ -31,12 +31,23 @@ def draw_fit(root: Path, pair: Any, splits: Splits, history: History, objective:
     if not isinstance(pair, VAE) or splits.image_shape is None:
         return
     x = random_rows(splits.test, _NUM_RECONSTRUCTIONS)[0]
-    again = pair.reconstruct(x.to(next(pair.parameters())))[0]
-    rows = {"E[x | z], z ~ q(z | x)": _images(again, splits)}
-    title = "Test data and their reconstructions: means, smoother than data"
+    mean = has_mean(pair)
+    shown, kind = ("E[x | z]", "means, smoother than data") if mean else ("x ~ p(x | z)", "draws")
+    again = pair.reconstruct(x.to(next(pair.parameters())), mean=mean)[0]
+    rows = {f"{shown}, z ~ q(z | x)": _images(again, splits)}
+    title = f"Test data and their reconstructions: {kind}"
     _save(figures.reconstructions(_images(x, splits), rows, title), root, "reconstructions")
-    drawn = _images(pair.sample(_NUM_SAMPLES, mean=True), splits)
-    _save(figures.image_grid(drawn, _COLUMNS, "Samples: E[x | z], z ~ p(z)"), root, "samples")
+    drawn = _images(pair.sample(_NUM_SAMPLES, mean=mean), splits)
+    _save(figures.image_grid(drawn, _COLUMNS, f"Samples: {shown}, z ~ p(z)"), root, "samples")
+
+
+def has_mean(vae: VAE) -> bool:
+    """Whether p(x given z) has a mean in closed form, which that of an autoregressive decoder has not."""
+    try:
+        vae.sample(1, mean=True)
+    except EstimateError:
+        return False
+    return True
 
 
 def draw_evaluation(root: Path, result: LogLikelihood, title: str, khat_limit: float) -> None:

@@ -20,7 +20,7 @@ from ppl_vae import schedules
 from ppl_vae.checking import CheckReport, check, kind_of_density
 from ppl_vae.cli.inputs import Batch, Splits, load_splits, random_rows
 from ppl_vae.cli.pairs import first_use, is_recipe, make_pair, naming_the_line
-from ppl_vae.cli.pictures import draw_evaluation, draw_fit, save_images
+from ppl_vae.cli.pictures import draw_evaluation, draw_fit, has_mean, save_images
 from ppl_vae.data import binarize
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
@@ -294,7 +294,8 @@ def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:
             "factory return an object that has it beside .model and .guide, such as a VAE, or set pair.sample to a "
             "function"
         )
-    return pair.sample(n, seed=seed, mean=True) if isinstance(pair, VAE) and not draws else pair.sample(n, seed=seed)
+    means = isinstance(pair, VAE) and not draws and has_mean(pair)
+    return pair.sample(n, seed=seed, mean=True) if means else pair.sample(n, seed=seed)
 
 
 def _objective(training: Training, num_data: int) -> ELBO | IWAE:
