@@ -4,7 +4,7 @@ On the same binary images: a VAE; the same with a mixture, a VampPrior or a flow
 stochastic layers; an autoregressive decoder, a small PixelCNN that sees z; and a gated PixelCNN without latents, whose
 log p(x) is exact. Images lose their empty border and are pooled to half their sides: two cores then train a PixelCNN.
 
-Expected: learned priors and the second layer buy 0.5 to 3 nats of about 43, the autoregressive decoder and the PixelCNN
+Expected: learned priors and the second layer buy 0.5 to 3 nats of about 38, the autoregressive decoder and the PixelCNN
 more than these (they model what pixels have in common, locally, which the VAE's independent pixels leave as noise);
 their draws are sharp where those of a VAE are ragged, its means blurred. The autoregressive decoder moves information
 out of the latents: its rate is lower.

@@ -7,9 +7,9 @@ held against grey test images. Distances and coverage are those of binary draws 
 test images, in the features of a classifier trained on such: means of few contrast are no draws of a model.
 
 Expected: the autoencoder rebuilds better and sharper (mean squared error about a half to two thirds of the VAE's; the
-VAE averages what maps to one code), the VAE's pictures have less than the data's fine detail. Random codes: those of
-N(0, I) give the autoencoder no digits (coverage near 0), the Gaussian of its codes helps and stays well behind the
-VAE's prior, in Fréchet distance by a factor of two or more.
+VAE averages what maps to one code), both with less than the data's fine detail. Random codes: those of N(0, I) give
+the autoencoder few digits, the Gaussian of its codes some, the VAE's prior most, in Fréchet distance, density and
+coverage alike (after twelve epochs of 20,000 images coverage was 0.25, 0.37 and 0.57).
 
 Run: python -m experiments.vae_vs_ae [--small]; about 12 minutes on two cores.
 """

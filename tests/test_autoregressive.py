@@ -186,6 +186,14 @@ def test_an_estimate_without_latents_is_exact(make, k):
     assert f"K = {k}" in str(ll)
 
 
+def test_other_estimates_without_latents():
+    """The evidence is log p(x) too; chains have nothing to move."""
+    model, x = MADE(5, [6]), torch.randint(2, (4, 5)).double()
+    assert_close(pv.log_evidence(model, x, progress=False), model.log_prob(x))
+    with pytest.raises(pv.PairError, match="found a pair without"):
+        pv.annealed_importance_sampling(model, x, progress=False)
+
+
 def test_an_estimate_without_latents_scores_each_datum_once():
     model, rows = pixelcnn(), []
     x = torch.randint(2, (20, 20)).double()

@@ -26,11 +26,13 @@ class Unconstrained:
         layout: Layout of the pair.
 
     Raises:
-        PairError: A latent is discrete, or its support depends on other latents.
+        PairError: There is no latent, one is discrete, or its support depends on other latents.
     """
 
     def __init__(self, model: Tape, layout: Layout) -> None:
         self._layout = layout
+        if not layout.local_latents:
+            raise PairError("expected latents to move, found a pair without: its log_likelihood is exact at any K")
         self._transforms: dict[str, Transform] = {}
         self._event_dims: dict[str, int] = {}
         for name in layout.local_latents:
