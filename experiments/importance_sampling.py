@@ -230,7 +230,7 @@ def _draw_known(error: Axes, coverage: Axes, rows: list[dict[str, Any]]) -> None
         error.plot(k, [r["reported_error"] for r in own], "--", color=colour, label="reported")
         share, width = [100 * r["coverage"] for r in own], [200 * r["coverage_stderr"] for r in own]
         coverage.errorbar(k, share, width, fmt=f"{marker}-", color=colour, label=name)
-        told = [r for r in own if r["trusted"] > 0.2]
+        told = [r for r in own if r["trusted"] > 0.2 and r["K"] > 10]  # fewer samples have no verdict
         trusted = [100 * r["coverage_trusted"] for r in told]
         coverage.plot([r["K"] for r in told], trusted, f"{marker}:", color=colour, markerfacecolor="none")
     error.set(xscale="log", yscale="log", xlabel="samples K", ylabel="error of one datum (nats, root mean square)")

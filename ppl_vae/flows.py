@@ -67,6 +67,8 @@ class FlowDistribution(TorchDistribution):
 def masked_autoregressive(dim: int, context_dim: int, hidden: Sequence[int], num_flows: int) -> nn.Module:
     """Make a flow `u_i = mu_i(u_<i, h) + sigma_i(u_<i, h) e_i`: densities in one pass, draws in `dim`.
 
+    Like the other flows here it starts at u = e, whatever h.
+
     Args:
         dim: Dimension of u and e.
         context_dim: Dimension of the context h; 0 for none.
@@ -79,7 +81,7 @@ def masked_autoregressive(dim: int, context_dim: int, hidden: Sequence[int], num
     Reference:
         Papamakarios, Pavlakou and Murray (2017), Masked Autoregressive Flow for Density Estimation.
     """
-    return _zuko().flows.MAF(dim, context_dim, transforms=num_flows, hidden_features=tuple(hidden))
+    return _at_identity(_zuko().flows.MAF(dim, context_dim, transforms=num_flows, hidden_features=tuple(hidden)))
 
 
 def inverse_autoregressive(dim: int, context_dim: int, hidden: Sequence[int], num_flows: int) -> nn.Module:
@@ -102,7 +104,17 @@ def neural_spline(dim: int, context_dim: int, hidden: Sequence[int], num_flows: 
     Reference:
         Durkan, Bekasov, Murray and Papamakarios (2019), Neural Spline Flows.
     """
-    return _zuko().flows.NSF(dim, context_dim, passes=2, transforms=num_flows, hidden_features=tuple(hidden))
+    options = {"passes": 2, "transforms": num_flows, "hidden_features": tuple(hidden)}
+    return _at_identity(_zuko().flows.NSF(dim, context_dim, **options))
+
+
+def _at_identity(flow: nn.Module) -> nn.Module:
+    """Let the last layer of each network give zeros, so that u = e at the start."""
+    for name, network in flow.named_modules():
+        if name.endswith(".hyper") and isinstance(network, nn.Sequential):
+            for parameter in network[-1].parameters():
+                nn.init.zeros_(parameter)
+    return flow
 
 
 def _zuko() -> ModuleType:

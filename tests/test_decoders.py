@@ -70,7 +70,7 @@ def exponential_poisson(x, f):
 
 
 def negative_binomial(x, f):
-    mean, dispersion = softplus(f[..., 0, :]) + 1e-6, softplus(0.0) + 1e-6
+    mean, dispersion = softplus(f[..., 0, :]) + 1e-6, softplus(-2.0) + 1e-6
     return stats.nbinom(1 / dispersion, 1 / (1 + dispersion * mean)).logpmf(x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,13 @@ def test_the_small_form_runs(name: str, tmp_path: Path):
 def test_the_figure_is_that_of_the_committed_record(name: str, tmp_path: Path):
     """Numbers and pictures that are reported can be drawn without measuring again."""
     study = importlib.import_module(f"experiments.{name}").STUDY
+    (row,) = re.findall(rf"^\| `{name}` .*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    if not (FOLDER / "results" / f"{name}.json").exists():
+        assert "not yet run" in row
+        pytest.skip("its full form has not been run yet, as its row says")
     study.draw(study.read(FOLDER / "results")).savefig(tmp_path / "again.png")
-    readme = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert f"`{name}`" in readme
-    assert f"results/{name}.png" in readme
+    assert "not yet run" not in row
+    assert f"results/{name}.png" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_importance_sampling_meets_its_law(tmp_path: Path):

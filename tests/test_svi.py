@@ -311,3 +311,25 @@ def test_a_parameter_that_gets_other_strides_during_a_fit():
         return parameter.detach()
 
     assert torch.equal(final(False), final(True))
+
+
+@pytest.mark.parametrize(
+    ("objective", "compile"),
+    [
+        (pv.ELBO(), False),
+        (pv.ELBO(), True),
+        (pv.ELBO(gradient="stl"), False),
+        (pv.IWAE(2, gradient="dreg"), False),
+    ],
+    ids=["ELBO", "ELBO, compiled", "STL", "DReG"],
+)
+def test_a_frozen_model_stays_while_its_guide_trains(objective, compile):
+    """Neither gradient nor optimiser touches what has requires_grad=False, and it is frozen afterwards too."""
+    decoder, encoder = pv.decoders.Bernoulli.mlp(2, [8], 5), pv.encoders.DiagonalNormal.mlp(5, [8], 2)
+    pair = pv.VAE(pv.priors.StandardNormal(2), decoder.requires_grad_(False), encoder)
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    train(pair, binary_rows(12), objective=objective, compile=compile)
+    for name, value in pair.state_dict().items():
+        assert torch.equal(value, before[name]) == name.startswith("decoder")
+    assert not any(p.requires_grad or p.grad is not None for p in decoder.parameters())
+    assert all(p.requires_grad for p in encoder.parameters())

@@ -94,15 +94,23 @@ def vae(decoder: nn.Module, encoder: nn.Module) -> pv.VAE:
     return pv.VAE(pv.priors.StandardNormal(2), decoder, encoder)
 
 
+def shaken(module: nn.Module) -> nn.Module:
+    """The module away from where it starts, where a flow does nothing."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return module
+
+
 def guided(encoder: Any, **options: Any) -> pv.VAE:
     """A Gaussian VAE with an encoder of another family."""
-    return vae(pv.decoders.Gaussian.mlp(2, [8], 6), encoder.mlp(6, [8], 2, **options))
+    return vae(pv.decoders.Gaussian.mlp(2, [8], 6), shaken(encoder.mlp(6, [8], 2, **options)))
 
 
 def with_prior(make: Callable[[nn.Module], nn.Module]) -> pv.VAE:
     """A Gaussian VAE whose prior is made from its encoder."""
     encoder = _ENCODER(6, [8], 2)
-    return pv.VAE(make(encoder), pv.decoders.Gaussian.mlp(2, [8], 6), encoder)
+    return pv.VAE(shaken(make(encoder)), pv.decoders.Gaussian.mlp(2, [8], 6), encoder)
 
 
 def convolutional() -> pv.VAE:

@@ -21,6 +21,8 @@ Link = Literal["softplus", "exp"]
 
 _LEAST = 1e-6  # a mean of 0 would make any other count impossible, a dispersion of 0 divides by it
 
+_FIRST_RAW = -2.0  # a dispersion of 0.13, near Poisson's: the latents are to explain what they can
+
 
 class Poisson(nn.Module):
     """The decoder `p(x given z) = prod_d Poisson(x_d; g(f_d(z)))` of counts, whose variance is their mean.
@@ -81,7 +83,8 @@ class NegativeBinomial(nn.Module):
 
     Args:
         network: Maps z to f(z), as many numbers as event_shape has entries.
-        event_shape: Shape of one datum, an integer for flat data. Each entry has one d, a parameter.
+        event_shape: Shape of one datum, an integer for flat data. Each entry has one d, a parameter
+            that starts at 0.13.
         link: g, "softplus" or "exp".
 
     Raises:
@@ -99,7 +102,7 @@ class NegativeBinomial(nn.Module):
     def __init__(self, network: nn.Module, event_shape: int | Sequence[int], link: Link = "softplus") -> None:
         super().__init__()
         self.network, self.event_shape, self.link = network, event_sizes(event_shape), _known(link)
-        self.raw_dispersion = nn.Parameter(torch.zeros(self.event_shape))
+        self.raw_dispersion = nn.Parameter(torch.full(self.event_shape, _FIRST_RAW))
 
     @classmethod
     def mlp(

@@ -62,7 +62,7 @@ class InverseAutoregressive(_Flow):
     """The encoder `z = mu(x) + sigma(x) u` with u of an inverse autoregressive flow that sees h(x).
 
     Draws and their densities cost one pass through each masked network; the densities of other values, and with them
-    the gradients "stl", "dreg" and "score", cost latent_dim passes.
+    the gradients "stl", "dreg" and "score", cost latent_dim passes. All flow encoders start as `DiagonalNormal`.
 
     Args:
         network: Maps x to 2 latent_dim + context_dim features: mu(x), sigma(x) before the softplus, and h(x).

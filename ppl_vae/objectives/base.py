@@ -42,7 +42,11 @@ class Values(NamedTuple):
 
 
 class Objective(Protocol):
-    """What `fit` needs of an objective."""
+    """What `fit` needs of an objective.
+
+    One that keeps something with a pair, such as an average over steps, has a method `begin(pair)` too, which is called
+    before the first step.
+    """
 
     @property
     def num_particles(self) -> int:

@@ -20,7 +20,7 @@ _FAMILIES = {"spline": flows.neural_spline, "affine": flows.masked_autoregressiv
 
 
 class FlowPrior(nn.Module):
-    """The prior `z = mu + sigma u` with u of a trainable flow; mu starts at 0 and sigma at 1.
+    """The prior `z = mu + sigma u` with u of a trainable flow; it starts at N(0, I).
 
     Args:
         latent_dim: Dimension of z.

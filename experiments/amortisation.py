@@ -1,0 +1,186 @@
+"""What does it cost that one encoder serves all data? (claims C6, C8).
+
+log p(x) - ELBO = KL(q, posterior) is split for trained VAEs: the approximation gap is what the best diagonal normal of
+each datum leaves, found by optimising its mean and scale for this datum alone; the amortisation gap is what the encoder
+loses to it. On training and on test data, for encoders of several sizes, each trained with a decoder of one size.
+
+Expected: the amortisation gap is the larger part for a small encoder and shrinks as the encoder grows, on training
+data more than on test data, since an encoder overfits. The approximation gap is about the same on both.
+
+Run: python -m experiments.amortisation [--small]; about 10 minutes on two cores.
+
+Reference: Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import ppl_vae as pv
+from experiments.common.free_guide import optimise
+from experiments.common.images import images
+from experiments.common.progress import steps
+from experiments.common.statistics import mean, paired
+from experiments.common.study import Findings, Study
+from experiments.common.training import trained
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+
+
+@dataclass(frozen=True)
+class Config:
+    """Full form: about ten minutes on two cores."""
+
+    data: str = "mnist"
+    num_train: int = 10_000
+    num_judged: int = 300
+    latent_dim: int = 16
+    decoder: tuple[int, ...] = (200, 200)
+    encoders: tuple[tuple[int, ...], ...] = ((), (50,), (200, 200), (500, 500))
+    epochs: int = 60
+    num_seeds: int = 3
+    optimiser_steps: int = 800
+    optimiser_particles: int = 2
+    elbo_samples: int = 500
+    likelihood_samples: int = 2000
+
+
+def measure(config: Config) -> Findings:
+    """Both gaps for each encoder, on training and test data, as means over seeds with errors over data."""
+    found = images(config.data, config.num_train, config.num_judged)
+    train, test = (pv.data.binarize(x, seed) for seed, x in enumerate((found.train, found.test)))
+    parts = {"training": train[: config.num_judged], "test": test}
+    rows = []
+    for hidden in steps(config.encoders, "encoders"):
+        split: dict[str, list[dict[str, Any]]] = {name: [] for name in parts}
+        for seed in range(config.num_seeds):
+            vae = _vae(config, hidden, train, seed)
+            for name, x in parts.items():
+                split[name].append(_split(config, vae, x, seed))
+        rows += [{"hidden": hidden, "data": name, **_summary(runs)} for name, runs in split.items()]
+    return Findings({"rows": rows})
+
+
+def _vae(config: Config, hidden: tuple[int, ...], x: Tensor, seed: int) -> pv.VAE:
+    """A VAE with an encoder of these widths and the decoder of all."""
+    size, latent_dim = x.shape[1], config.latent_dim
+
+    def make() -> pv.VAE:
+        decoder = pv.decoders.Bernoulli.mlp(latent_dim, config.decoder, size)
+        return pv.VAE(
+            pv.priors.StandardNormal(latent_dim), decoder, pv.encoders.DiagonalNormal.mlp(size, hidden, latent_dim)
+        )
+
+    return trained(make, x, seed, epochs=config.epochs)[0]
+
+
+def _split(config: Config, vae: pv.VAE, x: Tensor, seed: int) -> dict[str, Any]:
+    """log p(x), the best and the amortised ELBO of each datum (N,), nats."""
+    with torch.no_grad():
+        q = vae.encoder(x)
+    free = optimise(vae, x, q.mean, q.stddev, config.optimiser_steps, config.optimiser_particles, seed)
+    amortised = pv.log_likelihood(vae, x, config.elbo_samples, seed, num_draws=0, progress=False)
+    best = pv.log_likelihood(free.pair, free.pair.data(x), config.likelihood_samples, seed, num_draws=0, progress=False)
+    return {
+        "log_likelihood": np.maximum(best.value, amortised.value),
+        "best": best.elbo,
+        "amortised": amortised.elbo,
+        "trusted": best.trusted,
+        "late_gain": free.late_gain,
+    }
+
+
+def _summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Gaps as means over seeds, datum by datum, then over data with standard errors."""
+    log_likelihood, best, amortised = (
+        np.mean([run[name] for run in runs], axis=0) for name in ("log_likelihood", "best", "amortised")
+    )
+    approximation, amortisation = paired(log_likelihood, best), paired(best, amortised)
+    return {
+        "log_likelihood": float(log_likelihood.mean()),
+        "elbo": float(amortised.mean()),
+        "approximation": approximation.mean,
+        "approximation_stderr": approximation.stderr,
+        "amortisation": amortisation.mean,
+        "amortisation_stderr": amortisation.stderr,
+        "amortisation_by_seed": [float((run["best"] - run["amortised"]).mean()) for run in runs],
+        "untrusted": 1 - mean([run["trusted"].mean() for run in runs]).mean,
+        "late_gain": mean([run["late_gain"] for run in runs]).mean,
+    }
+
+
+def draw(found: Findings) -> Figure:
+    """Both gaps, stacked, for each encoder; the likelihoods that they separate."""
+    rows = found.numbers["rows"]
+    figure = new_figure(10.5, 4.4)
+    gaps, levels = figure.subplots(1, 2, width_ratios=(3, 2))
+    sizes = list(dict.fromkeys(_name(row) for row in rows))
+    _draw_gaps(gaps, rows, sizes)
+    _draw_levels(levels, rows, sizes)
+    gaps.set_ylim(0, 1.4 * gaps.get_ylim()[1])
+    for axes in (gaps, levels):
+        quiet(axes)
+        axes.set_xticks(range(len(sizes)), sizes)
+        axes.set_xlabel("hidden layers of the encoder")
+        axes.legend(frameon=False, fontsize="small", ncols=2 if axes is gaps else 1)
+    return figure
+
+
+def _name(row: dict[str, Any]) -> str:
+    return " x ".join(map(str, row["hidden"])) if row["hidden"] else "none (linear)"
+
+
+def _draw_gaps(axes: Axes, rows: list[dict[str, Any]], sizes: list[str]) -> None:
+    for data, shift, hatch in (("training", -0.2, None), ("test", 0.2, "///")):
+        own = [row for row in rows if row["data"] == data]
+        x = [sizes.index(_name(row)) + shift for row in own]
+        bottom = [row["approximation"] for row in own]
+        look = {"width": 0.36, "edgecolor": "white", "hatch": hatch}
+        axes.bar(x, bottom, color=MIDDLE, label=f"approximation gap, {data} data", **look)
+        top = [row["amortisation"] for row in own]
+        axes.bar(x, top, bottom=bottom, color=LIGHT, label=f"amortisation gap, {data} data", **look)
+        for kind, base in (("approximation", np.zeros(len(own))), ("amortisation", np.array(bottom))):
+            heights = base + [row[kind] for row in own]
+            axes.errorbar(x, heights, [2 * row[f"{kind}_stderr"] for row in own], fmt="none", color="0.2", capsize=3)
+    axes.set_ylabel("log p(x) - ELBO (nats per datum)")
+    axes.set_title("What the family of q costs, and what amortising it costs")
+
+
+def _draw_levels(axes: Axes, rows: list[dict[str, Any]], sizes: list[str]) -> None:
+    for data, style in (("training", "o-"), ("test", "s--")):
+        own = [row for row in rows if row["data"] == data]
+        x = [sizes.index(_name(row)) for row in own]
+        axes.plot(x, [row["log_likelihood"] for row in own], style, color=DARK, label=f"log p(x), {data} data")
+        axes.plot(x, [row["elbo"] for row in own], style, color=LIGHT, label=f"ELBO, {data} data")
+    axes.set_ylabel("nats per datum")
+    axes.set_title("The model that each encoder leads to")
+
+
+STUDY = Study(
+    "amortisation",
+    measure,
+    draw,
+    full=Config(),
+    small=Config(
+        data="digits",
+        num_train=200,
+        num_judged=20,
+        latent_dim=2,
+        decoder=(16,),
+        encoders=((), (16,)),
+        epochs=3,
+        num_seeds=1,
+        optimiser_steps=20,
+        elbo_samples=50,
+        likelihood_samples=50,
+    ),
+)
+
+if __name__ == "__main__":
+    STUDY.main(__doc__)

@@ -1,0 +1,284 @@
+"""Which estimator of the gradient for the guide is the best, and what does it cost? (claims C9, C10).
+
+One small VAE on images, early and late in its training; every estimator of the gradient of the ELBO and of the
+importance-weighted bound gets the same K draws of the same data. Bias is measured along a reference gradient of many
+thousand draws; signal-to-noise is the norm of the gradient over the root of its total variance.
+
+Expected: no estimator is biased. The score function without a baseline is noisier than the pathwise gradient by orders
+of magnitude; baselines win back a part (the other draws of the same datum most, other data or earlier steps less), and
+VIMCO is to the bound what they are to the ELBO. The closed-form KL lowers the variance of the pathwise gradient early,
+STL late, where guide and posterior are close. With more particles, the signal-to-noise of the guide's pathwise gradient
+of the importance-weighted bound falls as 1 / sqrt(K) (Rainforth et al. 2018) where the weights have a finite variance,
+and that of DReG does not (Tucker et al. 2019: it rises as sqrt(K) where the squares of the weights have one). The
+digits of 8 x 8 pixels, whose posteriors are wide, show the law; on MNIST's narrow ones it is not reached at K = 1000.
+
+Run: python -m experiments.gradient_estimators [--small]; the full form takes about 10 minutes on two cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+import ppl_vae as pv
+from experiments.common.gradients import draw_gradients, milliseconds
+from experiments.common.images import images
+from experiments.common.progress import steps
+from experiments.common.statistics import mean
+from experiments.common.study import Findings, Study
+from experiments.common.training import trained
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.objectives import Objective
+
+STAGES = ("early", "late")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Full form: about 10 minutes on two cores."""
+
+    data: str = "mnist"
+    latent_dim: int = 5
+    hidden: int = 100
+    steps: tuple[int, int] = (100, 6000)  # early, late
+    seeds: tuple[int, ...] = (0, 1, 2)
+    num_data: int = 16
+    num_particles: int = 8
+    num_gradients: int = 800
+    num_references: int = 150  # each with `repeats` times as many draws
+    repeats: int = 100
+    particle_counts: tuple[int, ...] = (1, 3, 10, 30, 100, 300, 1000)
+    snr_data: tuple[str, ...] = ("digits", "mnist")
+    num_snr_data: int = 4
+    num_snr_gradients: int = 400
+    num_timings: int = 50
+    compile: bool = True
+
+
+def estimators(k: int) -> dict[str, Objective]:
+    """All estimators with K = k draws."""
+    return {
+        "pathwise, closed-form KL": pv.ELBO(k),
+        "pathwise, sampled KL": pv.ELBO(k, kl="sampled"),
+        "STL": pv.ELBO(k, gradient="stl"),
+        "score, leave one out": pv.ELBO(k, gradient="score", kl="sampled", baseline="leave_one_out"),
+        "score, other data": pv.ELBO(k, gradient="score", kl="sampled", baseline="batch"),
+        "score, running mean": pv.ELBO(k, gradient="score", kl="sampled", baseline="running"),
+        "score, no baseline": pv.ELBO(k, gradient="score", kl="sampled", baseline="none"),
+        "IWAE pathwise": pv.IWAE(k),
+        "IWAE DReG": pv.IWAE(k, gradient="dreg"),
+        "IWAE VIMCO": pv.IWAE(k, gradient="vimco"),
+        "IWAE score": pv.IWAE(k, gradient="score"),
+    }
+
+
+def references(k: int) -> dict[str, Objective]:
+    """The estimator of little variance whose many draws are the reference of each family."""
+    return {"ELBO": pv.ELBO(k), "IWAE": pv.IWAE(k, gradient="dreg")}
+
+
+def measure(config: Config) -> Findings:
+    """Bias, variance, signal-to-noise and time of every estimator; signal-to-noise against K."""
+    parts = images(config.data, num_test=config.num_data)
+    x = pv.data.binarize(parts.test, seed=0)
+    rows: list[dict[str, Any]] = []
+    against_k: list[dict[str, Any]] = []
+    times: dict[str, float] = {}
+    for seed in steps(config.seeds, "seeds"):
+        for stage, num_steps in zip(STAGES, config.steps, strict=True):
+            vae = trained_vae(config, parts.train, num_steps, seed)
+            rows += compared(config, vae, x, seed, stage)
+        for data in config.snr_data:
+            against_k += by_particles(config, data, seed)
+    for name, objective in estimators(config.num_particles).items():
+        times[name] = milliseconds(
+            vae, objective, x, list(vae.encoder.parameters()), config.num_timings, config.compile
+        )
+    return Findings(
+        {
+            "estimators": [summary(name, rows) | {"milliseconds": times[name]} for name in times],
+            "particles": against_k,
+            "slopes": slopes(against_k),
+            "num_particles": config.num_particles,
+            "num_data": config.num_data,
+        }
+    )
+
+
+def trained_vae(config: Config, train: Tensor, num_steps: int, seed: int) -> pv.VAE:
+    """The same VAE after so many steps."""
+
+    def make() -> pv.VAE:
+        return pv.VAE(
+            pv.priors.StandardNormal(config.latent_dim),
+            pv.decoders.Bernoulli.mlp(config.latent_dim, [config.hidden], train.shape[1]),
+            pv.encoders.DiagonalNormal.mlp(train.shape[1], [config.hidden], config.latent_dim),
+        )
+
+    compile = "auto" if config.compile else False
+    return trained(make, train, seed, steps=num_steps, epochs=10_000, binarize="dynamic", compile=compile)[0]
+
+
+def compared(config: Config, vae: pv.VAE, x: Tensor, seed: int, stage: str) -> list[dict[str, Any]]:
+    """Every estimator on the same data, against the reference gradient of its family."""
+    guide, many = list(vae.encoder.parameters()), x.repeat(config.repeats, 1)
+    truth = {
+        family: draw_gradients(vae, objective, many, guide, config.num_references, seed=1_000 + seed)
+        for family, objective in references(config.num_particles).items()
+    }
+    rows = []
+    for name, objective in estimators(config.num_particles).items():
+        reference = truth[family_of(name)]
+        reference_error = np.sqrt(reference.variance / config.num_references) / np.sqrt(reference.squared_norm)
+        found = draw_gradients(vae, objective, x, guide, config.num_gradients, seed, reference.mean)
+        size, along = reference.squared_norm, mean(found.projections)
+        rows.append(
+            {
+                "estimator": name,
+                "stage": stage,
+                "bias": along.mean - 1,
+                "bias_stderr": float(np.hypot(along.stderr, reference_error)),
+                "variance": found.variance / size,
+                "snr": float(np.sqrt(size / found.variance)),
+            }
+        )
+    return rows
+
+
+def by_particles(config: Config, data: str, seed: int) -> list[dict[str, Any]]:
+    """Signal-to-noise of the guide's gradient of the importance-weighted bound for each K, on some images."""
+    parts = images(data, num_test=config.num_snr_data)
+    x, vae = pv.data.binarize(parts.test, seed=0), trained_vae(config, parts.train, config.steps[1], seed)
+    guide, rows = list(vae.encoder.parameters()), []
+    for k in config.particle_counts:
+        dreg, pathwise = (
+            draw_gradients(vae, pv.IWAE(k, gradient=how), x, guide, config.num_snr_gradients, own_seed)
+            for how, own_seed in (("dreg", 2 * seed), ("pathwise", 2 * seed + 1))
+        )
+        size = max(dreg.squared_norm, 0.0)  # the same expectation, and DReG's is the better known
+        for name, found in (("DReG", dreg), ("pathwise", pathwise)):
+            snr = float(np.sqrt(size / found.variance))
+            rows.append({"estimator": name, "data": data, "seed": seed, "K": k, "snr": snr})
+    return rows
+
+
+def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over seeds for each stage; ratios are averaged as logarithms."""
+    out: dict[str, Any] = {"estimator": name}
+    for stage in STAGES:
+        own = [r for r in rows if r["estimator"] == name and r["stage"] == stage]
+        out[stage] = {
+            "bias": mean([r["bias"] for r in own]).mean,
+            "bias_stderr": float(np.sqrt(np.square([r["bias_stderr"] for r in own]).sum())) / len(own),
+            "variance": float(np.exp(np.mean(np.log([r["variance"] for r in own])))),
+            "snr": float(np.exp(np.mean(np.log([r["snr"] for r in own])))),
+        }
+    return out
+
+
+def slopes(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """d log SNR / d log K over the larger half of the particle counts, for each estimator and data set."""
+    counts = sorted({r["K"] for r in rows})
+    large, found = counts[len(counts) // 2 :], {}
+    for name, data in {(r["estimator"], r["data"]) for r in rows}:
+        own = [r for r in rows if (r["estimator"], r["data"]) == (name, data) and r["K"] in large and r["snr"] > 0]
+        found[f"{name}, {data}"] = float(np.polyfit(*np.log([[r["K"], r["snr"]] for r in own]).T, 1)[0])
+    return found
+
+
+def family_of(name: str) -> str:
+    """Which bound an estimator is for."""
+    return "IWAE" if name.startswith("IWAE") else "ELBO"
+
+
+def draw(found: Findings) -> Figure:
+    """Signal-to-noise and bias of each estimator, and signal-to-noise against K."""
+    numbers = found.numbers
+    figure = new_figure(14, 5)
+    left, middle, right = figure.subplots(1, 3, width_ratios=[1.2, 0.8, 1.1])
+    rows = numbers["estimators"][::-1]
+    draw_estimators(left, middle, rows)
+    left.set_xlabel(f"signal-to-noise of one gradient ({numbers['num_data']} images, K = {numbers['num_particles']})")
+    ratio = signal(rows, "pathwise, closed-form KL") / signal(rows, "score, no baseline")
+    left.set_title(
+        f"Late in training the pathwise gradient has {ratio:.0f} times\nthe signal-to-noise of the score function"
+    )
+    worst = max(abs(r[stage]["bias"] / r[stage]["bias_stderr"]) for r in rows for stage in STAGES)
+    middle.set_title(f"Bias: none above {worst:.1f}\nstandard errors")
+    draw_particles(right, numbers["particles"], numbers["slopes"])
+    for axes in (left, middle, right):
+        quiet(axes)
+    return figure
+
+
+def signal(rows: list[dict[str, Any]], name: str) -> float:
+    """Signal-to-noise of an estimator late in training."""
+    return float(next(r for r in rows if r["estimator"] == name)["late"]["snr"])
+
+
+def draw_estimators(left: Axes, middle: Axes, rows: list[dict[str, Any]]) -> None:
+    """One line an estimator, open marks early and filled ones late."""
+    height = np.arange(len(rows))
+    looks = (("early", 0.15, LIGHT, "none", "s"), ("late", -0.15, DARK, "full", "o"))
+    for stage, shift, colour, fill, marker in looks:
+        marks = {"color": colour, "fillstyle": fill, "linestyle": "none", "label": f"{stage} in training"}
+        left.plot([r[stage]["snr"] for r in rows], height + shift, marker, **marks)
+        middle.plot([r[stage]["bias"] / r[stage]["bias_stderr"] for r in rows], height + shift, marker, **marks)
+    names = [f"{r['estimator']}  ({r['milliseconds']:.1f} ms)" for r in rows]
+    left.set(xscale="log", yticks=height, yticklabels=names)
+    left.legend(frameon=False, loc="upper left")
+    middle.axvspan(-2, 2, color="0.92", zorder=0)
+    middle.set(xlim=(-5, 5), yticks=height, yticklabels=[], xlabel="bias along the true gradient,\nin standard errors")
+
+
+def draw_particles(axes: Axes, rows: list[dict[str, Any]], slope: dict[str, float]) -> None:
+    """Signal-to-noise against K, and the two laws."""
+    counts = np.array(sorted({r["K"] for r in rows}))
+    styles = zip(dict.fromkeys(r["data"] for r in rows), (("-", "o"), ("--", "s")), strict=False)
+    for data, (line, marker) in styles:
+        for name, colour in (("DReG", LIGHT), ("pathwise", DARK)):
+            own = [r for r in rows if (r["estimator"], r["data"]) == (name, data) and r["snr"]]
+            ks = [k for k in counts if any(r["K"] == k for r in own)]
+            snr = [np.exp(np.mean(np.log([r["snr"] for r in own if r["K"] == k]))) for k in ks]
+            label = f"{name}, {data}: slope {slope[f'{name}, {data}']:+.2f}"
+            axes.plot(ks, snr, line, marker=marker, color=colour, label=label)
+    for name, power, label in (("DReG", 0.5, "slopes +1/2 and -1/2"), ("pathwise", -0.5, None)):
+        start = np.sqrt(np.mean([r["snr"] ** 2 for r in rows if r["K"] == counts[0] and r["estimator"] == name]))
+        axes.plot(counts, start * counts**power, ":", color=MIDDLE, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="K particles", ylabel="signal-to-noise of the guide's gradient")
+    axes.set_title("More particles drown the guide's pathwise\ngradient of the IWAE bound, not DReG's")
+    axes.legend(frameon=False, fontsize=8)
+
+
+STUDY = Study(
+    "gradient_estimators",
+    measure,
+    draw,
+    full=Config(),
+    small=Config(
+        data="digits",
+        latent_dim=2,
+        hidden=10,
+        steps=(5, 60),
+        seeds=(0,),
+        num_data=4,
+        num_particles=2,
+        num_gradients=25,
+        num_references=10,
+        repeats=10,
+        particle_counts=(1, 4, 16),
+        snr_data=("digits",),
+        num_snr_data=2,
+        num_snr_gradients=25,
+        num_timings=2,
+        compile=False,
+    ),
+)
+
+if __name__ == "__main__":
+    STUDY.main(__doc__)
