@@ -142,7 +142,7 @@ def kinds(config: Config, found: Binary) -> Mapping[str, Kind]:
             partial(with_prior, partial(pv.priors.MixtureOfNormals, latent, config.num_components)), num_samples=k
         ),
         "VAE, VampPrior": Kind(vamp, num_samples=k),
-        "VAE, flow prior": Kind(partial(with_prior, partial(pv.priors.FlowPrior, latent)), num_samples=k),
+        "VAE, flow prior": Kind(partial(with_prior, partial(pv.priors.FlowPrior, latent, "affine")), num_samples=k),
         "VAE, two layers": Kind(two_layers, num_samples=k),
         "VAE, PixelCNN decoder": Kind(autoregressive_decoder, pixels=True, num_samples=few),
         "PixelCNN": Kind(pixelcnn, pixels=True),
@@ -243,7 +243,7 @@ def _likelihoods(axes: Axes, rows: list[dict[str, Any]], places: np.ndarray) -> 
         axes.annotate(f"{row['gain']['mean']:+.1f}", (value, place), (0, 8), textcoords="offset points", ha="center")
     axes.set(xlabel="nats per image (more is better)", ylim=(-0.6, len(rows) - 0.2))
     axes.set_title("Likelihood of test images; gain over the VAE")
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncol=2)
     quiet(axes)
 
 

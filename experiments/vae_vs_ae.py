@@ -264,7 +264,9 @@ STUDY = Study(
     measure,
     draw,
     full=Config(),
-    small=Config("digits", num_train=600, num_test=200, latent_dim=8, hidden=(32,), epochs=30, batch_size=32),
+    small=Config(
+        "digits", seeds=(0, 1), num_train=600, num_test=200, latent_dim=8, hidden=(32,), epochs=15, batch_size=32
+    ),
 )
 
 if __name__ == "__main__":
