@@ -14,7 +14,7 @@ not know that levels are ordered, and comes close with many data and steps. Dens
 pixels fill a sixteenth of [0, 1] evenly, with an edge that no Gaussian has; sigma(z) does better than one scale for all
 pixels, which may lose to the baseline. (b) The negative binomial comes within a tenth of a nat of the truth, Poisson
 lies a nat or more below. Ink is not over-dispersed once the latents are known: on digits the negative binomial falls
-back on Poisson, within a nat, and a discretised logistic, which can be narrower than Poisson, gains many nats over both.
+back on Poisson, within a nat, and a discretised logistic, which can be narrower, gains many nats over both.
 """
 
 from __future__ import annotations
@@ -119,9 +119,9 @@ def levels(config: Config) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]
     )
 
 
-def autoencoder(decoder: nn.Module, x: Tensor, config: Config) -> pv.VAE:
-    """The decoder with an encoder that sees standardised data; a decoder of counts starts at their means."""
-    if isinstance(decoder, decoders.Poisson | decoders.NegativeBinomial):
+def autoencoder(decoder: Any, x: Tensor, config: Config) -> pv.VAE:
+    """The decoder, started at the pixels' means or frequencies if it can be, with an encoder of standardised data."""
+    if hasattr(decoder, "start_at"):
         decoder.start_at(x)
     network = pv.networks.MLP(x.shape[1], config.hidden, 2 * config.latent_dim)
     encoder = nn.Sequential(pv.networks.Standardize(x.mean(), x.std()), network)

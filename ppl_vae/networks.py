@@ -11,7 +11,16 @@ from torch import Tensor, nn
 
 from ppl_vae.errors import DataError, PairError
 
-__all__ = ["MLP", "Activation", "ConvDecoder", "ConvEncoder", "Standardize", "lower_bound", "positive"]
+__all__ = [
+    "MLP",
+    "Activation",
+    "ConvDecoder",
+    "ConvEncoder",
+    "Standardize",
+    "lower_bound",
+    "positive",
+    "raw_of_positive",
+]
 
 Activation = Callable[[], nn.Module]
 
@@ -19,6 +28,18 @@ Activation = Callable[[], nn.Module]
 def positive(raw: Tensor, minimum: float = 0.0) -> Tensor:
     """Map real numbers to (minimum, inf): `minimum + log(1 + exp(raw))`, elementwise, no overflow."""
     return minimum + nn.functional.softplus(raw)
+
+
+def raw_of_positive(value: Tensor, minimum: float = 0.0) -> Tensor:
+    """Undo `positive`: `log(exp(value - minimum) - 1)`, elementwise, no overflow.
+
+    Example:
+        >>> import torch
+        >>> positive(raw_of_positive(torch.tensor([0.5, 300.0]), 0.1), 0.1)
+        tensor([  0.5000, 300.0000])
+    """
+    above = value - minimum
+    return above + (-torch.expm1(-above)).log()
 
 
 def lower_bound(min_scale: float) -> float:

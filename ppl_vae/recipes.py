@@ -73,12 +73,7 @@ def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 
     """
     shape = x.shape[1:]
     decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], shape, scale="learned", min_scale=_MIN_SCALE)
-    last = [module for module in decoder.network.modules() if isinstance(module, nn.Linear)][-1]
-    spread = (x - x.mean(0)).square().mean().sqrt().clamp_min(2 * _MIN_SCALE)
-    assert decoder.raw_scale is not None
-    with torch.no_grad():
-        last.bias.copy_(x.mean(0).flatten())
-        decoder.raw_scale.copy_((spread - _MIN_SCALE).expm1().log())  # the inverse of softplus
+    decoder.start_at(x)
     return _mean_field(decoder, x, latent_dim, hidden)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from ppl_vae.decoders import Gaussian
 from ppl_vae.errors import PairError
+from ppl_vae.networks import MLP
 
 
 def softplus(raw):
@@ -70,3 +71,30 @@ def test_other_scales_are_refused(scale):
 def test_scales_below_their_bound_are_refused(scale, min_scale):
     with pytest.raises(PairError, match="expected"):
         Gaussian(nn.Identity(), 6, scale, min_scale)
+
+
+@pytest.mark.parametrize("scale", [0.7, "learned", "per_latent", "shared"])
+def test_start_at_gives_means_and_standard_deviations(scale, generator):
+    x = torch.tensor([1.0, -2.0, 0.5]) + torch.tensor([0.1, 1.0, 3.0]) * torch.randn(50, 3, generator=generator)
+    network = MLP(2, [4], {"per_latent": 6, "shared": 4}.get(scale, 3))
+    decoder = Gaussian(network, 3, "per_latent" if scale == "shared" else scale, min_scale=0.05)
+    decoder.start_at(x)
+    nn.init.zeros_(network.layers[-1].weight)
+    p = decoder(torch.randn(7, 2)).base_dist
+    assert_close(p.loc[2], x.mean(0))
+    each = x.std(0, correction=0)
+    together = each.square().mean().sqrt().expand(3)
+    expected = {0.7: torch.full((3,), 0.7), "per_latent": each}.get(scale, together)
+    assert_close(p.scale.expand(7, 3)[2], expected)
+
+
+@pytest.mark.parametrize("scale", ["learned", "per_latent"])
+def test_start_at_takes_data_that_never_change(scale):
+    decoder = Gaussian.mlp(2, [4], 3, scale)
+    decoder.start_at(torch.ones(50, 3))
+    assert all(torch.isfinite(p).all() for p in decoder.parameters())
+
+
+def test_start_at_refuses_a_network_without_one_bias_per_feature():
+    with pytest.raises(PairError, match="4 or 6 biases"):
+        Gaussian(MLP(2, [], 5), 3, "per_latent").start_at(torch.zeros(9, 3))

@@ -66,7 +66,7 @@ class Bernoulli(nn.Module):
             PairError: The network does not end in an affine layer with one bias per pixel.
         """
         means = ((x.sum(0) + 0.5) / (len(x) + 1)).flatten()
-        last_bias(self.network, means.numel()).copy_(means.logit())
+        last_bias(self.network, [means.numel()]).copy_(means.logit())
 
 
 class ContinuousBernoulli(nn.Module):

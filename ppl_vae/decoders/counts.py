@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ppl_vae import distributions
 from ppl_vae.decoders.features import event_sizes, flat, last_bias
 from ppl_vae.errors import PairError
-from ppl_vae.networks import MLP, Activation, positive
+from ppl_vae.networks import MLP, Activation, positive, raw_of_positive
 
 __all__ = ["NegativeBinomial", "Poisson"]
 
@@ -151,6 +151,5 @@ def _mean(features: Tensor, link: Link) -> Tensor:
 @torch.no_grad()
 def _start_at(network: nn.Module, x: Tensor, link: Link) -> None:
     means = ((x.sum(0) + 0.5) / (len(x) + 1)).flatten()
-    # log(e^m - 1), the inverse of the softplus, without overflow.
-    bias = means.log() if link == "exp" else means + (-torch.expm1(-means)).log()
-    last_bias(network, means.numel()).copy_(bias)
+    bias = means.log() if link == "exp" else raw_of_positive(means)
+    last_bias(network, [means.numel()]).copy_(bias)

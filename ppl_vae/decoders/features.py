@@ -44,16 +44,16 @@ def for_each_entry(features: Tensor, z: Tensor, count: int, event_shape: tuple[i
     return features.movedim(-1 - len(event_shape), -1)
 
 
-def last_bias(network: nn.Module, size: int) -> Tensor:
+def last_bias(network: nn.Module, sizes: list[int]) -> Tensor:
     """The bias of the affine layer that a network ends in, one number for each of its outputs.
 
     Raises:
         PairError: The network ends in something else.
     """
     last = [module for module in network.modules() if isinstance(getattr(module, "bias", None), Tensor)][-1:]
-    if not last or not isinstance(last[0], nn.Linear) or last[0].bias.numel() != size:
+    if not last or not isinstance(last[0], nn.Linear) or last[0].bias.numel() not in sizes:
         raise PairError(
-            f"start_at expected a network that ends in nn.Linear with {size} biases, "
+            f"start_at expected a network that ends in nn.Linear with {' or '.join(map(str, sizes))} biases, "
             f"found {last[0] if last else 'no bias'}: initialise this network by hand"
         )
     return last[0].bias

@@ -10,11 +10,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.decoders.features import event_sizes, flat
+from ppl_vae.decoders.features import event_sizes, flat, last_bias
 from ppl_vae.errors import PairError
-from ppl_vae.networks import MLP, Activation, lower_bound, positive
+from ppl_vae.networks import MLP, Activation, lower_bound, positive, raw_of_positive
 
 __all__ = ["Gaussian"]
+
+_LEAST_SPREAD = 1e-3
 
 
 class Gaussian(nn.Module):
@@ -77,6 +79,29 @@ class Gaussian(nn.Module):
         features = flat(self.network(z), z, [size + 1, 2 * size] if self.scale == "per_latent" else [size])
         loc = features[..., :size].unflatten(-1, self.event_shape)
         return dist.Normal(loc, self._scale(features[..., size:])).to_event(len(self.event_shape))
+
+    @torch.no_grad()
+    def start_at(self, x: Tensor) -> None:
+        """Start training at the model without latents: means and standard deviations of x (N, *event).
+
+        The network's last bias is set to the means of the entries; sigma to the standard deviation around them, of all
+        entries together or of each, unless it is fixed. A spread of 0 counts as a thousandth above `min_scale`.
+
+        Raises:
+            PairError: The network does not end in an affine layer with one bias per feature.
+        """
+        size = prod(self.event_shape)
+        bias = last_bias(self.network, [size + 1, 2 * size] if self.scale == "per_latent" else [size])
+        bias[:size] = x.mean(0).flatten()
+        if isinstance(self.scale, float):
+            return
+        variance = (x - x.mean(0)).square().flatten(1).mean(0)
+        variance = variance if len(bias) == 2 * size else variance.mean(0, keepdim=True)
+        raw = raw_of_positive(variance.sqrt().clamp_min(self.min_scale + _LEAST_SPREAD), self.min_scale)
+        if self.raw_scale is None:
+            bias[size:] = raw
+        else:
+            self.raw_scale.copy_(raw[0])
 
     def _scale(self, raw: Tensor) -> Tensor | float:
         """Return sigma so that it broadcasts with the means (..., *event_shape)."""

@@ -74,9 +74,8 @@ class Categorical(nn.Module):
             PairError: The network does not end in an affine layer with one bias per level and entry.
         """
         counts = torch.stack([(x == level).sum(0) for level in range(self.num_levels)])
-        last_bias(self.network, counts.numel()).copy_(
-            ((counts + 0.5) / (len(x) + 0.5 * self.num_levels)).log().flatten()
-        )
+        frequencies = (counts + 0.5) / (len(x) + 0.5 * self.num_levels)
+        last_bias(self.network, [counts.numel()]).copy_(frequencies.log().flatten())
 
 
 class DiscretizedLogistic(nn.Module):
