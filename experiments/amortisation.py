@@ -7,7 +7,7 @@ loses to it. On training and on test data, for encoders of several sizes, each t
 Expected: the amortisation gap is the larger part for a small encoder and shrinks as the encoder grows, on training
 data more than on test data, since an encoder overfits. The approximation gap is about the same on both.
 
-Run: python -m experiments.amortisation [--small]; about 10 minutes on two cores.
+Run: python -m experiments.amortisation [--small]; about 12 minutes on two cores.
 
 Reference: Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
 """
@@ -35,7 +35,7 @@ from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 
 @dataclass(frozen=True)
 class Config:
-    """Full form: about ten minutes on two cores."""
+    """Full form: about twelve minutes on two cores."""
 
     data: str = "mnist"
     num_train: int = 10_000
