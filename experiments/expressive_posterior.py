@@ -41,14 +41,14 @@ class Config:
 
     data: str = "mnist"
     num_train: int | None = None
-    num_test: int = 500
+    num_test: int = 250
     latent_dim: int = 20
     hidden: tuple[int, ...] = (200, 200)
     rank: int = 3
-    context_dim: int = 32
-    flow_hidden: tuple[int, ...] = (128, 128)
+    context_dim: int = 100
+    flow_hidden: tuple[int, ...] = (256, 256)
     batch_size: int = 128
-    epochs: int = 20
+    epochs: int = 15
     guide_epochs: int = 15
     num_samples: int = 5000
     elbo_samples: int = 500
