@@ -13,7 +13,7 @@ logistic put its mass on black, a mixture also on black and grey at once. A cate
 not know that levels are ordered, and comes close with many data and steps. Densities lose half a bit or more: black
 pixels fill a sixteenth of [0, 1] evenly, with an edge that no Gaussian has; sigma(z) does better than one scale for all
 pixels, which may lose to the baseline. (b) The negative binomial comes within a tenth of a nat of the truth, Poisson
-lies a nat or more below. Ink is not over-dispersed once the latents are known: on digits the negative binomial falls
+lies several nats below. Ink is not over-dispersed once the latents are known: on digits the negative binomial falls
 back on Poisson, within a nat, and a discretised logistic, which can be narrower, gains many nats over both.
 """
 
