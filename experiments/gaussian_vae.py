@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import ppl_vae as pv
 from experiments.common.dequantised import Split, dequantised
 from experiments.common.progress import steps
+from experiments.common.rows_of_images import draw_rows
 from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
 from experiments.common.training import score, trained
@@ -203,7 +204,8 @@ def draw(found: Findings) -> Figure:
     _draw_sizes(sizes, rows, leads)
     for axes in (levels, sizes):
         quiet(axes)
-    _draw_samples(figure.add_subplot(grid[1, :]), found)
+    title = "Test data, and draws from each model (VAE: one sigma(z) a pixel; below, the means of p(x given z))"
+    draw_rows(figure.add_subplot(grid[1, :]), found.pictures, title)
     return figure
 
 
@@ -221,14 +223,22 @@ def _draw_levels(axes: Axes, rows: list[dict[str, Any]], size: int) -> None:
             [row["size"] for row in own], [row["log_likelihood"] for row in own], style, color=colour, label=label
         )
     last = max(row["size"] for row in rows if "size" in row)
-    for name in dict.fromkeys(row["kind"] for row in rows if "seed" in row):
-        own = [row["log_likelihood"] for row in rows if row["kind"] == name]
+    kinds = {
+        name: [r["log_likelihood"] for r in rows if r["kind"] == name]
+        for name in {r["kind"]: 0 for r in rows if "seed" in r}
+    }
+    height, low = -math.inf, min(row["log_likelihood"] for row in rows)
+    apart = 0.045 * (max(row["log_likelihood"] for row in rows) - low)
+    for name, own in sorted(kinds.items(), key=lambda kind: np.mean(kind[1])):
         axes.fill_between([1, last], min(own) - 0.3, max(own) + 0.3, color=LIGHT, alpha=0.7, linewidth=0)
-        below = name.endswith("full covariance")
-        place = {"xy": (1, np.mean(own)), "xytext": (4, -3 if below else 3), "textcoords": "offset points"}
-        axes.annotate(f"VAE, {name}", **place, va="top" if below else "bottom", fontsize="x-small")
-    axes.fill_between([], [], color=LIGHT, alpha=0.7, label="VAEs, all seeds")
+        height = max(float(np.mean(own)), height + apart)
+        arrow = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.6}
+        place = {"xy": (last, np.mean(own)), "xytext": (1.4 * last, height), "arrowprops": arrow}
+        axes.annotate(name, **place, va="center", fontsize="x-small")
+    axes.set_xlim(0.8, last**1.9)  # room for the names
+    axes.fill_between([], [], color=LIGHT, alpha=0.7, label="VAEs, by their scale, all seeds")
     axes.set_xscale("log", base=2)
+    axes.set_xticks([2**power for power in range(int(math.log2(last)) + 1)][::2])
     axes.set(xlabel="components (or latent dimensions of PPCA)", ylabel="held-out log p(x) (nats per datum)")
     axes.set_title(f"{size:,} training data: {_passing(rows)}")
     axes.legend(frameon=False, fontsize="small")
@@ -253,20 +263,11 @@ def _draw_sizes(axes: Axes, rows: list[dict[str, Any]], leads: list[dict[str, An
         )
     axes.axhline(0, color="0.5")
     axes.margins(x=0.2)
-    axes.set(xscale="log", xlabel="training data", ylabel="VAE - best mixture (nats per datum)")
+    axes.set_xscale("log")
+    axes.set_xticks(x, [f"{size:,}" for size in x])
+    axes.minorticks_off()
+    axes.set(xlabel="training data", ylabel="VAE - best mixture (nats per datum)")
     axes.set_title("The VAE's lead (one sigma(z) a pixel)\nover the mixture that validation chose")
-
-
-def _draw_samples(axes: Axes, found: Findings) -> None:
-    names = list(found.pictures)
-    stacks = [np.pad(found.pictures[name], ((0, 0), (0, 1), (0, 1)), constant_values=0.5) for name in names]
-    axes.imshow(np.concatenate([np.concatenate(list(stack), 1) for stack in stacks]), cmap="gray_r", vmin=0, vmax=1)
-    side = stacks[0].shape[1]
-    axes.set_yticks([(row + 0.5) * side for row in range(len(names))], names)
-    axes.set_xticks([])
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    axes.set_title("Test data, and draws from each model (VAE: one sigma(z) a pixel; below, the means of p(x given z))")
 
 
 STUDY = Study(

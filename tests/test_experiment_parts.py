@@ -39,7 +39,7 @@ def test_the_free_guide_finds_the_best_diagonal_normal(generator: torch.Generato
     ppca = pv.PPCA(torch.randn(5, 2, generator=generator), torch.zeros(5), 0.7)
     x = ppca.sample(20)
     posterior = ppca.posterior(x)
-    found = optimise(ppca, x, torch.zeros(20, 2).double(), torch.ones(20, 2).double(), 250, 8)
+    found = optimise(ppca, x, torch.zeros(20, 2).double(), torch.ones(20, 2).double(), 400, 8)
     scale = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1).rsqrt()
     reason = "Adam stops within the noise of 8 draws"
     assert_within(found.pair.loc, posterior.mean, absolute=0.02, reason=reason)
