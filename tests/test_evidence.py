@@ -78,6 +78,33 @@ def test_discrete_latents_are_summed():
     assert_close(evidence(pair, x), log_joint.logsumexp(1), torch.float32)
 
 
+def test_a_masked_latent_counts_once():
+    """Rows that are masked do not depend on z: each of its three values says the same."""
+    pair = fresh(make=DiscreteVAE)
+
+    def model(x):
+        keep = x[:, 0] > 0
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(logits=torch.tensor([0.0, 0.3, -0.2])).mask(keep))
+            seen = torch.where(keep[:, None], torch.nn.functional.one_hot(z, 3).float(), 0.0)
+            pyro.sample("x", dist.Bernoulli(logits=pair.decoder(seen)).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=pair.encoder(x)).mask(x[:, 0] > 0))
+
+    x = binary_rows(8)
+    ll = pv.log_likelihood(pv.Pair(model, guide), x, 4000, progress=False)
+    found = evidence(pv.Pair(model, guide), x)
+    with torch.no_grad():
+        alone = dist.Bernoulli(logits=pair.decoder.bias).to_event(1).log_prob(x)
+    off = (x[:, 0] == 0).numpy()
+    assert off.any()
+    assert not off.all()
+    assert_close(found[off], alone.numpy()[off], torch.float32)
+    assert_estimates(ll.value[~off], ll.stderr[~off], found[~off], effect=0.3)
+
+
 def test_too_many_latents_are_refused():
     ppca = small_ppca(5, 3)
     with pytest.raises(pv.PairError, match=r"at most 2 latent numbers.*found 3: use bidirectional_monte_carlo"):

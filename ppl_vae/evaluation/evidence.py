@@ -64,9 +64,16 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
 
 
 def enumerate_latents(pair: Pair, batch: Batch, layout: Layout) -> Tensor:
-    """log sum_z p(x, z) over all values of latents that are all discrete, (N,), float64."""
+    """log sum_z p(x, z) over all values of latents that are all discrete, (N,), float64.
+
+    A masked latent has no density of its own: it is averaged over the guide's draws, as importance sampling does.
+    """
     terms = run(pair, batch, 1, layout, enumerate_discrete=True).unscaled()
-    return (terms.log_lik + terms.log_prior).double().logsumexp(0)
+    log_joint = terms.log_lik + terms.log_prior
+    if terms.particle_weights is not None:
+        masked = terms.particle_weights.log() - terms.log_guide
+        log_joint = log_joint + torch.where(terms.log_guide.isneginf(), 0.0, masked)
+    return log_joint.double().logsumexp(0)
 
 
 def _of_block(pair: Pair, batch: Batch, layout: Layout, first: int) -> Tensor:
