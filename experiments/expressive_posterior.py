@@ -41,14 +41,14 @@ class Config:
 
     data: str = "mnist"
     num_train: int | None = None
-    num_test: int = 300
+    num_test: int = 250
     latent_dim: int = 10
     hidden: tuple[int, ...] = (200, 200)
     rank: int = 2
     context_dim: int = 100
     flow_hidden: tuple[int, ...] = (256, 256)
     batch_size: int = 128
-    epochs: int = 15
+    epochs: int = 12
     guide_epochs: int = 15
     num_samples: int = 5000
     elbo_samples: int = 500
