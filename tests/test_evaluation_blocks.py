@@ -13,7 +13,7 @@ from pairs import HierarchicalVAE, ModuleVAE, binary_rows, scaled_guide, small_p
 from running import estimate
 
 import ppl_vae as pv
-from ppl_vae.evaluation import likelihood, scoring, weighing
+from ppl_vae.evaluation import likelihood, scoring, subject, weighing
 from ppl_vae.evaluation.proposal import evaluate_model
 from ppl_vae.operations import Operations
 
@@ -42,7 +42,7 @@ def test_memory_bounds_what_a_run_of_the_model_makes(monkeypatch, looped):
         return result
 
     if looped:
-        monkeypatch.setattr(likelihood, "check", lambda *args, **_: _looped(pair, x))
+        monkeypatch.setattr(subject, "check", lambda *args, **_: _looped(pair, x))
     monkeypatch.setattr(scoring, "evaluate_model", counting)
     estimate(pair, x, 50)
     free, one = max(made), made[0]
