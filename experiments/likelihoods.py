@@ -15,6 +15,8 @@ pixels fill a sixteenth of [0, 1] evenly, with an edge that no Gaussian has; sig
 pixels, which may lose to the baseline. (b) The negative binomial comes within a tenth of a nat of the truth, Poisson
 lies several nats below. Ink is not over-dispersed once the latents are known: on digits the negative binomial falls
 back on Poisson, within a nat, and a discretised logistic, which can be narrower, gains many nats over both.
+
+Run: python -m experiments.likelihoods [--small]; about 15 minutes on two cores.
 """
 
 from __future__ import annotations
