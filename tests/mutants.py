@@ -134,7 +134,7 @@ def try_all(mutants: Sequence[Mutant], jobs: int) -> bool:
 
 
 def _copy_of_checkout(folder: Path) -> Path:
-    for part in ("ppl_vae", "tests"):
+    for part in ("ppl_vae", "tests", "experiments"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
     return folder
