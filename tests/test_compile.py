@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import numpy as np
@@ -450,6 +451,18 @@ def test_weights_of_large_log_weights_are_no_obstacle():
     vae = pv.VAE(pv.priors.StandardNormal(50), decoder, pv.encoders.DiagonalNormal.mlp(784, [200, 200], 50))
     x = (torch.rand(64, 784, generator=torch.Generator().manual_seed(0)) < 0.3).float()
     assert pv.fit(vae, x, objective=pv.IWAE(5), batch_size=32, epochs=1, compile=True, progress=False).compiled
+
+
+def test_noise_is_not_taken_for_the_rounding_of_an_ill_conditioned_step():
+    """The last digit of the weight moves these values by 1e-2; what changes from call to call by 1e-4 is still seen."""
+    module = nn.Linear(1, 1, bias=False)
+    unseen = itertools.cycle([8e-5, -8e-5])
+
+    def function(x):
+        return torch.sin(1e5 * module.weight) * x + next(unseen), torch.sin(1e5 * module.weight)
+
+    with pytest.raises(CaptureError, match="changes from call to call"):
+        compile_function(function, [[torch.linspace(0, 1, 5)], [torch.linspace(1, 2, 5)]], module)
 
 
 def test_what_was_compiled_before_is_found_again(tmp_path, monkeypatch):
