@@ -139,11 +139,10 @@ def annealed_importance_sampling(
     """
     whole_number("seed", seed)
     start = time.monotonic()
-    with evaluating(pair, data, device) as (pair, rows, layout, target, group):
+    with evaluating(pair, data, device) as subject:
+        pair, rows, layout, target, group = subject
         found = Collection(len(rows))
-        blocks = range(0, len(rows), layout.largest_batch(_ROWS))
-        blocks = blocks[group.share(len(blocks))]
-        own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
+        blocks, own = subject.blocks(layout.largest_batch(_ROWS))
         with Progress("annealing", own.stop, progress and group.leads, "data") as bar:
             for first in blocks:
                 batch = rows.take(slice(first, first + blocks.step), target)

@@ -48,11 +48,10 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
         >>> bool(abs(log_evidence(ppca, x, progress=False) - ppca.log_prob(x).numpy()).max() < 1e-6)
         True
     """
-    with evaluating(pair, data, device) as (pair, rows, layout, target, group):
+    with evaluating(pair, data, device) as subject:
+        pair, rows, layout, target, group = subject
         found = Collection(len(rows))
-        blocks = range(0, len(rows), layout.largest_batch(_ROWS))
-        blocks = blocks[group.share(len(blocks))]
-        own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
+        blocks, own = subject.blocks(layout.largest_batch(_ROWS))
         with Progress("log p(x)", own.stop, progress and group.leads, "data") as bar:
             for first in blocks:
                 batch = rows.take(slice(first, first + blocks.step), target)

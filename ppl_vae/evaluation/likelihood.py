@@ -93,13 +93,12 @@ def log_likelihood(
     whole_number("num_draws", num_draws, least=0)
     whole_number("seed", seed)
     start = time.monotonic()
-    with evaluating(pair, data, device) as (pair, rows, layout, target, group), ExitStack() as stack:
+    with evaluating(pair, data, device) as subject, ExitStack() as stack:
+        pair, rows, layout, target, group = subject
         size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
         num_drawn = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
         plan = Plan(num_drawn, *_block_shape(num_drawn, size, layout), num_draws, seed)
-        blocks = range(0, len(rows), plan.num_rows)
-        blocks = blocks[group.share(len(blocks))]  # whole blocks: each has the noise that it has in one process alone
-        own = slice(min(blocks.start, len(rows)), min(blocks.stop, len(rows)))
+        blocks, own = subject.blocks(plan.num_rows)
         draw = Proposer(
             pair, layout, compile, len(blocks) * math.ceil(num_drawn / plan.num_particles), plan.num_particles
         )

@@ -36,6 +36,15 @@ class Subject(NamedTuple):
     group: Group
     """The processes that share it."""
 
+    def blocks(self, size: int) -> tuple[range, slice]:
+        """First rows of the blocks of `size` data that this process evaluates, and which data those are.
+
+        Blocks are whole: each has the noise that it has in one process alone.
+        """
+        every = range(0, len(self.rows), size)
+        own = every[self.group.share(len(every))]
+        return own, slice(min(own.start, len(self.rows)), min(own.stop, len(self.rows)))
+
 
 @contextmanager
 def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Subject]:
