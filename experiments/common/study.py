@@ -56,12 +56,13 @@ class Study(Generic[Config]):
     def run(self, config: Config | None = None, folder: Path = RESULTS) -> Findings:
         """Measure and leave `NAME.json`, `NAME.npz` if there are pictures, and `NAME.png` in a folder."""
         config = self.full if config is None else config
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         found = self.measure(config)
         record = {
             "experiment": self.name,
             "config": asdict(config),  # type: ignore[call-overload]
             "minutes": round((time.perf_counter() - start) / 60, 2),
+            "cpu_minutes": round((time.process_time() - start_cpu) / 60, 2),
             "environment": _environment(),
             "numbers": _plain(found.numbers),
         }
