@@ -58,7 +58,7 @@ class Config:
     full_components: tuple[int, ...] = (1, 4, 16, 32, 64)
     diagonal_components: tuple[int, ...] = (1, 4, 16, 64, 256)
     tied_components: tuple[int, ...] = (4, 16, 64, 256)
-    em_iterations: int = 30
+    em_iterations: int = 200
     ppca_dims: tuple[int, ...] = (8, 16, 32, 64)
     variants: tuple[Variant, ...] = (
         Variant("sigma = 0.05", 0.05),
@@ -115,7 +115,7 @@ def _mixtures(config: Config, x: Split) -> list[dict[str, Any]]:
             num_components,
             covariance_type=kind,  # type: ignore[arg-type]
             max_iter=config.em_iterations,
-            tol=1e-2,
+            tol=1e-3,
             covariance_floor=_MIN_SCALE**2,
         )
         found.append({"kind": f"GMM, {kind}", "size": num_components, **_exact(gmm, x)})
