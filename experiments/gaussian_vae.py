@@ -28,10 +28,10 @@ from torch import Tensor, nn
 import ppl_vae as pv
 from experiments.common.dequantised import Split, dequantised
 from experiments.common.progress import steps
-from experiments.common.rows_of_images import draw_rows
 from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
 from experiments.common.training import score, trained
+from ppl_vae.figures import show_rows
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 
 _MIN_SCALE, _FIRST_SCALE, _SAMPLES = 0.01, 0.1, 12
@@ -205,7 +205,7 @@ def draw(found: Findings) -> Figure:
     for axes in (levels, sizes):
         quiet(axes)
     title = "Test data, and draws from each model (VAE: one sigma(z) a pixel; below, the means of p(x given z))"
-    draw_rows(figure.add_subplot(grid[1, :]), found.pictures, title)
+    show_rows(figure.add_subplot(grid[1, :]), found.pictures, title)
     return figure
 
 
@@ -267,7 +267,8 @@ def _draw_sizes(axes: Axes, rows: list[dict[str, Any]], leads: list[dict[str, An
     axes.set_xticks(x, [f"{size:,}" for size in x])
     axes.minorticks_off()
     axes.set(xlabel="training data", ylabel="VAE - best mixture (nats per datum)")
-    axes.set_title("The VAE's lead (one sigma(z) a pixel)\nover the mixture that validation chose")
+    title = "VAE (one sigma(z) a pixel) less the mixture\nthat validation chose: {lead:+.1f} nats at {num_train:,} data"
+    axes.set_title(title.format(**leads[-1]))
 
 
 STUDY = Study(

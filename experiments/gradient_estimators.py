@@ -251,7 +251,9 @@ def draw_particles(axes: Axes, rows: list[dict[str, Any]], slope: dict[str, floa
         start = np.sqrt(np.mean([r["snr"] ** 2 for r in rows if r["K"] == counts[0] and r["estimator"] == name]))
         axes.plot(counts, start * counts**power, ":", color=MIDDLE, label=label)
     axes.set(xscale="log", yscale="log", xlabel="K particles", ylabel="signal-to-noise of the guide's gradient")
-    axes.set_title("More particles drown the guide's pathwise\ngradient of the IWAE bound, not DReG's")
+    data = rows[0]["data"]
+    powers = ", ".join(f"{name} as K^{slope[f'{name}, {data}']:+.2f}" for name in ("pathwise", "DReG"))
+    axes.set_title(f"Gradient of the IWAE bound for the guide, {data}:\nsignal-to-noise goes {powers}")
     axes.legend(frameon=False, fontsize=8)
 
 

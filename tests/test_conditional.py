@@ -170,7 +170,7 @@ def test_labels_that_would_broadcast_or_fall_between_classes_are_refused(truth, 
             vae.reconstruct(x, y[:1])
         with pytest.raises(DataError, match=r"labels: expected shape \(N,\)"):
             vae.sample_given(y[:, None])
-    with pytest.raises(DataError, match="row 5: expected a class in 0, ..., 3, found 1.5"):
+    with pytest.raises(DataError, match=r"row 5: expected a class in 0, ..., 3, found 1\.5"):
         pv.check(vaes[0], (x, torch.where(torch.arange(8) == 5, 1.5, y)))
 
 
