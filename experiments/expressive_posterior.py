@@ -195,7 +195,9 @@ def draw_gaps(axes: Axes, numbers: dict[str, Any]) -> None:
     axes.barh(y, gaps, xerr=2 * np.array(errors), color=[MIDDLE] * 3 + [DARK] * 2, ecolor="0.2", capsize=3, height=0.6)
     for i, row in enumerate(rows[1:], start=1):
         gain = row["over_diagonal"]
-        axes.text(gaps[i] + 2 * errors[i], i, f"  {-gain['mean']:+.2f} ± {gain['stderr']:.2f}", va="center", fontsize=9)
+        axes.text(
+            gaps[i] + 2 * errors[i], i, f"  {-gain['mean']:+.2f} ± {2 * gain['stderr']:.2f}", va="center", fontsize=9
+        )
     axes.set_xlim(0, 1.25 * max(g + 2 * e for g, e in zip(gaps, errors, strict=True)))
     axes.set_yticks(y, [r["family"] for r in rows])
     axes.set_ylim(len(rows) - 0.4, -1.0)
