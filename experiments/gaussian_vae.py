@@ -10,7 +10,7 @@ noise of a pixel depends on the digit. With one sigma(z) for each pixel the VAE 
 against 95 nats in a trial run); mixtures with full covariances overfit from some dozen components on, earlier with
 fewer data, where the lead is as large. The numbers are densities of x in [0, 1]^100.
 
-Run: python -m experiments.gaussian_vae [--small]; about 25 minutes on two cores.
+Run: python -m experiments.gaussian_vae [--small]; about 30 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """Full form: about 25 minutes on two cores."""
+    """Full form: about 30 minutes on two cores."""
 
     data: str = "mnist"
     levels: int = 16
