@@ -224,9 +224,8 @@ def title_of(rows: list[dict[str, Any]]) -> str:
     """What the largest k gains by either objective, in one layer."""
     k = max(r["k"] for r in rows)
     by_bound, by_elbo = (series(rows, 1, objective)[1][-1] for objective in ("IWAE", "VAE"))
-    return (
-        f"k = {k} samples gain {by_bound:.2f} nats under the\nimportance-weighted bound, {by_elbo:.2f} under the ELBO"
-    )
+    gains = f"{by_bound:.2f} nats under the\nimportance-weighted bound, {by_elbo:.2f} under the ELBO"
+    return f"In one layer k = {k} samples gain {gains}"
 
 
 def series(rows: list[dict[str, Any]], layers: int, objective: str) -> tuple[list[int], np.ndarray, np.ndarray]:
