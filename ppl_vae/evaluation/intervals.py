@@ -65,9 +65,7 @@ def interval_of_mean(
     return Interval(float(low), float(high + np.log1p(np.nan_to_num(unseen)).mean()))
 
 
-def _interval(
-    centre: np.ndarray, stderr: np.ndarray, lean: np.ndarray, level: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _interval(centre: np.ndarray, stderr: np.ndarray, lean: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
     z = NormalDist().inv_cdf(0.5 + level / 2)
     return centre - stderr * _untransformed(z, lean), centre - stderr * _untransformed(-z, lean)
 

@@ -27,8 +27,8 @@ def verdict(
     * `reliable`: all weights equal, or k-hat, drawn towards the other data as its noise warrants (`pooled`), below 1/2
       and below the threshold of K, at least 30 effective samples (or K / 2), and no more than a fifth of a standard
       error of log p(x) where no sample can have been. Its intervals cover.
-    * `unreliable`: k-hat from its threshold on, or more than a standard error of log p(x) unseen. The estimate is rather
-      too low, by nobody knows how much.
+    * `unreliable`: k-hat from its threshold on, or more than a standard error of log p(x) unseen. The estimate is
+      rather too low, by nobody knows how much.
     * `noisy`: all others. The estimate is good, its error may be too small.
 
     Args:
