@@ -7,6 +7,7 @@ from ppl_vae.evaluation.annealed import (
     bidirectional_monte_carlo,
 )
 from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.escalation import EscalatedLogLikelihood, escalate
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.result import LogLikelihood
@@ -14,10 +15,12 @@ from ppl_vae.evaluation.result import LogLikelihood
 __all__ = [
     "AnnealedLogLikelihood",
     "Annealing",
+    "EscalatedLogLikelihood",
     "LogLikelihood",
     "Sandwich",
     "annealed_importance_sampling",
     "bidirectional_monte_carlo",
+    "escalate",
     "log_evidence",
     "log_likelihood",
 ]

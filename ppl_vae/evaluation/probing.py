@@ -74,10 +74,12 @@ class Prober:
             num_samples: K of each datum (N,).
             seed: Of the probes of this block.
         """
-        space = self._unconstrained(batch) if self._possible else None
-        if space is None:
+        if not self._possible:
             return np.full(len(value), np.nan)
         with seeded(key(seed, _MEAN), self._device):
+            space = self._unconstrained(batch)
+            if space is None:
+                return np.full(len(value), np.nan)
             pilot = propose(self._pair, batch, self._num_probes, self._layout)
         with seeded(key(seed, _PROBES), self._device):
             drawn = propose(self._pair, batch, self._num_probes, self._layout)
