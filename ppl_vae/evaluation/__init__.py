@@ -7,6 +7,7 @@ from ppl_vae.evaluation.annealed import (
     bidirectional_monte_carlo,
 )
 from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.curve import KCurve, k_curve
 from ppl_vae.evaluation.escalation import EscalatedLogLikelihood, escalate
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
@@ -16,11 +17,13 @@ __all__ = [
     "AnnealedLogLikelihood",
     "Annealing",
     "EscalatedLogLikelihood",
+    "KCurve",
     "LogLikelihood",
     "Sandwich",
     "annealed_importance_sampling",
     "bidirectional_monte_carlo",
     "escalate",
+    "k_curve",
     "log_evidence",
     "log_likelihood",
 ]

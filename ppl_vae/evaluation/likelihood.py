@@ -20,7 +20,7 @@ from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
-from ppl_vae.evaluation.subject import evaluating
+from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
 from ppl_vae.options import finite_number, whole_number
 from ppl_vae.pair import Pair
@@ -28,7 +28,7 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 
-__all__ = ["log_likelihood"]
+__all__ = ["log_likelihood", "planned"]
 
 # Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
 _MAX_ROWS = 256
@@ -116,16 +116,9 @@ def log_likelihood(
     start = time.monotonic()
     with evaluating(pair, data, device) as subject, ExitStack() as stack:
         pair, rows, layout, target, group = subject
-        size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
-        plan = _plan(num_samples, target_stderr, num_draws, seed, size, layout)
+        plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
         blocks, own = subject.blocks(plan.num_rows)
-        num_units = math.ceil(plan.num_samples / plan.num_particles)
-        draw = Proposer(pair, layout, compile, len(blocks) * num_units, plan.num_particles)
-        # Data that need more samples than others are few: chunks of few data are full.
-        narrow = CHUNK_ROWS if plan.target_stderr is None else max(1, CHUNK_ROWS // plan.num_particles)
-        score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * plan.num_samples, narrow)
-        weigher = Weigher(layout, draw, score, target)
-        probe = Prober(pair, layout, score, num_probes if num_samples > _FEW else 0, target)
+        probe = Prober(pair, layout, weigher.score, num_probes if num_samples > _FEW else 0, target)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
         for first in blocks:
@@ -151,15 +144,30 @@ def log_likelihood(
     )
 
 
-def _plan(
-    num_samples: int, target_stderr: float | None, num_draws: int, seed: int, latent_size: int, layout: Layout
-) -> Plan:
-    """All K samples of a block at once, where they fit; with a target, a pilot and as many parts as it may ask for."""
+def planned(
+    subject: Subject,
+    num_samples: int,
+    seed: int,
+    memory: int,
+    compile: Literal["auto"] | bool,
+    num_draws: int = 0,
+    target_stderr: float | None = None,
+) -> tuple[Plan, Weigher]:
+    """How the samples of an evaluation are divided, and what draws and weighs them; arguments are its options."""
+    pair, rows, layout, device, _ = subject
+    size = _latent_size(pair, rows.take(slice(0, 1), device), layout)
     most = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
     unit = max(LEAST_UNIT, math.ceil(most / NUM_UNITS))
-    if target_stderr is None or most <= 2 * unit:
-        return Plan(most, *_block_shape(most, latent_size, layout), num_draws, seed)
-    return Plan(most, *_block_shape(unit, latent_size, layout), num_draws, seed, target_stderr)
+    adaptive = target_stderr is not None and most > 2 * unit
+    shape = _block_shape(unit if adaptive else most, size, layout)
+    plan = Plan(most, *shape, num_draws, seed, target_stderr if adaptive else None)
+    blocks, own = subject.blocks(plan.num_rows)
+    num_units = math.ceil(most / plan.num_particles)
+    draw = Proposer(pair, layout, compile, len(blocks) * num_units, plan.num_particles)
+    # Data that need more samples than others are few: chunks of few data are full.
+    narrow = max(1, CHUNK_ROWS // plan.num_particles) if adaptive else CHUNK_ROWS
+    score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
+    return plan, Weigher(layout, draw, score, device)
 
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:

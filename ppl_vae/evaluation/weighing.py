@@ -20,7 +20,7 @@ from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
 
-__all__ = ["Plan", "Weighed", "Weigher", "weigh"]
+__all__ = ["Block", "Plan", "Weighed", "Weigher", "all_weights", "weigh"]
 
 
 class Plan(NamedTuple):
@@ -106,6 +106,12 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
         stream.add(found.log_weight, want)
         draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
     return Block(stream.summary(), draws.values(), wanted.numpy())
+
+
+def all_weights(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Tensor:
+    """All K log-weights of a block whose first datum is `first`, (K, N), in nats: those that `weigh` streams."""
+    units = _units(plan, plan.num_samples)
+    return torch.cat([weigher.unit(batch, first, j, count, plan.seed).log_weight for j, _, count in units])
 
 
 def _units(plan: Plan, num_samples: int, start: int = 0) -> Iterator[tuple[int, int, int]]:
