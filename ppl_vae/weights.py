@@ -160,15 +160,11 @@ class Stream:
 
     def _skewness(self, k: Tensor) -> Tensor:
         """Third central moment of a weight over its standard deviation cubed and sqrt(K)."""
-        second, third = (
-            (j - 1) * k.log() + s - j * self._log_sums[0] for j, s in ((2, self._log_sums[1]), (3, self._log_sums[2]))
-        )
-        variance = torch.expm1(second)
-        centred = third.exp() - 3 * second.exp() + 2
-        return (
-            torch.where(variance > _SMALLEST_VARIANCE, centred / variance.clamp_min(_SMALLEST_VARIANCE) ** 1.5, 0.0)
-            / k.sqrt()
-        )
+        first, second, third = self._log_sums
+        second, third = (k.log() + second - 2 * first).exp(), (2 * k.log() + third - 3 * first).exp()
+        variance, centred = second - 1, third - 3 * second + 2
+        skewness = centred / variance.clamp_min(_SMALLEST_VARIANCE) ** 1.5 / k.sqrt()
+        return torch.where(variance > _SMALLEST_VARIANCE, skewness, 0.0)
 
     def _check(self, block: Tensor) -> None:
         bad = torch.isnan(block) | (block == torch.inf)
