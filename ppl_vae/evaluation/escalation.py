@@ -30,6 +30,7 @@ __all__ = ["EscalatedLogLikelihood", "escalate"]
 
 METHODS = ("guide", "more samples", "refined proposal", "annealing")
 _ROWS = 16
+_FEWEST = 1024  # samples of a fitted proposal
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ def escalate(
         pair: The pair that was evaluated.
         data: The data that were evaluated.
         until: The verdict that is enough.
-        factor: How many times as many samples are drawn first, and of the fitted proposal.
+        factor: How many times as many samples are drawn first; of the fitted proposal as many as before, or 1024.
         annealing: Chains and temperatures of the last method.
         seed: Of the further samples.
         device: Where to evaluate; "auto" is where the parameters are.
@@ -158,14 +159,13 @@ def escalate(
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
     best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
     method = np.full(len(rows), METHODS[0], dtype=object)
-    num_samples = factor * ll.num_samples
 
     def more(some: Any, seed: int) -> _Found:
-        again = log_likelihood(pair, some, num_samples, seed, num_draws=0, device=device, progress=progress)
+        again = log_likelihood(pair, some, factor * ll.num_samples, seed, num_draws=0, device=device, progress=progress)
         return _Found(*(getattr(again, name) for name in _Found._fields))
 
     def refined(some: Any, seed: int) -> _Found:
-        return _refined(pair, some, num_samples, seed, device, progress)
+        return _refined(pair, some, max(ll.num_samples, _FEWEST), seed, device, progress)
 
     def annealed(some: Any, seed: int) -> _Found:
         return _annealed(pair, some, annealing, seed, device, progress)
