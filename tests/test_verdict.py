@@ -173,6 +173,26 @@ def test_what_cannot_be_probed_is_not_known():
         estimate(ppca, ppca.sample(5), 50, num_probes=-1)
 
 
+def test_programs_need_no_answer_where_the_guide_does_not_go():
+    """A model that fails far out is evaluated without probes there."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            if z.detach().abs().max() > 6.0:
+                raise ValueError("too far out")
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.5**0.5))
+
+    x = torch.linspace(-1.0, 1.0, 50)
+    ll = estimate(pv.Pair(model, guide), x, 100, compile=False)
+    assert np.isnan(ll.unseen).all()
+    assert (ll.verdict == "reliable").all()
+
+
 def test_probes_have_noise_of_their_own(monkeypatch):
     """Blocks of rows are probed by different draws, none of which weighs in an estimate."""
     monkeypatch.setattr(likelihood, "_block_shape", lambda *_: (4, 500))

@@ -74,23 +74,27 @@ class Prober:
             num_samples: K of each datum (N,).
             seed: Of the probes of this block.
         """
+        unknown = np.full(len(value), np.nan)
         if not self._possible:
-            return np.full(len(value), np.nan)
+            return unknown
         with seeded(key(seed, _MEAN), self._device):
             space = self._unconstrained(batch)
             if space is None:
-                return np.full(len(value), np.nan)
+                return unknown
             pilot = propose(self._pair, batch, self._num_probes, self._layout)
         with seeded(key(seed, _PROBES), self._device):
             drawn = propose(self._pair, batch, self._num_probes, self._layout)
         probes, log_wide = _spread(space, drawn, pilot)
-        log_lik, log_prior = self._score(batch, probes, self._num_probes)
-        log_guide = evaluate_guide(self._pair, batch, probes.latents, self._layout, self._num_probes)
+        try:
+            log_lik, log_prior = self._score(batch, probes, self._num_probes)
+            log_guide = evaluate_guide(self._pair, batch, probes.latents, self._layout, self._num_probes)
+        except (ArithmeticError, RuntimeError, ValueError):
+            return unknown  # programs need no answer where the guide does not go
         log_joint, log_wide, log_guide = (t.double().cpu().numpy() for t in (log_lik + log_prior, log_wide, log_guide))
         with np.errstate(invalid="ignore", over="ignore"):
             rare = log_joint - value - log_guide > np.log(num_samples / _RARE)
             share = np.exp(log_joint - value - log_wide)
-        return np.where(rare & np.isfinite(share), share, 0.0).mean(0)
+        return np.where(np.isfinite(log_wide).any(0), np.where(rare & np.isfinite(share), share, 0.0).mean(0), np.nan)
 
     def _unconstrained(self, batch: Batch) -> Unconstrained | None:
         """Coordinates of the latents of a block; None where there are none to spread."""
