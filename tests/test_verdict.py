@@ -92,7 +92,7 @@ def test_intervals_cover_where_the_verdict_is_reliable(s, dim):
     assert 0.915 < covered[reliable].mean() < 0.985
     low, high = ll.interval(1 - 1e-6)
     assert low <= exact.mean() <= high
-    assert high - low < 0.02
+    assert high - low < 0.05
 
 
 def test_intervals_of_weights_that_lean_cover_more_than_symmetric_ones():

@@ -20,7 +20,8 @@ from ppl_vae.weights import Stream, Summary
 __all__ = ["refine"]
 
 _CHUNK = 256  # samples of each datum at once
-_ROUNDS, _FIT_CHUNKS = 3, 4
+_ROUNDS, _FIT_CHUNKS = 5, 4
+_FIT_SHARE, _HALVINGS, _NEVER = 0.1, 20, 1e4  # effective draws of a fit, steps to find them, a log-weight of zero
 _FREEDOM = 5.0  # of Student's t: tails heavier than those of most posteriors
 _GUIDE_SHARE = 0.2
 _FIRST = 1  # key of the first noise after that of the fit
@@ -45,7 +46,8 @@ def refine(
     r"""Summary of K weights of each datum under a mixture of the guide and a t fitted to its posterior.
 
     Draws of the guide, spread out, give weighted moments of the posterior; a multivariate t with these moments gives
-    better ones, three times over. Fresh samples then come in fixed shares from the guide and from the last t:
+    better ones, and so on. Weights of which few would count are flattened to w^b, 0 < b < 1: each round comes as near
+    to the posterior as its draws allow. Fresh samples then come in fixed shares from the guide and from the last t:
 
     .. math:: \log w = \log p(x, u) - \log [0.2 \, q(u \mid x) + 0.8 \, t(u)]
 
@@ -95,13 +97,24 @@ def _fit(path: Path) -> Fitted:
 
 def _moments(points: Tensor, log_weight: Tensor, fallback: Tensor) -> Fitted:
     """Mean and covariance of weighted points (n, N, D), the latter drawn to a fallback where few points count."""
-    weight = log_weight.nan_to_num(nan=-torch.inf, posinf=-torch.inf).softmax(0)
+    weight = _flattened(log_weight.nan_to_num(nan=-torch.inf, posinf=-torch.inf))
     mean = (weight[..., None] * points).sum(0)
     ess = 1 / weight.square().sum(0)
     own = 2 * points.shape[-1]
     share = (ess / (ess + own))[:, None, None]
     covariance = share * _covariance(points, weight, mean) + (1 - share) * fallback
     return Fitted(mean, torch.linalg.cholesky(covariance))
+
+
+def _flattened(log_weight: Tensor) -> Tensor:
+    """Weights w^b (n, N), normalised, with the largest b in [0, 1] that leaves a tenth of the draws effective."""
+    log_weight = (log_weight - log_weight.amax(0)).clamp_min(-_NEVER)
+    low, high = torch.zeros_like(log_weight[0]), 2 * torch.ones_like(log_weight[0])
+    for _ in range(_HALVINGS):
+        power = (low + high) / 2
+        enough = 1 / (power * log_weight).softmax(0).square().sum(0) >= _FIT_SHARE * len(log_weight)
+        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
+    return (low.clamp_max(1.0) * log_weight).softmax(0)
 
 
 def _covariance(points: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
