@@ -69,13 +69,17 @@ def test_the_transformation_of_an_interval_is_halls():
     assert_close(x + lean * x**2 / 3 + lean**2 * x**3 / 27 + lean / 6, np.full(3, t), scale=1e5)
 
 
-def test_intervals_of_one_datum_and_of_a_mean_are_one():
-    one = [np.array([v]) for v in (-3.0, 0.1, 0.2, 0.01)]
+def test_the_interval_of_a_mean_is_narrower_by_the_root_of_its_data():
+    """Near that of one datum for one, and of a sum, whose skewness has gone, for many; what was not seen is added."""
+    one = [np.array([v]) for v in (-3.0, 0.1, 0.3, 0.0)]
     each, mean = (f(*one, 0.9) for f in (intervals.interval_of_each, intervals.interval_of_mean))
-    assert_close(np.array(mean), np.array(each)[:, 0])
-    many = [np.repeat(v, 100) for v in one]
+    assert np.abs(np.array(mean) - np.array(each)[:, 0]).max() < 0.01
+    many = [np.repeat(v, 10_000) for v in one]
     low, high = intervals.interval_of_mean(*many, 0.9)
-    assert 9.5 < (each.high[0] - each.low[0] - 0.01) / (high - low - 0.01) < 10.5
+    assert_close(np.array(low + high) / 2, np.array(-3.0 + 0.1**2 / 2), scale=1e6)
+    assert (high - low) * 100 == pytest.approx(2 * 1.645 * 0.1, rel=1e-3)
+    many[3][:] = 0.02
+    assert intervals.interval_of_mean(*many, 0.9).high - high == pytest.approx(math.log(1.02))
 
 
 @pytest.mark.parametrize(("s", "dim"), [(0.9, 10), (1.5, 10), (1.5, 2)])
