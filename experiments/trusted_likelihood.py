@@ -205,8 +205,8 @@ def _draw_vae(axes: Axes, rows: list[dict[str, Any]]) -> None:
         axes.plot(*zip(*told, strict=True) if told else ([], []), style, color=colour, label=f"{word} ({share})")
     axes.plot(k, [100 * (r["coverage_khat_alone"] or np.nan) for r in rows], "k:", label="k-hat alone, symmetric")
     axes.plot(k, [100 * r["coverage_escalated"] for r in rows], "D--", color="0.4", label="all data, escalated")
-    axes.set(xscale="log", xlabel="samples K", ylabel="intervals that hold log p(x) (%)")
-    axes.set_title("VAE with two latents: the verdict sees what k-hat does not")
+    axes.set(xscale="log", xlabel="samples K", ylabel="intervals that hold log p(x) (%)", ylim=(70, 101))
+    axes.set_title("VAE, two latents: the verdict sees what k-hat cannot")
 
 
 def _draw_bias(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -222,6 +222,8 @@ def _draw_bias(axes: Axes, rows: list[dict[str, Any]]) -> None:
         )
     axes.set_xticks(range(len(rows)), [f"{r['s']}, {r['d']}" for r in rows], rotation=90, fontsize="small")
     axes.set(xlabel="PPCA: width, dimension (below: samples taken)", ylabel="error of the mean (standard errors)")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -3.5), max(high, 5.0))
     axes.set_title("Asking for precision biases nothing")
 
 
@@ -234,7 +236,7 @@ def _draw_cost(axes: Axes, rows: list[dict[str, Any]]) -> None:
         )
     axes.axhline(0.01, color=LIGHT, linestyle="--", label="0.01 nats")
     axes.axvline(25, color="0.6", linestyle=":", label="a quarter of the samples")
-    axes.set(xlabel="samples taken (% of fixed K)", ylabel="nats per datum", yscale="log", xlim=(0, 110))
+    axes.set(xlabel="samples taken (% of fixed K)", ylabel="nats per datum", ylim=(0, None), xlim=(0, 118))
     axes.set_title("VAE of images: what precision costs")
 
 

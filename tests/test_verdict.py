@@ -13,6 +13,7 @@ from pairs import DiscreteVAE, binary_rows, scaled_guide, small_ppca
 from running import estimate
 from scipy import stats
 from statistical import assert_close, assert_mean
+from zoo import ZOO
 
 import ppl_vae as pv
 from ppl_vae.evaluation import intervals, likelihood
@@ -165,6 +166,13 @@ def test_probes_are_as_wide_as_dimensions_allow():
     for d in (1, 2, 30):
         c = widening(d)
         assert_close(np.array((c**2 / math.sqrt(2 * c**2 - 1)) ** d), np.array(4.0))
+
+
+def test_latents_of_a_mixture_can_be_probed():
+    """The support of a mixture has no transform of its own; that of its components has."""
+    case = ZOO["mixture as prior"]
+    x = case.data[:4].double()
+    assert np.isfinite(estimate(case.make(), x, 60, compile=False).unseen).all()
 
 
 def test_what_cannot_be_probed_is_not_known():
