@@ -19,6 +19,7 @@ import ppl_vae as pv
 from ppl_vae.evaluation import intervals, likelihood
 from ppl_vae.evaluation.probing import widening
 from ppl_vae.evaluation.verdict import pooled, verdict
+from ppl_vae.weights import Stream
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -59,6 +60,18 @@ def test_khat_is_pooled_by_its_noise():
     apart = np.where(np.arange(500) < 250, 0.0, 1.0) + 0.1 * rng.normal(size=500)
     assert np.abs(pooled(apart, k) - apart).max() < 0.1
     assert pooled(np.append(alike, [np.inf, -np.inf]), np.append(k, [1000, 1000]))[-2:].tolist() == [np.inf, -np.inf]
+
+
+def test_what_looks_best_by_chance_is_not_called_reliable(generator):
+    """Weights of a guide 1.3 times as wide in 38 dimensions: alone, one in ten of equals would pass."""
+    s, dim, k, n = 1.3, 38, 1000, 300
+    log_weight = -(s**2 - 1) / 2 * torch.randn(dim, k, n, generator=generator).square().sum(0)
+    stream = Stream(n, k)
+    stream.add(log_weight)
+    found = stream.summary()
+    assert ((found.khat < 0.5) & (found.ess > 30)).mean() > 0.03
+    said = verdict(found.khat, found.stderr, found.ess, np.zeros(n), np.full(n, k))
+    assert not (said == "reliable").any()
 
 
 # Intervals

@@ -90,11 +90,11 @@ class Prober:
             log_guide = evaluate_guide(self._pair, batch, probes.latents, self._layout, self._num_probes)
         except (ArithmeticError, RuntimeError, ValueError):
             return unknown  # programs need no answer where the guide does not go
-        log_joint, log_wide, log_guide = (t.double().cpu().numpy() for t in (log_lik + log_prior, log_wide, log_guide))
+        joint, wide, guide = (t.double().cpu().numpy() for t in (log_lik + log_prior, log_wide, log_guide))
         with np.errstate(invalid="ignore", over="ignore"):
-            rare = log_joint - value - log_guide > np.log(num_samples / _RARE)
-            share = np.exp(log_joint - value - log_wide)
-        return np.where(np.isfinite(log_wide).any(0), np.where(rare & np.isfinite(share), share, 0.0).mean(0), np.nan)
+            rare = joint - value - guide > np.log(num_samples / _RARE)
+            share = np.exp(joint - value - wide)
+        return np.where(np.isfinite(wide).any(0), np.where(rare & np.isfinite(share), share, 0.0).mean(0), np.nan)
 
     def _unconstrained(self, batch: Batch) -> Unconstrained | None:
         """Coordinates of the latents of a block; None where there are none to spread."""
