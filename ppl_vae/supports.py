@@ -220,7 +220,7 @@ def excluded_values(distribution: Any) -> Tensor | None:
 
 def unmixed(support: constraints.Constraint) -> constraints.Constraint:
     """The support of the components of a mixture, where they have one and the same; any other support as it is."""
-    return support.base_constraint if _is_mixture_of_equals(support) else support
+    return vars(support)["base_constraint"] if _is_mixture_of_equals(support) else support
 
 
 def support_name(support: constraints.Constraint) -> str:
