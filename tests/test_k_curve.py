@@ -55,6 +55,14 @@ def test_bounds_rise_by_the_law_to_log_p():
     assert "follows chi2 / 2K" in str(curve)
 
 
+def test_the_extrapolation_has_lost_the_bias_of_few_samples():
+    """chi2 / 2K is 0.034 nats at K = 16."""
+    ppca = small_ppca(5, 4)
+    x = ppca.sample(1, seed=5).expand(20_000, -1).contiguous()
+    curve = curve_of(scaled_guide(ppca, 1.5), x, 16)
+    assert_mean(curve.extrapolated, float(ppca.log_prob(x[:1])), effect=0.034)
+
+
 def test_a_bound_that_still_rises_is_said_to():
     ppca = small_ppca(12, 10)
     curve = curve_of(scaled_guide(ppca, 0.5), ppca.sample(500, seed=1), 32)

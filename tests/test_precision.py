@@ -80,10 +80,10 @@ def test_no_noise_is_used_twice(monkeypatch):
 def test_samples_that_decide_are_in_no_estimate():
     """E p-hat = p: using the pilot again would keep those estimates small that have missed large weights."""
     ppca = small_ppca(21, 20)
-    x = ppca.sample(1, seed=5).expand(3000, -1).contiguous()
-    ll = estimate(scaled_guide(ppca, 0.9), x, 1000, target_stderr=0.1, num_draws=0, num_probes=0)
-    assert len(set(ll.num_drawn)) > 2
-    assert_mean(np.exp(ll.value - float(ppca.log_prob(x[:1]))), 1.0, effect=0.02)
+    x = ppca.sample(1, seed=5).expand(1000, -1).contiguous()
+    ll = estimate(scaled_guide(ppca, 0.9), x, 1000, target_stderr=0.12, num_draws=0, num_probes=0)
+    assert len(set(ll.num_drawn)) > 1
+    assert_mean(np.exp(ll.value - float(ppca.log_prob(x[:1]))), 1.0, effect=0.05)
 
 
 def summary(log_weight: torch.Tensor):
