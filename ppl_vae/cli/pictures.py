@@ -52,7 +52,8 @@ def has_mean(vae: VAE) -> bool:
 
 def draw_evaluation(root: Path, result: LogLikelihood, title: str, khat_limit: float) -> None:
     """Draw the distribution of the log-likelihood over the data."""
-    _save(figures.log_likelihood_histogram(result.value, result.khat, title, khat_limit), root, "log-likelihood")
+    khat = np.where(result.trusted, result.khat, np.inf)  # some are untrusted for what was not seen
+    _save(figures.log_likelihood_histogram(result.value, khat, title, khat_limit), root, "log-likelihood")
 
 
 def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:

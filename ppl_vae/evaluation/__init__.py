@@ -7,6 +7,8 @@ from ppl_vae.evaluation.annealed import (
     bidirectional_monte_carlo,
 )
 from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.curve import KCurve, k_curve
+from ppl_vae.evaluation.escalation import EscalatedLogLikelihood, escalate
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.result import LogLikelihood
@@ -14,10 +16,14 @@ from ppl_vae.evaluation.result import LogLikelihood
 __all__ = [
     "AnnealedLogLikelihood",
     "Annealing",
+    "EscalatedLogLikelihood",
+    "KCurve",
     "LogLikelihood",
     "Sandwich",
     "annealed_importance_sampling",
     "bidirectional_monte_carlo",
+    "escalate",
+    "k_curve",
     "log_evidence",
     "log_likelihood",
 ]

@@ -27,11 +27,15 @@ class PosteriorDraws:
         self._log_total: Tensor | None = None
         self._kept: dict[str, Tensor] = {}
 
-    def add(self, log_weight: Tensor, log_lik: Tensor, proposal: Proposal, seed: int) -> None:
-        """Adds a block of samples with log-weights (k, N)."""
+    def add(
+        self, log_weight: Tensor, log_lik: Tensor, proposal: Proposal, seed: int, wanted: Tensor | None = None
+    ) -> None:
+        """Adds a block of samples with log-weights (k, N); only of the data that are `wanted` (N,), where given."""
         if not self._num_draws:
             return
         log_weight = log_weight.double().cpu()
+        if wanted is not None:
+            log_weight = torch.where(wanted, log_weight, -torch.inf)
         generator = torch.Generator().manual_seed(seed)
         share = (log_weight - log_weight.amax(0).clamp_min(torch.finfo(torch.float64).min)).exp()
         dead = ~(share.sum(0) > 0)

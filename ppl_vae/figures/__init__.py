@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from ppl_vae.figures.bounds import bound_against_samples
 from ppl_vae.figures.canvas import save
 from ppl_vae.figures.curves import learning_curves, log_likelihood_histogram
 from ppl_vae.figures.images import image_grid, reconstructions, show_rows
 from ppl_vae.figures.sheet import contact_sheet
 
 __all__ = [
+    "bound_against_samples",
     "contact_sheet",
     "image_grid",
     "learning_curves",
