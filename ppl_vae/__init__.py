@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
-    from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
+    from ppl_vae.errors import (
+        CheckpointError,
+        DataError,
+        EstimateError,
+        GroupError,
+        LockedError,
+        PairError,
+        PplVaeError,
+        StorageError,
+    )
     from ppl_vae.evaluation import (
         AnnealedLogLikelihood,
         Annealing,
@@ -48,12 +57,14 @@ __all__ = [
     "Annealing",
     "Autoencoder",
     "CheckReport",
+    "CheckpointError",
     "ConditionalVAE",
     "DataError",
     "EstimateError",
     "Fit",
     "GroupError",
     "HierarchicalVAE",
+    "LockedError",
     "LogLikelihood",
     "Pair",
     "PairError",
@@ -61,6 +72,7 @@ __all__ = [
     "Renyi",
     "Sandwich",
     "SemiSupervisedVAE",
+    "StorageError",
     "Supervised",
     "TrainableGMM",
     "annealed_importance_sampling",
@@ -91,7 +103,10 @@ _HOMES = {
     "autoencoder": ("Autoencoder",),
     "checking": ("CheckReport", "check"),
     "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
-    "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
+    "errors": (
+        *("CheckpointError", "DataError", "EstimateError", "GroupError", "LockedError", "PairError", "PplVaeError"),
+        "StorageError",
+    ),
     "evaluation": (
         *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
         *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),

@@ -17,6 +17,7 @@ FOUNDATION = {
     "operations",
     "wording",
     "threads",
+    "storage",
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "operations": set(),
     "wording": set(),
     "threads": set(),
+    "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
     "attributes": FOUNDATION | {"holders"},
