@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyro
@@ -79,11 +80,11 @@ def test_a_kill_while_saving_keeps_the_parameters_before(tmp_path: Path, monkeyp
     run.write_parameters(pair)
     before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
 
-    def torn(state: object, path: Path) -> None:
-        path.write_bytes(b"half of it")
+    def torn(state: object) -> Iterator[bytes]:
+        yield b"half of it"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_file", torn)
+    monkeypatch.setattr(module.tensors, "to_chunks", torn)
     with torch.no_grad():
         for parameter in pair.parameters():
             parameter.add_(1.0)

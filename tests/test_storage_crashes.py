@@ -6,7 +6,6 @@ import errno
 import random
 import shutil
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,14 +33,11 @@ from tests.faults import (
 # Processes are forked from one with threads that do nothing: Python 3.12 and later warn of that.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-MEMORY = Path("/dev/shm")
-
 
 @pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder in memory, where there is one: thousands of syncs there cost nothing."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as name:
-        yield Path(name) / "checkpoints"
+def folder(fast_path: Path) -> Path:
+    """A folder of checkpoints that does not exist yet, on another file system than temporary files."""
+    return fast_path / "checkpoints"
 
 
 def rotate(folder: Path, step: int) -> None:

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, StorageError
+from ppl_vae.storage import files, plain
 
 __all__ = [
     "Binarization",
@@ -35,6 +36,7 @@ Binarization = Literal["dynamic", "fixed", "none"]
 Kind = Literal["probability", "density"]
 
 RUN = "run.json"
+_MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,12 @@ def read_record(kind: type[T], path: Path, expected: str) -> T:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is whole or as it was before, whenever the process is killed."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Write a JSON file that is whole or as it was before, whenever the process or the machine stops.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    files.replace(path, [(json.dumps(value, indent=2, allow_nan=False) + "\n").encode()])
 
 
 def fingerprint(*arrays: Tensor) -> str:
@@ -184,9 +188,9 @@ def _json_object(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, found damage ({error})") from error
+        value = plain.decode(files.read(path, _MAX_BYTES), path)
+    except StorageError as error:
+        raise DataError(str(error)) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value

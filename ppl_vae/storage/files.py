@@ -28,6 +28,7 @@ __all__ = [
     "read",
     "remove",
     "remove_debris",
+    "remove_empty",
     "replace",
     "sync_folder",
     "temporary",
@@ -184,8 +185,8 @@ def read(path: Path, max_bytes: int) -> bytes:
         return b"".join(chunks)
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and those it stands in, as far as they are missing, and makes their names durable.
+def make_folder(path: Path) -> list[Path]:
+    """Makes a folder and those it stands in, as far as they are missing, durably; returns them, the innermost first.
 
     Raises:
         StorageError: The disk refuses, or a file has the name.
@@ -198,6 +199,7 @@ def make_folder(path: Path) -> None:
             sync_folder(folder.parent)
         if not path.is_dir():
             raise StorageError(f"{path}: expected a folder, found a file in its place")
+        return missing
 
 
 def move(source: Path, target: Path) -> None:
@@ -251,6 +253,16 @@ def remove(paths: Iterable[Path]) -> None:
         sync_folder(folder)
     for path in gone:
         _unlink(path)
+
+
+def remove_empty(path: Path) -> None:
+    """Removes a folder that has nothing in it.
+
+    Raises:
+        StorageError: There is something in it, or the disk refuses.
+    """
+    with _failing("cannot be removed", path):
+        _do(os.rmdir, path)
 
 
 def remove_debris(folder: Path) -> list[str]:
