@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -196,9 +197,14 @@ def _json_object(path: Path, expected: str) -> dict[str, Any]:
     return value
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _record(kind: type[T], fields: Any, path: Path) -> T:
     """Make a dataclass of JSON fields, each of which must have the type that the class declares."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     if not isinstance(fields, Mapping) or set(fields) != set(hints):
         raise DataError(f"{path}: expected the fields {', '.join(hints)}, found others: it is of another version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
