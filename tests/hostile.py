@@ -295,7 +295,7 @@ def main(root: Path) -> None:
 
 
 def _warm_up(root: Path) -> None:
-    """Reads sound files first: what the readers import, and the annotations of their own that they read, is not news."""
+    """Reads sound files first: what the readers import, and evaluate of their own annotations, is not news."""
     (root / "sound.npy").write_bytes(of_numpy(np.ones((2, 2))))
     (root / "sound.npz").write_bytes(archive(x__npy=of_numpy(np.ones((2, 2)))))
     load_array(root / "sound.npy")

@@ -327,3 +327,24 @@ def test_debris_alone_is_removed(tmp_path: Path):
     assert len(storage.remove_debris(tmp_path)) == 3
     assert files.listed(tmp_path) == ["step-000000001"]
     assert (outside / "thesis.tex").exists()
+
+
+def test_nothing_but_regular_files_is_read_or_written(tmp_path: Path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    target.write_bytes(b"secret")
+    link.symlink_to(target)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # without a reader, a pipe refuses writers by itself
+    for act in (
+        lambda path: files.read(path, 100),
+        lambda path: files.append(path, "x"),
+        lambda p: files.truncate(p, 0),
+    ):
+        with pytest.raises(StorageError, match="pipe: expected a regular file"):
+            act(pipe)
+        with pytest.raises(StorageError, match="link: cannot be"):
+            act(link)
+    os.close(reader)
+    assert target.read_bytes() == b"secret"
+    files.replace(link, [b"new"])
+    assert (link.read_bytes(), link.is_symlink(), target.read_bytes()) == (b"new", False, b"secret")

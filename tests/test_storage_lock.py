@@ -137,6 +137,22 @@ def test_never_two_at_a_time(tmp_path: Path):
     assert entered > 10
 
 
+def test_a_lock_on_a_file_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The holder removes the file and goes, after another one has opened it and before that one locks it."""
+    take, tries = lock._take, []
+
+    def late(file: int, path: Path) -> None:
+        tries.append(file)
+        if len(tries) == 1:
+            path.unlink()
+        take(file, path)
+
+    monkeypatch.setattr(lock, "_take", late)
+    with locked(tmp_path):
+        assert len(tries) == 2
+        assert not takes(tmp_path)
+
+
 def test_what_cannot_be_locked_is_a_typed_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(StorageError, match=r"absent/\.lock: cannot be made"):
         locked(tmp_path / "absent").__enter__()

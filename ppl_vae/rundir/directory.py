@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from ppl_vae.history import Record
 from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 from ppl_vae.storage import LOCK, files, plain, tensors
+from ppl_vae.storage.versions import version_of
 
 __all__ = ["RunDirectory", "check_free", "described"]
 
@@ -152,18 +152,11 @@ def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
         "processes": current().size,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _plain(value: Any) -> Any:

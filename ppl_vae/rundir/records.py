@@ -204,7 +204,7 @@ def _hints(kind: type) -> dict[str, Any]:
 
 def _record(kind: type[T], fields: Any, path: Path) -> T:
     """Make a dataclass of JSON fields, each of which must have the type that the class declares."""
-    hints = _hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable, whatever it makes
     if not isinstance(fields, Mapping) or set(fields) != set(hints):
         raise DataError(f"{path}: expected the fields {', '.join(hints)}, found others: it is of another version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -7,13 +7,11 @@ is ever overwritten. It holds `tensors.safetensors`, `state.json` and `manifest.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +21,7 @@ from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.options import whole_number
 from ppl_vae.storage import files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
+from ppl_vae.storage.versions import version_of
 
 __all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "steps", "verify", "write"]
 
@@ -91,7 +90,7 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
 
     def fill(part: Path) -> None:
         content = {TENSORS: files.create(part / TENSORS, chunks), STATE: files.create(part / STATE, [state])}
-        files.create(part / MANIFEST, [Manifest(FORMAT, _version(), step, content).to_bytes()])
+        files.create(part / MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
 
     try:
         files.make_folder(folder)
@@ -266,11 +265,3 @@ def _mode(path: Path) -> int:
         return os.lstat(path).st_mode
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-@cache
-def _version() -> str:
-    try:
-        return importlib.metadata.version("ppl-vae")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
