@@ -86,6 +86,19 @@ def test_flips_in_a_megabyte_are_noticed(number: int, fast_path: Path, seed: int
     assert unnoticed(path, random_flips(path, number, random.Random(seed))) == []
 
 
+@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
+def test_a_flip_is_noticed_before_an_old_checkpoint_is_removed(name: str, fast_path: Path):
+    for step in (1, 2):
+        save(fast_path, step)
+    file = fast_path / "step-000000002" / name
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"step-000000002/{name}: expected"):
+        storage.prune(fast_path, keep_last=1)
+    assert storage.steps(fast_path) == [1, 2]
+
+
 def test_bytes_in_another_order_are_noticed(small: Path):
     assert unnoticed(small, swaps(small)) == []
 

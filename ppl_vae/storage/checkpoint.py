@@ -159,7 +159,8 @@ def verify(path: Path, max_bytes: int = tensors.MAX_BYTES) -> None:
     try:
         manifest = _manifest(path)
         for name, limit in ((STATE, MAX_STATE), (TENSORS, max_bytes)):
-            _verified(path, name, manifest, limit)
+            expected = manifest.files[name]
+            _compare(path / name, files.measured(path / name, min(expected.num_bytes, limit)), expected)
     except StorageError as error:
         raise CheckpointError(str(error)) from error
 
@@ -230,11 +231,15 @@ def _verified(path: Path, name: str, manifest: Manifest, max_bytes: int) -> byte
     """The bytes of a file, which are those that were written."""
     expected = manifest.files[name]
     content = files.read(path / name, min(expected.num_bytes, max_bytes))
-    if len(content) != expected.num_bytes:
-        raise StorageError(f"{path / name}: expected {expected.num_bytes} bytes, found {len(content)}")
-    if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
-        raise StorageError(f"{path / name}: expected SHA-256 {expected.sha256}, found {found}: the file is damaged")
+    _compare(path / name, files.Written(len(content), hashlib.sha256(content).hexdigest()), expected)
     return content
+
+
+def _compare(path: Path, found: files.Written, expected: files.Written) -> None:
+    if found.num_bytes != expected.num_bytes:
+        raise StorageError(f"{path}: expected {expected.num_bytes} bytes, found {found.num_bytes}")
+    if found.sha256 != expected.sha256:
+        raise StorageError(f"{path}: expected SHA-256 {expected.sha256}, found {found.sha256}: the file is damaged")
 
 
 def _check_like(found: Checkpoint, like: Mapping[str, Tensor]) -> None:

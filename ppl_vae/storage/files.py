@@ -24,6 +24,7 @@ __all__ = [
     "create",
     "listed",
     "make_folder",
+    "measured",
     "move",
     "read",
     "remove",
@@ -39,7 +40,7 @@ __all__ = [
 T = TypeVar("T")
 
 _TEMPORARY = ".tmp-"
-_CHUNK = 2**22
+_CHUNK = 2**20  # what has been written is hashed while it is in the cache
 _PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -174,15 +175,30 @@ def read(path: Path, max_bytes: int) -> bytes:
     Raises:
         StorageError: There is none, it is something else, it has more bytes, or the disk refuses.
     """
+    return b"".join(_pieces(path, max_bytes))
+
+
+def measured(path: Path, max_bytes: int) -> Written:
+    """Reads a file as `read` does, but keeps its size and hash alone.
+
+    Raises:
+        StorageError: As `read`.
+    """
+    digest, size = hashlib.sha256(), 0
+    for piece in _pieces(path, max_bytes):
+        digest.update(piece)
+        size += len(piece)
+    return Written(size, digest.hexdigest())
+
+
+def _pieces(path: Path, max_bytes: int) -> Iterator[bytes]:
     with _failing("cannot be read", path), _opened(path, os.O_RDONLY) as file:
         size = os.fstat(file).st_size
         if size > max_bytes:
             raise StorageError(f"{path}: expected at most {max_bytes} bytes, found {size}")
-        chunks = []
-        while size > 0 and (chunk := _do(os.read, file, min(size, _CHUNK))):
-            chunks.append(chunk)
-            size -= len(chunk)
-        return b"".join(chunks)
+        while size > 0 and (piece := _do(os.read, file, min(size, _CHUNK))):
+            yield piece
+            size -= len(piece)
 
 
 def make_folder(path: Path) -> list[Path]:
