@@ -12,6 +12,7 @@ import math
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from ppl_vae.errors import CheckpointError
 from ppl_vae.storage import files
 
 KILLED = 77
+_ONE_BY_ONE = threading.Lock()  # syncs are made at the same time
 
 
 @contextmanager
@@ -45,12 +47,13 @@ class Kill:
         self.left = at
 
     def __call__(self, operation: Callable[..., Any], *arguments: Any) -> Any:
-        if self.left == 0:
-            if operation is os.write:
-                os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
-            os._exit(KILLED)
-        self.left -= 1
-        return operation(*arguments)
+        with _ONE_BY_ONE:
+            if self.left == 0:
+                if operation is os.write:
+                    os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
+                os._exit(KILLED)
+            self.left -= 1
+            return operation(*arguments)
 
 
 class Fail:
@@ -63,8 +66,9 @@ class Fail:
         self.happened = False
 
     def __call__(self, operation: Callable[..., Any], *arguments: Any) -> Any:
-        due = self.left == 0 or (self.forever and self.happened and operation in self.CHANGING)
-        self.left -= 1
+        with _ONE_BY_ONE:
+            due = self.left == 0 or (self.forever and self.happened and operation in self.CHANGING)
+            self.left -= 1
         if not due:
             return operation(*arguments)
         self.happened = True
@@ -90,6 +94,10 @@ class Recorder:
         self.calls: list[Call] = []
 
     def __call__(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        with _ONE_BY_ONE:
+            return self._noted(operation, *arguments)
+
+    def _noted(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         result = operation(*arguments)
         kept = tuple(bytes(a) if isinstance(a, memoryview) else a for a in arguments)
         self.calls.append(Call(operation.__name__, kept, result))

@@ -88,9 +88,9 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
     if len(state) > MAX_STATE:
         raise ValueError(f"state: expected at most {MAX_STATE} bytes, found {len(state)}: keep arrays as tensors")
 
-    def fill(part: Path) -> None:
-        content = {TENSORS: files.create(part / TENSORS, chunks), STATE: files.create(part / STATE, [state])}
-        files.create(part / MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
+    def fill(create: files.Create) -> None:
+        content = {TENSORS: create(TENSORS, chunks), STATE: create(STATE, [state])}
+        create(MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
 
     try:
         files.make_folder(folder)
