@@ -1,4 +1,4 @@
-"""Faults of the disk and of the machine, put in the place of `ppl_vae.storage.files._do`.
+"""Faults of the disk and of the machine, put in the place of `ppl_vae.storage.calls.do`.
 
 A fault is a function of the same form, which gets each system call before it is made. `Kill` and `Fail` stop at the
 n-th; `Recorder` notes all of them, and `crashes` gives every state that the disk may be in after a loss of power.
@@ -23,7 +23,7 @@ import torch
 
 from ppl_vae import storage
 from ppl_vae.errors import CheckpointError
-from ppl_vae.storage import files
+from ppl_vae.storage import calls, files
 
 KILLED = 77
 _ONE_BY_ONE = threading.Lock()  # syncs are made at the same time
@@ -32,12 +32,12 @@ _ONE_BY_ONE = threading.Lock()  # syncs are made at the same time
 @contextmanager
 def fault(do: Callable[..., Any]) -> Iterator[None]:
     """Context in which system calls of storage go through `do`."""
-    before = files._do
-    files._do = do
+    before = calls.do
+    calls.do = do
     try:
         yield
     finally:
-        files._do = before
+        calls.do = before
 
 
 class Kill:

@@ -30,7 +30,7 @@ IMPORTERS = {"ppl_vae/__init__.py", "ppl_vae/cli/experiments.py", "ppl_vae/cli/p
 IMPORTING = {"import_module", "spec_from_file_location", "run_path", "run_module"}
 
 # What a run leaves is written by one module, in which every system call can be made to fail.
-WRITERS = {"ppl_vae/storage/files.py", "ppl_vae/storage/lock.py"}
+WRITERS = {"ppl_vae/storage/calls.py", "ppl_vae/storage/files.py", "ppl_vae/storage/lock.py"}
 OF_RUNS = ("ppl_vae/storage/", "ppl_vae/rundir/", "ppl_vae/svi/", "ppl_vae/evaluation/")
 WRITING = {
     *("write_text", "write_bytes", "open", "mkdir", "unlink", "rmdir", "rename", "touch", "symlink_to", "rmtree"),
