@@ -90,6 +90,28 @@ def test_children_neither_hold_nor_release_it(tmp_path: Path):
         os.waitpid(child, 0)
 
 
+def test_a_child_that_outlives_the_holder_does_not_keep_it(tmp_path: Path):
+    ours, theirs = os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        context = locked(tmp_path)
+        context.__enter__()
+        if os.fork() == 0:
+            os.write(theirs, str(os.getpid()).encode())
+        time.sleep(100)
+        os._exit(0)
+    child = int(os.read(ours, 20))
+    assert not takes(tmp_path)
+    os.kill(holder, signal.SIGKILL)
+    os.waitpid(holder, 0)
+    try:
+        assert takes(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.close(ours)
+        os.close(theirs)
+
+
 def test_a_child_that_leaves_the_context_of_its_parent_releases_nothing(tmp_path: Path):
     with locked(tmp_path):
         context = locked(tmp_path / "inner")
@@ -138,13 +160,14 @@ def test_never_two_at_a_time(tmp_path: Path):
 
 
 def test_a_lock_on_a_file_that_was_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """The holder removes the file and goes, after another one has opened it and before that one locks it."""
+    """Its holder removes it and goes, and a third one makes it anew, after we have opened it and before we lock it."""
     take, tries = lock._take, []
 
     def late(file: int, path: Path) -> None:
         tries.append(file)
         if len(tries) == 1:
             path.unlink()
+            path.touch()
         take(file, path)
 
     monkeypatch.setattr(lock, "_take", late)
