@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from ppl_vae.autoencoder import Autoencoder
     from ppl_vae.checking import CheckReport, check
     from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
-    from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
+    from ppl_vae.errors import (
+        CheckpointError,
+        DataError,
+        EstimateError,
+        GroupError,
+        LockedError,
+        PairError,
+        PplVaeError,
+        StorageError,
+    )
     from ppl_vae.evaluation import (
         AnnealedLogLikelihood,
         Annealing,
@@ -52,6 +61,7 @@ __all__ = [
     "Annealing",
     "Autoencoder",
     "CheckReport",
+    "CheckpointError",
     "ConditionalVAE",
     "DataError",
     "EscalatedLogLikelihood",
@@ -60,6 +70,7 @@ __all__ = [
     "GroupError",
     "HierarchicalVAE",
     "KCurve",
+    "LockedError",
     "LogLikelihood",
     "Pair",
     "PairError",
@@ -67,6 +78,7 @@ __all__ = [
     "Renyi",
     "Sandwich",
     "SemiSupervisedVAE",
+    "StorageError",
     "Supervised",
     "TrainableGMM",
     "annealed_importance_sampling",
@@ -99,7 +111,10 @@ _HOMES = {
     "autoencoder": ("Autoencoder",),
     "checking": ("CheckReport", "check"),
     "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
-    "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
+    "errors": (
+        *("CheckpointError", "DataError", "EstimateError", "GroupError", "LockedError", "PairError", "PplVaeError"),
+        "StorageError",
+    ),
     "evaluation": (
         *("AnnealedLogLikelihood", "Annealing", "EscalatedLogLikelihood", "KCurve", "LogLikelihood", "Sandwich"),
         *("annealed_importance_sampling", "bidirectional_monte_carlo", "escalate", "k_curve"),

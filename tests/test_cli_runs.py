@@ -13,6 +13,7 @@ import torch
 import ppl_vae as pv
 from ppl_vae import data
 from ppl_vae.cli.inputs import load_splits, random_rows
+from ppl_vae.cli.work import free_directory
 from ppl_vae.rundir import DataSpec, Evaluation, PairSpec, RunDirectory, fingerprint, read_evaluation, read_run
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
@@ -336,3 +337,13 @@ def test_demo_takes_directory_and_seed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("ppl_vae.demo.run_demo", lambda root, settings: taken.append((root, settings.seed)))
     succeed("demo", "--out", tmp_path / "demo", "--seed", "3")
     assert taken == [(tmp_path / "demo", 3)]
+
+
+def test_a_directory_is_named_by_what_may_be_part_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert free_directory("vae", "digits") == Path("runs/vae-digits-1")
+    (tmp_path / "runs" / "vae-digits-1").mkdir(parents=True)
+    assert free_directory("vae", "digits") == Path("runs/vae-digits-2")
+    assert free_directory("my/pairs.py:make", "../my data.npy") == Path("runs/make-my-data-1")
+    assert free_directory("../../x", "/etc/../nul\0\n.npy") == Path("runs/x-nul-1")
+    assert len(free_directory("vae", "x" * 300).name) < 110

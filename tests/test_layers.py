@@ -18,6 +18,7 @@ FOUNDATION = {
     "operations",
     "wording",
     "threads",
+    "storage",
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
@@ -47,6 +48,7 @@ MAY_IMPORT = {
     "wording": set(),
     "threads": set(),
     "pareto": set(),
+    "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
     "attributes": FOUNDATION | {"holders"},

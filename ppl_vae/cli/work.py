@@ -40,6 +40,7 @@ from ppl_vae.rundir import (
     write_evaluation,
     write_run,
 )
+from ppl_vae.storage import as_name
 from ppl_vae.svi import Fit, fit
 from ppl_vae.vae import VAE
 from ppl_vae.weights import khat_threshold
@@ -189,7 +190,7 @@ def _found_from_anywhere(spec: DataSpec) -> DataSpec:
 
 def free_directory(pair_name: str, data_name: str) -> Path:
     """Return the first directory runs/PAIR-DATA-NUMBER that does not exist."""
-    name = f"{pair_name.rpartition(':')[2]}-{Path(data_name).stem}"
+    name = as_name(f"{pair_name.rpartition(':')[2]}-{Path(data_name).stem}")
     return next(path for number in count(1) if not (path := Path("runs", f"{name}-{number}")).exists())
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import math
+import os
 import platform
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from ppl_vae.distributed import current
-from ppl_vae.errors import DataError, PplVaeError
+from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
+from ppl_vae.storage import LOCK, files, plain, tensors
+from ppl_vae.storage.versions import version_of
 
 __all__ = ["RunDirectory", "check_free", "described"]
 
-_CONFIG, _PARAMETERS = "config.json", "parameters.safetensors"
+_CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
+_MAX_HISTORY = 2**30
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
 
@@ -56,15 +58,12 @@ class RunDirectory:
 
     def append_history(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
-        with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: _finite(v) for k, v in record._asdict().items()}) + "\n")
+        line = json.dumps({k: _number(v) for k, v in record._asdict().items()}, allow_nan=False)
+        files.append(self.root / _HISTORY, line + "\n")
 
     def write_parameters(self, pair: Pair) -> None:
-        """Writes every parameter and buffer of the pair."""
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in pair.state_dict().items()}
-        part = self.root / f"{_PARAMETERS}.part"  # a kill while saving leaves what was there before
-        save_file(state, part)
-        part.replace(self.root / _PARAMETERS)
+        """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
+        files.replace(self.root / _PARAMETERS, tensors.to_chunks(pair.state_dict()))
 
     def read_parameters(self, pair: Pair) -> None:
         """Loads the parameters of the run into a pair of the same programs.
@@ -77,19 +76,30 @@ class RunDirectory:
         if not path.is_file():
             raise PplVaeError(f"{path}: expected the parameters of a finished or interrupted run, found no such file")
         try:
-            state = load_file(path)
-        except Exception as error:
+            state = tensors.from_bytes(files.read(path, tensors.MAX_BYTES), path)
+        except StorageError as error:
             raise DataError(f"{path}: expected readable parameters, found damage ({error})") from error
         if found := misfit(pair, state):
             raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
         pair.load_state_dict(state)
 
     def read_history(self) -> list[dict[str, Any]]:
-        """The records of the history; none before the end of the first epoch, and without a line that is torn."""
-        if not (self.root / "history.jsonl").is_file():
+        """The records of the history: none before the end of the first epoch, and not the last if its line is torn.
+
+        Raises:
+            DataError: Another line is damaged.
+        """
+        path = self.root / _HISTORY
+        if not path.is_file():
             return []
-        lines = (self.root / "history.jsonl").read_text(encoding="utf-8").splitlines()
-        return [record for line in lines if (record := _parsed(line)) is not None]
+        try:
+            *lines, _torn = files.read(path, _MAX_HISTORY).split(b"\n")
+            records = [plain.decode(line, path) for line in lines]
+        except StorageError as error:
+            raise DataError(str(error)) from error
+        if wrong := [number for number, record in enumerate(records, 1) if type(record) is not dict]:
+            raise DataError(f"{path}: expected a record in every line, found none in line {wrong[0]}")
+        return records
 
 
 @contextmanager
@@ -99,8 +109,7 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
     A fit that is refused before it begins leaves nothing behind; one that is interrupted or fails says so.
     """
     check_free(root)
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    _make(root)
+    made = _make(root)
     write_run(root, record)
     try:
         yield
@@ -108,9 +117,9 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
         if (root / _CONFIG).exists():
             write_run(root, _ended(root, record, error))
         else:
-            (root / RUN).unlink()
+            files.remove([root / RUN])
             for folder in made:
-                folder.rmdir()
+                files.remove_empty(folder)
         raise
 
 
@@ -120,15 +129,15 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
     Raises:
         PplVaeError: There is a file in it, or in its place.
     """
-    if root.exists() and (not root.is_dir() or {path.name for path in root.iterdir()} - set(allowed)):
+    if os.path.lexists(root) and (not root.is_dir() or set(files.listed(root)) - set(allowed) - {LOCK}):
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
 
 
-def _make(root: Path) -> None:
+def _make(root: Path) -> list[Path]:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PplVaeError(f"run directory {root}: cannot be made ({error.strerror}): choose another run_dir") from error
+        return files.make_folder(root)
+    except StorageError as error:
+        raise StorageError(f"run directory {error}: choose another run_dir") from error
 
 
 def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
@@ -139,29 +148,15 @@ def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
     return replace(record, status=status, steps=last["step"], best_step=last["step"], seconds=last["seconds"])
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
 def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
         "processes": current().size,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _plain(value: Any) -> Any:
@@ -182,5 +177,6 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__name__
 
 
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _number(value: float) -> float | str | None:
+    """A number of a record as JSON, which knows neither NaN nor infinity."""
+    return None if math.isnan(value) else value if math.isfinite(value) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ppl_vae.errors import DataError
 from ppl_vae.rundir.records import Evaluation, Kind, fingerprint, read_record, write_json
+from ppl_vae.storage import as_name, files
 
 __all__ = ["read_evaluation", "write_evaluation"]
 
@@ -56,7 +58,9 @@ def write_evaluation(
     """
     record = _summary(result, batch, data, kind, seed, khat_threshold)
     kept = _set_aside(root, record)
-    np.savez(root / f"{_NAME}.npz", **{name: getattr(result, name) for name in _ARRAYS})
+    arrays = io.BytesIO()
+    np.savez(arrays, **{name: getattr(result, name) for name in _ARRAYS})
+    files.replace(root / f"{_NAME}.npz", [arrays.getvalue()])
     write_json(root / f"{_NAME}.json", asdict(record))
     return kept
 
@@ -94,10 +98,10 @@ def _set_aside(root: Path, new: Evaluation) -> Path | None:
     else:
         if _identity(old) == _identity(new):
             return None
-        name = f"{_NAME}-K{old.num_samples}-N{old.num_data}-seed{old.seed}"
+        name = as_name(f"{_NAME}-K{old.num_samples}-N{old.num_data}-seed{old.seed}")
     for suffix in (".npz", ".json"):
         if (root / f"{_NAME}{suffix}").is_file():
-            (root / f"{_NAME}{suffix}").replace(root / f"{name}{suffix}")
+            files.move(root / f"{_NAME}{suffix}", root / f"{name}{suffix}")
     return root / f"{name}.json"
 
 

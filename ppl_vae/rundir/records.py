@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -13,7 +14,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, StorageError
+from ppl_vae.storage import files, plain
 
 __all__ = [
     "Binarization",
@@ -35,6 +37,7 @@ Binarization = Literal["dynamic", "fixed", "none"]
 Kind = Literal["probability", "density"]
 
 RUN = "run.json"
+_MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -165,10 +168,12 @@ def read_record(kind: type[T], path: Path, expected: str) -> T:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is whole or as it was before, whenever the process is killed."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Write a JSON file that is whole or as it was before, whenever the process or the machine stops.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    files.replace(path, [(json.dumps(value, indent=2, allow_nan=False) + "\n").encode()])
 
 
 def fingerprint(*arrays: Tensor) -> str:
@@ -184,17 +189,22 @@ def _json_object(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, found damage ({error})") from error
+        value = plain.decode(files.read(path, _MAX_BYTES), path)
+    except StorageError as error:
+        raise DataError(str(error)) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _record(kind: type[T], fields: Any, path: Path) -> T:
     """Make a dataclass of JSON fields, each of which must have the type that the class declares."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable, whatever it makes
     if not isinstance(fields, Mapping) or set(fields) != set(hints):
         raise DataError(f"{path}: expected the fields {', '.join(hints)}, found others: it is of another version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -1,0 +1,270 @@
+"""Files and folders of a run: written durably, read within bounds, removed at once.
+
+What a function here has written is on the disk when it returns: the bytes of a file by `fsync` of the file, its name by
+`fsync` of the folder. Nothing follows a symbolic link in the last part of a path, and nothing but regular files is read
+or written, so that a pipe cannot block and a device cannot be touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.errors import StorageError
+from ppl_vae.storage import calls
+from ppl_vae.storage.calls import Written
+
+__all__ = [
+    "Create",
+    "Written",
+    "append",
+    "create",
+    "listed",
+    "make_folder",
+    "measured",
+    "move",
+    "read",
+    "remove",
+    "remove_debris",
+    "remove_empty",
+    "replace",
+    "sync_folder",
+    "temporary",
+    "truncate",
+    "write_folder",
+]
+
+_TEMPORARY = ".tmp-"
+
+
+Create = Callable[[str, Iterable[Any]], Written]
+
+
+def create(path: Path, chunks: Iterable[Any]) -> Written:
+    """Writes a new file; its name is durable only after `sync_folder`.
+
+    Args:
+        path: The file, which must not exist.
+        chunks: Its content, as one-dimensional buffers of bytes.
+
+    Raises:
+        StorageError: It exists, or the disk refuses.
+    """
+    with calls.failing("cannot be written", path), calls.opened(path, calls.NEW) as file:
+        written = calls.write(file, chunks)
+        calls.do(os.fsync, file)
+    return written
+
+
+def replace(path: Path, chunks: Iterable[Any]) -> Written:
+    """Writes a file that is whole, or as it was before, whenever the process or the machine stops.
+
+    Raises:
+        StorageError: The disk refuses; the file is as it was before.
+    """
+    part = temporary(path)
+    with _discarded_unless_done(part):
+        written = create(part, chunks)
+        move(part, path)
+    return written
+
+
+def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
+    """Makes a new folder of files that is whole or absent, whenever the process or the machine stops.
+
+    Args:
+        path: The folder, which must not exist.
+        fill: Is given a function (name, chunks) -> `Written` that creates a file in the folder.
+
+    Raises:
+        StorageError: The disk refuses; what was begun is removed again where that is possible.
+    """
+    part = temporary(path)
+    with _discarded_unless_done(part):
+        with calls.failing("cannot be written", path), ExitStack() as stack:
+            opened = []
+
+            def create(name: str, chunks: Iterable[Any]) -> Written:
+                opened.append(stack.enter_context(calls.opened(part / name, calls.NEW)))
+                return calls.write(opened[-1], chunks)
+
+            calls.do(os.mkdir, part)
+            fill(create)
+            opened.append(stack.enter_context(calls.opened_folder(part)))
+            calls.sync(opened)
+        move(part, path)
+
+
+def append(path: Path, text: str) -> int:
+    """Adds text to the end of a file, made if there is none, and returns its new size in bytes.
+
+    Raises:
+        StorageError: The disk refuses; a part of the text may stand in the file.
+    """
+    is_new = not os.path.lexists(path)
+    with calls.failing("cannot be added to", path), calls.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+        calls.write(file, [text.encode()])
+        calls.do(os.fsync, file)
+        size = os.fstat(file).st_size
+    if is_new:
+        sync_folder(path.parent)
+    return size
+
+
+def truncate(path: Path, num_bytes: int) -> None:
+    """Cuts a file back to its first bytes.
+
+    Raises:
+        StorageError: It has fewer, or the disk refuses.
+    """
+    with calls.failing("cannot be cut", path), calls.opened(path, os.O_WRONLY) as file:
+        if (size := os.fstat(file).st_size) < num_bytes:
+            raise StorageError(f"{path}: expected at least {num_bytes} bytes, found {size}: the file has lost its end")
+        calls.do(os.ftruncate, file, num_bytes)
+        calls.do(os.fsync, file)
+
+
+def read(path: Path, max_bytes: int) -> bytes:
+    """Reads a regular file, whose size is known before anything is allocated.
+
+    Raises:
+        StorageError: There is none, it is something else, it has more bytes, or the disk refuses.
+    """
+    return b"".join(calls.pieces(path, max_bytes))
+
+
+def measured(path: Path, max_bytes: int) -> Written:
+    """Reads a file as `read` does, but keeps its size and hash alone.
+
+    Raises:
+        StorageError: As `read`.
+    """
+    digest, size = hashlib.sha256(), 0
+    for piece in calls.pieces(path, max_bytes):
+        digest.update(piece)
+        size += len(piece)
+    return Written(size, digest.hexdigest())
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Makes a folder and those it stands in, as far as they are missing, durably; returns them, the innermost first.
+
+    Raises:
+        StorageError: The disk refuses, or a file has the name.
+    """
+    with calls.failing("cannot be made", path):
+        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+        for folder in reversed(missing):
+            with suppress(FileExistsError):  # another process was quicker
+                calls.do(os.mkdir, folder)
+            sync_folder(folder.parent)
+        if not path.is_dir():
+            raise StorageError(f"{path}: expected a folder, found a file in its place")
+        return missing
+
+
+def move(source: Path, target: Path) -> None:
+    """Gives a file or a folder another name in the same folder, durably; a file there before is replaced.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    with calls.failing(f"cannot become {target.name}", source):
+        calls.do(os.rename, source, target)
+    sync_folder(target.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    with calls.failing("its names cannot be made durable", path), calls.opened_folder(path) as folder:
+        calls.do(os.fsync, folder)
+
+
+def listed(path: Path) -> list[str]:
+    """Returns the names in a folder, sorted; none where there is no folder.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    with calls.failing("cannot be listed", path), suppress(FileNotFoundError):
+        return sorted(calls.do(os.listdir, path))
+    return []
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Removes files, and folders of files, each at once: none is ever seen in part under its own name.
+
+    Raises:
+        StorageError: The disk refuses; what is left of them is debris.
+    """
+    gone = []
+    for path in paths:
+        gone.append(temporary(path))
+        with calls.failing("cannot be removed", path):
+            calls.do(os.rename, path, gone[-1])
+    for folder in sorted({path.parent for path in gone}):
+        sync_folder(folder)
+    for path in gone:
+        _unlink(path)
+
+
+def remove_empty(path: Path) -> None:
+    """Removes a folder that has nothing in it.
+
+    Raises:
+        StorageError: There is something in it, or the disk refuses.
+    """
+    with calls.failing("cannot be removed", path):
+        calls.do(os.rmdir, path)
+
+
+def remove_debris(folder: Path) -> list[str]:
+    """Removes what processes that were killed have left under temporary names, and returns these names.
+
+    Only for the one process that writes in the folder, which the lock of the run makes sure of.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    debris = [name for name in listed(folder) if name.startswith(_TEMPORARY)]
+    for name in debris:
+        _unlink(folder / name)
+    return debris
+
+
+def temporary(path: Path) -> Path:
+    """A name beside a path, on the same file system, that nobody else has."""
+    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+
+
+def _unlink(path: Path) -> None:
+    """Unlinks a file, or a folder of files; a link to a folder is unlinked, not followed."""
+    with calls.failing("cannot be removed", path):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            calls.do(os.unlink, path)
+            return
+        for name in listed(path):
+            calls.do(os.unlink, path / name)
+        calls.do(os.rmdir, path)
+
+
+@contextmanager
+def _discarded_unless_done(part: Path) -> Iterator[None]:
+    """Context of a write under a temporary name: what was begun goes if it fails, or is debris where that fails too."""
+    try:
+        yield
+    except BaseException:
+        with suppress(StorageError):
+            if os.path.lexists(part):
+                _unlink(part)
+        raise
