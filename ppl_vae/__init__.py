@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from ppl_vae.evaluation import (
         AnnealedLogLikelihood,
         Annealing,
+        Ledger,
         LogLikelihood,
         Sandwich,
         annealed_importance_sampling,
         bidirectional_monte_carlo,
+        ledger,
         log_evidence,
         log_likelihood,
     )
@@ -54,6 +56,7 @@ __all__ = [
     "Fit",
     "GroupError",
     "HierarchicalVAE",
+    "Ledger",
     "LogLikelihood",
     "Pair",
     "PairError",
@@ -75,6 +78,7 @@ __all__ = [
     "fit",
     "from_pyro",
     "latents",
+    "ledger",
     "log_evidence",
     "log_likelihood",
     "networks",
@@ -95,6 +99,7 @@ _HOMES = {
     "evaluation": (
         *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
         *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),
+        *("Ledger", "ledger"),
     ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "hierarchical": ("HierarchicalVAE",),

@@ -1,5 +1,6 @@
 """Estimates of how good a pair is, each with its error."""
 
+from ppl_vae.evaluation.accounting import ledger
 from ppl_vae.evaluation.annealed import (
     AnnealedLogLikelihood,
     Sandwich,
@@ -7,17 +8,24 @@ from ppl_vae.evaluation.annealed import (
     bidirectional_monte_carlo,
 )
 from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.result import LogLikelihood
+from ppl_vae.evaluation.surgery import Surgery
 
 __all__ = [
     "AnnealedLogLikelihood",
     "Annealing",
+    "Entry",
+    "LatentUse",
+    "Ledger",
     "LogLikelihood",
     "Sandwich",
+    "Surgery",
     "annealed_importance_sampling",
     "bidirectional_monte_carlo",
+    "ledger",
     "log_evidence",
     "log_likelihood",
 ]
