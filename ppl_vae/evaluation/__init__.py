@@ -8,6 +8,8 @@ from ppl_vae.evaluation.annealed import (
     bidirectional_monte_carlo,
 )
 from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.calibrated import Calibration
+from ppl_vae.evaluation.calibration import calibrate
 from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
@@ -17,6 +19,7 @@ from ppl_vae.evaluation.surgery import Surgery
 __all__ = [
     "AnnealedLogLikelihood",
     "Annealing",
+    "Calibration",
     "Entry",
     "LatentUse",
     "Ledger",
@@ -25,6 +28,7 @@ __all__ = [
     "Surgery",
     "annealed_importance_sampling",
     "bidirectional_monte_carlo",
+    "calibrate",
     "ledger",
     "log_evidence",
     "log_likelihood",
