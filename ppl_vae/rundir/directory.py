@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -182,5 +182,8 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__name__
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: Any) -> Any:
+    """A number of a record, None where it is not known; what is recorded by site stays a dictionary."""
+    if isinstance(value, Mapping):
+        return {name: list(numbers) for name, numbers in value.items()}
     return None if math.isnan(value) else value
