@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         Calibration,
         Ledger,
         LogLikelihood,
+        PosteriorPredictive,
         Sandwich,
         annealed_importance_sampling,
         bidirectional_monte_carlo,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         ledger,
         log_evidence,
         log_likelihood,
+        posterior_predictive,
     )
     from ppl_vae.exact import GMM, PPCA, AmortisedCategorical, TrainableGMM
     from ppl_vae.hierarchical import HierarchicalVAE
@@ -63,6 +65,7 @@ __all__ = [
     "LogLikelihood",
     "Pair",
     "PairError",
+    "PosteriorPredictive",
     "PplVaeError",
     "Renyi",
     "Sandwich",
@@ -86,6 +89,7 @@ __all__ = [
     "log_evidence",
     "log_likelihood",
     "networks",
+    "posterior_predictive",
     "priors",
     "quality",
     "scale_latents",
@@ -104,6 +108,7 @@ _HOMES = {
         *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
         *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),
         *("Calibration", "Ledger", "calibrate", "ledger"),
+        *("PosteriorPredictive", "posterior_predictive"),
     ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "hierarchical": ("HierarchicalVAE",),

@@ -12,7 +12,7 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from ppl_vae.kl import analytic_kl
 from ppl_vae.tape import Layout, Site
 
-__all__ = ["ScalarKL", "by_datum", "scalar_kl"]
+__all__ = ["ScalarKL", "by_datum", "data_second", "scalar_kl"]
 
 
 class ScalarKL(NamedTuple):
@@ -56,10 +56,17 @@ def scalar_kl(guide: Site, model: Site, layout: Layout) -> ScalarKL:
 
 def by_datum(values: Tensor, event_dim: int, layout: Layout) -> Tensor:
     """Numbers of a site as (K, N, D): all of a datum in one row, whatever the plates within it."""
+    found = data_second(values, event_dim, layout)
+    return found.reshape(*found.shape[:2], -1)
+
+
+def data_second(values: Tensor, event_dim: int, layout: Layout) -> Tensor:
+    """Numbers of a site as (K, N, *rest), the rest being other plates of more than one row, then the event."""
     missing = -layout.particle_dim - (values.dim() - event_dim)
     full = values.reshape((1,) * missing + values.shape)
-    data_second = full.movedim(full.dim() - event_dim + layout.data_dim, 1)
-    return data_second.reshape(*data_second.shape[:2], -1)
+    moved = full.movedim(full.dim() - event_dim + layout.data_dim, 1)
+    plates = [size for size in moved.shape[2 : moved.dim() - event_dim] if size != 1]
+    return moved.reshape(*moved.shape[:2], *plates, *moved.shape[moved.dim() - event_dim :])
 
 
 def _kl(q: Any, p: Any, guide: Site, layout: Layout) -> Tensor:

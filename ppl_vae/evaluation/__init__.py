@@ -13,6 +13,7 @@ from ppl_vae.evaluation.calibration import calibrate
 from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
+from ppl_vae.evaluation.predictive import PosteriorPredictive, posterior_predictive
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.surgery import Surgery
 
@@ -24,6 +25,7 @@ __all__ = [
     "LatentUse",
     "Ledger",
     "LogLikelihood",
+    "PosteriorPredictive",
     "Sandwich",
     "Surgery",
     "annealed_importance_sampling",
@@ -32,4 +34,5 @@ __all__ = [
     "ledger",
     "log_evidence",
     "log_likelihood",
+    "posterior_predictive",
 ]

@@ -119,11 +119,10 @@ class Calibration:
         )
         if not departures:
             return f"calibrated: no departure in {quantities} quantities, {how}\n{self._covered()}"
-        shown = "; ".join(f"{d.quantity} {d.effect} (p = {d.p_value:.1g})" for d in departures[:_SHOWN])
-        more = f"; and {len(departures) - _SHOWN} more" if len(departures) > _SHOWN else ""
-        return (
-            f"not calibrated in {len(departures)} of {quantities} quantities, {how}: {shown}{more}\n{self._covered()}"
-        )
+        shown = [f"{d.quantity}: {d.effect} (p = {d.p_value:.1g})" for d in departures[:_SHOWN]]
+        more = [f"and {len(departures) - _SHOWN} more"] * (len(departures) > _SHOWN)
+        title = f"not calibrated in {len(departures)} of {quantities} quantities, {how}"
+        return "\n".join([title, *shown, *more, self._covered()])
 
     def _covered(self) -> str:
         found = self.coverage((0.9,))
