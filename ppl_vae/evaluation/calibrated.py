@@ -127,9 +127,10 @@ class Calibration:
     def _covered(self) -> str:
         found = self.coverage((0.9,))
         of_latents = found.share[: len(self.quantities) - self._num_densities, 0]
+        among = f", from {of_latents.min():.1%} to {of_latents.max():.1%}" if len(of_latents) > 1 else ""
         return (
-            f"central {found.due[0]:.0%} intervals hold the latents in {of_latents.mean():.1%} of the simulations, "
-            f"between {of_latents.min():.1%} and {of_latents.max():.1%} by number (± {found.stderr[0]:.1%} each)"
+            f"central {found.due[0]:.0%} intervals hold the latents in {of_latents.mean():.1%} of the simulations"
+            f"{among} (± {found.stderr[0]:.1%} for each number)"
         )
 
     @property
