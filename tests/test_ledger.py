@@ -20,6 +20,7 @@ import ppl_vae as pv
 from ppl_vae.arrays import as_rows
 from ppl_vae.checking import check
 from ppl_vae.errors import DataError
+from ppl_vae.evaluation.entries import LatentUse
 from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.surgery import aggregate_draws, log_guide_of_others
 from ppl_vae.latents import active_units
@@ -274,6 +275,12 @@ def test_collapse_is_named(seed):
     assert latent.active.tolist() == [False, True, False, False, True]
     assert "3 of 5 scalars of latent 'z' (scalars 0, 2 to 3)" in found.alarms[0]
     assert "posterior collapse" in str(found)
+
+
+def test_collapse_is_that_of_99_data_in_100():
+    kl = np.full((100, 2), 1.0)
+    kl[:98, 0] = kl[:99, 1] = 0.009
+    assert LatentUse("z", kl, "each", None, None).collapsed.tolist() == [False, True]
 
 
 def test_a_guide_that_is_its_prior_has_collapsed(seed):

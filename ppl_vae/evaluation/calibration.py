@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
-from ppl_vae.tape import Layout, run_program
+from ppl_vae.tape import Batch, Layout, run_program
 
 __all__ = ["calibrate"]
 
@@ -94,31 +94,45 @@ def calibrate(
         if not layout.local_latents:
             raise PairError("expected latents whose posterior can be judged, found a pair without")
         size = layout.largest_batch(_ROWS)
-        count = num_samples if corrected else num_draws
-        score = Scorer(pair, layout, memory, False, num_simulations * count)
-        ranks: list[dict[str, np.ndarray]] = []
+        plan = _Plan(num_draws, num_samples if corrected else num_draws, corrected, seed)
+        score = Scorer(pair, layout, memory, False, num_simulations * plan.num_proposed)
+        blocks: list[dict[str, np.ndarray]] = []
         with Progress("calibration", num_simulations, progress and group.leads, "simulations") as bar:
             for first in range(0, num_simulations, size):
                 index = torch.arange(first, min(first + size, num_simulations)) % len(rows)
-                given = rows.take(index, target)
                 with located(f"simulations {first} to {first + len(index) - 1}"):
-                    with seeded(key(seed, first, _DATA), target):
-                        made = simulate(pair, given, layout)
-                    _check(pair, made, layout)
-                    with seeded(key(seed, first, _DRAWS), target):
-                        drawn = propose(pair, made.batch, count, layout)
-                    log_lik, log_prior = score(made.batch, drawn, count)
-                draws = _quantities(drawn.particles_first(layout), log_lik, log_prior)
-                if corrected:
-                    log_weight = log_lik + log_prior - drawn.log_guide
-                    generator = torch.Generator().manual_seed(key(seed, first, _CHOICE))
-                    choice = resample(log_weight, num_draws, generator)
-                    draws = {name: pick(value, choice) for name, value in draws.items()}
-                truth = _truth(pair, made, drawn, layout)
-                ranks.append(_ranks(truth, draws, key(seed, first, _TIES)))
+                    blocks.append(_of_block(pair, rows.take(index, target), first, plan, layout, score, target))
                 bar.update(first + len(index), "")
-    joined = {name: np.concatenate([block[name] for block in ranks]) for name in ranks[0]}
-    return Calibration(joined, num_draws, corrected, time.monotonic() - start)
+    ranks = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return Calibration(ranks, num_draws, corrected, time.monotonic() - start)
+
+
+class _Plan(NamedTuple):
+    """What is drawn for each simulation."""
+
+    num_draws: int
+    num_proposed: int
+    corrected: bool
+    seed: int
+
+
+def _of_block(
+    pair: Pair, given: Batch, first: int, plan: _Plan, layout: Layout, score: Scorer, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Ranks of a block of simulations whose first is `first`, (B, D) by quantity."""
+    with seeded(key(plan.seed, first, _DATA), device):
+        made = simulate(pair, given, layout)
+    _check(pair, made, layout)
+    with seeded(key(plan.seed, first, _DRAWS), device):
+        drawn = propose(pair, made.batch, plan.num_proposed, layout)
+    log_lik, log_prior = score(made.batch, drawn, plan.num_proposed)
+    draws = _quantities(drawn.particles_first(layout), log_lik, log_prior)
+    if plan.corrected:
+        log_weight = log_lik + log_prior - drawn.log_guide
+        generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
+        choice = resample(log_weight, plan.num_draws, generator)
+        draws = {name: pick(value, choice) for name, value in draws.items()}
+    return _ranks(_truth(pair, made, drawn, layout), draws, key(plan.seed, first, _TIES))
 
 
 def _check(pair: Pair, made: Simulated, layout: Layout) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ __all__ = ["PosteriorPredictive", "posterior_predictive"]
 
 _ROWS = 64
 _LATENTS, _CHOICE, _DATA = range(3)
-_ALL, _ONE = slice(None), slice(0, 1)
 
 
 @dataclass(frozen=True)
@@ -100,36 +99,53 @@ def posterior_predictive(
     with evaluating(pair, data, device) as (pair, rows, layout, target, group):
         if not layout.local_latents:
             raise PairError("expected latents to draw data anew from, found a pair without; draw from the model itself")
-        count = num_samples if corrected else num_draws
-        score = Scorer(pair, layout, memory, False, len(rows) * count)
+        plan = _Plan(num_draws, num_samples if corrected else num_draws, corrected, seed)
+        score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
         found = {part: Collection(len(rows), axis) for part, axis in (("z", 1), ("x", 1), ("observed", 0))}
         size = layout.largest_batch(_ROWS)
         with Progress("posterior predictive", len(rows), progress and group.leads, "data") as bar:
             for first in range(0, len(rows), size):
                 batch = rows.take(slice(first, first + size), target)
                 with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    with seeded(key(seed, first, _LATENTS), target):
-                        proposal = propose(pair, batch, count, layout)
-                    log_lik, log_prior = score(batch, proposal, count)
-                    choice = torch.arange(count).unsqueeze(-1).expand(count, len(batch[0]))
-                    if corrected:
-                        generator = torch.Generator().manual_seed(key(seed, first, _CHOICE))
-                        choice = resample(log_lik + log_prior - proposal.log_guide, num_draws, generator)
-                    latents = _chosen(proposal, choice, layout)
-                    with seeded(key(seed, first, _DATA), target):
-                        runs = [
-                            _run(pair, batch, n, values, layout) for n, values in _by_run(latents, num_draws, layout)
-                        ]
-                    given = run_program(pair, pair.model, batch, None, layout, proposal.part(layout, _ALL, _ONE)[0])
-                drawn = {n: pick(z, choice) for n, z in proposal.particles_first(layout).items()}
-                made = {n: torch.cat([_value(tape, n, layout) for tape in runs]) for n in runs[0].simulated}
-                found["z"].put(first, _arrays(drawn | {LOG_LIK: pick(log_lik, choice)}))
-                found["x"].put(first, _arrays(made))
-                found["observed"].put(first, _arrays({n: _value(given, n, layout)[0] for n in made}))
+                    block = _of_block(pair, batch, first, plan, layout, score, target)
+                for part, tensors in block.items():
+                    found[part].put(first, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
                 bar.update(first + len(batch[0]), "")
     posterior = found["z"].arrays
-    log_lik_of_draws = posterior.pop(LOG_LIK)
-    return PosteriorPredictive(posterior, found["x"].arrays, found["observed"].arrays, log_lik_of_draws)
+    log_lik = posterior.pop(LOG_LIK)
+    return PosteriorPredictive(posterior, found["x"].arrays, found["observed"].arrays, log_lik)
+
+
+class _Plan(NamedTuple):
+    """What is drawn for each datum."""
+
+    num_draws: int
+    num_proposed: int
+    corrected: bool
+    seed: int
+
+
+def _of_block(
+    pair: Pair, batch: Batch, first: int, plan: _Plan, layout: Layout, score: Scorer, device: torch.device
+) -> dict[str, dict[str, Tensor]]:
+    """Latents with log p(x given z), new data, and the data themselves, of a block whose first row is `first`."""
+    with seeded(key(plan.seed, first, _LATENTS), device):
+        proposal = propose(pair, batch, plan.num_proposed, layout)
+    log_lik, log_prior = score(batch, proposal, plan.num_proposed)
+    choice = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0]))
+    if plan.corrected:
+        generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
+        choice = resample(log_lik + log_prior - proposal.log_guide, plan.num_draws, generator)
+    latents = _chosen(proposal, choice, layout)
+    with seeded(key(plan.seed, first, _DATA), device):
+        runs = [_run(pair, batch, n, values, layout) for n, values in _by_run(latents, plan.num_draws, layout)]
+    given = run_program(pair, pair.model, batch, None, layout, next(_by_run(latents, 1, layout))[1])
+    drawn = {name: pick(z, choice) for name, z in proposal.particles_first(layout).items()}
+    return {
+        "z": drawn | {LOG_LIK: pick(log_lik, choice)},
+        "x": {name: torch.cat([_value(tape, name, layout) for tape in runs]) for name in runs[0].simulated},
+        "observed": {name: _value(given, name, layout)[0] for name in runs[0].simulated},
+    }
 
 
 def _chosen(proposal: Proposal, choice: Tensor, layout: Layout) -> dict[str, Tensor]:
@@ -159,7 +175,3 @@ def _run(pair: Pair, batch: Batch, size: int | None, values: dict[str, Tensor], 
 def _value(tape: Tape, name: str, layout: Layout) -> Tensor:
     site = tape.sites[name]
     return data_second(site["value"], site["fn"].event_dim, layout)
-
-
-def _arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
