@@ -17,8 +17,12 @@ from statistical import assert_close, assert_estimates, assert_mean
 from torch import Tensor
 
 import ppl_vae as pv
+from ppl_vae.checking import check
 from ppl_vae.evaluation.calibration import _ranks
 from ppl_vae.evaluation.ranks import central_coverage, holm, relative_width, score, smooth_test
+from ppl_vae.evaluation.simulation import simulate
+from ppl_vae.pair import as_pair
+from ppl_vae.rng import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -89,6 +93,16 @@ def test_labels_that_are_unknown_are_latents(seed):
     with pytest.raises(pv.PairError, match=r"site 'y'.*found a mask"):
         run(pair, (torch.zeros(8, 3), torch.arange(8) % 4), 10)
     assert found.ranks["z"].shape == (1000, LATENT)
+
+
+def test_simulation_leaves_masked_entries_as_they_are(seed):
+    torch.manual_seed(0)
+    pair, given = ByClass().semi_supervised(), (torch.zeros(8, 3), torch.tensor([-1, 0, 1, -1, 2, 3, 0, -1]))
+    with torch.no_grad(), seeded(seed):
+        x, y = simulate(as_pair(pair), given, check(pair, given).layout).batch
+    assert ((y == -1) == (given[1] == -1)).all()
+    assert (y != given[1]).any()
+    assert (x != 0).all()
 
 
 def test_constrained_latents_with_their_posterior_pass(seed):
