@@ -22,6 +22,7 @@ FOUNDATION = {
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
+    "coordinates",
     *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {
@@ -56,6 +57,7 @@ MAY_IMPORT = {
     "tape": FOUNDATION | {"pair"},
     "reductions": FOUNDATION | {"tape"},
     "terms": FOUNDATION | {"pair", "tape", "reductions"},
+    "coordinates": FOUNDATION | {"tape"},
     "checking": FOUNDATION | {"pair", "tape", "reductions", "terms"},
     "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms"},
     "rundir": FOUNDATION | {"pair"},
@@ -64,7 +66,7 @@ MAY_IMPORT = {
     "objectives": FOUNDATION | {"pair", "tape", "terms", "weights", "schedules"},
     "compile": FOUNDATION | {"attributes"},
     "svi": FOUNDATION | CORE - {"svi", "evaluation"},
-    "evaluation": FOUNDATION | CORE - {"evaluation"},
+    "evaluation": FOUNDATION | CORE - {"evaluation"} | {"latents"},
     "distributions": FOUNDATION,
     "networks": FOUNDATION,
     "flows": FOUNDATION,

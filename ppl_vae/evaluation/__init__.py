@@ -1,5 +1,6 @@
 """Estimates of how good a pair is, each with its error."""
 
+from ppl_vae.evaluation.accounting import ledger
 from ppl_vae.evaluation.annealed import (
     AnnealedLogLikelihood,
     Sandwich,
@@ -9,21 +10,35 @@ from ppl_vae.evaluation.annealed import (
 from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.curve import KCurve, k_curve
 from ppl_vae.evaluation.escalation import EscalatedLogLikelihood, escalate
+from ppl_vae.evaluation.calibrated import Calibration
+from ppl_vae.evaluation.calibration import calibrate
+from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.likelihood import log_likelihood
+from ppl_vae.evaluation.predictive import PosteriorPredictive, posterior_predictive
 from ppl_vae.evaluation.result import LogLikelihood
+from ppl_vae.evaluation.surgery import Surgery
 
 __all__ = [
     "AnnealedLogLikelihood",
     "Annealing",
     "EscalatedLogLikelihood",
     "KCurve",
+    "Calibration",
+    "Entry",
+    "LatentUse",
+    "Ledger",
     "LogLikelihood",
+    "PosteriorPredictive",
     "Sandwich",
+    "Surgery",
     "annealed_importance_sampling",
     "bidirectional_monte_carlo",
     "escalate",
     "k_curve",
+    "calibrate",
+    "ledger",
     "log_evidence",
     "log_likelihood",
+    "posterior_predictive",
 ]

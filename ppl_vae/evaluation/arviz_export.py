@@ -7,26 +7,59 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ppl_vae.evaluation.predictive import PosteriorPredictive
     from ppl_vae.evaluation.result import LogLikelihood
 
-__all__ = ["to_arviz"]
+__all__ = ["predictive_to_arviz", "to_arviz"]
 
-
-_TAKEN = {"chain", "draw", "datum", "x", "value", "stderr", "ess", "khat", "elbo"}
+_DIMENSIONS = {"chain", "draw", "datum"}
+_TAKEN = _DIMENSIONS | {"x", "value", "stderr", "ess", "khat", "elbo"}
 
 
 def to_arviz(result: LogLikelihood) -> Any:
     """Builds the groups of `LogLikelihood.to_arviz`."""
+    latents = _renamed(result.posterior, _TAKEN)
+    constants = {name: getattr(result, name) for name in ("value", "stderr", "ess", "khat", "elbo")}
+    groups = {"posterior": _one_chain(latents), "log_likelihood": _one_chain({"x": result.posterior_log_lik})}
+    dims = _dims(latents, 2) | {name: ["datum"] for name in ("x", *constants)}
+    return _export(groups | {"constant_data": constants}, dims)
+
+
+def predictive_to_arviz(result: PosteriorPredictive) -> Any:
+    """Builds the groups of `PosteriorPredictive.to_arviz`."""
+    latents = _renamed(result.posterior, _DIMENSIONS)
+    made, observed = (_renamed(values, _DIMENSIONS) for values in (result.predictive, result.observed))
+    single = [name for name, value in observed.items() if value.ndim == 1 and len(observed) == 1]
+    log_lik = {single[0] if single else "log_lik": result.log_lik}
+    groups = {
+        "posterior": _one_chain(latents),
+        "log_likelihood": _one_chain(log_lik),
+        "posterior_predictive": _one_chain(made),
+        "observed_data": observed,
+    }
+    return _export(groups, _dims(latents, 2) | _dims(log_lik, 2) | _dims(observed, 1))
+
+
+def _export(groups: dict[str, dict[str, np.ndarray]], dims: dict[str, list[str]]) -> Any:
     import arviz
 
-    latents = {f"{name}_" if name in _TAKEN else name: value for name, value in result.posterior.items()}
-    groups = {
-        "posterior": {name: value[np.newaxis] for name, value in latents.items()},
-        "log_likelihood": {"x": result.posterior_log_lik[np.newaxis]},
-        "constant_data": {name: getattr(result, name) for name in ("value", "stderr", "ess", "khat", "elbo")},
-    }
-    dims = {name: ["datum", *(f"{name}_dim_{i}" for i in range(value.ndim - 2))] for name, value in latents.items()}
-    dims |= {name: ["datum"] for name in ("x", *groups["constant_data"])}
     if int(arviz.__version__.split(".")[0]) >= 1:
         return arviz.from_dict(groups, dims=dims)
     return arviz.from_dict(**groups, dims=dims)
+
+
+def _renamed(values: Mapping[str, np.ndarray], taken: set[str]) -> dict[str, np.ndarray]:
+    return {f"{name}_" if name in taken else name: value for name, value in values.items()}
+
+
+def _one_chain(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value[np.newaxis] for name, value in values.items()}
+
+
+def _dims(values: Mapping[str, np.ndarray], leading: int) -> dict[str, list[str]]:
+    """Names of the dimensions behind draws: the datum, then those of one value."""
+    return {
+        name: ["datum", *(f"{name}_dim_{i}" for i in range(value.ndim - leading))] for name, value in values.items()
+    }

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -177,6 +177,8 @@ def _plain(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__name__
 
 
-def _number(value: float) -> float | str | None:
-    """A number of a record as JSON, which knows neither NaN nor infinity."""
+def _number(value: Any) -> Any:
+    """A number of a record as JSON, which knows neither NaN nor infinity; what is recorded by site is a dictionary."""
+    if isinstance(value, Mapping):
+        return {name: [_number(float(number)) for number in numbers] for name, numbers in value.items()}
     return None if math.isnan(value) else value if math.isfinite(value) else str(value)
