@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ppl_vae.hierarchical import HierarchicalVAE
     from ppl_vae.objectives import ELBO, IWAE, Renyi, Supervised, from_pyro, scale_latents
     from ppl_vae.pair import Pair, as_pair
+    from ppl_vae.selftesting import SelfTest, selftest
     from ppl_vae.svi import Fit, fit
     from ppl_vae.vae import VAE
 
@@ -63,6 +64,7 @@ __all__ = [
     "PplVaeError",
     "Renyi",
     "Sandwich",
+    "SelfTest",
     "SemiSupervisedVAE",
     "Supervised",
     "TrainableGMM",
@@ -86,6 +88,7 @@ __all__ = [
     "quality",
     "scale_latents",
     "schedules",
+    "selftest",
 ]
 
 __version__ = "0.1.0"
@@ -104,6 +107,7 @@ _HOMES = {
     "hierarchical": ("HierarchicalVAE",),
     "objectives": ("ELBO", "IWAE", "Renyi", "Supervised", "from_pyro", "scale_latents"),
     "pair": ("Pair", "as_pair"),
+    "selftesting": ("SelfTest", "selftest"),
     "svi": ("Fit", "fit"),
     "vae": ("VAE",),
 }

@@ -122,7 +122,7 @@ class Comparison:
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """All names but `bounds` in groups, the best first: each of a group is known to be better than all of the next."""
+        """All names but `bounds` in groups, the best first: each is known to be better than all of the next one."""
         told = {(d.better, d.worse) for d in self.differences if d.p_value <= self.level}
         placed = [name for name in self.names if name not in self.bounds]
         groups: list[tuple[str, ...]] = []
