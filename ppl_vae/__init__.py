@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from ppl_vae.conditional import ConditionalVAE, SemiSupervisedVAE
     from ppl_vae.errors import DataError, EstimateError, GroupError, PairError, PplVaeError
     from ppl_vae.evaluation import (
+        Agreement,
         AnnealedLogLikelihood,
         Annealing,
         Comparison,
         LogLikelihood,
         Sandwich,
+        agreement,
         annealed_importance_sampling,
         bidirectional_monte_carlo,
         compare,
@@ -46,6 +48,7 @@ __all__ = [
     "IWAE",
     "PPCA",
     "VAE",
+    "Agreement",
     "AmortisedCategorical",
     "AnnealedLogLikelihood",
     "Annealing",
@@ -68,6 +71,7 @@ __all__ = [
     "SemiSupervisedVAE",
     "Supervised",
     "TrainableGMM",
+    "agreement",
     "annealed_importance_sampling",
     "as_pair",
     "autoregressive",
@@ -100,8 +104,15 @@ _HOMES = {
     "conditional": ("ConditionalVAE", "SemiSupervisedVAE"),
     "errors": ("DataError", "EstimateError", "GroupError", "PairError", "PplVaeError"),
     "evaluation": (
-        *("AnnealedLogLikelihood", "Annealing", "Comparison", "LogLikelihood", "Sandwich"),
-        *("annealed_importance_sampling", "bidirectional_monte_carlo", "compare", "log_evidence", "log_likelihood"),
+        *("Agreement", "AnnealedLogLikelihood", "Annealing", "Comparison", "LogLikelihood", "Sandwich"),
+        *(
+            "agreement",
+            "annealed_importance_sampling",
+            "bidirectional_monte_carlo",
+            "compare",
+            "log_evidence",
+            "log_likelihood",
+        ),
     ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "hierarchical": ("HierarchicalVAE",),

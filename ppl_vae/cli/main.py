@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["app"]
 
 _FILE_WIDTH = 118
+_ANNEALED_DATA = 100  # seconds each, for a network of some size
 
 app = typer.Typer(cls=Shell, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(experiments.app, name="experiment")
@@ -82,8 +83,9 @@ def fit(
         raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
     if not learning_rate > 0:
         raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
+    from ppl_vae.cli.evaluating import EvaluationSettings
     from ppl_vae.cli.processes import processes
-    from ppl_vae.cli.work import EvaluationSettings, Training, free_directory, train
+    from ppl_vae.cli.work import Training, free_directory, train
 
     pair_spec = _pair_spec(pair, latent_dim, hidden, seed)
     data_spec = _data_spec(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
@@ -110,24 +112,58 @@ def fit(
 @app.command()
 def evaluate(
     run: o.RunArgument,
+    method: o.MethodOption = "is",
     pair: o.PairAgainOption = None,
     data_dir: o.DataDirOption = None,
-    num_samples: o.NumSamplesOption = 5000,
+    num_samples: o.NumSamplesOption = None,
+    chains: o.ChainsOption = None,
+    temperatures: o.TemperaturesOption = None,
+    leapfrog: o.LeapfrogOption = None,
+    spacing: o.SpacingOption = None,
+    start: o.StartOption = None,
+    against: o.AgainstOption = None,
     limit: o.LimitOption = None,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
 ) -> None:
     """Estimate the log-likelihood of a run's test data, with its error; write evaluation.json and evaluation.npz.
 
-    An earlier evaluation with another K, seed or number of data is kept beside it, under a name that says so. Started
-    by torchrun, its processes share the data.
+    An earlier evaluation by another method, or with another K, seed or number of data, is kept beside it, under a name
+    that says so. Started by torchrun, its processes share the data.
     """
+    annealed = method in ("ais", "bdmc")
+    of_chains = {
+        "num_chains": chains,
+        "num_temperatures": temperatures,
+        "num_leapfrog": leapfrog,
+        "schedule": spacing,
+        "start": start,
+    }
+    given = {name: value for name, value in of_chains.items() if value is not None}
+    if given and not annealed:
+        raise typer.BadParameter(
+            f"--chains, --temperatures, --leapfrog, --spacing and --start are of --method ais and bdmc, found {method}"
+        )
+    if num_samples is not None and method != "is":
+        raise typer.BadParameter(f"--num-samples is of --method is, found {method}{': see --chains' * annealed}")
+    if against is not None and method not in ("is", "ais"):
+        raise typer.BadParameter(f"--against sets an estimate against another one: --method is or ais, found {method}")
+    from ppl_vae.cli.evaluating import EvaluationSettings
+    from ppl_vae.cli.evaluating import evaluate as work
     from ppl_vae.cli.processes import processes
-    from ppl_vae.cli.work import EvaluationSettings
-    from ppl_vae.cli.work import evaluate as work
+    from ppl_vae.evaluation import Annealing
 
+    settings = EvaluationSettings(
+        num_samples=num_samples or 5000,
+        limit=limit or (_ANNEALED_DATA if annealed else None),
+        seed=seed,
+        device=device,
+        method=method,
+        annealing=Annealing(**given),  # type: ignore[arg-type]
+        against_exact=against is not None,
+    )
     with processes() as group:
-        work(run, pair, data_dir, EvaluationSettings(num_samples, limit, seed, device), group)
+        work(run, pair, data_dir, settings, group)
 
 
 @app.command()
@@ -171,11 +207,47 @@ def check(
 
 
 @app.command()
-def compare(runs: o.RunsArgument, form: o.FormatOption = "table") -> None:
-    """Compare runs evaluated on the same test data, the best first."""
-    from ppl_vae.cli.comparison import compare as work
+def compare(
+    runs: o.RunsArgument,
+    form: o.FormatOption = "table",
+    level: o.LevelOption = 0.05,
+    figure: o.FigureOption = None,
+    num_samples: o.AnewSamplesOption = None,
+    limit: o.AnewLimitOption = None,
+    pair: o.AnewPairsOption = None,
+    data_dir: o.DataDirOption = None,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+) -> None:
+    """Compare runs on the same test data, the best first, and say which cannot be told apart.
 
-    work(runs, form)
+    Takes the evaluations that the runs have; with --num-samples it evaluates all of them itself, with the same noise.
+    """
+    if not 0 < level < 1:
+        raise typer.BadParameter(f"--level: expected a probability between 0 and 1, found {level}")
+    if num_samples is None and (limit is not None or pair):
+        raise typer.BadParameter("--limit and --pair are for evaluating anew: add --num-samples K")
+    from ppl_vae.cli.comparison import Anew, compare_anew, compare_records
+
+    if num_samples is None:
+        compare_records(runs, form, level, figure)
+    else:
+        compare_anew(runs, form, level, figure, Anew(num_samples, limit, seed, device, tuple(pair or ()), data_dir))
+
+
+@app.command()
+def selftest(device: o.TestDeviceOption = "auto", only: o.OnlyOption = None, seed: o.SeedOption = 0) -> None:
+    """Hold every estimator against its exact answer on this machine, in less than a minute; status 1 if one fails."""
+    from ppl_vae.selftesting import selftest as work
+    from ppl_vae.selftesting.run import CASES
+
+    names = None if only is None else [name.strip() for name in only.split(",")]
+    if unknown := [name for name in names or () if name not in CASES]:
+        raise typer.BadParameter(f"--only: expected cases among {', '.join(CASES)}, found {unknown[0]!r}")
+    result = work(device, only=names, seed=seed)
+    typer.echo(str(result))
+    if not result.passed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -69,8 +69,7 @@ def compare(
         >>> found.ranks
         {'right': (1, 1), 'wrong': (2, 2)}
     """
-    if not isinstance(pairs, Mapping) or not pairs:
-        raise PairError(f"pairs: expected a dictionary, name -> pair, of at least one, found {pairs!r:.60}")
+    _check_pairs(pairs)
     whole_number("num_samples", num_samples, least=1)
     whole_number("seed", seed)
     check_level(level)
@@ -96,6 +95,11 @@ def compare(
     sizes = {name: f"log p of {result.num_dimensions} numbers" for name, result in results.items()}
     _check_alike(sizes, "observed part of a datum", "let all of them observe the same")
     return Comparison(results, level)
+
+
+def _check_pairs(pairs: Any) -> None:
+    if not isinstance(pairs, Mapping) or not pairs:
+        raise PairError(f"pairs: expected a dictionary, name -> pair, of at least one, found {pairs!r:.60}")
 
 
 @contextmanager

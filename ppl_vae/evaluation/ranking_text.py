@@ -41,7 +41,7 @@ def _order(comparison: Comparison) -> list[str]:
     if len(bounds) > 1:
         lines.append(
             f"{', '.join(bounds)}: lower bounds, which cannot rank each other: take more samples, a better guide, or "
-            "annealed_importance_sampling"
+            "annealed importance sampling"
         )
     return lines
 

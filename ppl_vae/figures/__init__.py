@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from ppl_vae.figures.canvas import save
+from ppl_vae.figures.comparison import comparison
 from ppl_vae.figures.curves import learning_curves, log_likelihood_histogram
 from ppl_vae.figures.images import image_grid, reconstructions, show_rows
 from ppl_vae.figures.sheet import contact_sheet
 
 __all__ = [
+    "comparison",
     "contact_sheet",
     "image_grid",
     "learning_curves",

@@ -93,8 +93,8 @@ def replicas() -> Pair:
 
 
 def repeated(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The datum, m = 0.2 and log s = log 0.9, n times."""
-    numbers = torch.tensor([_DATUM, 0.2, math.log(0.9)], dtype=torch.float64, device=device)
+    """The datum, m = -0.5 and log s = log 1.3, n times: far from the posterior N(0.5, 0.5)."""
+    numbers = torch.tensor([_DATUM, -0.5, math.log(1.3)], dtype=torch.float64, device=device)
     x, loc, log_scale = numbers[:, None].expand(3, n).clone()
     return x, loc, log_scale
 
