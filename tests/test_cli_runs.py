@@ -20,11 +20,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(run, tmp_path / "copy")
-
-
-@pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     append = RunDirectory.append_history
 
