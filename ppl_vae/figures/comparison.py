@@ -42,8 +42,9 @@ def comparison(found: Any, title: str = "Held-out data") -> Figure:
         _draw(axes, found, name, place)
     axes.axvline(0.0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), [_label(found, name) for name in names])
-    axes.invert_yaxis()
-    axes.set_xlabel(f"log p(x) less than that of {names[0]}, nats per datum, mean of {found.num_data:,} data")
+    axes.set_ylim(len(names) - 0.5, -0.8)
+    axes.set_ylabel("rank, and pair")
+    axes.set_xlabel(f"log p(x) minus that of {names[0]}: nats per datum, mean of {found.num_data:,} data")
     axes.set_title(title)
     _legend(axes, bool(found.bounds))
     quiet(axes)
@@ -66,8 +67,8 @@ def _draw(axes: Axes, found: Any, name: str, place: int) -> None:
         axes.plot(x, place, "o", color=DARK, markerfacecolor=DARK if told else "white", markersize=6)
     else:
         axes.plot(x, place, "D", color=DARK, markersize=6)
-    if name in found.bounds:
-        axes.annotate("", (x, place), (14, 0), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
+    if name in found.bounds:  # the truth is further on
+        axes.annotate("", (x, place), (26, 0), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
     text = in_words(mean, stderr or None, found.share_untrusted(name)).replace("-", "−")
     axes.annotate(text, (x, place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
 
@@ -83,7 +84,7 @@ def _legend(axes: Axes, bounds: bool) -> None:
     entries = [
         Line2D([], [], color=DARK, marker="D", linestyle="", label="highest mean"),
         Line2D([], [], color=DARK, marker="o", linestyle="", label="known to be worse"),
-        Line2D([], [], color=DARK, marker="o", linestyle="", markerfacecolor="white", label="not told apart"),
+        Line2D([], [], color=DARK, marker="o", linestyle="", markerfacecolor="white", label="not told apart from it"),
         Line2D([], [], color=MIDDLE, linewidth=2, label="95 %, over data"),
         Line2D([], [], color=LIGHT, linewidth=6, label="95 %, Monte Carlo alone"),
     ]
