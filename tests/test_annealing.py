@@ -204,6 +204,8 @@ def test_an_estimate_of_few_chains_is_not_trusted():
     assert found.trusted.tolist() == [False, False, True, True]
     assert "of 2 of 4 data fewer than a quarter of the chains count" in str(found)
     assert how.in_words() in str(found)
+    alone = pv.AnnealedLogLikelihood(*np.ones((4, 1)), pv.Annealing(num_chains=1), 0.0)
+    assert not alone.trusted.any()
 
 
 # What cannot be annealed

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ppl_vae.cli import experiments
 from ppl_vae.cli import options as o
 from ppl_vae.cli.shell import Shell
-
-if TYPE_CHECKING:
-    from ppl_vae.rundir import Binarization, DataSpec, PairSpec
+from ppl_vae.cli.specs import data_spec_of, pair_spec_of
 
 __all__ = ["app"]
 
@@ -87,8 +85,8 @@ def fit(
     from ppl_vae.cli.processes import processes
     from ppl_vae.cli.work import Training, free_directory, train
 
-    pair_spec = _pair_spec(pair, latent_dim, hidden, seed)
-    data_spec = _data_spec(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
+    pair_spec = pair_spec_of(pair, latent_dim, hidden, seed)
+    data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     training = Training(
         epochs=epochs,
         batch_size=batch_size,
@@ -200,9 +198,9 @@ def check(
 
     from ppl_vae.cli.work import check_pair
 
-    pair_spec = _pair_spec(pair, latent_dim, hidden, 0)
+    pair_spec = pair_spec_of(pair, latent_dim, hidden, 0)
     console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
-    data_spec = _data_spec(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
+    data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     console.print(check_pair(pair_spec, data_spec, rows))
 
 
@@ -261,44 +259,3 @@ def demo(
     from ppl_vae.demo import DemoSettings, run_demo
 
     run_demo(out, DemoSettings(seed=seed))
-
-
-def _pair_spec(name: str, latent_dim: int | None, hidden: str | None, seed: int) -> PairSpec:
-    from ppl_vae.cli.pairs import is_recipe
-    from ppl_vae.rundir import PairSpec
-
-    spec = PairSpec(name, seed=seed)
-    if not is_recipe(name):
-        if latent_dim is not None or hidden is not None:
-            raise typer.BadParameter(f"--latent-dim and --hidden size a recipe; {name} decides its own sizes")
-        return PairSpec(name, None, None, seed)
-    return PairSpec(name, latent_dim or spec.latent_dim, spec.hidden if hidden is None else _widths(hidden), seed)
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    widths = text.split(",")
-    if not all(width.strip().isdecimal() and int(width) > 0 for width in widths):
-        raise typer.BadParameter(f"--hidden: expected positive widths such as 200,200, found {text!r}")
-    return tuple(int(width) for width in widths)
-
-
-def _data_spec(
-    name: str,
-    data_dir: str | None,
-    made: tuple[Binarization | None, int | None, int | None],
-    arrays: str | None,
-    pair: PairSpec,
-) -> DataSpec:
-    from ppl_vae.cli.pairs import is_binary
-    from ppl_vae.rundir import DataSpec
-
-    binarize, dequantize, quantize = made
-    drawn = binarize or ("dynamic" if is_binary(pair) else "none")
-    if dequantize is not None and drawn != "none":
-        raise typer.BadParameter("--dequantize makes densities, binarised data have none: leave one of them out")
-    if quantize is not None and (dequantize is not None or drawn != "none"):
-        raise typer.BadParameter("--quantize makes levels: leave out --dequantize and --binarize")
-    names = () if arrays is None else tuple(part.strip() for part in arrays.split(","))
-    if not all(names):
-        raise typer.BadParameter(f"--arrays: expected names such as x,y, found {arrays!r}")
-    return DataSpec(name, drawn, data_dir, names, dequantize, quantize)

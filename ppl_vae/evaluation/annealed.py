@@ -47,11 +47,11 @@ class AnnealedLogLikelihood:
 
     @property
     def trusted(self) -> np.ndarray:
-        """Whether at least a quarter of a datum's chains count: `value` is then too low by about 3/(2K) nats at most.
+        """Whether at least two chains of a datum count, and a quarter: `value` is then too low by 3/(2K) at most.
 
         The bias of the log of a mean of K weights is -(K / ESS - 1) / (2K) to first order.
         """
-        return self.ess >= self.annealing.num_chains / 4
+        return self.ess >= max(2.0, self.annealing.num_chains / 4)
 
     @property
     def mean(self) -> float:
