@@ -270,7 +270,7 @@ def test_a_comparison_shows_how_far_each_is_behind_and_how_sure_that_is(tmp_path
     ranks = ["1 to 3", "1 to 3", "3 to 4", "1 to 4"]
     expected = [f"{rank}  {name}" for rank, name in zip(ranks, found.names, strict=True)]
     assert [text.get_text() for text in axes.get_yticklabels()] == expected
-    assert "flow guide, nats per datum, mean of 200 data" in axes.get_xlabel()
+    assert "flow guide: nats per datum, mean of 200 data" in axes.get_xlabel()
     places = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in ("o", "D")]
     behind = [0.0, *(-found.behind(name).mean for name in found.names[1:])]
     np.testing.assert_allclose(places, behind)

@@ -56,20 +56,19 @@ def test_a_wrong_estimator_fails_and_the_command_says_so_by_its_status(monkeypat
     monkeypatch.setattr(likelihoods, "log_likelihood", estimates_off_by(0.05))
     result = call("selftest", "--device", "cpu", "--only", "importance-sampling,mixture")
     assert result.exit_code == 1
-    assert "3 of 6 lines FAILED" in result.stdout
+    assert "4 of 6 lines FAILED" in result.stdout
     found = verdicts(selftest("importance-sampling", "mixture"))
     assert {what for what, verdict in found.items() if verdict == "FAIL"} == {
         "ELBO + KL(q, posterior)",
         "importance sampling: log of mean p-hat / p",
+        "its root-mean-square error, sqrt(chi^2 / K)",
         "mixture, its guide",
     }
 
 
 def test_wrong_gradients_and_unstable_noise_fail(monkeypatch: pytest.MonkeyPatch):
-    true_grad = torch.autograd.grad
     with monkeypatch.context() as patch:
-        patch.setattr(torch.autograd, "grad", lambda *a, **o: tuple(1.1 * g for g in true_grad(*a, **o)))
-        patch.setattr("ppl_vae.selftesting.objectives.bound", lambda *a: bound(*a) / 1.1)
+        patch.setattr("ppl_vae.selftesting.objectives.bound", lambda *a: 1.1 * bound(*a))
         assert set(verdicts(selftest("gradients")).values()) == {"FAIL"}
     calls = []
 
@@ -162,4 +161,4 @@ def test_bounds_are_integrals(num_particles: int):
         grid = np.linspace(-9, 8, 801)
         inner = q.pdf(grid) * q.pdf(grid)[:, None] * np.log((weight(grid) + weight(grid)[:, None]) / 2)
         expected = integrate.trapezoid(integrate.trapezoid(inner, grid), grid)
-    assert_within(bound(loc, log_scale, num_particles).numpy(), expected, relative=1e-6, reason="two rules")
+    assert_within(bound(loc, log_scale, num_particles).numpy(), expected, relative=1e-5, reason="64 points")

@@ -1,4 +1,4 @@
-"""Pairs whose every number is known: a linear Gaussian model, and one datum repeated with a guide of one's own."""
+"""Pairs whose every number is known: a linear Gaussian model, and one datum repeated."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.pair import Pair
-
-__all__ = ["LinearGaussian", "Setting", "bound", "repeated", "replicas"]
+__all__ = ["LinearGaussian", "Replicas", "Setting", "bound"]
 
 _SCALE, _DATUM = 0.7, 1.0
 
@@ -77,26 +75,28 @@ class LinearGaussian(nn.Module):
         return (z @ weight.mT + bias + _SCALE * e).to(self.weight.dtype)
 
 
-def replicas() -> Pair:
-    """z ~ N(0, 1), x = z + e with the guide N(m, s^2) of two numbers that come with each datum: x, m and log s."""
+class Replicas(nn.Module):
+    """z ~ N(0, 1), x = z + e with the guide N(m, s^2), m = -0.5 and s = 1.3: far from the posterior of x = 1."""
 
-    def model(x: Tensor, loc: Tensor, log_scale: Tensor) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        self.loc = nn.Parameter(torch.tensor(-0.5, dtype=torch.float64))
+        self.log_scale = nn.Parameter(torch.tensor(1.3, dtype=torch.float64).log())
+
+    def model(self, x: Tensor) -> None:
+        """p(x, z)."""
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
-    def guide(x: Tensor, loc: Tensor, log_scale: Tensor) -> None:
+    def guide(self, x: Tensor) -> None:
+        """q(z), the same for every datum."""
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()))
+            pyro.sample("z", dist.Normal(self.loc.expand(len(x)), self.log_scale.exp()))
 
-    return Pair(model, guide)
-
-
-def repeated(n: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The datum, m = -0.5 and log s = log 1.3, n times: far from the posterior N(0.5, 0.5)."""
-    numbers = torch.tensor([_DATUM, -0.5, math.log(1.3)], dtype=torch.float64, device=device)
-    x, loc, log_scale = numbers[:, None].expand(3, n).clone()
-    return x, loc, log_scale
+    def data(self, n: int) -> Tensor:
+        """The datum x = 1, n times."""
+        return torch.full((n,), _DATUM, dtype=torch.float64, device=self.loc.device)
 
 
 def bound(loc: Tensor, log_scale: Tensor, num_particles: int) -> Tensor:
