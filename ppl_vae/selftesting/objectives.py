@@ -32,7 +32,7 @@ _GRADIENTS: dict[str, tuple[ELBO | IWAE, int]] = {
 def bounds(setting: Setting) -> Iterator[Row]:
     """The ELBO and the importance-weighted bound of two draws; that of 64 lies between it and log p(x)."""
     pair = Replicas()
-    exact = [float(bound(pair.loc, pair.log_scale, num_particles)) for num_particles in (1, 2)]
+    exact = [bound(pair.loc, pair.log_scale, num_particles).item() for num_particles in (1, 2)]
     log_evidence = -0.5 * math.log(4 * math.pi) - 0.25  # x = 1 under N(0, 2)
     for name, objective, expected in (("ELBO", ELBO(kl="sampled"), exact[0]), ("IWAE bound of 2", IWAE(2), exact[1])):
         mean, stderr = _repeated(objective, setting, lambda values, _: values.objective)
@@ -45,7 +45,7 @@ def gradients(setting: Setting) -> Iterator[Row]:
     """The derivative by the guide's mean less that by its log-scale, of every estimator."""
     for name, (objective, num_particles) in _GRADIENTS.items():
         pair = Replicas()
-        expected = float(_slope(bound(pair.loc, pair.log_scale, num_particles), pair))
+        expected = _slope(bound(pair.loc, pair.log_scale, num_particles), pair).item()
         mean, stderr = _repeated(objective, setting, lambda values, pair: -_slope(values.loss, pair))
         yield estimated(f"gradient of {name}", mean, expected, stderr)
 
@@ -64,5 +64,5 @@ def _repeated(
     found = []
     for i in range(_REPEATS):
         with seeded(key(setting.seed, i), setting.device):
-            found.append(float(number(objective.evaluate(as_pair(pair), (x,), layout, 1.0), pair)))
+            found.append(number(objective.evaluate(as_pair(pair), (x,), layout, 1.0), pair).item())
     return float(np.mean(found)), float(np.std(found, ddof=1) / math.sqrt(_REPEATS))
