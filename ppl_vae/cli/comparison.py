@@ -21,7 +21,7 @@ from ppl_vae.errors import DataError
 from ppl_vae.evaluation import Comparison, Difference, compare
 from ppl_vae.evaluation.ranking_text import notes
 from ppl_vae.pair import as_pair
-from ppl_vae.rundir import Kind, RunRecord, fingerprint, read_evaluation, read_run
+from ppl_vae.rundir import Evaluation, Kind, RunRecord, fingerprint, read_evaluation, read_run
 
 __all__ = ["Anew", "compare_anew", "compare_records"]
 
@@ -75,9 +75,9 @@ def compare_records(roots: Sequence[Path], form: Form, level: float, figure: Pat
     """Print evaluated runs, the highest log-likelihood first, and how sure their order is."""
     groups: dict[tuple[str, Kind], _Group] = {}
     for name, root in _named(roots).items():
-        found = read_evaluation(root)
+        record, found = read_run(root), read_evaluation(root)
         group = groups.setdefault((found.data_sha256, found.kind), _Group(found.data, found.kind, found.event_size, {}))
-        group.runs[name] = _recorded(name, root)
+        group.runs[name] = _recorded(name, root, record, found)
     _print_all(list(groups.values()), form, level, figure)
 
 
@@ -111,8 +111,7 @@ def _named(roots: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(names, roots, strict=True))
 
 
-def _recorded(name: str, root: Path) -> _Run:
-    e, record = read_evaluation(root), read_run(root)
+def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
     arrays = [load_array(root / "evaluation.npz", part) for part in _Recorded._fields]
     stderr = None if e.method == "exact" else math.nan if e.mean_stderr is None else e.mean_stderr
     row = report.ModelRow(
