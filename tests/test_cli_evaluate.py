@@ -146,6 +146,13 @@ def test_ranks_come_with_records_too(run: Path, copy: Path):
     assert "lower bounds, which cannot rank each other" in text
 
 
+def test_damaged_arrays_are_a_line(copy: Path):
+    (copy / "evaluation.npz").write_bytes(b"PK")
+    result = call("compare", copy)
+    assert result.exit_code == 1
+    assert "expected the arrays value, stderr, trusted, found damage" in result.stderr
+
+
 def test_code_of_the_users_own_runs_in_a_comparison_only_by_name(users_file: Path, run: Path, tmp_path: Path):
     name, root = f"{users_file}:own", tmp_path / "own"
     succeed("fit", name, "--binarize", "dynamic", *TINY, "--run-dir", root)

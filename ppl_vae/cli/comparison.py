@@ -16,12 +16,11 @@ from ppl_vae.checking import kind_of_density
 from ppl_vae.cli.inputs import Splits, random_rows
 from ppl_vae.cli.pairs import naming_the_line
 from ppl_vae.cli.reopening import as_parameters, reopen_named
-from ppl_vae.data import load_array
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation import Comparison, Difference, compare
 from ppl_vae.evaluation.ranking_text import notes
 from ppl_vae.pair import as_pair
-from ppl_vae.rundir import Evaluation, Kind, RunRecord, fingerprint, read_evaluation, read_run
+from ppl_vae.rundir import Evaluation, Kind, RunRecord, fingerprint, read_arrays, read_evaluation, read_run
 
 __all__ = ["Anew", "compare_anew", "compare_records"]
 
@@ -112,7 +111,7 @@ def _named(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
-    arrays = [load_array(root / "evaluation.npz", part) for part in _Recorded._fields]
+    arrays = read_arrays(root, _Recorded._fields)
     stderr = None if e.method == "exact" else math.nan if e.mean_stderr is None else e.mean_stderr
     row = report.ModelRow(
         model=_title(name, record),

@@ -4,6 +4,7 @@ from ppl_vae.rundir.directory import RunDirectory, check_free, described
 from ppl_vae.rundir.evaluations import (
     described_estimate,
     finite_or_none,
+    read_arrays,
     read_evaluation,
     write_bounds,
     write_evaluation,
@@ -37,6 +38,7 @@ __all__ = [
     "described_estimate",
     "fingerprint",
     "finite_or_none",
+    "read_arrays",
     "read_evaluation",
     "read_run",
     "write_bounds",

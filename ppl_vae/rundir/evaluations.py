@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +15,7 @@ from torch import Tensor
 from ppl_vae.errors import DataError
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_json
 
-__all__ = ["described_estimate", "finite_or_none", "read_evaluation", "write_bounds", "write_evaluation"]
+__all__ = ["described_estimate", "finite_or_none", "read_arrays", "read_evaluation", "write_bounds", "write_evaluation"]
 
 _NAME, _BOUNDS = "evaluation", "bounds"
 _ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance")
@@ -27,6 +29,22 @@ def read_evaluation(root: Path) -> Evaluation:
     """
     expected = f"an evaluated run; run `ppl-vae evaluate {root}`"
     return read_record(Evaluation, root / f"{_NAME}.json", expected)
+
+
+def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
+    """Read arrays of the latest evaluation, with NaN where an error cannot be told.
+
+    Raises:
+        DataError: The file is missing, damaged, or without one of them.
+    """
+    path = root / f"{_NAME}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return [file[name] for name in names]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise DataError(
+            f"{path}: expected the arrays {', '.join(names)}, found damage ({error}): run `ppl-vae evaluate {root}`"
+        ) from error
 
 
 def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None:
