@@ -30,21 +30,25 @@ if TYPE_CHECKING:
         StorageError,
     )
     from ppl_vae.evaluation import (
+        Agreement,
         AnnealedLogLikelihood,
         Annealing,
         EscalatedLogLikelihood,
         KCurve,
         Calibration,
         Ledger,
+        Comparison,
         LogLikelihood,
         PosteriorPredictive,
         Sandwich,
+        agreement,
         annealed_importance_sampling,
         bidirectional_monte_carlo,
         escalate,
         k_curve,
         calibrate,
         ledger,
+        compare,
         log_evidence,
         log_likelihood,
         posterior_predictive,
@@ -53,6 +57,7 @@ if TYPE_CHECKING:
     from ppl_vae.hierarchical import HierarchicalVAE
     from ppl_vae.objectives import ELBO, IWAE, Renyi, Supervised, from_pyro, scale_latents
     from ppl_vae.pair import Pair, as_pair
+    from ppl_vae.selftesting import SelfTest, selftest
     from ppl_vae.svi import Fit, fit
     from ppl_vae.vae import VAE
 
@@ -62,6 +67,7 @@ __all__ = [
     "IWAE",
     "PPCA",
     "VAE",
+    "Agreement",
     "AmortisedCategorical",
     "AnnealedLogLikelihood",
     "Annealing",
@@ -69,6 +75,7 @@ __all__ = [
     "Calibration",
     "CheckReport",
     "CheckpointError",
+    "Comparison",
     "ConditionalVAE",
     "DataError",
     "EscalatedLogLikelihood",
@@ -86,16 +93,19 @@ __all__ = [
     "PplVaeError",
     "Renyi",
     "Sandwich",
+    "SelfTest",
     "SemiSupervisedVAE",
     "StorageError",
     "Supervised",
     "TrainableGMM",
+    "agreement",
     "annealed_importance_sampling",
     "as_pair",
     "autoregressive",
     "bidirectional_monte_carlo",
     "calibrate",
     "check",
+    "compare",
     "data",
     "decoders",
     "distributions",
@@ -114,6 +124,7 @@ __all__ = [
     "quality",
     "scale_latents",
     "schedules",
+    "selftest",
 ]
 
 __version__ = "0.1.0"
@@ -135,11 +146,21 @@ _HOMES = {
         *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),
         *("Calibration", "Ledger", "calibrate", "ledger"),
         *("PosteriorPredictive", "posterior_predictive"),
+        *("Agreement", "AnnealedLogLikelihood", "Annealing", "Comparison", "LogLikelihood", "Sandwich"),
+        *(
+            "agreement",
+            "annealed_importance_sampling",
+            "bidirectional_monte_carlo",
+            "compare",
+            "log_evidence",
+            "log_likelihood",
+        ),
     ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "hierarchical": ("HierarchicalVAE",),
     "objectives": ("ELBO", "IWAE", "Renyi", "Supervised", "from_pyro", "scale_latents"),
     "pair": ("Pair", "as_pair"),
+    "selftesting": ("SelfTest", "selftest"),
     "svi": ("Fit", "fit"),
     "vae": ("VAE",),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -115,6 +116,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "first"
     succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
     return root
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of that run, for a test to change."""
+    return shutil.copytree(run, tmp_path / "copy")
 
 
 @pytest.fixture

@@ -21,11 +21,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(run, tmp_path / "copy")
-
-
-@pytest.fixture
 def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     append = RunDirectory.append_history
 
@@ -90,7 +85,7 @@ def test_an_interrupted_evaluation_at_the_end_says_that_the_training_is_kept(
 
     root = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("ppl_vae.cli.work.log_likelihood", interrupt)
+        patch.setattr("ppl_vae.cli.evaluating.log_likelihood", interrupt)
         result = call("fit", *SMALL_VAE, *TINY, "--run-dir", root)
     assert (result.exit_code, result.stderr) == (130, "ppl-vae: interrupted\n")
     assert f"training is finished and saved; `ppl-vae evaluate {root}`" in " ".join(result.stdout.split())
@@ -298,6 +293,7 @@ def test_device_is_asked_for(command: str, copy: Path, tmp_path: Path, monkeypat
         return torch.device("cpu")
 
     monkeypatch.setattr("ppl_vae.cli.work.choose_device", choose)
+    monkeypatch.setattr("ppl_vae.cli.evaluating.choose_device", choose)
     arguments = [copy] if command == "evaluate" else [*SMALL_VAE, "--run-dir", tmp_path / "new", "--eval-samples", "0"]
     for device in ("cpu", "auto"):
         shutil.rmtree(tmp_path / "new", ignore_errors=True)

@@ -80,6 +80,7 @@ MAY_IMPORT = {
     "autoregressive": FOUNDATION | {"networks", "drawing"},
     "autoencoder": FOUNDATION | {"networks", "drawing", "decoders"},
     "exact": FOUNDATION | {"networks"},
+    "selftesting": FOUNDATION | CORE | {"exact"},
     "quality": FOUNDATION,
     "latents": FOUNDATION,
     "data": FOUNDATION,
@@ -87,9 +88,9 @@ MAY_IMPORT = {
     "report": FOUNDATION,
     "recipes": FOUNDATION | ZOO,
     "demo": FOUNDATION | CORE | ZOO | {"exact"} | EDGES - {"cli", "demo"},
-    "cli": FOUNDATION | CORE | ZOO | {"exact"} | EDGES | {"__init__"},
+    "cli": FOUNDATION | CORE | ZOO | {"exact", "selftesting"} | EDGES | {"__init__"},
     "__main__": {"cli"},
-    "__init__": FOUNDATION | CORE | ZOO | {"exact", "quality", "latents", "data"},
+    "__init__": FOUNDATION | CORE | ZOO | {"exact", "selftesting", "quality", "latents", "data"},
 }
 
 

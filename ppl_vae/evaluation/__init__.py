@@ -13,13 +13,17 @@ from ppl_vae.evaluation.escalation import EscalatedLogLikelihood, escalate
 from ppl_vae.evaluation.calibrated import Calibration
 from ppl_vae.evaluation.calibration import calibrate
 from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
+from ppl_vae.evaluation.comparison import compare
 from ppl_vae.evaluation.evidence import log_evidence
+from ppl_vae.evaluation.exactness import Agreement, agreement
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.predictive import PosteriorPredictive, posterior_predictive
+from ppl_vae.evaluation.ranking import Comparison, Difference
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.surgery import Surgery
 
 __all__ = [
+    "Agreement",
     "AnnealedLogLikelihood",
     "Annealing",
     "EscalatedLogLikelihood",
@@ -28,6 +32,8 @@ __all__ = [
     "Entry",
     "LatentUse",
     "Ledger",
+    "Comparison",
+    "Difference",
     "LogLikelihood",
     "PosteriorPredictive",
     "Sandwich",
@@ -38,6 +44,10 @@ __all__ = [
     "k_curve",
     "calibrate",
     "ledger",
+    "agreement",
+    "annealed_importance_sampling",
+    "bidirectional_monte_carlo",
+    "compare",
     "log_evidence",
     "log_likelihood",
     "posterior_predictive",

@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ppl_vae.evaluation.predictive import PosteriorPredictive
+    from ppl_vae.evaluation.ranking import Comparison
     from ppl_vae.evaluation.result import LogLikelihood
 
-__all__ = ["predictive_to_arviz", "to_arviz"]
+__all__ = ["comparison_to_arviz", "predictive_to_arviz", "to_arviz"]
 
 _DIMENSIONS = {"chain", "draw", "datum"}
 _TAKEN = _DIMENSIONS | {"x", "value", "stderr", "ess", "khat", "elbo"}
@@ -42,12 +43,24 @@ def predictive_to_arviz(result: PosteriorPredictive) -> Any:
     return _export(groups, _dims(latents, 2) | _dims(log_lik, 2) | _dims(observed, 1))
 
 
-def _export(groups: dict[str, dict[str, np.ndarray]], dims: dict[str, list[str]]) -> Any:
+def comparison_to_arviz(comparison: Comparison) -> Any:
+    """Builds the group of `Comparison.to_arviz`."""
+    found = [comparison.estimates[name] for name in comparison.names]
+    arrays = {name: np.stack([getattr(e, name) for e in found]) for name in ("value", "stderr", "trusted")}
+    arrays["behind_best"] = arrays["value"][:1] - arrays["value"]
+    dims = {name: ["model", "datum"] for name in arrays}
+    return _export({"constant_data": arrays}, dims, {"model": list(comparison.names)})
+
+
+def _export(
+    groups: dict[str, dict[str, np.ndarray]], dims: dict[str, list[str]], coords: Mapping[str, list[str]] | None = None
+) -> Any:
     import arviz
 
+    coords = dict(coords or {})
     if int(arviz.__version__.split(".")[0]) >= 1:
-        return arviz.from_dict(groups, dims=dims)
-    return arviz.from_dict(**groups, dims=dims)
+        return arviz.from_dict(groups, dims=dims, coords=coords)
+    return arviz.from_dict(**groups, dims=dims, coords=coords)
 
 
 def _renamed(values: Mapping[str, np.ndarray], taken: set[str]) -> dict[str, np.ndarray]:

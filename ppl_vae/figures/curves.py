@@ -79,7 +79,11 @@ def learning_curves(
 
 
 def log_likelihood_histogram(
-    values: ArrayLike, khat: ArrayLike | None = None, title: str = "Held-out data", khat_limit: float = 0.7
+    values: ArrayLike,
+    khat: ArrayLike | None = None,
+    title: str = "Held-out data",
+    khat_limit: float = 0.7,
+    criterion: str = "k-hat",
 ) -> Figure:
     """Draw the distribution of log p(x) over the data, and mark the data whose estimate is not to be trusted.
 
@@ -89,6 +93,7 @@ def log_likelihood_histogram(
         title: Title of the figure.
         khat_limit: k-hat from which an estimate is untrusted, `weights.khat_threshold(K)`; the default is that of large
             K.
+        criterion: What decides whether an estimate is trusted, where it is not k-hat; `khat` is then -inf or inf.
 
     Raises:
         DataError: If a value is not finite, or the shapes differ.
@@ -113,7 +118,8 @@ def log_likelihood_histogram(
     if doubtful.any():
         groups = [values[~doubtful], values[doubtful]]
         share = doubtful.mean()
-        labels = [f"trusted (k-hat below {khat_limit:.2f}): {1 - share:.1%}", f"untrusted, rather too low: {share:.1%}"]
+        rule = f"k-hat below {khat_limit:.2f}" if criterion == "k-hat" else criterion
+        labels = [f"trusted ({rule}): {1 - share:.1%}", f"untrusted, rather too low: {share:.1%}"]
         if np.isneginf(khat_limit):
             labels[0] = f"trusted: {1 - share:.1%} (K is too small to tell k-hat)"
         colours = [DARK, LIGHT]

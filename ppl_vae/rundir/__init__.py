@@ -1,12 +1,21 @@
 """What a run leaves on disk: its description, configuration, history, parameters and evaluations."""
 
 from ppl_vae.rundir.directory import RunDirectory, check_free, described
-from ppl_vae.rundir.evaluations import read_evaluation, write_evaluation
+from ppl_vae.rundir.evaluations import (
+    described_estimate,
+    finite_or_none,
+    read_arrays,
+    read_evaluation,
+    write_bounds,
+    write_evaluation,
+)
 from ppl_vae.rundir.records import (
     RUN,
     Binarization,
+    Bounds,
     DataSpec,
     Evaluation,
+    Kind,
     PairSpec,
     RunRecord,
     fingerprint,
@@ -17,16 +26,22 @@ from ppl_vae.rundir.records import (
 __all__ = [
     "RUN",
     "Binarization",
+    "Bounds",
     "DataSpec",
     "Evaluation",
+    "Kind",
     "PairSpec",
     "RunDirectory",
     "RunRecord",
     "check_free",
     "described",
+    "described_estimate",
     "fingerprint",
+    "finite_or_none",
+    "read_arrays",
     "read_evaluation",
     "read_run",
+    "write_bounds",
     "write_evaluation",
     "write_run",
 ]

@@ -19,9 +19,11 @@ from ppl_vae.storage import files, plain
 
 __all__ = [
     "Binarization",
+    "Bounds",
     "DataSpec",
     "Evaluation",
     "Kind",
+    "Method",
     "PairSpec",
     "RunRecord",
     "fingerprint",
@@ -35,6 +37,7 @@ T = TypeVar("T")
 
 Binarization = Literal["dynamic", "fixed", "none"]
 Kind = Literal["probability", "density"]
+Method = Literal["is", "ais", "exact"]
 
 RUN = "run.json"
 _MAX_BYTES = 2**24
@@ -105,7 +108,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`evaluation.json`: the importance-sampled log-likelihood of test data, in nats per datum."""
+    """`evaluation.json`: the log-likelihood of test data, in nats per datum."""
 
     data: str
     """What was evaluated, in words."""
@@ -117,26 +120,56 @@ class Evaluation:
     """Number of dimensions of a datum."""
     kind: Kind
     """What p(x) is: numbers of one kind are not compared with those of the other."""
-    num_samples: int
-    """K."""
+    method: Method
+    """Importance sampling, annealed importance sampling, or exact."""
+    settings: str
+    """Its settings in words."""
+    num_samples: int | None
+    """K, samples or chains for each datum; absent where it is exact."""
     seed: int
     """Of the samples."""
     mean: float
     """Mean of log p(x)."""
     mean_stderr: float | None
-    """Its Monte Carlo standard error on these data; absent where K = 1."""
+    """Its Monte Carlo standard error on these data, 0 where it is exact; absent where K = 1."""
     population_stderr: float | None
     """Its standard error as an estimate for new data; absent where N = 1."""
-    elbo: float
-    """Mean ELBO."""
-    ess: float
-    """Median effective sample size."""
+    elbo: float | None
+    """Mean ELBO; absent where the method does not tell."""
+    ess: float | None
+    """Median effective sample size; absent where it is exact."""
     khat_threshold: float | None
-    """Largest k-hat whose estimate is trusted at this K, min(1 - 1/log10 K, 0.7); absent up to K = 10."""
+    """Largest k-hat that is trusted at this K, min(1 - 1/log10 K, 0.7); absent up to K = 10, or without k-hat."""
     share_untrusted: float
-    """Share of the data whose k-hat is above that: neither their estimate nor its error can be trusted."""
+    """Share of the data of which neither the estimate nor its error can be trusted."""
     seconds: float
     """Wall time of the evaluation."""
+    verdict: str
+    """The same in a sentence."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """`bounds.json`: bounds on log p(x) from both sides, of data simulated from the model, in nats per datum."""
+
+    data: str
+    """The data whose form the simulated ones have, in words."""
+    num_data: int
+    """Number of simulated data."""
+    settings: str
+    """How it was annealed, in words."""
+    seed: int
+    """Of data and chains."""
+    lower: float
+    """Mean of the lower bounds."""
+    upper: float
+    """Mean of the upper bounds."""
+    gap: float
+    """Mean of upper - lower."""
+    gap_stderr: float | None
+    """Its standard error; absent where N = 1."""
+    seconds: float
+    """Wall time."""
     verdict: str
     """The same in a sentence."""
 
