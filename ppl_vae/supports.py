@@ -28,6 +28,7 @@ __all__ = [
     "first_outside",
     "is_fixed",
     "is_stateless",
+    "of_components",
     "support_name",
     "support_of",
     "support_of_data",
@@ -145,6 +146,11 @@ def is_fixed(support: constraints.Constraint) -> bool:
 def is_stateless(support: constraints.Constraint) -> bool:
     """Whether a support is described by its class alone, as the real line is."""
     return not vars(_base(support))
+
+
+def of_components(support: constraints.Constraint) -> constraints.Constraint:
+    """The support of each component, where it is that of a mixture of components with one and the same; else itself."""
+    return vars(support)["base_constraint"] if _is_mixture_of_equals(support) else support
 
 
 def differ(one: constraints.Constraint, other: constraints.Constraint) -> bool:

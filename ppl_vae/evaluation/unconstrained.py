@@ -10,7 +10,7 @@ from torch.distributions import Transform, biject_to
 
 from ppl_vae.errors import PairError
 from ppl_vae.reductions import sum_to_data
-from ppl_vae.supports import is_fixed, support_name, support_of
+from ppl_vae.supports import is_fixed, of_components, support_name, support_of
 from ppl_vae.tape import Layout, Tape
 
 __all__ = ["Unconstrained"]
@@ -37,7 +37,7 @@ class Unconstrained:
         self._event_dims: dict[str, int] = {}
         for name in layout.local_latents:
             fn = model.sites[name]["fn"]
-            support = support_of(fn)
+            support = of_components(support_of(fn))
             if support.is_discrete:
                 raise PairError(
                     f"site {name!r}: expected a continuous latent, which Hamiltonian dynamics can move, found a "
