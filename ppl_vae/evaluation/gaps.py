@@ -139,7 +139,7 @@ class _Splitter:
         self.num_rows = min(layout.largest_batch(most), len(rows))
         num_blocks = len(subject.blocks(self.num_rows)[0])
         self._best = Searcher(self.family, pair, search, compile, num_blocks)
-        self._richer = self._affine and Searcher(self._affine, pair, search, compile, num_blocks)
+        self._richer = None if self._affine is None else Searcher(self._affine, pair, search, compile, num_blocks)
         scores = (2 + (self._affine is not None)) * len(rows) * num_samples
         self._score = Scorer(pair, layout, memory, compile, scores)
 

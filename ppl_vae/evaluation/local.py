@@ -85,7 +85,8 @@ class Searcher:
         """Searches for all data of a block, then for those that have not converged."""
         search, num_data = self._search, len(batch[0])
         free = torch.zeros(num_data, self._family.size, dtype=self._family.dtype, device=batch[0].device)
-        found = Found(free, *(free.new_zeros(num_data) for _ in range(2)), free.new_zeros(num_data, dtype=torch.bool))
+        nothing = free.new_zeros(num_data)
+        found = Found(free, nothing, nothing.clone(), nothing.bool())
         for i in range(search.max_rounds):
             left = (~found.converged).nonzero().flatten()
             if not len(left):
