@@ -2,7 +2,8 @@
 
 log p(x) - ELBO = KL(q, posterior) is split for trained VAEs by `gap_decomposition`: the approximation gap is what the
 best diagonal normal of each datum leaves, found by optimising its mean and scale for this datum alone; the amortisation
-gap is what the encoder loses to it. On training and on test data, for encoders of several sizes, each trained with a decoder of one size.
+gap is what the encoder loses to it. On training and on test data, for encoders of several sizes, each trained with a
+decoder of one size.
 
 Expected: the amortisation gap is the larger part for a small encoder and shrinks as the encoder grows, on training
 data more than on test data, since an encoder overfits. The approximation gap is about the same on both.

@@ -84,11 +84,6 @@ def start_at(encoder: Any, diagonal: Any) -> None:
         own[: len(known)] = known
 
 
-def elbos(pair: pv.VAE, x: Tensor, num_samples: int) -> np.ndarray:
-    """ELBO of each datum (N,), nats."""
-    return pv.log_likelihood(pair, x, num_samples, num_draws=0, progress=False).elbo
-
-
 def fitted(config: Config, x: Tensor, make: Callable[[], pv.VAE], epochs: int, seed: int) -> pv.VAE:
     """A VAE trained with a learning rate that falls to zero."""
     total = epochs * math.ceil(len(x) / config.batch_size)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pyro.distributions import MultivariateNormal, Normal
-from statistical import assert_close, assert_within
+from pyro.distributions import Normal
+from statistical import assert_close
 
 import ppl_vae as pv
 from experiments.common.quadrature import log_evidence

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
 from ppl_vae.errors import PairError
-from ppl_vae.evaluation.freeing import Parameter, freed, name_of
+from ppl_vae.evaluation.freeing import name_of
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
+from ppl_vae.evaluation.shifting import Recorder, Shift, Within
 from ppl_vae.evaluation.unconstrained import Unconstrained
 from ppl_vae.pair import Pair
 from ppl_vae.rng import seeded
 from ppl_vae.tape import Batch, Layout, run_program
-from ppl_vae.terms import run
+from ppl_vae.terms import Terms, run
 
 __all__ = ["AffineFamily", "GuideFamily", "LocalFamily", "is_enumerable"]
+
+_MOST_LATENTS = 512
 
 
 class LocalFamily(Protocol):
@@ -36,7 +37,11 @@ class LocalFamily(Protocol):
         """Of the free numbers."""
 
     def elbo(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Tensor:
-        """Estimate of the ELBO of each datum (N,), differentiable in `free` (N, P)."""
+        """Estimate of the ELBO of each datum (N,), with a gradient in `free` (N, P).
+
+        Where densities of given values are known, gradients reach log q through its draws only: at a posterior in the
+        family nothing of them is left to chance (Roeder, Wu and Duvenaud 2017).
+        """
 
     def propose(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Proposal:
         """Draws, and their log q."""
@@ -45,23 +50,6 @@ class LocalFamily(Protocol):
 def is_enumerable(layout: Layout) -> bool:
     """Whether every joint value of the latents can be gone through."""
     return layout.vectorized and set(layout.local_latents) == set(layout.cardinalities)
-
-
-class _Slot(NamedTuple):
-    """Where the shift of one parameter lies in a row of free numbers."""
-
-    first: int
-    """Its first column."""
-    shape: tuple[int, ...]
-    """Its shape for one datum."""
-    data_dim: int
-    """Dimension of the data among those of its shape, from the right."""
-
-    def of(self, free: Tensor) -> Tensor:
-        """The shift for all data."""
-        columns = free[:, self.first : self.first + math.prod(self.shape)]
-        shift = columns.reshape(len(free), *self.shape)
-        return shift.movedim(0, shift.dim() + self.data_dim)
 
 
 class GuideFamily:
@@ -81,37 +69,57 @@ class GuideFamily:
     def __init__(self, pair: Pair, batch: Batch, layout: Layout) -> None:
         self._pair, self._layout = pair, layout
         _check(layout)
-        recorders = [_Recorder(layout) for _ in range(2)]
+        recorders = [Recorder(layout) for _ in range(2)]
         for seed, recorder in enumerate(recorders):
             with seeded(seed, batch[0].device):
-                tape = run_program(pair, _Within(pair, recorder), batch, None, layout)
+                tape = run_program(pair, Within(pair, recorder), batch, None, layout)
         self._slots, self.size = recorders[0].slots, recorders[0].size
         self.dtype = pair.dtype or recorders[0].values[0].dtype
         self.names = {name: name_of(tape.sites[name]["fn"])[0] for name in layout.local_latents}
-        self.is_supremum = all(name_of(tape.sites[name]["fn"])[1] for name in self.names) and all(
+        self.has_density = all(name_of(tape.sites[name]["fn"])[1] for name in self.names)
+        self.is_supremum = self.has_density and all(
             torch.equal(one, other) for one, other in zip(*(r.values for r in recorders), strict=True)
         )
+
+    def start(self, num_data: int, device: torch.device) -> Tensor:
+        """Free numbers of so many data at which q is the guide."""
+        return torch.zeros(num_data, self.size, dtype=self.dtype, device=device)
 
     def freed(self, free: Tensor) -> Pair:
         """The pair with the freed guide; it shares everything else."""
         pair = copy.copy(self._pair)
-        pair.__dict__["guide"] = _Within(
-            self._pair, _Shift({n: [s.of(free) for s in slots] for n, slots in self._slots.items()})
+        pair.__dict__["guide"] = Within(
+            self._pair, Shift({n: [s.of(free) for s in slots] for n, slots in self._slots.items()})
         )
         return pair
 
     def elbo(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Tensor:
         """Sum over the values of discrete latents, mean over draws of the others."""
-        enumerated = bool(self._layout.cardinalities)
-        terms = run(self.freed(free), batch, num_particles, self._layout, enumerate_discrete=enumerated).unscaled()
-        kl = terms.kl(self._layout.analytic)
-        log_weight = terms.log_lik - sum(kl.values())
-        weights = terms.particle_weights
-        return log_weight.mean(0) if weights is None else (weights * log_weight).sum(0)
+        if self._layout.cardinalities:
+            return self._summed(free, batch, num_particles)
+        proposal = self.propose(free, context, batch, num_particles)
+        if self.has_density:
+            log_guide = self.log_density(free.detach(), batch, proposal.latents, proposal.outer_size(num_particles))
+            proposal = proposal._replace(log_guide=log_guide)
+        return _elbo(self._pair, batch, proposal, self._layout, num_particles)
 
     def propose(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Proposal:
         """Draws of the freed guide."""
         return propose(self.freed(free), batch, num_particles, self._layout)
+
+    def log_density(
+        self, free: Tensor, batch: Batch, latents: Sequence[Mapping[str, Tensor]], num_particles: int | None
+    ) -> Tensor:
+        """log q of given values (K, N)."""
+        pair = self.freed(free)
+        tapes = [run_program(pair, pair.guide, batch, num_particles, self._layout, values) for values in latents]
+        return Terms([(tape, tape) for tape in tapes], batch, self._layout, scaled=False).log_guide
+
+    def _summed(self, free: Tensor, batch: Batch, num_particles: int) -> Tensor:
+        terms = run(self.freed(free), batch, num_particles, self._layout, enumerate_discrete=True).unscaled()
+        assert terms.particle_weights is not None
+        log_weight = terms.log_lik - sum(terms.kl(self._layout.analytic).values())
+        return (terms.particle_weights * log_weight).sum(0)
 
 
 class AffineFamily:
@@ -139,96 +147,76 @@ class AffineFamily:
         with seeded(0, batch[0].device):
             guide = run_program(pair, pair.guide, batch, None, layout)
             self._space = Unconstrained(run_program(pair, pair.model, batch, None, layout, guide.latents), layout)
-        self.dim = self._flat(
-            family.propose(
-                torch.zeros(len(batch[0]), family.size, dtype=family.dtype, device=batch[0].device), (), batch, 2
+        start = family.start(len(batch[0]), batch[0].device)
+        self.dim = self._flat(family.propose(start, (), batch, 2).latents[0]).shape[-1]
+        if self.dim > _MOST_LATENTS:
+            raise PairError(
+                f"expected at most {_MOST_LATENTS} latent numbers for a matrix each datum, found {self.dim}"
             )
-        ).shape[-1]
         self.size, self.dtype = self.dim * (self.dim + 1), family.dtype
 
     def context(self, best: Tensor, batch: Batch, num_draws: int) -> tuple[Tensor, ...]:
         """The best q of the family, and mean and scale of its draws, for the data of a block."""
-        drawn = self._flat(self._family.propose(best, (), batch, num_draws))
+        drawn = self._flat(self._family.propose(best, (), batch, num_draws).latents[0])
         return best, drawn.mean(0), drawn.std(0).clamp_min(torch.finfo(drawn.dtype).eps)
 
     def elbo(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Tensor:
         """Mean over draws."""
         proposal = self.propose(free, context, batch, num_particles)
-        log_lik, log_prior = evaluate_model(self._pair, batch, proposal.latents, self._layout, num_particles)
-        return (log_lik + log_prior - proposal.log_guide).mean(0)
+        if self._family.has_density:
+            log_guide = self._log_density(free.detach(), context, batch, proposal.latents[0], num_particles)
+            proposal = proposal._replace(log_guide=log_guide)
+        return _elbo(self._pair, batch, proposal, self._layout, num_particles)
 
     def propose(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Proposal:
         """Draws of the guide's family, moved."""
         best, centre, scale = context
         plain = self._family.propose(best, (), batch, num_particles)
-        start = self._space.points(plain.latents[0])
-        log_det_start = self._space.values(start)[1]
-        root = transform_to(constraints.lower_cholesky)(free[:, self.dim :].unflatten(-1, (self.dim, self.dim)))
-        log_det_root = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        u = (self._space.flat(start) - centre) / scale
-        u = centre + scale * (torch.einsum("nij,knj->kni", root, u) + free[:, : self.dim])
-        values, log_det = self._space.values(self._space.from_flat(u, start))
-        log_guide = plain.log_guide + log_det_start - log_det_root - log_det
+        points = self._space.points(plain.latents[0])
+        log_det_start = self._space.values(points)[1]
+        shift, root = self._map(free)
+        w = torch.einsum("nij,knj->kni", root, (self._space.flat(points) - centre) / scale) + shift
+        values, log_det = self._space.values(self._space.from_flat(centre + scale * w, points))
+        log_guide = plain.log_guide + log_det_start - _log_det(root) - log_det
         return plain._replace(latents=[values], log_guide=log_guide)
 
-    def _flat(self, proposal: Proposal) -> Tensor:
-        return self._space.flat(self._space.points(proposal.latents[0]))
+    def _log_density(
+        self,
+        free: Tensor,
+        context: tuple[Tensor, ...],
+        batch: Batch,
+        values: Mapping[str, Tensor],
+        num_particles: int,
+    ) -> Tensor:
+        """log q of given values (K, N): that of the draws of the guide's family which the map takes there."""
+        best, centre, scale = context
+        points = self._space.points(values)
+        log_det = self._space.values(points)[1]
+        shift, root = self._map(free)
+        w = (self._space.flat(points) - centre) / scale - shift
+        start = torch.linalg.solve_triangular(root, w.permute(1, 2, 0), upper=False).permute(2, 0, 1)
+        plain, log_det_start = self._space.values(self._space.from_flat(centre + scale * start, points))
+        log_guide = self._family.log_density(best, batch, [plain], num_particles)
+        return log_guide + log_det_start - _log_det(root) - log_det
+
+    def _map(self, free: Tensor) -> tuple[Tensor, Tensor]:
+        """b (N, D) and A (N, D, D)."""
+        matrix = free[:, self.dim :].unflatten(-1, (self.dim, self.dim))
+        return free[:, : self.dim], transform_to(constraints.lower_cholesky)(matrix)
+
+    def _flat(self, latents: Mapping[str, Tensor]) -> Tensor:
+        return self._space.flat(self._space.points(latents))
 
 
-class _Within:
-    """A guide run within a handler."""
-
-    def __init__(self, pair: Pair, handler: Messenger) -> None:
-        self._guide, self._handler = pair.guide, handler
-
-    def __call__(self, *batch: Any) -> None:
-        with self._handler:
-            self._guide(*batch)
+def _log_det(root: Tensor) -> Tensor:
+    return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
 
-class _Recorder(Messenger):
-    """Finds every parameter that can be free."""
-
-    def __init__(self, layout: Layout) -> None:
-        super().__init__()
-        self._layout = layout
-        self.slots: dict[str, list[_Slot]] = {name: [] for name in layout.local_latents}
-        self.values: list[Tensor] = []
-        self.size = 0
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if (name := msg["name"]) not in self.slots:
-            return
-
-        def record(parameter: Parameter) -> Tensor:
-            shape = list(parameter.shape)
-            data_dim = self._layout.data_dim - parameter.inner
-            del shape[data_dim]
-            self.slots[name].append(_Slot(self.size, tuple(shape), data_dim))
-            self.values.append(parameter.value)
-            self.size += math.prod(shape)
-            return parameter.value.new_zeros(parameter.shape)
-
-        try:
-            freed(msg["fn"], record)
-        except PairError as error:
-            raise PairError(
-                f"site {name!r}: expected a distribution whose parameters can be free for each datum, {error}; "
-                "log_likelihood gives the gap as a whole"
-            ) from None
-
-
-class _Shift(Messenger):
-    """Replaces the distribution of each site by its own family at shifted parameters."""
-
-    def __init__(self, shifts: Mapping[str, Sequence[Tensor]]) -> None:
-        super().__init__()
-        self._shifts = shifts
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self._shifts:
-            shifts = iter(self._shifts[msg["name"]])
-            msg["fn"] = freed(msg["fn"], lambda _: next(shifts))
+def _elbo(pair: Pair, batch: Batch, proposal: Proposal, layout: Layout, num_particles: int) -> Tensor:
+    """Mean of the log-weights of each datum (N,)."""
+    size = proposal.outer_size(num_particles)
+    log_lik, log_prior = evaluate_model(pair, batch, proposal.latents, layout, size)
+    return (log_lik + log_prior - proposal.log_guide).mean(0)
 
 
 def _check(layout: Layout) -> None:
@@ -236,7 +224,8 @@ def _check(layout: Layout) -> None:
         raise PairError("expected latents, found a pair without: its ELBO is log p(x), there is no gap to split")
     if layout.points:
         raise PairError(
-            f"site {layout.points[0]!r}: expected a guide with a density, found a point: there is no ELBO to compare"
+            f"site {layout.points[0]!r}: expected a distribution whose parameters can be free, found a point; write "
+            "the distribution at the site itself, not at an auxiliary one"
         )
     if layout.not_enumerable:
         raise PairError(
