@@ -18,8 +18,10 @@ from ppl_vae.tape import Batch
 
 __all__ = ["Found", "LocalSearch", "Searcher"]
 
-_CHECK_DRAWS = 128
-_STANDARD_ERRORS = 2.0
+_CHECKS, _STANDARD_ERRORS = 16, 2.0
+_LAST_RATE = 0.2
+# Free numbers have no unit, so that curvatures are about 1: gradients far below this are no direction to go.
+_EPSILON = 0.1
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class LocalSearch:
     """How the best q of a datum is searched for.
 
     Args:
-        num_steps: Steps of Adam in a round; the learning rate falls to zero in each.
+        num_steps: Steps of Adam in a round; the iterates of its second half are averaged.
         max_rounds: Most rounds; each begins with half the learning rate of the one before.
         num_particles: Draws for each datum and step.
         learning_rate: Of the first round, in units of the scale of q.
@@ -36,7 +38,7 @@ class LocalSearch:
 
     num_steps: int = 300
     max_rounds: int = 4
-    num_particles: int = 4
+    num_particles: int = 8
     learning_rate: float = 0.05
     tolerance: float = 0.05
 
@@ -95,28 +97,32 @@ class Searcher:
             before = found.free[left]
             after = self._round(before.clone(), own_context, own, search.learning_rate / 2**i, key(seed, i))
             gain, stderr = self._gain(before, after, own_context, own, key(seed, i, -1))
-            better = gain > 0
-            found.free[left] = torch.where(better[:, None], after, before)
+            worse = gain < -_STANDARD_ERRORS * stderr
+            found.free[left] = torch.where(worse[:, None], before, after)
             found.gain[left], found.gain_stderr[left] = gain, stderr
             found.converged[left] = gain <= search.tolerance + _STANDARD_ERRORS * stderr
         return found
 
     def _round(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, rate: float, seed: int) -> Tensor:
-        adam = torch.optim.Adam([free], lr=rate)
-        for i in range(self._search.num_steps):
-            adam.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * i / self._search.num_steps)) / 2
+        """Mean of the iterates of the second half (Polyak and Juditsky 1992)."""
+        adam, num_steps = torch.optim.Adam([free], lr=rate, eps=_EPSILON), self._search.num_steps
+        total = torch.zeros_like(free)
+        for i in range(num_steps):
+            adam.param_groups[0]["lr"] = rate * _fall(i / num_steps)
             reseed(key(seed, i), free.device)
             _, gradient = self._call(free, context, batch)
             free.grad = -gradient
             adam.step()
-        return free.detach()
+            if i >= num_steps // 2:
+                total += free.detach()
+        return total / (num_steps - num_steps // 2)
 
     def _gain(
         self, before: Tensor, after: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int
     ) -> tuple[Tensor, Tensor]:
         """ELBO after - before on the same draws, and its standard error (N,)."""
         differences = []
-        for i in range(math.ceil(_CHECK_DRAWS / self._search.num_particles)):
+        for i in range(_CHECKS):
             elbos = []
             for free in (before, after):
                 reseed(key(seed, i), free.device)
@@ -138,6 +144,11 @@ class Searcher:
             elbo = self._family.elbo(leaf, context, batch, self._search.num_particles)
             (gradient,) = torch.autograd.grad(elbo.sum(), leaf)
         return elbo.detach(), gradient
+
+
+def _fall(share: float) -> float:
+    """Factor of the learning rate: it falls in the first half of a round, and stays in the second."""
+    return _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * min(1.0, 2 * share))) / 2
 
 
 def _rows(tensors: Batch, rows: Tensor) -> tuple[Tensor, ...]:
