@@ -60,7 +60,8 @@ def gap_bars(gaps: Mapping[str, Any], title: str = "") -> Figure:
 
 
 def _bars(axes: Axes, approximation: np.ndarray, amortisation: np.ndarray, closed: np.ndarray) -> None:
-    x, look = np.arange(len(approximation)), {"width": 0.5, "edgecolor": "white"}
+    x = np.arange(len(approximation))
+    look: dict[str, Any] = {"width": 0.5, "edgecolor": "white"}
     closed = np.minimum(closed, approximation)
     label = "approximation gap: what the best q of each datum leaves"
     axes.bar(x, approximation - closed, color=MIDDLE, label=label, **look)
