@@ -224,7 +224,7 @@ def draw_gaps(axes: Axes, numbers: dict[str, Any]) -> None:
         axes.barh(y, parts, left=np.array(gaps) - parts, **look)
         handles = [Patch(facecolor=MIDDLE, edgecolor="white", hatch="///")]
         axes.legend(
-            handles, ["amortisation gap: won back by the best q of each image"], frameon=False, loc="lower right"
+            handles, ["amortisation gap: won back by the best q of each image"], frameon=False, loc="upper right"
         )
     for i, row in enumerate(rows[1:], start=1):
         gain = row["over_diagonal"]
