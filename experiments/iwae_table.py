@@ -211,7 +211,11 @@ def draw_gains(axes: Axes, rows: list[dict[str, Any]]) -> None:
             apart = np.array(ks) * (1.04 if layers == 2 else 1.0)
             axes.errorbar(apart, gains, 2 * errors, fmt=line, marker=marker, color=colour, capsize=3, label=label)
     axes.axhline(0, color="0.5", zorder=0)
-    axes.set_ylabel("log p(x) above the VAE with k = 1, nats per image\n(bars: 2 standard errors over images)")
+    seeds = len({r["seed"] for r in rows})
+    trained_by = "one training each" if seeds == 1 else f"{seeds} trainings each"
+    axes.set_ylabel(
+        f"log p(x) above the VAE with k = 1, nats per image\n(bars: 2 standard errors over images; {trained_by})"
+    )
     axes.set_title(title_of(rows))
     axes.legend(frameon=False)
 

@@ -36,11 +36,14 @@ def leave_one_out(log_weight: Tensor) -> Tensor:
         tensor([6.3333])
     """
     num = len(log_weight)
-    nothing = torch.full_like(log_weight[:1], -torch.inf)
-    # Sums of those before and after k: taking w_k away from the whole sum would cancel where it is the largest.
+    nothing, zero = torch.full_like(log_weight[:1], -torch.inf), torch.zeros_like(log_weight[:1])
+    # Sums of those before and after k: taking w_k away from the whole sum would cancel where it is the largest, and
+    # would have no meaning where it is zero.
     before = torch.cat([nothing, log_weight[:-1].logcumsumexp(0)])
     after = torch.cat([log_weight.flip(0)[:-1].logcumsumexp(0).flip(0), nothing])
-    geometric = (log_weight.sum(0) - log_weight) / (num - 1)
+    logs_before = torch.cat([zero, log_weight[:-1].cumsum(0)])
+    logs_after = torch.cat([log_weight.flip(0)[:-1].cumsum(0).flip(0), zero])
+    geometric = (logs_before + logs_after) / (num - 1)
     return torch.logaddexp(torch.logaddexp(before, after), geometric) - math.log(num)
 
 

@@ -139,3 +139,12 @@ def test_leaving_one_out_puts_the_geometric_mean_of_the_others_in_its_place(floa
         others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
         replaced = torch.cat([others, others.mean(0, keepdim=True)])
         assert_close(leave_one_out(log_weight)[k], replaced.logsumexp(0) - math.log(5))
+
+
+def test_leaving_one_out_knows_weights_of_zero():
+    """With one draw outside the support; with all others outside it there is nothing to say."""
+    nothing = -torch.inf
+    found = leave_one_out(torch.tensor([[nothing, nothing], [0.0, nothing], [1.0, 1.0]]))
+    without_first = math.log((1.0 + math.e + math.exp(0.5)) / 3)
+    expected = [[without_first, 1.0 - math.log(3)], [1.0 - math.log(3)] * 2, [-math.log(3), nothing]]
+    assert_close(found, torch.tensor(expected))
