@@ -267,7 +267,7 @@ def _draw_sizes(axes: Axes, rows: list[dict[str, Any]], leads: list[dict[str, An
     axes.set_xticks(x, [f"{size:,}" for size in x])
     axes.minorticks_off()
     axes.set(xlabel="training data", ylabel="VAE - best mixture (nats per datum)")
-    title = "VAE (one sigma(z) a pixel) less the mixture\nthat validation chose: {lead:+.1f} nats at {num_train:,} data"
+    title = "The VAE's lead (one sigma(z) a pixel) over the\nbest mixture: {lead:.1f} nats on {num_train:,} data"
     axes.set_title(title.format(**leads[-1]))
 
 
