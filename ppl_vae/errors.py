@@ -6,7 +6,18 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["DataError", "EstimateError", "GroupError", "PairError", "PplVaeError", "first_line", "located"]
+__all__ = [
+    "CheckpointError",
+    "DataError",
+    "EstimateError",
+    "GroupError",
+    "LockedError",
+    "PairError",
+    "PplVaeError",
+    "StorageError",
+    "first_line",
+    "located",
+]
 
 
 class PplVaeError(Exception):
@@ -27,6 +38,18 @@ class EstimateError(PplVaeError, ArithmeticError):
 
 class GroupError(PplVaeError, RuntimeError):
     """Processes that work together cannot: one has ended or does not answer, or they were given different things."""
+
+
+class StorageError(PplVaeError):
+    """A file of a run cannot be written, read or removed: which one, and why."""
+
+
+class CheckpointError(StorageError):
+    """A checkpoint was not written, or none can be used: each file is named, and what is wrong with it."""
+
+
+class LockedError(StorageError):
+    """Another process works in the run directory: its number is said."""
 
 
 @contextmanager

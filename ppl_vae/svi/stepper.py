@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
-from ppl_vae.attributes import Change
+from ppl_vae.attributes import Attributes, Change
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
 from ppl_vae.diagnosis import NO_SITE, explain_non_finite
 from ppl_vae.distributed import Group
@@ -59,6 +59,7 @@ class Stepper:
         if (begin := getattr(settings.objective, "begin", None)) is not None:
             begin(pair)
         self._watch = Watch(pair)
+        self.values = Attributes(pair)
         self.parameters = self._watch.parameters
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
@@ -102,6 +103,17 @@ class Stepper:
             self._stop(bad_step, ())
         self._watch.check()
         self.group.from_first([*self.pair.buffers()])
+
+    def compile_state(self) -> dict[str, Any]:
+        """Whether steps run compiled, and what was decided of it, for `restore_compile_state` in another process."""
+        return {"compiled": self.compiled is not None, "payback": self._payback.state()}
+
+    def restore_compile_state(self, state: Mapping[str, Any]) -> None:
+        """Compiles before the next step if another process had: numbers of steps as written differ in their rounding."""
+        if state["compiled"]:
+            self._payback = Payback(True)
+        else:
+            self._payback.restore(state["payback"])
 
     def beta_at(self, step: int) -> float:
         """Weight of the rate at a step."""
