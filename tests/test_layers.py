@@ -20,7 +20,7 @@ FOUNDATION = {
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
-    *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
+    *("schedules", "objectives", "storage", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {
     *("distributions", "networks", "flows", "drawing", "priors", "encoders", "decoders", "vae", "hierarchical"),
@@ -54,7 +54,8 @@ MAY_IMPORT = {
     "terms": FOUNDATION | {"pair", "tape", "reductions"},
     "checking": FOUNDATION | {"pair", "tape", "reductions", "terms"},
     "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms"},
-    "rundir": FOUNDATION | {"pair"},
+    "storage": FOUNDATION,
+    "rundir": FOUNDATION | {"pair", "storage"},
     "weights": FOUNDATION,
     "schedules": FOUNDATION,
     "objectives": FOUNDATION | {"pair", "tape", "terms", "weights", "schedules"},

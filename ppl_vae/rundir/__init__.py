@@ -1,6 +1,6 @@
 """What a run leaves on disk: its description, configuration, history, parameters and evaluations."""
 
-from ppl_vae.rundir.directory import RunDirectory, check_free, described
+from ppl_vae.rundir.directory import RunDirectory, check_free, described, plain
 from ppl_vae.rundir.evaluations import read_evaluation, write_evaluation
 from ppl_vae.rundir.records import (
     RUN,
@@ -25,6 +25,7 @@ __all__ = [
     "check_free",
     "described",
     "fingerprint",
+    "plain",
     "read_evaluation",
     "read_run",
     "write_evaluation",

@@ -8,7 +8,7 @@ import importlib.metadata
 import json
 import math
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,10 +22,13 @@ from ppl_vae.errors import DataError, PplVaeError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
+from ppl_vae.storage import LOCK
+from ppl_vae.storage.files import replace as replace_file
 
-__all__ = ["RunDirectory", "check_free", "described"]
+__all__ = ["RunDirectory", "check_free", "described", "plain"]
 
-_CONFIG, _PARAMETERS = "config.json", "parameters.safetensors"
+_CONFIG, _PARAMETERS, _HISTORY = "config.json", "parameters.safetensors", "history.jsonl"
+_OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints"}
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
 
@@ -36,18 +39,27 @@ class RunDirectory:
         self.root = Path(root)
 
     @classmethod
-    def create(cls, root: str | Path, settings: Any, device: torch.device | None = None) -> RunDirectory:
+    def create(
+        cls, root: str | Path, settings: Any, device: torch.device | None = None, again: bool = False
+    ) -> RunDirectory:
         """Makes a new run directory, or takes one that holds its description alone, and writes the configuration.
 
+        Args:
+            root: Its path.
+            settings: Of the fit, a dataclass.
+            device: Of the fit.
+            again: Take one, too, that a run has left before its first checkpoint.
+
         Raises:
-            PplVaeError: There is something in it, or it cannot be made.
+            PplVaeError: There is something else in it, or it cannot be made.
         """
         path = Path(root)
-        check_free(path, allowed={RUN})
+        check_free(path, allowed=_OWN if again else {RUN, LOCK})
         _make(path)
         run = cls(path)
-        run.write_json(_CONFIG, _plain(settings) | ({} if device is None else {"device": str(device)}))
+        run.write_json(_CONFIG, plain(settings) | ({} if device is None else {"device": str(device)}))
         run.write_json("environment.json", _environment())
+        run.write_history([])
         return run
 
     def write_json(self, name: str, value: Any) -> None:
@@ -56,8 +68,13 @@ class RunDirectory:
 
     def append_history(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
-        with (self.root / "history.jsonl").open("a", encoding="utf-8") as file:
+        with (self.root / _HISTORY).open("a", encoding="utf-8") as file:
             file.write(json.dumps({k: _finite(v) for k, v in record._asdict().items()}) + "\n")
+
+    def write_history(self, records: Sequence[Sequence[float | None]]) -> None:
+        """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
+        lines = (json.dumps(dict(zip(Record._fields, record, strict=True))) + "\n" for record in records)
+        replace_file(self.root / _HISTORY, [line.encode() for line in lines])
 
     def write_parameters(self, pair: Pair) -> None:
         """Writes every parameter and buffer of the pair."""
@@ -86,9 +103,9 @@ class RunDirectory:
 
     def read_history(self) -> list[dict[str, Any]]:
         """The records of the history; none before the end of the first epoch, and without a line that is torn."""
-        if not (self.root / "history.jsonl").is_file():
+        if not (self.root / _HISTORY).is_file():
             return []
-        lines = (self.root / "history.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (self.root / _HISTORY).read_text(encoding="utf-8").splitlines()
         return [record for line in lines if (record := _parsed(line)) is not None]
 
 
@@ -164,17 +181,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A value as JSON: dataclasses become their class and fields, callables their name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        return {"partial": _plain(value.func), "args": _plain(list(value.args)), "keywords": _plain(value.keywords)}
+        return {"partial": plain(value.func), "args": plain(list(value.args)), "keywords": plain(value.keywords)}
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such number
     if value is None or isinstance(value, bool | int | float | str):

@@ -15,7 +15,6 @@ from ppl_vae.history import History, Record
 from ppl_vae.pair import frozen_modes, kept_state
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, reseed, seeded
-from ppl_vae.rundir import RunDirectory
 from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
 from ppl_vae.svi.stepper import Stepper
@@ -26,11 +25,14 @@ _VALIDATION_BLOCK = 512
 _VALIDATION = -2  # key of noise that belongs to no step
 
 
-class Saver(Protocol):
-    """Keeps the state of a fit."""
+class Keeper(Protocol):
+    """Keeps what a fit leaves."""
 
     def after_step(self, loop: Loop) -> None:
         """Is called between two steps; what it raises ends the fit."""
+
+    def after_epoch(self, record: Record) -> None:
+        """Is called with the record of every epoch."""
 
     def at_end(self, loop: Loop) -> None:
         """Is called after the last step, before the best parameters are put back."""
@@ -83,7 +85,7 @@ class Loop:
         """Training time so far, that of processes before this one included."""
         return self.seconds_before + time.monotonic() - self._start
 
-    def run(self, progress: bool, directory: RunDirectory | None, saver: Saver | None = None) -> Course:
+    def run(self, progress: bool, keeper: Keeper | None) -> Course:
         """Takes every step that is left, keeps the history and leaves the best parameters in the pair."""
         total = self.settings.total_steps(len(self.stepper.feed.rows))
         with Progress("fit", total, progress, "step") as bar:
@@ -93,11 +95,11 @@ class Loop:
                     self._take(serving)
                     if bar.due:
                         bar.update(self.step, _progress_text(self.epoch + 1, self.sums / self.seen))
-                    if saver is not None:
-                        saver.after_step(self)
-                self._end_epoch(bar, directory)
-        if saver is not None:
-            saver.at_end(self)
+                    if keeper is not None:
+                        keeper.after_step(self)
+                self._end_epoch(bar, keeper)
+        if keeper is not None:
+            keeper.at_end(self)
         return Course(self.step, self._restore_best(self.step), self._out_of_patience())
 
     def _take(self, serving: Serving) -> None:
@@ -105,14 +107,14 @@ class Loop:
         self.sums += rows * self.stepper(self.step, serving)
         self.step, self.seen = self.step + 1, self.seen + rows
 
-    def _end_epoch(self, bar: Progress, directory: RunDirectory | None) -> None:
+    def _end_epoch(self, bar: Progress, keeper: Keeper | None) -> None:
         self.stepper.finish()
         self.epoch += 1
         record = self._record(self.epoch, self.step, Metrics(*(self.sums / self.seen).tolist()))
         self.history.append(record)
         bar.update(self.step, _progress_text(self.epoch, self.sums / self.seen))
-        if directory is not None:
-            directory.append_history(record)
+        if keeper is not None:
+            keeper.after_epoch(record)
         self.sums.zero_()
         self.seen = 0
 

@@ -74,7 +74,7 @@ def restore(loop: Loop, state: State) -> None:
     _restore_optimizer(stepper.update, tensors, plain["optimizer"])
     loop.sums.copy_(_fitting(tensors, _SUMS, loop.sums))
     loop.step, loop.epoch, loop.seen = plain["step"], plain["epoch"], plain["seen"]
-    loop.history = History([Record(*(math.nan if v is None else v for v in record)) for record in plain["history"]])
+    loop.history = History([Record(*(math.nan if v is None else v for v in record)) for record in plain["history"]])  # type: ignore[arg-type]
     loop.seconds_before = plain["seconds"]
     if (best := plain["best"]) is not None:
         kept = [
@@ -85,7 +85,9 @@ def restore(loop: Loop, state: State) -> None:
     _restore_random_states(plain["random"])
     values = {name.removeprefix(f"{_VALUE}/"): t for name, t in tensors.items() if name.startswith(f"{_VALUE}/")}
     if unknown := stepper.values.put(plain["values"], values):
-        raise CheckpointError(f"{unknown}: expected a value of that name in the programs, found none; resume with the pair of the run")
+        raise CheckpointError(
+            f"{unknown}: expected a value of that name in the programs, found none; resume with the pair of the run"
+        )
 
 
 def _named(pair: Pair) -> dict[str, Tensor]:
@@ -145,7 +147,7 @@ def _parameters_of(update: Update) -> Sequence[Tensor]:
 
 def _random_states() -> dict[str, Any]:
     """Those of Python and NumPy, from which programs may draw; torch's is a function of (seed, step)."""
-    name, keys, *rest = np.random.get_state(legacy=True)
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (what programs of others draw from)
     version, internal, gauss = random.getstate()
     return {"python": [version, list(internal), gauss], "numpy": [str(name), [int(k) for k in keys], *rest]}
 
@@ -154,4 +156,4 @@ def _restore_random_states(states: Mapping[str, Any]) -> None:
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002

@@ -100,7 +100,7 @@ class Stepper:
     def finish(self) -> None:
         """Waits for the device, and raises if a step was not finite."""
         if (bad_step := self.guard.poll()) is not None:
-            self._stop(bad_step, ())
+            self.stop_at(bad_step, ())
         self._watch.check()
         self.group.from_first([*self.pair.buffers()])
 
@@ -109,7 +109,7 @@ class Stepper:
         return {"compiled": self.compiled is not None, "payback": self._payback.state()}
 
     def restore_compile_state(self, state: Mapping[str, Any]) -> None:
-        """Compiles before the next step if another process had: numbers of steps as written differ in their rounding."""
+        """Compiles before the next step if the other process had: compiled steps round in another way."""
         if state["compiled"]:
             self._payback = Payback(True)
         else:
@@ -158,7 +158,7 @@ class Stepper:
         """Updates the parameters, unless a number is not finite; `own` are the gradients before they became joint."""
         bad_step = self.guard.check(metrics[LOSS], metrics[NORM], step)
         if bad_step is not None:
-            self._stop(bad_step, own)
+            self.stop_at(bad_step, own)
         if self.settings.schedule is not None:
             self.update.set_factor(self._factor(step))
         self.update(reached, gradients, self.guard.skip)
@@ -191,7 +191,8 @@ class Stepper:
         own = () if self._joint is None else (self.group.rank,)
         return key(self.settings.seed, step, *own)
 
-    def _stop(self, step: int, gradients: Sequence[Tensor]) -> None:
+    def stop_at(self, step: int, gradients: Sequence[Tensor]) -> None:
+        """Ends the fit because of a step that is not finite; says where that began."""
         reasons = self.group.texts(self._explain(step, gradients), self.device)
         blamed = [(rank, reason) for rank, reason in enumerate(reasons) if reason != NO_SITE]
         rank, reason = blamed[0] if blamed else (0, NO_SITE)

@@ -1,0 +1,22 @@
+"""What a run leaves on disk, and nothing of training: durable files, checkpoints, a lock, names."""
+
+from ppl_vae.storage.checkpoint import Checkpoint, discard_after, newest, prune, read, steps, verify, write
+from ppl_vae.storage.files import remove_debris
+from ppl_vae.storage.lock import LOCK, locked
+from ppl_vae.storage.names import as_name, check_name
+
+__all__ = [
+    "LOCK",
+    "Checkpoint",
+    "as_name",
+    "check_name",
+    "discard_after",
+    "locked",
+    "newest",
+    "prune",
+    "read",
+    "remove_debris",
+    "steps",
+    "verify",
+    "write",
+]

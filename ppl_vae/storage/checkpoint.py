@@ -1,0 +1,276 @@
+"""Checkpoints: named tensors and plain values in a folder of their own, whole or absent, verified before use.
+
+A checkpoint of step 1200 is the folder `step-000001200`, or `step-000001200.2` if it is the second of this step: none
+is ever overwritten. It holds `tensors.safetensors`, `state.json` and `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ppl_vae.errors import CheckpointError, StorageError
+from ppl_vae.options import whole_number
+from ppl_vae.storage import files, plain, tensors
+from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
+
+__all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "steps", "verify", "write"]
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+MAX_STATE = 2**26
+_NAME = re.compile(r"step-(\d{9,18})(?:\.(\d{1,9}))?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint holds."""
+
+    step: int
+    """Number of steps done."""
+    tensors: dict[str, Tensor]
+    """Tensors by name, on the processor."""
+    plain: dict[str, Any]
+    """Plain values by name."""
+    path: Path
+    """Its folder."""
+    library: str
+    """Version of ppl_vae that wrote it."""
+    skipped: tuple[str, ...] = ()
+    """Of each newer checkpoint that is damaged, the file and what is wrong with it."""
+
+
+class _Entry(NamedTuple):
+    """A name in the folder of checkpoints; entries are ordered by step and attempt, never by the clock."""
+
+    step: int
+    attempt: int
+
+    @property
+    def name(self) -> str:
+        return f"step-{self.step:09d}" + (f".{self.attempt}" if self.attempt > 1 else "")
+
+
+def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
+    """Writes a checkpoint; when this returns, it is durable, and at no moment it stands there in part.
+
+    Args:
+        folder: The folder of checkpoints, made if it is missing.
+        step: Number of steps done.
+        named: Tensors by name, of any shape, on any device.
+        values: Plain values by name: what JSON holds exactly, see `plain.encode`.
+
+    Returns:
+        The folder of this checkpoint.
+
+    Raises:
+        ValueError: A tensor or a value cannot be stored; its name is in the message.
+        CheckpointError: The disk refuses; earlier checkpoints are as they were.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     _ = write(Path(root), 7, {"weight": torch.ones(2)}, {"beta": 0.5})
+        ...     found = newest(Path(root))
+        >>> found.step, found.tensors, found.plain
+        (7, {'weight': tensor([1., 1.])}, {'beta': 0.5})
+    """
+    whole_number("step", step, least=0)
+    state, chunks = plain.encode(dict(values)), tensors.to_chunks(named)
+    if len(state) > MAX_STATE:
+        raise ValueError(f"state: expected at most {MAX_STATE} bytes, found {len(state)}: keep arrays as tensors")
+
+    def fill(part: Path) -> None:
+        content = {TENSORS: files.create(part / TENSORS, chunks), STATE: files.create(part / STATE, [state])}
+        files.create(part / MANIFEST, [Manifest(FORMAT, _version(), step, content).to_bytes()])
+
+    try:
+        files.make_folder(folder)
+        same = [entry.attempt for entry in _entries(folder) if entry.step == step]
+        path = folder / _Entry(step, max(same, default=0) + 1).name
+        files.write_folder(path, fill)
+    except StorageError as error:
+        raise CheckpointError(f"step {step}: no checkpoint written, earlier ones are as they were: {error}") from error
+    return path
+
+
+def newest(folder: Path, like: Mapping[str, Tensor] | None = None, max_bytes: int = tensors.MAX_BYTES) -> Checkpoint:
+    """Reads the newest checkpoint that is not damaged.
+
+    Args:
+        folder: The folder of checkpoints.
+        like: Tensors with the names, shapes and dtypes that are expected; None takes what is there.
+        max_bytes: Refuse a file of tensors with more.
+
+    Raises:
+        CheckpointError: There is none, or each one is damaged; each file is named, and what is wrong with it. Or the
+            newest one that is intact was written by a newer version, or does not hold what is expected: an older one
+            would be no better.
+    """
+    skipped: list[str] = []
+    for entry in reversed(_entries(folder)):
+        try:
+            found = read(folder / entry.name, max_bytes)
+        except NewerFormatError:
+            raise
+        except CheckpointError as error:
+            skipped.append(str(error))
+            continue
+        if like is not None:
+            _check_like(found, like)
+        return Checkpoint(found.step, found.tensors, found.plain, found.path, found.library, tuple(skipped))
+    reasons = "".join(f"\n  {reason}" for reason in skipped) or " none"
+    raise CheckpointError(f"{folder}: expected a checkpoint that can be used, found{reasons}")
+
+
+def read(path: Path, max_bytes: int = tensors.MAX_BYTES) -> Checkpoint:
+    """Reads one checkpoint, and believes nothing that its hashes do not bear out.
+
+    Raises:
+        CheckpointError: It is damaged, is no checkpoint, or a newer version wrote it.
+    """
+    try:
+        manifest = _manifest(path)
+        state = plain.decode(_verified(path, STATE, manifest, MAX_STATE), path / STATE)
+        if type(state) is not dict:
+            raise StorageError(f"{path / STATE}: expected values by name, found {type(state).__name__}")
+        named = tensors.from_bytes(_verified(path, TENSORS, manifest, max_bytes), path / TENSORS)
+    except CheckpointError:
+        raise
+    except StorageError as error:
+        raise CheckpointError(str(error)) from error
+    return Checkpoint(manifest.step, named, state, path, manifest.library)
+
+
+def verify(path: Path, max_bytes: int = tensors.MAX_BYTES) -> None:
+    """Reads a checkpoint back and compares every byte with the hashes that were taken while it was written.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    try:
+        manifest = _manifest(path)
+        for name, limit in ((STATE, MAX_STATE), (TENSORS, max_bytes)):
+            _verified(path, name, manifest, limit)
+    except StorageError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def prune(folder: Path, keep_last: int = 2, best: int | None = None) -> list[Path]:
+    """Removes old checkpoints, once the newest one is durable and has been read back.
+
+    Args:
+        folder: The folder of checkpoints.
+        keep_last: How many steps to keep, at least 1; of each its last checkpoint.
+        best: Another step to keep.
+
+    Returns:
+        The folders removed.
+
+    Raises:
+        CheckpointError: The newest one is damaged, and nothing was removed; or the disk refuses.
+    """
+    whole_number("keep_last", keep_last, least=1)
+    last = {entry.step: entry for entry in _entries(folder)}
+    kept = {last[step] for step in last if step == best or step in sorted(last)[-keep_last:]}
+    old = [entry for entry in _entries(folder) if entry not in kept]
+    if old:
+        verify(folder / max(kept).name)
+    return _remove([folder / entry.name for entry in old])
+
+
+def discard_after(path: Path) -> list[Path]:
+    """Removes the checkpoints after one, damaged or given up by a run that goes on from this one; returns them.
+
+    Raises:
+        CheckpointError: The disk refuses.
+    """
+    entries = [entry.name for entry in _entries(path.parent)]
+    return _remove([path.parent / name for name in entries[entries.index(path.name) + 1 :]])
+
+
+def steps(folder: Path) -> list[int]:
+    """Returns the steps of which there are checkpoints, from the first to the last, whether damaged or not.
+
+    Raises:
+        CheckpointError: The folder cannot be read.
+    """
+    return sorted({entry.step for entry in _entries(folder)})
+
+
+def _entries(folder: Path) -> list[_Entry]:
+    try:
+        matches = [match for name in files.listed(folder) if (match := _NAME.fullmatch(name))]
+    except StorageError as error:
+        raise CheckpointError(str(error)) from error
+    entries = [(_Entry(int(match[1]), int(match[2] or 1)), match[0]) for match in matches]
+    return sorted(entry for entry, name in entries if entry.name == name)
+
+
+def _manifest(path: Path) -> Manifest:
+    if not stat.S_ISDIR(_mode(path)):
+        raise StorageError(f"{path}: expected the folder of a checkpoint, found something else")
+    manifest = Manifest.from_bytes(files.read(path / MANIFEST, MAX_MANIFEST), path / MANIFEST)
+    if set(manifest.files) != {TENSORS, STATE}:
+        raise StorageError(f"{path / MANIFEST}: expected the files {STATE} and {TENSORS}, found others")
+    if (named := _NAME.fullmatch(path.name)) and int(named[1]) != manifest.step:
+        raise StorageError(f"{path / MANIFEST}: expected step {int(named[1])}, found {manifest.step}: it was renamed")
+    return manifest
+
+
+def _verified(path: Path, name: str, manifest: Manifest, max_bytes: int) -> bytes:
+    """The bytes of a file, which are those that were written."""
+    expected = manifest.files[name]
+    content = files.read(path / name, min(expected.num_bytes, max_bytes))
+    if len(content) != expected.num_bytes:
+        raise StorageError(f"{path / name}: expected {expected.num_bytes} bytes, found {len(content)}")
+    if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
+        raise StorageError(f"{path / name}: expected SHA-256 {expected.sha256}, found {found}: the file is damaged")
+    return content
+
+
+def _check_like(found: Checkpoint, like: Mapping[str, Tensor]) -> None:
+    """Refuses tensors of other names, shapes or dtypes than those expected; the first one is named."""
+    for name in [*like, *(name for name in found.tensors if name not in like)]:
+        wanted, there = (_form(side.get(name)) for side in (like, found.tensors))
+        if wanted != there:
+            raise CheckpointError(
+                f"{found.path / TENSORS}: {name!r}: expected {wanted}, found {there}: resume with the pair and the "
+                "options of the run"
+            )
+
+
+def _form(tensor: Tensor | None) -> str:
+    return "no such tensor" if tensor is None else f"{str(tensor.dtype)[6:]} of shape {tuple(tensor.shape)}"
+
+
+def _remove(paths: list[Path]) -> list[Path]:
+    try:
+        files.remove(paths)
+    except StorageError as error:
+        raise CheckpointError(f"newer checkpoints are as they were: {error}") from error
+    return paths
+
+
+def _mode(path: Path) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+@cache
+def _version() -> str:
+    try:
+        return importlib.metadata.version("ppl-vae")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

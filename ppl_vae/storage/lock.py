@@ -1,0 +1,129 @@
+"""One process at a time in a run directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ppl_vae.errors import LockedError, StorageError
+
+__all__ = ["LOCK", "locked"]
+
+LOCK = ".lock"
+_held: set[int] = set()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Context in which no other process, and no other thread, is in this context for the same folder.
+
+    The lock is the kernel's (`flock`) and goes with the process that holds it, however that ends: the file that it is
+    put on says who the holder is and decides nothing. Children forked meanwhile do not hold it.
+
+    Args:
+        folder: An existing folder.
+
+    Raises:
+        LockedError: Another one holds the lock; its process number is in the message.
+        StorageError: The folder cannot be locked.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as name, locked(Path(name)):
+        ...     os.listdir(name)
+        ['.lock']
+    """
+    file = _taken(folder / LOCK)
+    try:
+        yield
+    finally:
+        if file in _held:  # not so in a child, which has no part in it
+            _held.remove(file)
+            with suppress(OSError):
+                (folder / LOCK).unlink()
+            os.close(file)
+
+
+def _taken(path: Path) -> int:
+    while True:
+        file = _opened(path)
+        try:
+            _take(file, path)
+            if _is_still(path, file):
+                _sign(file)
+                _held.add(file)
+                _let_children_go()
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # its holder has just removed it
+
+
+def _opened(path: Path) -> int:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be made ({error.strerror}): a run needs a directory to write in") from error
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise StorageError(f"{path}: expected a regular file, found something else: remove it")
+    return file
+
+
+def _take(file: int, path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EACCES):
+            raise StorageError(
+                f"{path}: cannot be locked ({error.strerror}): put the run on a file system with flock"
+            ) from error
+        raise LockedError(
+            f"run directory {path.parent}: expected to be alone, found process {_holder(file)} at work in it: wait for "
+            "it, or choose another directory"
+        ) from error
+
+
+def _holder(file: int) -> str:
+    """The number of the process that holds the lock, and its machine where that is another one."""
+    text = os.pread(file, 200, 0).decode("ascii", "replace")
+    number, _, machine = text.partition(" ")
+    if not number.isdecimal():
+        return "(of unknown number)"  # it has not signed yet
+    return number if machine == os.uname().nodename else f"{number} on {machine}"
+
+
+def _is_still(path: Path, file: int) -> bool:
+    """Whether the file that was locked is still the one that others will try."""
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(there, os.fstat(file))
+
+
+def _sign(file: int) -> None:
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"{os.getpid()} {os.uname().nodename}".encode("ascii", "replace"), 0)
+
+
+def _let_children_go() -> None:
+    """Makes every process forked from now on close its copies of the locked files, which would keep the locks."""
+    global _is_watching
+    if not _is_watching:
+        os.register_at_fork(after_in_child=_let_go)
+        _is_watching = True
+
+
+_is_watching = False
+
+
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())

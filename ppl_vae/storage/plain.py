@@ -1,0 +1,82 @@
+"""JSON that is read back as it was written: one strict dialect, with limits on size and depth."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from ppl_vae.errors import StorageError
+
+__all__ = ["MAX_DEPTH", "decode", "encode"]
+
+MAX_DEPTH = 32
+
+
+def encode(value: Any, where: str = "state") -> bytes:
+    r"""Returns a value as one line of JSON that `decode` turns into an equal value.
+
+    Args:
+        value: Dictionaries with string keys, lists, strings, finite numbers, booleans and None.
+        where: What it is, for errors.
+
+    Raises:
+        ValueError: It holds something else, at a place that is named; JSON would change it silently, or knows it not.
+
+    Example:
+        >>> encode({"step": 3, "best": None, "rate": 0.1})
+        b'{"step":3,"best":null,"rate":0.1}\n'
+    """
+    _check(value, where, 0)
+    return (json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n").encode("ascii")
+
+
+def decode(content: bytes, path: Path) -> Any:
+    """Returns what JSON says, in the dialect of `encode`.
+
+    Raises:
+        StorageError: It is no JSON, too deep, names a key twice, or holds a number that is not finite.
+    """
+    try:
+        value = json.loads(
+            content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
+        )
+        _check(value, "", 0)
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path}: expected JSON, found damage ({error})") from error
+    return value
+
+
+def _check(value: Any, where: str, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"{where[:40]}...: expected at most {MAX_DEPTH} levels, found more")
+    if type(value) is dict:
+        for key, entry in value.items():
+            if type(key) is not str:
+                raise ValueError(f"{where}: expected keys that are strings, found {key!r}")
+            _check(entry, f"{where}.{key}", depth + 1)
+    elif type(value) is list:
+        for index, entry in enumerate(value):
+            _check(entry, f"{where}[{index}]", depth + 1)
+    elif type(value) is float and not math.isfinite(value):
+        raise ValueError(f"{where}: expected a finite number, found {value}: keep it as a tensor")
+    elif value is not None and type(value) not in (bool, int, float, str):
+        raise ValueError(f"{where}: expected what JSON can hold, found {type(value).__name__}")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text[:20]} is not finite")
+    return value

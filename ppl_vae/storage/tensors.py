@@ -1,0 +1,139 @@
+"""Tensors by name as a file of safetensors: written as a stream without a copy, read with distrust of its header."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from ppl_vae.errors import StorageError
+from ppl_vae.storage.plain import decode, encode
+
+__all__ = ["MAX_BYTES", "from_bytes", "to_chunks"]
+
+MAX_BYTES = 2**35
+_MAX_HEADER = 2**24
+_MAX_NAME = 1000
+_MAX_DIMENSIONS = 64
+_ALIGNMENT = 8
+_METADATA = "__metadata__"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def to_chunks(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
+    """Returns the bytes of a safetensors file in pieces: size of the header, header, numbers of each tensor.
+
+    A tensor is taken to the processor when its turn comes, and copied only if it is not contiguous. Tensors that share
+    memory are written once each.
+
+    Raises:
+        ValueError: A name is empty or too long, a dtype has no place in the format, or a tensor is not dense.
+    """
+    # Safetensors wants large items first, so that every tensor begins at a multiple of the size of its items.
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header = _header({name: tensors[name] for name in names})
+    return chain([struct.pack("<Q", len(header)), header], (_bytes(tensors[name]) for name in names))
+
+
+def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a safetensors file, on the processor, bit by bit as they were.
+
+    Raises:
+        StorageError: The header is damaged, or does not describe exactly the bytes behind it.
+    """
+    _check_header(content, path)
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
+        raise StorageError(f"{path}: expected readable tensors, found damage ({error})") from error
+
+
+def _bytes(tensor: Tensor) -> Any:
+    plain = tensor.detach().to("cpu").resolve_conj().resolve_neg().contiguous()
+    flat = plain.as_strided((plain.numel(),), (1,))  # a dimension of one entry may have any stride
+    return flat.view(torch.uint8).numpy()
+
+
+def _header(tensors: Mapping[str, Tensor]) -> bytes:
+    described, end = {}, 0
+    for name, tensor in tensors.items():
+        _check_writable(name, tensor)
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        described[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    header = encode(described, "tensors").rstrip()
+    if len(header) > _MAX_HEADER - _ALIGNMENT:
+        raise ValueError(f"tensors: expected names and shapes of at most {_MAX_HEADER} bytes, found {len(header)}")
+    return header + b" " * (-len(header) % _ALIGNMENT)
+
+
+def _check_writable(name: str, tensor: Tensor) -> None:
+    if not name or len(name) > _MAX_NAME or name == _METADATA:
+        raise ValueError(f"tensors: expected names of 1 to {_MAX_NAME} characters, found {name[:40]!r}")
+    if tensor.dtype not in _NAMES or tensor.layout is not torch.strided or tensor.is_meta:
+        raise ValueError(
+            f"tensor {name!r}: expected a dense tensor of dtype {', '.join(str(d)[6:] for d in _NAMES)}, found "
+            f"{tensor.dtype}, {tensor.layout} on {tensor.device}"
+        )
+
+
+def _check_header(content: bytes, path: Path) -> None:
+    """Checks all that safetensors checks, and keys that stand twice, fields it does not know, and sizes before use."""
+    size = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or size > min(_MAX_HEADER, len(content) - 8):
+        raise StorageError(f"{path}: expected a header within the file, found one of {size} bytes in {len(content)}")
+    header = decode(content[8 : 8 + size].rstrip(b" "), path)
+    if type(header) is not dict:
+        raise StorageError(f"{path}: expected a header by names, found {type(header).__name__}")
+    spans = sorted(_span(name, entry, path) for name, entry in header.items() if name != _METADATA)
+    end = 0
+    for start, stop, name in spans:
+        if start != end:
+            raise StorageError(f"{path}: {name!r}: expected its numbers from byte {end} on, found {start}")
+        end = stop
+    if end != len(content) - 8 - size:
+        raise StorageError(f"{path}: expected {end} bytes of numbers, found {len(content) - 8 - size}")
+
+
+def _span(name: str, entry: Any, path: Path) -> tuple[int, int, str]:
+    """Where the numbers of a tensor are, from its entry in the header."""
+    where = f"{path}: {name[:40]!r}"
+    if type(entry) is not dict or set(entry) != {"dtype", "shape", "data_offsets"} or not 0 < len(name) <= _MAX_NAME:
+        raise StorageError(f"{where}: expected dtype, shape and data_offsets of a named tensor, found others")
+    if type(entry["dtype"]) is not str or entry["dtype"] not in _DTYPES:
+        raise StorageError(f"{where}: expected dtype {', '.join(_DTYPES)}, found {str(entry['dtype'])[:40]!r}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not all(_is_sizes(x) for x in (shape, offsets)):
+        raise StorageError(f"{where}: expected a shape and offsets of whole numbers from 0, found others")
+    if len(offsets) != 2 or prod(shape) * _DTYPES[entry["dtype"]].itemsize != offsets[1] - offsets[0]:
+        raise StorageError(f"{where}: expected offsets that fit {entry['dtype']} of its shape, found {offsets[:2]}")
+    return offsets[0], offsets[1], name
+
+
+def _is_sizes(value: Any) -> bool:
+    few = type(value) is list and len(value) <= _MAX_DIMENSIONS
+    return few and all(type(n) is int and 0 <= n < 2**62 for n in value)
