@@ -8,6 +8,7 @@ from benchmarks import memory, scaling
 from benchmarks.evaluation import evaluation_case
 from benchmarks.mixture import mixture_case
 from benchmarks.pairs import PAIRS, pair_case
+from benchmarks.saving import saving_case
 from benchmarks.setting import Setting
 from benchmarks.timing import Case
 from benchmarks.training import training_case
@@ -31,6 +32,8 @@ CASES: Mapping[str, Callable[[str, Setting], Case]] = {
     "gmm-wide": mixture_case,
     "memory-k": memory.samples_case,
     "memory-map": memory.mapped_case,
+    "checkpoint": saving_case,
+    "checkpoint-100": saving_case,
     "cost-data": scaling.data_case,
     "cost-parameters": scaling.parameters_case,
     "cost-k": scaling.samples_case,

@@ -13,6 +13,10 @@ gain detail; samples come nearer to data at first, and at the smallest betas, wh
 of an autoencoder do, they stop being digits. As it grows both blur and units fall silent. Annealing changes log p(x) by
 less than a nat.
 
+Found otherwise: at beta = 4 annealing gains 8 nats of log p(x), and five to seven units more are active (at beta = 1 it
+gains half a nat). Between 0.03 and 0.1 the slope of the front is 0.16, after twenty epochs. At small betas nearly all
+estimates of log p(x) are untrusted, that is too low: the best beta may lie below the one that they give.
+
 Run: python -m experiments.beta_vae [--small]; about 35 minutes on two cores.
 """
 
@@ -29,13 +33,14 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import ppl_vae as pv
+from experiments.common.annealing import annealing, schedule
 from experiments.common.codes import coding, posterior_means
 from experiments.common.curves import curve_over
 from experiments.common.features import classifier
 from experiments.common.front import front
 from experiments.common.images import Images, images
 from experiments.common.progress import steps
-from experiments.common.statistics import mean, paired
+from experiments.common.statistics import mean
 from experiments.common.study import Findings, Study
 from experiments.common.training import Score, score, trained
 from ppl_vae.figures import show_rows
@@ -44,7 +49,6 @@ from ppl_vae.latents import active_units
 from ppl_vae.quality import density_coverage, frechet_distance, sharpness
 from ppl_vae.recipes import bernoulli_vae
 from ppl_vae.rng import key
-from ppl_vae.schedules import Cyclical, Linear, Schedule
 
 _SHOWN = 8  # pictures of a kind
 
@@ -66,13 +70,6 @@ class Config:
     num_samples: int = 2000
     num_scored: int = 1000
     num_images: int = 5000
-
-
-def schedule(how: str, beta: float, num_steps: int) -> float | Schedule:
-    """Beta by step: constant, in a line over the first half, or in four cycles."""
-    if how == "linear":
-        return Linear(0.0, beta, max(num_steps // 2, 1))
-    return Cyclical(0.0, beta, max(num_steps // 4, 1)) if how == "cyclical" else beta
 
 
 class Judge(NamedTuple):
@@ -165,17 +162,6 @@ def refitted(vae: pv.VAE, train: Tensor, test: Tensor, config: Config, seed: int
     return score(vae, test, config.num_samples)
 
 
-def annealing(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Annealed minus constant, over seeds, at the same beta."""
-    found = []
-    for how, beta in sorted({(row["how"], row["beta"]) for row in rows if row["how"] != "constant"}):
-        own, other = ([row for row in rows if (row["how"], row["beta"]) == (h, beta)] for h in (how, "constant"))
-        for what in ("log_likelihood", "rate", "active"):
-            annealed, constant = ([row[what] for row in part] for part in (own, other))
-            found.append({"how": how, "beta": beta, "what": what, **paired(annealed, constant)._asdict()})
-    return found
-
-
 def draw(found: Findings) -> Figure:
     """The front, log p(x), samples and units over beta, and pictures along the curve."""
     rows = [row for row in found.numbers["rows"] if row["how"] == "constant"]
@@ -209,11 +195,16 @@ def draw(found: Findings) -> Figure:
 def _draw_likelihood(axes: Axes, rows: list[dict[str, Any]]) -> None:
     flat = [row | {f"own_{name}": value for name, value in row["guide_as_trained"].items()} for row in rows]
     curve = _curve(axes, flat, "log_likelihood", "log p(x), guide trained on at beta = 1", DARK, "o-")
-    _curve(axes, flat, "own_log_likelihood", "log p(x), guide as trained", MIDDLE, "^:")
+    own = _curve(axes, flat, "own_log_likelihood", "log p(x), guide as trained", MIDDLE, "^:")
+    for values, what, colour, marker in ((curve, "untrusted", DARK, "o"), (own, "own_untrusted", MIDDLE, "^")):
+        low = [b for b in values if mean([row[what] for row in flat if row["beta"] == b]).mean > 0.5]
+        axes.plot(low, [values[b] for b in low], marker, color=colour, mfc="white", zorder=3)
+    axes.plot([], [], "o", color="0.4", mfc="white", label="hollow: most data untrusted, log p(x) is higher")
     bound = _curve(axes, flat, "own_elbo", "ELBO as trained", LIGHT, "s--")
     best, best_bound = max(curve, key=curve.__getitem__), max(bound, key=bound.__getitem__)
     axes.set(
-        title=f"log p(x) is best at beta = {best:g}, the ELBO at {best_bound:g}", ylabel="test data, nats per datum"
+        title=f"Estimated log p(x) is best at beta = {best:g}, the ELBO at {best_bound:g}",
+        ylabel="test data, nats per datum",
     )
 
 

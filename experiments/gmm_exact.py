@@ -206,7 +206,8 @@ def _draw_course(axes: Axes, fits: list[dict[str, Any]]) -> None:
             below = np.maximum(own[name]["below"], _LEAST)
             axes.plot(own[name]["passes"], below, style, color=colour, label=label)
     axes.set(xscale="log", yscale="log", xlabel="passes over the data", ylabel="nats per datum below the best")
-    axes.set_title(f"One likelihood by three ways, from {len(fits)} starts")
+    apart = max(own[name]["below"][-1] for own in fits for name in styles)
+    axes.set_title(f"{len(fits)} starts: the three end within {apart:.0e} nats")
 
 
 def _draw_gaps(axes: Axes, guides: list[dict[str, Any]], exact: float) -> None:
@@ -218,7 +219,8 @@ def _draw_gaps(axes: Axes, guides: list[dict[str, Any]], exact: float) -> None:
             axes.plot(g["passes"], g["below"], style, color=colour, label=label if g is own[0] else None)
     axes.axhline(max(exact, 1e-17), color="0.3", linestyle=":", label=f"exact posterior: {exact:.0e} (below)")
     axes.set(xscale="log", yscale="log", xlabel="epochs", ylabel="log p(x) - ELBO (nats per datum)")
-    axes.set_title("The ELBO is tight for the exact posterior only")
+    least = min(g["last"] for g in guides)
+    axes.set_title(f"Gap: {exact:.0e} nats exact, {least:.2f} or more amortised")
 
 
 def _draw_map(axes: Axes, told: dict[str, Any], values: list[float], label: str) -> None:

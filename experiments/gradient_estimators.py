@@ -232,8 +232,11 @@ def draw_estimators(left: Axes, middle: Axes, rows: list[dict[str, Any]]) -> Non
     names = [f"{r['estimator']}  ({r['milliseconds']:.1f} ms)" for r in rows]
     left.set(xscale="log", yticks=height, yticklabels=names)
     left.legend(frameon=False, loc="upper left")
+    reach = max(5.0, *(abs(x) for x in middle.get_xlim()))
+    middle.set(
+        xlim=(-reach, reach), yticks=height, yticklabels=[], xlabel="bias along the true gradient,\nin standard errors"
+    )
     middle.axvspan(-2, 2, color="0.92", zorder=0)
-    middle.set(xlim=(-5, 5), yticks=height, yticklabels=[], xlabel="bias along the true gradient,\nin standard errors")
 
 
 def draw_particles(axes: Axes, rows: list[dict[str, Any]], slope: dict[str, float]) -> None:
@@ -251,7 +254,9 @@ def draw_particles(axes: Axes, rows: list[dict[str, Any]], slope: dict[str, floa
         start = np.sqrt(np.mean([r["snr"] ** 2 for r in rows if r["K"] == counts[0] and r["estimator"] == name]))
         axes.plot(counts, start * counts**power, ":", color=MIDDLE, label=label)
     axes.set(xscale="log", yscale="log", xlabel="K particles", ylabel="signal-to-noise of the guide's gradient")
-    axes.set_title("More particles drown the guide's pathwise\ngradient of the IWAE bound, not DReG's")
+    data = rows[0]["data"]
+    powers = ", ".join(f"{name} as K^{slope[f'{name}, {data}']:+.2f}" for name in ("pathwise", "DReG"))
+    axes.set_title(f"Signal-to-noise for the IWAE bound, {data}:\n{powers}")
     axes.legend(frameon=False, fontsize=8)
 
 

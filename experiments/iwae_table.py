@@ -211,7 +211,11 @@ def draw_gains(axes: Axes, rows: list[dict[str, Any]]) -> None:
             apart = np.array(ks) * (1.04 if layers == 2 else 1.0)
             axes.errorbar(apart, gains, 2 * errors, fmt=line, marker=marker, color=colour, capsize=3, label=label)
     axes.axhline(0, color="0.5", zorder=0)
-    axes.set_ylabel("log p(x) above the VAE with k = 1, nats per image\n(bars: 2 standard errors over images)")
+    seeds = len({r["seed"] for r in rows})
+    trained_by = "one training each" if seeds == 1 else f"{seeds} trainings each"
+    axes.set_ylabel(
+        f"log p(x) above the VAE with k = 1, nats per image\n(bars: 2 standard errors over images; {trained_by})"
+    )
     axes.set_title(title_of(rows))
     axes.legend(frameon=False)
 
@@ -220,9 +224,8 @@ def title_of(rows: list[dict[str, Any]]) -> str:
     """What the largest k gains by either objective, in one layer."""
     k = max(r["k"] for r in rows)
     by_bound, by_elbo = (series(rows, 1, objective)[1][-1] for objective in ("IWAE", "VAE"))
-    return (
-        f"k = {k} samples gain {by_bound:.2f} nats under the\nimportance-weighted bound, {by_elbo:.2f} under the ELBO"
-    )
+    gains = f"{by_bound:.2f} nats under the\nimportance-weighted bound, {by_elbo:.2f} under the ELBO"
+    return f"In one layer k = {k} samples gain {gains}"
 
 
 def series(rows: list[dict[str, Any]], layers: int, objective: str) -> tuple[list[int], np.ndarray, np.ndarray]:

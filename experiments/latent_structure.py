@@ -202,6 +202,7 @@ def _draw_map(axes: Axes, found: Findings) -> None:
     share = found.numbers["map_neighbours"]
     axes.set_title(f"Two latents, no labels: neighbours agree for {share:.0%}")
     axes.set(xlabel="first latent, posterior mean of test data", ylabel="second latent")
+    axes.locator_params(nbins=6)
     quiet(axes)
 
 
@@ -244,7 +245,7 @@ def _draw_scores(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.set_xticks(betas, [f"{beta:g}" for beta in betas])
     axes.set_xticks([], minor=True)
     axes.set_title("Disentanglement of the sprites' five factors")
-    axes.legend(frameon=False, fontsize="small", ncols=2, loc="upper center")
+    axes.legend(frameon=False, fontsize="x-small", ncols=2, loc="upper center")
 
 
 STUDY = Study(

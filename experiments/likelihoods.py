@@ -35,12 +35,12 @@ from torch import Tensor, nn
 import ppl_vae as pv
 from experiments.common.images import images
 from experiments.common.levels import independent_pixels, pooled_levels
-from experiments.common.pictures import image_rows
 from experiments.common.progress import steps
 from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
 from experiments.common.training import score, trained
 from ppl_vae import decoders
+from ppl_vae.figures import show_rows
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 from ppl_vae.report import bits_per_dimension
 from ppl_vae.rng import seeded
@@ -95,28 +95,30 @@ def likelihoods(config: Config, dim: int) -> dict[str, tuple[bool, Callable[[], 
 
 def levels(config: Config) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """Bits per dimension of the same test levels under each decoder."""
-    found = images(config.data, config.num_train, config.num_test)
-    side = found.shape[-1] // config.pool
-    train, test = (pooled_levels(x, found.shape, config.pool, config.num_levels) for x in (found.train, found.test))
+    data = images(config.data, config.num_train, config.num_test)
+    side = data.shape[-1] // config.pool
+    train, test = (pooled_levels(x, data.shape, config.pool, config.num_levels) for x in (data.train, data.test))
     dim, top = train.shape[1], config.num_levels - 1
     dense_train = torch.cat([pv.data.dequantize(train / top, config.num_levels, seed) for seed in range(COPIES)])
     dense_test = pv.data.dequantize(test / top, config.num_levels, COPIES)
 
-    log_probs = {BASELINE: [independent_pixels(train, test, config.num_levels)]}
+    log_probs, untrusted = {BASELINE: [independent_pixels(train, test, config.num_levels)]}, {BASELINE: [0.0]}
     pictures = {DATA: (test[: 2 * config.num_shown] / top).numpy()}
     for name, (dense, decoder) in steps(list(likelihoods(config, dim).items()), "decoders"):
-        log_probs[name] = []
+        log_probs[name], untrusted[name] = [], []
         for seed in config.seeds:
             x, held_out = (dense_train, dense_test) if dense else (train, test)
             vae, _ = trained(lambda d=decoder, x=x: autoencoder(d(), x, config), x, seed, steps=config.num_steps)
-            values = score(vae, held_out, config.num_samples, seed).values
-            log_probs[name].append(pv.data.levels_log_prob(values, dim, config.num_levels) if dense else values)
+            found = score(vae, held_out, config.num_samples, seed)
+            untrusted[name].append(found.untrusted)
+            bound = pv.data.levels_log_prob(found.values, dim, config.num_levels)
+            log_probs[name].append(bound if dense else found.values)
             if seed == config.seeds[0]:
                 white = 1 if dense else top
                 for kind, is_mean in (("draws", False), ("means", True)):
                     pictures[f"{name}, {kind}"] = (vae.sample(config.num_shown, mean=is_mean) / white).numpy()
     return (
-        [row_of(name, values, dim, log_probs["categorical"]) for name, values in log_probs.items()],
+        [row_of(name, dim, log_probs, mean(untrusted[name]).mean) for name in log_probs],
         {name: np.clip(x, 0, 1).reshape(-1, side, side) for name, x in pictures.items()},
     )
 
@@ -131,10 +133,10 @@ def autoencoder(decoder: Any, x: Tensor, config: Config) -> pv.VAE:
     return pv.VAE(prior, decoder, pv.encoders.DiagonalNormal(encoder, config.latent_dim))
 
 
-def row_of(name: str, log_probs: list[np.ndarray], dim: int, reference: list[np.ndarray]) -> dict[str, Any]:
-    """Bits per dimension over seeds, and the difference to the reference over test data, seeds averaged."""
-    bits = [bits_per_dimension(float(values.mean()), dim) for values in log_probs]
-    own, other = (np.mean(values, 0) / (-dim * np.log(2)) for values in (log_probs, reference))
+def row_of(name: str, dim: int, log_probs: dict[str, list[np.ndarray]], untrusted: float) -> dict[str, Any]:
+    """Bits per dimension over seeds, and the difference to the categorical over test data, seeds averaged."""
+    bits = [bits_per_dimension(float(values.mean()), dim) for values in log_probs[name]]
+    own, other = (np.mean(log_probs[n], 0) / (-dim * np.log(2)) for n in (name, "categorical"))
     excess = paired(own, other)
     return {
         "decoder": name,
@@ -142,6 +144,7 @@ def row_of(name: str, log_probs: list[np.ndarray], dim: int, reference: list[np.
         "bits_stderr": mean(bits).stderr,
         "more_than_categorical": excess.mean,
         "more_stderr": excess.stderr,
+        "untrusted": untrusted,
     }
 
 
@@ -194,13 +197,12 @@ def count_rows(
     for kind, mlp in kinds.items():
         decoder = partial(mlp, config.latent_dim, config.hidden, train.shape[1])
         pairs = [trained(lambda d=decoder: autoencoder(d(), train, config), train, s, **options) for s in config.seeds]
-        values = [
-            score(vae, test, config.num_samples, s).values for s, (vae, _) in zip(config.seeds, pairs, strict=True)
-        ]
-        own = np.mean(values, 0)
+        scores = [score(vae, test, config.num_samples, s) for s, (vae, _) in zip(config.seeds, pairs, strict=True)]
+        own = np.mean([s.values for s in scores], 0)
         reference = own if reference is None else reference
-        nats, difference = mean([float(v.mean()) for v in values]), paired(own, reference)
-        row = {"data": name, "decoder": kind, "nats": nats.mean, "nats_stderr": nats.stderr}
+        nats, difference = mean([s.log_likelihood for s in scores]), paired(own, reference)
+        row = {"data": name, "decoder": kind, "untrusted": mean([s.untrusted for s in scores]).mean}
+        row |= {"nats": nats.mean, "nats_stderr": nats.stderr}
         rows.append(row | {"difference": difference.mean, "difference_stderr": difference.stderr})
     return rows
 
@@ -211,10 +213,10 @@ def count_rows(
 def draw(found: Findings) -> Figure:
     """Bits per dimension and nats of counts on the left, draws and means of each decoder on the right."""
     figure = new_figure(14, 6.6)
-    parts = figure.add_gridspec(2, 2, width_ratios=[1, 1.45], height_ratios=[1.4, 1])
+    parts = figure.add_gridspec(2, 3, width_ratios=[1, 0.7, 0.7], height_ratios=[1.4, 1])
     draw_levels(figure.add_subplot(parts[0, 0]), found.numbers["levels"], found.numbers["num_levels"])
     draw_counts(figure.add_subplot(parts[1, 0]), found.numbers["counts"])
-    draw_samples(figure.add_subplot(parts[:, 1]), found)
+    draw_samples(figure.add_subplot(parts[:, 1]), figure.add_subplot(parts[:, 2]), found)
     return figure
 
 
@@ -244,9 +246,8 @@ def draw_counts(axes: Axes, rows: list[dict[str, Any]]) -> None:
     for y, row in enumerate(rows):
         value, error = row["difference"], 2 * row["difference_stderr"]
         axes.barh(y, value, xerr=error, color=LIGHT if row["data"] == "generated" else MIDDLE, capsize=3, height=0.6)
-        place = {"ha": "left" if value > 0 else "right", "va": "center", "size": 8}
-        shift = (5 if value > 0 else -5, 0)
-        axes.annotate(f"{value:+.2f}", (value + np.sign(value) * error, y), shift, textcoords="offset points", **place)
+        side, place = (1, "left") if value > 0 else (-1, "right"), {"textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{value:+.2f}", (value + side[0] * error, y), (5 * side[0], 0), ha=side[1], size=8, **place)
     axes.axvline(0, color="0.3", lw=1)
     against = {"generated": "truth", "digits": "Poisson"}
     labels = [f"{r['data']}: {r['decoder']}\nless {against[r['data']]}" for r in rows]
@@ -254,19 +255,19 @@ def draw_counts(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlabel("difference of log p(x), nats per datum of test data, ± 2 standard errors")
-    axes.set_title("Counts: Poisson is not enough where they are over-dispersed", loc="left", size=10)
+    off = ", ".join(f"{r['decoder']} {r['difference']:+.1f}" for r in rows if r["data"] == "generated")
+    axes.set_title(f"Over-dispersed counts, nats from the truth:\n{off}", loc="left", size=10)
     quiet(axes)
 
 
-def draw_samples(axes: Axes, found: Findings) -> None:
-    """A row for each decoder: draws of x, then means of x, of the same latents."""
-    names = [r["decoder"] for r in sorted(found.numbers["levels"], key=lambda r: r["bits"])]
-    kinds = ("draws", "means")
-    rows = {"test data": np.split(found.pictures[DATA], 2)} | {
-        name: [found.pictures[f"{name}, {kind}"] for kind in kinds] for name in names if name != BASELINE
-    }
-    image_rows(axes, rows, ["draws of x, z ~ N(0, I)", "E[x | z], the same z"])
-    axes.set_anchor("N")
+def draw_samples(left: Axes, right: Axes, found: Findings) -> None:
+    """A row for each decoder: draws of x, and beside them means of x, of the same latents."""
+    names = [r["decoder"] for r in sorted(found.numbers["levels"], key=lambda r: r["bits"]) if r["decoder"] != BASELINE]
+    titles = {"draws": "draws of x, z ~ N(0, I)", "means": "E[x | z], the same z"}
+    for axes, kind, data in zip((left, right), titles, np.split(found.pictures[DATA], 2), strict=True):
+        show_rows(axes, {"test data": data} | {n: found.pictures[f"{n}, {kind}"] for n in names}, titles[kind])
+        axes.set_anchor("N")
+    right.set_yticks([])
 
 
 def is_density(name: str) -> bool:

@@ -42,7 +42,7 @@ class _WithClasses(nn.Module):
             Draws (N, *event_shape).
         """
         with evaluating(self, seed):
-            return mean_or_draw(self._decode(self.prior().sample(y.shape), y), mean)
+            return mean_or_draw(self._decode(self.prior().sample(_one_a_row(y).shape), y), mean)
 
     def reconstruct(self, x: Tensor, y: Tensor, num_samples: int = 1, seed: int = 0, mean: bool = True) -> Tensor:
         """Draw z from q(z given x, y), then x' from p(x' given z, y), or its mean.
@@ -62,7 +62,8 @@ class _WithClasses(nn.Module):
         """
         whole_number("num_samples", num_samples, least=0)
         with evaluating(self, seed):
-            return mean_or_draw(self._decode(self._encode(x, y).sample((num_samples,)), y), mean)
+            z = self._encode(x, _one_a_row(y, len(x))).sample((num_samples,))
+            return mean_or_draw(self._decode(z, y), mean)
 
     def _decode(self, z: Tensor, y: Tensor) -> dist.Distribution:
         return given("decoder", self.decoder, self._with_class(z, y))
@@ -72,17 +73,29 @@ class _WithClasses(nn.Module):
 
     def _with_class(self, features: Tensor, y: Tensor) -> Tensor:
         """Features (..., D) and the class, one-hot: (..., D + C)."""
-        inside = (y >= 0) & (y < self.num_classes)
+        one_hot = y.unsqueeze(-1) == torch.arange(self.num_classes, device=y.device)
+        inside = one_hot.any(-1)
         if type(y) is Tensor and not bool(inside.all()):  # a capture has no values to look at
             row = int((~inside).nonzero()[0, -1])
             raise DataError(
-                f"row {row}: expected a class in 0, ..., {self.num_classes - 1}, found {int(y[~inside][0])}; "
+                f"row {row}: expected a class in 0, ..., {self.num_classes - 1}, found {float(y[~inside][0]):g}; "
                 "only SemiSupervisedVAE takes -1, where the label is unknown"
             )
-        one_hot = (y.unsqueeze(-1) == torch.arange(self.num_classes, device=y.device)).to(features.dtype)
-        one_hot = torch.where(inside.unsqueeze(-1), one_hot, torch.nan)  # seen in compiled code, as a loss of NaN
-        leading = torch.broadcast_shapes(features.shape[:-1], one_hot.shape[:-1])
-        return torch.cat([features.expand(*leading, -1), one_hot.expand(*leading, -1)], -1)
+        entries = torch.where(inside.unsqueeze(-1), one_hot.to(features.dtype), torch.nan)  # a loss of NaN if compiled
+        leading = torch.broadcast_shapes(features.shape[:-1], entries.shape[:-1])
+        return torch.cat([features.expand(*leading, -1), entries.expand(*leading, -1)], -1)
+
+
+def _one_a_row(y: Tensor, rows: int | None = None) -> Tensor:
+    """Labels, one for each datum.
+
+    Raises:
+        DataError: They have another shape, which would broadcast.
+    """
+    if y.dim() != 1 or (rows is not None and len(y) != rows):
+        expected = "(N,)" if rows is None else f"({rows},)"
+        raise DataError(f"labels: expected shape {expected}, one a datum, found {tuple(y.shape)}: reshape them")
+    return y
 
 
 class ConditionalVAE(_WithClasses):
@@ -98,7 +111,7 @@ class ConditionalVAE(_WithClasses):
 
     Raises:
         PairError: A part is no module, or encoder and prior have latents of different dimensions.
-        DataError: From the programs, if a label is no class.
+        DataError: From the programs, if a label is no class, or is not one a row.
 
     Reference:
         Sohn, Lee and Yan (2015), Learning Structured Output Representation using Deep Conditional Generative Models.
@@ -119,13 +132,13 @@ class ConditionalVAE(_WithClasses):
         """Pyro program of p(x, z given y): latent "z", observed "x", one plate "data" over the rows."""
         with pyro.plate("data", x.shape[0], dim=-1):
             z = pyro.sample("z", distribution("prior", self.prior()))
-            likelihood = self._decode(z, y)
+            likelihood = self._decode(z, _one_a_row(y))
             pyro.sample("x", likelihood, obs=as_event(x, likelihood))
 
     def guide(self, x: Tensor, y: Tensor) -> None:
         """Pyro program of q(z given x, y): latent "z", one plate "data" over the rows."""
         with pyro.plate("data", x.shape[0], dim=-1):
-            pyro.sample("z", self._encode(x, y))
+            pyro.sample("z", self._encode(x, _one_a_row(y)))
 
 
 class Classifier(nn.Module):
@@ -174,8 +187,9 @@ class SemiSupervisedVAE(_WithClasses):
         class_probs: p(y), C positive numbers, normalised here; a number C makes them equal.
 
     Raises:
-        PairError: A part is no module, encoder and prior differ in the dimension of z, or a class is impossible.
-        DataError: From the programs, if a label is neither a class nor -1.
+        PairError: A part is no module, encoder and prior differ in the dimension of z, or a class is impossible; from
+            the programs, if the classifier gives another number of classes.
+        DataError: From the programs, if a label is neither a class nor -1, or is not one a row.
 
     Reference:
         Kingma, Rezende, Mohamed and Welling (2014), Semi-Supervised Learning with Deep Generative Models.
@@ -223,21 +237,31 @@ class SemiSupervisedVAE(_WithClasses):
 
     def guide(self, x: Tensor, y: Tensor) -> None:
         """Pyro program of q(y, z given x): latents "y" and "z", one plate "data"."""
-        known = y != UNKNOWN
+        known = _one_a_row(y) != UNKNOWN
         with pyro.plate("data", x.shape[0], dim=-1):
-            drawn = pyro.sample("y", distribution("classifier", self.classifier(x)).mask(~known))
+            drawn = pyro.sample("y", self._classes(x).mask(~known))
             pyro.sample("z", self._encode(x, torch.where(known, y, drawn)))
 
     def log_label(self, x: Tensor, y: Tensor) -> Tensor:
         """Return log q(y given x) in nats, (N,); zero where the label is unknown."""
-        known = y != UNKNOWN
-        log_q = distribution("classifier", self.classifier(x)).log_prob(torch.where(known, y, 0))
+        known = _one_a_row(y) != UNKNOWN
+        log_q = self._classes(x).log_prob(torch.where(known, y, 0))
         return torch.where(known, log_q, 0.0)
 
     def classify(self, x: Tensor) -> Tensor:
         """Return the probabilities q(y given x), (N, C)."""
-        with evaluating(self, 0):
-            return self.classifier(x).probs
+        with evaluating(self):
+            return self._classes(x).probs
+
+    def _classes(self, x: Tensor) -> dist.Categorical:
+        found = distribution("classifier", self.classifier(x))
+        if not isinstance(found, dist.Categorical) or found.param_shape[-1] != self.num_classes:
+            what = f"{found.param_shape[-1]} classes" if isinstance(found, dist.Categorical) else type(found).__name__
+            raise PairError(
+                f"the classifier: expected a Categorical of {self.num_classes} classes, as many as class_probs, found "
+                f"{what}: change its outputs or class_probs"
+            )
+        return found
 
     def sample(self, n: int, seed: int = 0, mean: bool = False) -> Tensor:
         """Draw y from p(y), z from p(z), then x from p(x given z, y), or its mean.

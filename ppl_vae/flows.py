@@ -109,10 +109,14 @@ def neural_spline(dim: int, context_dim: int, hidden: Sequence[int], num_flows: 
 
 
 def _at_identity(flow: nn.Module) -> nn.Module:
-    """Let the last layer of each network give zeros, so that u = e at the start."""
-    for name, network in flow.named_modules():
-        if name.endswith(".hyper") and isinstance(network, nn.Sequential):
-            for parameter in network[-1].parameters():
+    """Let the last layer of each network give zeros, so that u = e at the start.
+
+    For one coordinate without a context zuko has no network, but parameters in a list.
+    """
+    for name, part in flow.named_modules():
+        last = part[-1] if isinstance(part, nn.Sequential) and name.endswith(".hyper") else part
+        if last is not part or isinstance(part, nn.ParameterList):
+            for parameter in last.parameters():
                 nn.init.zeros_(parameter)
     return flow
 

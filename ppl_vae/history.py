@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -35,6 +37,12 @@ class Record(NamedTuple):
     """Training time so far, validation included."""
     validation_elbo: float
     """True ELBO of the validation data; NaN without them."""
+    validation_distortion: float = math.nan
+    """-E log p(x given z) of the validation data."""
+    validation_rate: float = math.nan
+    """KL(q(z given x), p(z)) of the validation data."""
+    validation_kl: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    """KL of each latent scalar there, by site, where `fit(record_kl=True)` asked for it; see `History.kl`."""
 
 
 class History(Sequence[Record]):
@@ -52,6 +60,18 @@ class History(Sequence[Record]):
     def append(self, record: Record) -> None:
         """Adds the record of an epoch."""
         self._records.append(record)
+
+    def kl(self, site: str) -> np.ndarray:
+        """KL of each scalar of a latent site on the validation data, (epochs, D), in nats per datum.
+
+        Raises:
+            ValueError: It was not recorded.
+        """
+        if not self._records or site not in self._records[0].validation_kl:
+            raise ValueError(
+                f"site {site!r}: expected a recorded KL, found none; pass validation=... and record_kl=True to fit"
+            )
+        return np.array([record.validation_kl[site] for record in self._records])
 
     def __len__(self) -> int:
         return len(self._records)

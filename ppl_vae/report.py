@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,9 @@ __all__ = ["ModelRow", "bits_per_dimension", "to_json", "to_markdown", "to_table
 ABSENT = "–"
 UNIT = "nats per datum, higher is better"
 LEGEND = (
-    "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7), or too few samples to tell it; their "
-    "estimate is rather too low, and ± does not cover that. ≥: most data are untrusted; the number is a lower bound in "
-    "mean, and has no ±. seconds: wall time of training."
+    "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7), or too few samples to tell it, or part of "
+    "the posterior unseen; their estimate is rather too low, and ± does not cover that. ≥: most data are untrusted; "
+    "the number is a lower bound in mean, and has no ±. seconds: wall time of training."
 )
 
 
@@ -47,6 +47,8 @@ class ModelRow:
     """Share of the data whose Pareto k-hat is above the threshold for K, `weights.khat_threshold`; in [0, 1]."""
     seconds: float | None = None
     """Wall time of training, seconds."""
+    rank: str | None = None
+    """Ranks that the model may have among those of the table, such as "2 to 3"; a table shows them if all have one."""
 
     @property
     def is_lower_bound(self) -> bool:
@@ -92,10 +94,10 @@ def to_table(rows: Iterable[ModelRow], event_size: int | None = None, title: str
     rows = list(rows)
     table = Table(title=f"{title} ({UNIT})", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.caption, table.caption_justify = _legend(rows), "left"
-    for heading in _headings(event_size):  # folded where the terminal is narrow: nothing is cut
+    for heading in _headings(event_size, _ranked(rows)):  # folded where the terminal is narrow: nothing is cut
         table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row, event_size))
+        table.add_row(*_cells(row, event_size, _ranked(rows)))
     return table
 
 
@@ -112,20 +114,21 @@ def to_markdown(rows: Iterable[ModelRow], event_size: int | None = None, title: 
         | GMM | 9 | – | -2.50 exact | – | – | – | – |
     """
     rows = list(rows)
-    headings = _headings(event_size)
+    headings = _headings(event_size, _ranked(rows))
     lines = [headings, ["---" if heading == "model" else "---:" for heading in headings]]
-    lines += [[cell.replace("|", "\\|") for cell in _cells(row, event_size)] for row in rows]
+    lines += [[cell.replace("|", "\\|") for cell in _cells(row, event_size, _ranked(rows))] for row in rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     legend = _legend(rows)
     return f"**{title}** ({UNIT})\n\n{table}\n" + (f"\n{legend}\n" if legend else "")
 
 
-def to_json(rows: Iterable[ModelRow], event_size: int | None = None) -> str:
+def to_json(rows: Iterable[ModelRow], event_size: int | None = None, order: Mapping[str, Any] | None = None) -> str:
     """Return the rows as JSON, numbers unrounded; an infinity or NaN as a string, since JSON has none.
 
     Args:
         rows: One row per model.
         event_size: Number of dimensions of a datum; if given, `bits_per_dimension` is added to each row.
+        order: What is said of the order of the rows; if given, it is added as it is, under its own names.
 
     Example:
         >>> text = to_json([ModelRow(model="GMM", num_parameters=9, log_likelihood=-math.inf)])
@@ -139,18 +142,35 @@ def to_json(rows: Iterable[ModelRow], event_size: int | None = None) -> str:
             ll = row.log_likelihood
             record["bits_per_dimension"] = None if ll is None else bits_per_dimension(ll, event_size)
         records.append({name: _strict(value) for name, value in record.items()})
-    return json.dumps({"unit": "nats per datum", "rows": records}, indent=2, allow_nan=False) + "\n"
+    told = {"unit": "nats per datum", "rows": records} | _strictly(dict(order or {}))
+    return json.dumps(told, indent=2, allow_nan=False) + "\n"
 
 
-def _headings(event_size: int | None) -> Sequence[str]:
+def _ranked(rows: Sequence[ModelRow]) -> bool:
+    return len(rows) > 1 and all(row.rank is not None for row in rows)
+
+
+def _headings(event_size: int | None, ranked: bool) -> Sequence[str]:
     bits = [] if event_size is None else ["bits/dim"]
-    return ["model", "parameters", "ELBO", "log p(x)", *bits, "K", "ESS", "untrusted", "seconds"]
+    return [
+        *(["rank"] if ranked else []),
+        "model",
+        "parameters",
+        "ELBO",
+        "log p(x)",
+        *bits,
+        "K",
+        "ESS",
+        "untrusted",
+        "seconds",
+    ]
 
 
-def _cells(row: ModelRow, event_size: int | None) -> list[str]:
+def _cells(row: ModelRow, event_size: int | None, ranked: bool) -> list[str]:
     ll = row.log_likelihood
     bits = [] if event_size is None else [_text(None if ll is None else bits_per_dimension(ll, event_size), ".3f")]
     return [
+        *([row.rank or ABSENT] if ranked else []),
         row.model,
         f"{row.num_parameters:,}",
         _text(row.elbo, ".2f"),
@@ -170,6 +190,13 @@ def _legend(rows: Sequence[ModelRow]) -> str:
 
 def _text(value: float | None, form: str) -> str:
     return ABSENT if value is None else format(value, form)
+
+
+def _strictly(value: Any) -> Any:
+    """The same with strings for what JSON has no number for, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: _strictly(entry) for name, entry in value.items()}
+    return [_strictly(entry) for entry in value] if isinstance(value, list | tuple) else _strict(value)
 
 
 def _strict(value: Any) -> Any:

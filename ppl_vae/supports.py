@@ -31,6 +31,7 @@ __all__ = [
     "support_name",
     "support_of",
     "support_of_data",
+    "unmixed",
 ]
 
 
@@ -215,6 +216,11 @@ def excluded_values(distribution: Any) -> Tensor | None:
     # too small to be written, made of logits, it has the logarithm itself.
     floor = math.log(torch.finfo(log_prob.dtype).eps)
     return impossible | (zero & ((log_prob - floor).abs() < 0.01))
+
+
+def unmixed(support: constraints.Constraint) -> constraints.Constraint:
+    """The support of the components of a mixture, where they have one and the same; any other support as it is."""
+    return vars(support)["base_constraint"] if _is_mixture_of_equals(support) else support
 
 
 def support_name(support: constraints.Constraint) -> str:

@@ -31,5 +31,5 @@ def in_words(value: float, stderr: float | None, share_untrusted: float) -> str:
         return f"{value:.2f} exact"
     if is_lower_bound(share_untrusted):
         return f"≥ {value:.2f}"
-    decimals = max(2, 1 - math.floor(math.log10(stderr))) if 0.0 < stderr < 1.0 else 2
+    decimals = max(2, 1 - math.floor(math.log10(stderr))) if 1e-6 <= stderr < 1.0 else 2
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import random
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,6 +86,14 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture
+def fast_path() -> Iterator[Path]:
+    """A folder in memory, where the machine has one: thousands of syncs there cost nothing."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as name:
+        yield Path(name)
+
+
+@pytest.fixture
 def float64(isolation: None) -> None:
     """Double precision by default, for identities that hold to 1e-10; `isolation` restores what was."""
     torch.set_default_dtype(torch.float64)
@@ -106,6 +116,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs") / "first"
     succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
     return root
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of that run, for a test to change."""
+    return shutil.copytree(run, tmp_path / "copy")
 
 
 @pytest.fixture

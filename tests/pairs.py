@@ -115,6 +115,18 @@ def scaled_guide(ppca: pv.PPCA, s: float) -> pv.Pair:
     return pv.Pair(ppca.model, guide)
 
 
+def of_two_kinds(ppca: pv.PPCA, s: float) -> pv.Pair:
+    """The exact posterior as guide where the first number of a datum is positive, one scaled by s elsewhere."""
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", x.shape[0]):
+            q = ppca.posterior(x)
+            scale = torch.where(x[:, 0] > 0, 1.0, s)[:, None, None]
+            pyro.sample("z", dist.MultivariateNormal(q.loc, scale_tril=scale * q.scale_tril))
+
+    return pv.Pair(ppca.model, guide)
+
+
 def chi_square(s: float, dim: int) -> float:
     """Variance of p-hat / p for one draw from the posterior widened by s: (s^2 / sqrt(2 s^2 - 1))^d - 1."""
     return (s**2 / math.sqrt(2 * s**2 - 1)) ** dim - 1

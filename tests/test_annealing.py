@@ -197,6 +197,17 @@ def test_noise_belongs_to_the_seed_and_the_pair_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_an_estimate_of_few_chains_is_not_trusted():
+    how = pv.Annealing(num_chains=8)
+    ess = np.array([1.0, 1.99, 2.0, 8.0])
+    found = pv.AnnealedLogLikelihood(np.zeros(4), np.ones(4), ess, np.ones(4), how, 0.0)
+    assert found.trusted.tolist() == [False, False, True, True]
+    assert "of 2 of 4 data fewer than a quarter of the chains count" in str(found)
+    assert how.in_words() in str(found)
+    alone = pv.AnnealedLogLikelihood(*np.ones((4, 1)), pv.Annealing(num_chains=1), 0.0)
+    assert not alone.trusted.any()
+
+
 # What cannot be annealed
 
 

@@ -11,7 +11,7 @@ from pairs import HierarchicalVAE, binary_rows
 
 import ppl_vae as pv
 
-SAMPLED = {"posterior", "log_likelihood"}
+SAMPLED = {"posterior", "log_likelihood", "posterior_predictive"}
 
 
 class Tree(dict):
@@ -68,3 +68,19 @@ def test_groups_dimensions_and_numbers():
         dims, values = read("constant_data", name)
         assert list(dims) == ["datum"]
         np.testing.assert_array_equal(values, getattr(ll, name))
+
+
+@pytest.mark.usefixtures("arviz_1")
+def test_predictive_groups():
+    found = pv.posterior_predictive(HierarchicalVAE(), binary_rows(7), 5, progress=False)
+    tree = found.to_arviz()
+    read = (lambda g, k: tree[g][k]) if isinstance(tree, Tree) else (lambda g, k: (tree[g][k].dims, tree[g][k].values))
+    for group, name, value, leading in (
+        ("posterior", "z1", found.posterior["z1"][np.newaxis], ["chain", "draw"]),
+        ("posterior_predictive", "x", found.predictive["x"][np.newaxis], ["chain", "draw"]),
+        ("observed_data", "x", found.observed["x"], []),
+    ):
+        dims, values = read(group, name)
+        assert list(dims) == [*leading, "datum", f"{name}_dim_0"]
+        np.testing.assert_array_equal(values, value)
+    assert list(read("log_likelihood", "log_lik")[0]) == ["chain", "draw", "datum"]

@@ -264,6 +264,7 @@ def test_the_distribution_of_any_logits(generator):
         (lambda: PixelCNN((1, 4, 4), num_layers=0), "one layer"),
         (lambda: PixelCNN((1, 0, 4)), "positive"),
         (lambda: PixelCNN((1, 4, 4), levels=1), "levels"),
+        (lambda: PixelCNN(16), "event shape"),
         (lambda: MADE(5, [4]), "widen"),
         (lambda: MADE(1, [4]), "at least 2"),
         (lambda: MADE(5, []), "widen"),
@@ -276,6 +277,12 @@ def test_the_distribution_of_any_logits(generator):
 def test_what_has_no_meaning_is_refused(make, match):
     with pytest.raises(pv.PairError, match=match):
         make()
+
+
+@pytest.mark.parametrize("option", ["levels", "channels", "num_layers"])
+def test_fractions_of_what_is_counted_are_refused(option):
+    with pytest.raises(ValueError, match=f"{option}: expected a whole number, found 2.5"):
+        PixelCNN((1, 4, 4), **{option: 2.5})
 
 
 def test_data_of_another_size_are_refused():

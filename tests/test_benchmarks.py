@@ -36,7 +36,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 
 # The other cases are the same code in another size, or compile for minutes.
-QUICK = ("fit-20", "fit-iwae", "mnist-elbo", "digits-auto", "evaluation", "gmm", "memory-k", "memory-map", "cost-k")
+QUICK = (
+    "fit-20",
+    "fit-iwae",
+    "mnist-elbo",
+    "digits-auto",
+    "evaluation",
+    "gmm",
+    "memory-k",
+    "memory-map",
+    "cost-k",
+    "checkpoint",
+)
 SLOW = tuple(name for name in CASES if name not in QUICK)
 
 
@@ -69,7 +80,7 @@ def test_a_quick_run_on_a_gpu(name: str, tmp_path: Path):
 def test_cases_about_the_processor_are_skipped_on_a_gpu():
     with ExitStack() as stack:
         setting = Setting(True, torch.device("cuda"), stack)
-        for name in ("gmm", "memory-k", "memory-map"):
+        for name in ("gmm", "memory-k", "memory-map", "checkpoint"):
             with pytest.raises(Unavailable):
                 CASES[name](name, setting)
 

@@ -13,15 +13,11 @@ import torch
 import ppl_vae as pv
 from ppl_vae import data
 from ppl_vae.cli.inputs import load_splits, random_rows
+from ppl_vae.cli.work import free_directory
 from ppl_vae.rundir import DataSpec, Evaluation, PairSpec, RunDirectory, fingerprint, read_evaluation, read_run
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture
-def copy(run: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(run, tmp_path / "copy")
 
 
 @pytest.fixture
@@ -89,7 +85,7 @@ def test_an_interrupted_evaluation_at_the_end_says_that_the_training_is_kept(
 
     root = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("ppl_vae.cli.work.log_likelihood", interrupt)
+        patch.setattr("ppl_vae.cli.evaluating.log_likelihood", interrupt)
         result = call("fit", *SMALL_VAE, *TINY, "--run-dir", root)
     assert (result.exit_code, result.stderr) == (130, "ppl-vae: interrupted\n")
     assert f"training is finished and saved; `ppl-vae evaluate {root}`" in " ".join(result.stdout.split())
@@ -146,7 +142,7 @@ def test_the_share_of_the_untrusted_is_that_of_the_library(copy: Path):
     succeed("evaluate", copy, "--num-samples", "100", "--limit", "60")
     found, khat = read_evaluation(copy), np.load(copy / "evaluation.npz", allow_pickle=False)["khat"]
     assert found.khat_threshold == 0.5  # 1 - 1 / log10(100)
-    assert found.share_untrusted == (khat >= 0.5).mean()
+    assert found.share_untrusted >= (khat >= 0.5).mean()  # what samples cannot have seen adds to it
 
 
 def test_one_sample_of_one_datum_has_no_error(copy: Path):
@@ -297,6 +293,7 @@ def test_device_is_asked_for(command: str, copy: Path, tmp_path: Path, monkeypat
         return torch.device("cpu")
 
     monkeypatch.setattr("ppl_vae.cli.work.choose_device", choose)
+    monkeypatch.setattr("ppl_vae.cli.evaluating.choose_device", choose)
     arguments = [copy] if command == "evaluate" else [*SMALL_VAE, "--run-dir", tmp_path / "new", "--eval-samples", "0"]
     for device in ("cpu", "auto"):
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
@@ -336,3 +333,13 @@ def test_demo_takes_directory_and_seed(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("ppl_vae.demo.run_demo", lambda root, settings: taken.append((root, settings.seed)))
     succeed("demo", "--out", tmp_path / "demo", "--seed", "3")
     assert taken == [(tmp_path / "demo", 3)]
+
+
+def test_a_directory_is_named_by_what_may_be_part_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert free_directory("vae", "digits") == Path("runs/vae-digits-1")
+    (tmp_path / "runs" / "vae-digits-1").mkdir(parents=True)
+    assert free_directory("vae", "digits") == Path("runs/vae-digits-2")
+    assert free_directory("my/pairs.py:make", "../my data.npy") == Path("runs/make-my-data-1")
+    assert free_directory("../../x", "/etc/../nul\0\n.npy") == Path("runs/x-nul-1")
+    assert len(free_directory("vae", "x" * 300).name) < 110

@@ -160,6 +160,29 @@ def test_a_label_that_is_no_class_is_refused_with_its_row(truth, data, label):
             pv.fit(vae, (x, wrong), epochs=1, progress=False)
 
 
+def test_labels_that_would_broadcast_or_fall_between_classes_are_refused(truth, data):
+    x, y = data
+    vaes = truth.conditional(), truth.semi_supervised()
+    for vae in vaes:
+        with pytest.raises(DataError, match=r"labels: expected shape \(N,\), one a datum, found \(8, 1\)"):
+            pv.fit(vae, (x, y[:, None]), epochs=1, progress=False)
+        with pytest.raises(DataError, match=r"labels: expected shape \(8,\), one a datum, found \(1,\)"):
+            vae.reconstruct(x, y[:1])
+        with pytest.raises(DataError, match=r"labels: expected shape \(N,\)"):
+            vae.sample_given(y[:, None])
+    with pytest.raises(DataError, match=r"row 5: expected a class in 0, ..., 3, found 1\.5"):
+        pv.check(vaes[0], (x, torch.where(torch.arange(8) == 5, 1.5, y)))
+
+
+@pytest.mark.parametrize("outputs", [CLASSES - 1, CLASSES + 1])
+def test_a_classifier_of_other_classes_is_refused(truth, data, outputs):
+    vae = truth.semi_supervised()
+    vae.classifier = Classifier.mlp(DIM, [], outputs)
+    for use in (lambda: pv.check(vae, data), lambda: vae.classify(data[0]), lambda: vae.log_label(*data)):
+        with pytest.raises(PairError, match=f"expected a Categorical of 4 classes, .* found {outputs} classes"):
+            use()
+
+
 def test_an_unknown_label_is_none_of_a_conditional_vae(truth, data):
     with pytest.raises(DataError, match="found -1; only SemiSupervisedVAE takes -1"):
         pv.check(truth.conditional(), (data[0], torch.full((8,), UNKNOWN)))

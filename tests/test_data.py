@@ -165,6 +165,9 @@ def test_levels_are_shares_of_the_interval():
         j = torch.arange(levels, dtype=torch.float32)[:, None]
         assert torch.equal(data.quantize(j / (levels - 1), levels), j)
         assert torch.equal(data.quantize(data.dequantize(j / (levels - 1), levels), levels), j)
+        assert torch.equal(data.quantize(torch.nextafter((j + 1) / levels, 0 * j), levels), j)
+        many = j[levels // 2].expand(1_000_000, 1)  # some draws of so many would round into the next level
+        assert torch.equal(data.quantize(data.dequantize(many / (levels - 1), levels), levels), many)
     x = torch.rand(100, 3)
     assert torch.equal(data.quantize(x.numpy(), 7), data.quantize(x, 7))
     assert ((x - (data.quantize(x, 7) + 0.5) / 7).abs() <= 0.5 / 7 + 1e-6).all()

@@ -148,3 +148,28 @@ def test_every_parameter_stays():
     evidence(pair, binary_rows(3))
     assert all(torch.equal(a, b) for a, b in zip(before, pair.parameters(), strict=True))
     assert torch.equal(state, torch.get_rng_state())
+
+
+# Estimates against it
+
+
+def test_an_estimate_is_set_against_the_exact_answer():
+    ppca = small_ppca()
+    x = ppca.sample(400)
+    ll = pv.log_likelihood(scaled_guide(ppca, 1.4), x, 500, progress=False)
+    exact = ppca.log_prob(x).numpy()
+    found = pv.agreement(ll, exact)
+    assert_close(found.error, ll.value - exact)
+    assert abs(found.mean_error) < 5.91 * found.mean_stderr + 1e-3  # the bias is chi^2 / 2K
+    assert 0.9 < found.coverage < 1.0
+    assert "95 % intervals hold it for 9" in str(found)
+    low = pv.agreement(ll, exact + 1.0)
+    assert low.coverage == 0.0
+    assert "off by -1.0" in str(low)
+
+
+def test_an_estimate_of_other_data_is_refused():
+    ppca = small_ppca()
+    ll = pv.log_likelihood(ppca, ppca.sample(3), 10, progress=False)
+    with pytest.raises(pv.DataError, match=r"exact: expected log p\(x\) of each datum, \(3,\), found shape \(4,\)"):
+        pv.agreement(ll, np.zeros(4))

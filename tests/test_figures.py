@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+import ppl_vae as pv
 from ppl_vae import figures
 from ppl_vae.errors import DataError
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE
@@ -242,3 +243,38 @@ def test_colours_differ_without_colour():
 def test_figures_leave_pyplot_alone():
     code = "import sys, numpy; from ppl_vae.figures import image_grid; image_grid(numpy.ones((1, 2, 2)));"
     subprocess.run([sys.executable, "-c", code + "assert 'matplotlib.pyplot' not in sys.modules"], check=True)
+
+
+# Comparison
+
+
+def compared() -> pv.Comparison:
+    rng = np.random.default_rng(0)
+    hard = rng.normal(-90, 10, 200)
+    sure, doubtful = np.ones(200, dtype=bool), np.zeros(200, dtype=bool)
+    made = {
+        "flow guide": (hard + 1.5 + 0.5 * rng.normal(size=200), 0.1, sure),
+        "full covariance": (hard + 1.45 + 0.5 * rng.normal(size=200), 0.1, sure),
+        "diagonal": (hard + 0.5 * rng.normal(size=200), 0.3, sure),
+        "two layers": (hard - 0.8 + 2 * rng.normal(size=200), 1.0, doubtful),
+    }
+    return pv.Comparison(
+        {n: SimpleNamespace(value=v, stderr=np.full(200, s), trusted=t) for n, (v, s, t) in made.items()}
+    )
+
+
+def test_a_comparison_shows_how_far_each_is_behind_and_how_sure_that_is(tmp_path: Path):
+    found = compared()
+    figure = figures.comparison(found, "Test digits")
+    (axes,) = figure.axes
+    ranks = ["1 to 3", "1 to 3", "3 to 4", "1 to 4"]
+    expected = [f"{rank}  {name}" for rank, name in zip(ranks, found.names, strict=True)]
+    assert [text.get_text() for text in axes.get_yticklabels()] == expected
+    assert "flow guide: nats per datum, mean of 200 data" in axes.get_xlabel()
+    places = [line.get_xdata()[0] for line in axes.get_lines() if line.get_marker() in ("o", "D")]
+    behind = [0.0, *(-found.behind(name).mean for name in found.names[1:])]
+    np.testing.assert_allclose(places, behind)
+    filled = [line.get_markerfacecolor() for line in axes.get_lines() if line.get_marker() == "o"]
+    assert [colour == "white" for colour in filled] == [found.behind(n).p_value > 0.05 for n in found.names[1:]]
+    assert any("≥" in text.get_text() for text in axes.texts)
+    assert pixels(figure, tmp_path)

@@ -70,6 +70,21 @@ def test_it_starts_as_the_diagonal_encoder(encoder, float64, generator):
     assert_close(made(x).log_prob(z), expected)
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_without_a_context_it_depends_on_x_by_location_and_scale(encoder, dim, float64, generator):
+    made = encoder.mlp(6, [5], dim, context_dim=0, flow_hidden=(12,))
+    with torch.no_grad():
+        for parameter in made.flow.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    x = torch.randn(4, 6, generator=generator)
+    loc, raw = made.network(x).chunk(2, -1)
+    scale, e = nn.functional.softplus(raw), torch.randn(7, 4, dim, generator=generator)
+    expected = made.flow().log_prob(e) - scale.log().sum(-1)
+    assert_close(made(x).log_prob(loc + scale * e), expected, scale=1.0)
+    assert made(x).batch_shape == (4,)
+    assert made(x).rsample((7,)).shape == (7, 4, dim)
+
+
 def test_a_draw_and_its_copy_have_one_density_and_gradient(encoder, float64, generator):
     made, x = make(encoder), torch.randn(5, 6, generator=generator)
     q = made(x)

@@ -223,3 +223,19 @@ def test_what_cannot_be_scored_is_an_error(score, codes: np.ndarray, factors: np
 def test_labels_of_other_data_are_an_error():
     with pytest.raises(DataError, match="labels"):
         neighbour_accuracy(np.ones((4, 1)), np.ones(5, int), np.ones((4, 1)), np.ones(4, int))
+
+
+@pytest.mark.parametrize(
+    ("score", "error", "match"),
+    [
+        (lambda z, y: linear_probe(z, 0 * y, z, y), DataError, "labels: expected at least two classes"),
+        (lambda z, y: linear_probe(z, y, z[:, :1], y), DataError, "test_codes: expected 2 codes a datum .* found 1"),
+        (lambda z, y: neighbour_accuracy(z, y, z, y, 9), DataError, "codes: expected at least num_neighbours = 9 rows"),
+        (lambda z, y: neighbour_accuracy(z, y, z, y, 2.5), ValueError, "num_neighbours: expected a whole number"),
+        (lambda z, y: mutual_information(z, y[:, None], 1), ValueError, "num_bins: expected at least 2"),
+        (lambda z, y: sap(z, np.stack([y, y], 1), [2]), ValueError, "categorical: expected columns of the 2 factors"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(score, error, match: str, rng: np.random.Generator):
+    with pytest.raises(error, match=match):
+        score(rng.normal(size=(8, 2)), np.arange(8) % 2)

@@ -13,14 +13,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
     "validation",
+    "pareto",
     "options",
     "operations",
     "wording",
     "threads",
+    "storage",
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
     *("schedules", "objectives", "storage", "rundir", "compile", "svi", "evaluation"),
+    "coordinates",
+    *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {
     *("distributions", "networks", "flows", "drawing", "priors", "encoders", "decoders", "vae", "hierarchical"),
@@ -45,6 +49,8 @@ MAY_IMPORT = {
     "operations": set(),
     "wording": set(),
     "threads": set(),
+    "pareto": set(),
+    "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
     "attributes": FOUNDATION | {"holders"},
@@ -52,16 +58,16 @@ MAY_IMPORT = {
     "tape": FOUNDATION | {"pair"},
     "reductions": FOUNDATION | {"tape"},
     "terms": FOUNDATION | {"pair", "tape", "reductions"},
+    "coordinates": FOUNDATION | {"tape"},
     "checking": FOUNDATION | {"pair", "tape", "reductions", "terms"},
     "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms"},
-    "storage": FOUNDATION,
     "rundir": FOUNDATION | {"pair", "storage"},
     "weights": FOUNDATION,
     "schedules": FOUNDATION,
     "objectives": FOUNDATION | {"pair", "tape", "terms", "weights", "schedules"},
     "compile": FOUNDATION | {"attributes"},
     "svi": FOUNDATION | CORE - {"svi", "evaluation"},
-    "evaluation": FOUNDATION | CORE - {"evaluation"},
+    "evaluation": FOUNDATION | CORE - {"evaluation"} | {"latents"},
     "distributions": FOUNDATION,
     "networks": FOUNDATION,
     "flows": FOUNDATION,
@@ -75,6 +81,7 @@ MAY_IMPORT = {
     "autoregressive": FOUNDATION | {"networks", "drawing"},
     "autoencoder": FOUNDATION | {"networks", "drawing", "decoders"},
     "exact": FOUNDATION | {"networks"},
+    "selftesting": FOUNDATION | CORE | {"exact"},
     "quality": FOUNDATION,
     "latents": FOUNDATION,
     "data": FOUNDATION,
@@ -82,9 +89,9 @@ MAY_IMPORT = {
     "report": FOUNDATION,
     "recipes": FOUNDATION | ZOO,
     "demo": FOUNDATION | CORE | ZOO | {"exact"} | EDGES - {"cli", "demo"},
-    "cli": FOUNDATION | CORE | ZOO | {"exact"} | EDGES | {"__init__"},
+    "cli": FOUNDATION | CORE | ZOO | {"exact", "selftesting"} | EDGES | {"__init__"},
     "__main__": {"cli"},
-    "__init__": FOUNDATION | CORE | ZOO | {"exact", "quality", "latents", "data"},
+    "__init__": FOUNDATION | CORE | ZOO | {"exact", "selftesting", "quality", "latents", "data"},
 }
 
 

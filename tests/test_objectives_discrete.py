@@ -137,6 +137,34 @@ def test_the_score_function_is_unbiased_to_rounding(objective, expected):
     assert_close(total, flat(torch.autograd.grad(-expected(vae, x), parameters), parameters), scale=1.0)
 
 
+class Excluding(DiscreteVAE):
+    """The model gives the third value no probability."""
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Categorical(logits=x.new_tensor([0.0, 0.3, -math.inf])))
+            logits = self.decoder(torch.nn.functional.one_hot(z, 3).to(x))
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+@pytest.mark.usefixtures("float64")
+def test_vimco_is_finite_where_draws_lie_outside_the_support():
+    """One of two draws outside: the bound is log w_2 / 2, the baselines log w_2 of the first and 0 of the second."""
+    vae, x = Excluding(), binary_rows(1)
+    objective, layout = pv.IWAE(2, gradient="vimco"), pv.check(DiscreteVAE(), x).layout
+    pair = pv.Pair(vae.model, Given(torch.tensor([[2], [0]]))(vae.guide))
+    log_q = vae.encoder(x).log_softmax(-1)[0]
+    log_lik = log_joint_of_discrete(vae, x)[0][0, 0]
+    log_weight = log_lik + torch.tensor([0.0, 0.3]).log_softmax(0)[0] - log_q[0]
+    bound, parameters = log_weight - math.log(2), list(vae.parameters())
+    expected = -(bound + log_q[2] * (bound - log_weight).detach() + log_q[0] * bound.detach())
+    assert_close(
+        gradient(pair, x, objective, layout, 0),
+        flat(torch.autograd.grad(expected, parameters), parameters),
+        scale=1.0,
+    )
+
+
 @pytest.mark.usefixtures("float64")
 def test_a_baseline_lowers_the_variance_of_the_score_function():
     x, pair = binary_rows(), DiscreteVAE()

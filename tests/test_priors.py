@@ -59,6 +59,13 @@ def test_mixture_starts_with_equal_weights_and_scales_one():
     assert_close(p.component_distribution.base_dist.scale, np.ones((3, 2)))
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("family", ["spline", "affine"])
+def test_flow_starts_at_the_standard_normal(family, dim, generator):
+    z = 3 * torch.randn(50, dim, generator=generator)
+    assert_close(FlowPrior(dim, family)().log_prob(z), stats.norm.logpdf(z.numpy()).sum(-1))
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_vampprior_is_the_mean_over_pseudo_inputs(name, generator):
     x, z = torch.randn(3, 6, generator=generator), torch.randn(4, 5, 2, generator=generator)

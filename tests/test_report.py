@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -100,6 +101,20 @@ def test_json_keeps_every_digit_and_none():
     assert record["rows"][0]["log_likelihood"] == VAE.log_likelihood
     assert record["rows"][0]["bits_per_dimension"] == pytest.approx(22.3111 / 64 / math.log(2), rel=1e-12)
     assert record["rows"][1]["log_likelihood_stderr"] is None
+
+
+def test_ranks_are_a_column_where_all_rows_have_one():
+    ranked = [replace(VAE, rank="1"), replace(GMM, rank="2 to 3")]
+    for text in (rendered(ranked), to_markdown(ranked)):
+        assert "rank" in text
+        assert "2 to 3" in text
+    for rows in ([ranked[0], GMM], ranked[:1]):
+        assert "rank" not in to_markdown(rows)
+
+
+def test_json_takes_what_is_said_of_the_order():
+    record = json.loads(to_json([VAE], order={"differences": [{"stderr": math.nan}], "level": 0.05}))
+    assert (record["level"], record["differences"]) == (0.05, [{"stderr": "nan"}])
 
 
 @pytest.mark.parametrize(("value", "text"), [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")])

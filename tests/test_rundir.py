@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyro
@@ -12,6 +13,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.errors import DataError, PplVaeError
+from ppl_vae.history import Record
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, described, fingerprint, read_run
 from ppl_vae.rundir import directory as module
@@ -79,11 +81,11 @@ def test_a_kill_while_saving_keeps_the_parameters_before(tmp_path: Path, monkeyp
     run.write_parameters(pair)
     before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
 
-    def torn(state: object, path: Path) -> None:
-        path.write_bytes(b"half of it")
+    def torn(state: object) -> Iterator[bytes]:
+        yield b"half of it"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_file", torn)
+    monkeypatch.setattr(module.tensors, "to_chunks", torn)
     with torch.no_grad():
         for parameter in pair.parameters():
             parameter.add_(1.0)
@@ -91,6 +93,39 @@ def test_a_kill_while_saving_keeps_the_parameters_before(tmp_path: Path, monkeyp
         run.write_parameters(pair)
     run.read_parameters(pair)
     assert all(torch.equal(tensor, before[name]) for name, tensor in pair.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["nul\0", "x" * 300, "file/run"])
+def test_a_directory_that_cannot_be_is_a_typed_error(name: str, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(PplVaeError, match=r"run directory .*: choose another run_dir"),
+        described(tmp_path / name, RECORD),
+    ):
+        raise AssertionError
+    with pytest.raises(PplVaeError):
+        RunDirectory.create(tmp_path / name, FitSettings())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_torn_last_line_is_dropped_and_other_damage_is_an_error(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    assert run.read_history() == []
+    whole = '{"step": 7}\n{"step": 9}\n'
+    for torn in ("", '{"step"', '{"step": 11}', "\x80"):
+        (tmp_path / "history.jsonl").write_text(whole + torn)
+        assert run.read_history() == [{"step": 7}, {"step": 9}]
+    for damaged in ('{"step": 7}\n{"st\n{"step": 9}\n', '{"step": 7}\n[9]\n', "\n"):
+        (tmp_path / "history.jsonl").write_text(damaged)
+        with pytest.raises(DataError, match=r"history\.jsonl: expected"):
+            run.read_history()
+
+
+def test_a_record_that_is_not_finite_is_kept_as_json(tmp_path: Path):
+    record = Record(1, 7, 0.5, math.nan, math.inf, -math.inf, 0.0, 1.0, 0.1, 1.0, math.nan)
+    RunDirectory(tmp_path).append_history(record)
+    (found,) = RunDirectory(tmp_path).read_history()
+    assert [found[name] for name in ("objective", "elbo", "distortion", "rate")] == [0.5, None, "inf", "-inf"]
 
 
 def test_parameters_of_another_pair_name_the_first_difference(tmp_path: Path):

@@ -11,6 +11,7 @@ from torch import nn
 from training import fresh, state, train
 
 import ppl_vae as pv
+from ppl_vae.rundir import RunDirectory
 
 
 class ExactPPCA(nn.Module):
@@ -35,6 +36,42 @@ def test_means_of_an_epoch_and_of_held_out_data_are_means_over_rows():
     result = train(pair, x, epochs=1, objective=pv.IWAE(2), validation=held_out, learning_rate=1e-14)
     assert_close(result.history[0].elbo, pair.ppca.log_prob(x).mean())
     assert_close(result.history[0].validation_elbo, pair.ppca.log_prob(held_out).mean())
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_bound_of_held_out_data_comes_in_two_terms():
+    pair = ExactPPCA()
+    x, held_out = pair.ppca.sample(5, seed=1), pair.ppca.sample(700, seed=2)
+    record = train(pair, x, epochs=1, validation=held_out, learning_rate=1e-14).history[0]
+    prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    divergence = torch.distributions.kl_divergence(pair.ppca.posterior(held_out), prior)
+    assert_close(record.validation_rate, divergence.mean())
+    assert_close(record.validation_elbo, -(record.validation_distortion + record.validation_rate))
+    assert record.validation_kl == {}
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_kl_of_each_scalar_is_recorded_where_asked_for(tmp_path):
+    """Against a ledger of the same parameters; what trains is what trains without."""
+    torch.manual_seed(0)
+    x, held_out = binary_rows(20, seed=1).double(), binary_rows(600, seed=2).double()
+    pair, without = ModuleVAE().double(), ModuleVAE().double()
+    without.load_state_dict(pair.state_dict())
+    result = train(pair, x, epochs=3, validation=held_out, record_kl=True, run_dir=tmp_path / "run")
+    plain = train(without, x, epochs=3, validation=held_out)
+    assert result.history.kl("z").shape == (3, 2)
+    assert_close(result.history.kl("z").sum(1), result.history["validation_rate"])
+    assert_close(plain.history["validation_elbo"], result.history["validation_elbo"])
+    assert all(torch.equal(a, b) for a, b in zip(pair.parameters(), without.parameters(), strict=True))
+    assert result.best_step == result.steps
+    found = pv.ledger(pair, held_out, 2, num_aggregate=0, progress=False)
+    assert_close(result.history.kl("z")[-1], found.latents[0].kl.mean(0))
+    lines = RunDirectory(tmp_path / "run").read_history()
+    assert_close([line["validation_kl"]["z"] for line in lines], result.history.kl("z"))
+    with pytest.raises(ValueError, match=r"site 'z'.*record_kl=True"):
+        plain.history.kl("z")
+    with pytest.raises(ValueError, match="record_kl: expected validation data"):
+        train(pair, x, epochs=1, record_kl=True)
 
 
 def test_validation_keeps_the_best_parameters_and_stops():

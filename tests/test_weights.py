@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from scipy import special, stats
 from statistical import assert_close, assert_mean
 
 from ppl_vae.errors import EstimateError
@@ -35,6 +36,7 @@ def test_summary_is_the_formula():
     assert_close(got.ess, w.sum(0) ** 2 / (w**2).sum(0))
     assert_close(got.stderr, w.std(0, ddof=1) / w.mean(0) / math.sqrt(k))
     assert_close(got.elbo, log_weight.mean(0).numpy())
+    assert_close(got.skewness, stats.skew(w) / math.sqrt(k))
 
 
 @pytest.mark.parametrize("pieces", [2, 7, 300])
@@ -63,6 +65,33 @@ def test_khat_equals_arviz_on_a_thousand_tails():
             warnings.simplefilter("ignore")
             judge = np.array([arviz.psislw(row.copy())[1] for row in rows])
         assert_close(pareto_khat(largest, k), judge, scale=1.0)
+
+
+def test_smoothed_values_are_those_of_arviz():
+    """PSIS on the same weights: log-mean-exp of what arviz leaves unnormalised, of tails of every shape."""
+    arviz = pytest.importorskip("arviz")
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        pytest.skip("arviz 1.x smooths by another function; 0.x is the judge here")
+    log_weight = log_weights(1000, 40) * torch.linspace(0.02, 2.0, 40)
+    got = summarise(log_weight - 70, 3)
+    smooth = np.stack([arviz.psislw(row.numpy().copy(), normalize=False)[0] for row in log_weight.T - 70])
+    valid = got.khat < khat_threshold(1000)
+    assert 10 < valid.sum() < 40
+    assert np.isnan(got.smoothed[~valid]).all()
+    assert_close(got.smoothed[valid], special.logsumexp(smooth[valid], 1) - math.log(1000))
+    assert (abs(got.smoothed - got.value)[valid] > 1e-6).any()
+
+
+def test_columns_that_are_not_wanted_are_left_as_they_are():
+    """As many draws as each datum wants: the summary of each column is that of its own draws alone."""
+    log_weight, wanted = log_weights(300, 3), torch.tensor([100, 300, 200])
+    stream = Stream(3, wanted)
+    for j, block in enumerate(log_weight.split(100)):
+        stream.add(block, wanted > 100 * j)
+    got = stream.summary()
+    for n, k in enumerate(wanted.tolist()):
+        for a, b in zip(got, summarise(log_weight[:k, n : n + 1]), strict=True):
+            assert_close(a[n : n + 1], b)
 
 
 @pytest.mark.parametrize("s", [0.45, 0.6, 0.8])
@@ -139,3 +168,12 @@ def test_leaving_one_out_puts_the_geometric_mean_of_the_others_in_its_place(floa
         others = torch.cat([log_weight[:k], log_weight[k + 1 :]])
         replaced = torch.cat([others, others.mean(0, keepdim=True)])
         assert_close(leave_one_out(log_weight)[k], replaced.logsumexp(0) - math.log(5))
+
+
+def test_leaving_one_out_knows_weights_of_zero():
+    """With one draw outside the support; with all others outside it there is nothing to say."""
+    nothing = -torch.inf
+    found = leave_one_out(torch.tensor([[nothing, nothing], [0.0, nothing], [1.0, 1.0]]))
+    without_first = math.log((1.0 + math.e + math.exp(0.5)) / 3)
+    expected = [[without_first, 1.0 - math.log(3)], [1.0 - math.log(3)] * 2, [-math.log(3), nothing]]
+    assert_close(found, torch.tensor(expected))

@@ -20,3 +20,8 @@ def fresh(seed=0, make=ModuleVAE):
 
 def train(pair, x, **options):
     return pv.fit(pair, x, **{"epochs": 2, "batch_size": 4, "progress": False, **options})
+
+
+def fitted(pair, data, **options):
+    """A fit in batches of eight rows, on the CPU."""
+    return pv.fit(pair, data, **{"batch_size": 8, "progress": False, "device": "cpu", **options})

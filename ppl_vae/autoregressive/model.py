@@ -24,19 +24,22 @@ class AutoregressiveModel(nn.Module, ABC):
     p(x given z).
 
     Args:
-        event_shape: Shape of one datum.
+        event_shape: Shape of one datum, an integer for flat data.
         levels: L >= 2; entries are 0 .. L - 1.
         context_shape: Shape of one context; () for none.
 
     Raises:
+        ValueError: The number of levels is not whole.
         PairError: A shape or the number of levels has no meaning, or it is run with a context that it lacks, or without
             one that it wants.
     """
 
-    def __init__(self, event_shape: Sequence[int], levels: int, context_shape: Sequence[int] = ()) -> None:
+    def __init__(self, event_shape: int | Sequence[int], levels: int, context_shape: Sequence[int] = ()) -> None:
         super().__init__()
-        self.event_shape, self.levels, self.context_shape = tuple(event_shape), levels, tuple(context_shape)
-        if not event_shape or min(event_shape) < 1 or min(self.context_shape, default=1) < 1 or levels < 2:
+        whole_number("levels", levels)
+        sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
+        self.event_shape, self.levels, self.context_shape = sizes, levels, tuple(context_shape)
+        if not sizes or min(sizes) < 1 or min(self.context_shape, default=1) < 1 or levels < 2:
             raise PairError(
                 f"{type(self).__name__} expected shapes of positive integers and at least 2 levels, found event shape "
                 f"{self.event_shape}, context shape {self.context_shape}, levels {levels}"

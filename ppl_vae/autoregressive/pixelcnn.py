@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ppl_vae.autoregressive.model import AutoregressiveModel
 from ppl_vae.errors import PairError
+from ppl_vae.options import whole_number
 
 __all__ = ["PixelCNN"]
 
@@ -32,6 +33,7 @@ class PixelCNN(AutoregressiveModel):
 
     Raises:
         PairError: A size has no meaning.
+        ValueError: A number of levels, channels or layers is not whole.
 
     Reference:
         van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu (2016), Conditional Image Generation with
@@ -57,6 +59,8 @@ class PixelCNN(AutoregressiveModel):
         first_size: int = 7,
     ) -> None:
         super().__init__(event_shape, levels, (context_shape,) if isinstance(context_shape, int) else context_shape)
+        whole_number("channels", channels)
+        whole_number("num_layers", num_layers)
         self._check(channels, num_layers, (kernel_size, first_size))
         colours, context = self.event_shape[0], self.context_shape[0] if self.context_shape else 0
         sizes = [first_size] + [kernel_size] * (num_layers - 1)

@@ -2,89 +2,202 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import typer
 
-from ppl_vae import report
-from ppl_vae.data import load_array
-from ppl_vae.rundir import Evaluation, RunRecord, read_evaluation, read_run
+from ppl_vae import figures, report
+from ppl_vae.checking import kind_of_density
+from ppl_vae.cli.inputs import Splits, random_rows
+from ppl_vae.cli.pairs import naming_the_line
+from ppl_vae.cli.reopening import as_parameters, reopen_named
+from ppl_vae.errors import DataError
+from ppl_vae.evaluation import Comparison, Difference, compare
+from ppl_vae.evaluation.ranking_text import notes
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import Evaluation, Kind, RunRecord, fingerprint, read_arrays, read_evaluation, read_run
 
-__all__ = ["compare"]
+__all__ = ["Anew", "compare_anew", "compare_records"]
+
+Form = Literal["table", "markdown", "json"]
 
 
 @dataclass(frozen=True)
-class _Run:
+class Anew:
+    """Options of a comparison that evaluates the runs itself."""
+
+    num_samples: int
+    limit: int | None
+    seed: int
+    device: str
+    pairs: tuple[str, ...]
+    data_dir: str | None
+
+
+class _Recorded(NamedTuple):
+    """The estimate that a run keeps, arrays (N,)."""
+
+    value: np.ndarray
+    stderr: np.ndarray
+    trusted: np.ndarray
+
+
+class _Run(NamedTuple):
+    """A run with what is said of it in the table."""
+
     root: Path
     record: RunRecord
-    evaluation: Evaluation
+    estimate: Any
+    row: report.ModelRow
+
+
+class _Group(NamedTuple):
+    """Runs whose numbers compare."""
+
+    data: str
+    kind: Kind
+    event_size: int
+    runs: dict[str, _Run]
 
     @property
-    def name(self) -> str:
-        """The name of its directory, and what became of the training unless it finished."""
-        status = self.record.status
-        return self.root.name if status == "finished" else f"{self.root.name} ({status})"
-
-    def row(self) -> report.ModelRow:
-        """The run as a row of the table."""
-        e = self.evaluation
-        return report.ModelRow(
-            model=self.name,
-            num_parameters=self.record.num_parameters,
-            elbo=e.elbo,
-            log_likelihood=e.mean,
-            log_likelihood_stderr=e.mean_stderr,
-            num_samples=e.num_samples,
-            ess=e.ess,
-            share_untrusted=e.share_untrusted,
-            seconds=self.record.seconds,
-        )
+    def title(self) -> str:
+        """What the table says it shows."""
+        return f"log p(x), a {self.kind}, of {self.data}"
 
 
-def compare(roots: Sequence[Path], form: Literal["table", "markdown", "json"]) -> None:
+def compare_records(roots: Sequence[Path], form: Form, level: float, figure: Path | None) -> None:
     """Print evaluated runs, the highest log-likelihood first, and how sure their order is."""
-    runs = [_Run(root, read_run(root), read_evaluation(root)) for root in roots]
-    groups: dict[tuple[str, str], list[_Run]] = {}
-    for run in sorted(runs, key=lambda run: -run.evaluation.mean):
-        groups.setdefault((run.evaluation.data_sha256, run.evaluation.kind), []).append(run)
+    groups: dict[tuple[str, Kind], _Group] = {}
+    for name, root in _named(roots).items():
+        record, found = read_run(root), read_evaluation(root)
+        group = groups.setdefault((found.data_sha256, found.kind), _Group(found.data, found.kind, found.event_size, {}))
+        group.runs[name] = _recorded(name, root, record, found)
+    _print_all(list(groups.values()), form, level, figure)
+
+
+def compare_anew(roots: Sequence[Path], form: Form, level: float, figure: Path | None, anew: Anew) -> None:
+    """Evaluate runs on the same test data with the same noise, and print them in the same way; nothing is written."""
+    opened: dict[tuple[str, Kind], dict[str, tuple[Path, Any, Splits]]] = {}
+    for name, root in _named(roots).items():
+        pair, splits = reopen_named(root, anew.pairs, anew.data_dir)
+        kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in splits.test)))
+        opened.setdefault((fingerprint(*splits.test), kind), {})[name] = root, pair, splits
+    groups = []
+    for (_, what), runs in opened.items():
+        splits = next(iter(runs.values()))[2]
+        batch = random_rows(splits.test, anew.limit)
+        pairs = {name: pair for name, (_, pair, _) in runs.items()}
+        with naming_the_line("the evaluation failed"):
+            found = compare(pairs, batch, anew.num_samples, anew.seed, device=anew.device)
+        data = f"{splits.title}, {len(batch[0]):,} test data"
+        entries = {name: _evaluated(name, runs[name][0], found.estimates[name]) for name in runs}
+        size = next(iter(found.estimates.values())).num_dimensions  # type: ignore[attr-defined]
+        groups.append(_Group(data, what, size, entries))
+    _print_all(groups, form, level, figure)
+
+
+def _named(roots: Sequence[Path]) -> dict[str, Path]:
+    """Runs by the names of their directories, or by their paths where two of them have the same name."""
+    short = [root.resolve().name for root in roots]
+    names = short if len(set(short)) == len(short) else [str(root) for root in roots]
+    if len(set(names)) < len(names):
+        raise DataError(f"expected different runs, found {max(names, key=names.count)} twice")
+    return dict(zip(names, roots, strict=True))
+
+
+def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
+    arrays = read_arrays(root, _Recorded._fields)
+    stderr = None if e.method == "exact" else math.nan if e.mean_stderr is None else e.mean_stderr
+    row = report.ModelRow(
+        model=_title(name, record),
+        num_parameters=record.num_parameters,
+        elbo=e.elbo,
+        log_likelihood=e.mean,
+        log_likelihood_stderr=stderr,
+        num_samples=e.num_samples,
+        ess=e.ess,
+        share_untrusted=e.share_untrusted,
+        seconds=record.seconds,
+    )
+    return _Run(root, record, _Recorded(*arrays), row)
+
+
+def _evaluated(name: str, root: Path, estimate: Any) -> _Run:
+    record = read_run(root)
+    row = report.ModelRow(
+        model=_title(name, record),
+        num_parameters=record.num_parameters,
+        elbo=float(estimate.elbo.mean()),
+        log_likelihood=estimate.mean,
+        log_likelihood_stderr=estimate.mean_stderr,
+        num_samples=estimate.num_samples,
+        ess=float(np.median(estimate.ess)),
+        share_untrusted=float((~estimate.trusted).mean()),
+        seconds=record.seconds,
+    )
+    return _Run(root, record, estimate, row)
+
+
+def _title(name: str, record: RunRecord) -> str:
+    """The name of a run, and what became of the training unless it finished."""
+    return name if record.status == "finished" else f"{name} ({record.status})"
+
+
+def _print_all(groups: Sequence[_Group], form: Form, level: float, figure: Path | None) -> None:
     if len(groups) > 1:
-        kinds = len({kind for _, kind in groups}) > 1
+        kinds = len({group.kind for group in groups}) > 1
         what = "on different test data, or a probability with a density," if kinds else "on different test data"
         typer.echo(f"{len(groups)} tables: numbers {what} do not compare", err=True)
-    for group in groups.values():
-        _print(group, form)
+    if figure is not None and (figure.suffix != ".png" or len(groups) > 1):
+        raise DataError(
+            f"{figure}: expected NAME.png and one table, found {len(groups)}: compare runs of the same data"
+        )
+    for group in groups:
+        found = Comparison({name: run.estimate for name, run in group.runs.items()}, level)
+        _print(group, found, form)
+        if figure is not None:
+            figures.save(figures.comparison(found, group.title), figure)
+            typer.echo(str(figure), err=form == "json")
 
 
-def _print(group: Sequence[_Run], form: Literal["table", "markdown", "json"]) -> None:
-    first = group[0].evaluation
-    rows, title = [run.row() for run in group], f"log p(x), a {first.kind}, of {first.data}"
+def _print(group: _Group, found: Comparison, form: Form) -> None:
+    rows = [_ranked(group.runs[name].row, found.ranks[name]) for name in found.names]
     if form == "json":
-        typer.echo(report.to_json(rows, first.event_size), nl=False)
+        order = {
+            "level": found.level,
+            "ranks": {name: list(rank) for name, rank in found.ranks.items()},
+            "differences": [d._asdict() for d in found.differences],
+            "notes": notes(found),
+        }
+        typer.echo(report.to_json(rows, group.event_size, order), nl=False)
         return
     if form == "markdown":
-        typer.echo(report.to_markdown(rows, first.event_size, title))
+        typer.echo(report.to_markdown(rows, group.event_size, group.title))
     else:
         from rich.console import Console
 
         # Without bits per dimension, for the names of the runs need the width.
-        Console().print(report.to_table(rows, title=title))
-    for run in group[1:]:
-        typer.echo(_difference(group[0], run))
+        Console().print(report.to_table(rows, title=group.title))
+    for name in found.names[1:]:
+        difference = found.behind(name)
+        assert difference is not None
+        typer.echo(_in_words(difference))
+    for note in notes(found):
+        typer.echo(note)
 
 
-def _difference(best: _Run, other: _Run) -> str:
-    """The difference of two runs, datum by datum: its error is far smaller than that of either mean."""
-    gain, rest = (load_array(run.root / "evaluation.npz", "value") for run in (best, other))
-    gain = gain - rest
-    stderr = gain.std(ddof=1) / np.sqrt(len(gain)) if len(gain) > 1 else np.nan
-    text = (
-        f"{best.root.name} - {other.root.name} = {gain.mean():.3f} ± {stderr:.3f} nats per datum "
-        "(standard error over the data)"
+def _ranked(row: report.ModelRow, ranks: tuple[int, int]) -> report.ModelRow:
+    best, worst = ranks
+    return replace(row, rank=f"{best}" if best == worst else f"{best} to {worst}")
+
+
+def _in_words(d: Difference) -> str:
+    return (
+        f"{d.better} - {d.worse} = {d.mean:.3f} ± {d.stderr:.3f} nats per datum (standard error over the data; of "
+        f"Monte Carlo alone {d.monte_carlo:.3f})"
     )
-    if bounds := [run.root.name for run in (best, other) if run.row().is_lower_bound]:
-        text += f"; {' and '.join(bounds)}: a lower bound, so the true difference may be another one"
-    return text

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ppl_vae.cli import experiments
 from ppl_vae.cli import options as o
 from ppl_vae.cli.shell import Shell
-
-if TYPE_CHECKING:
-    from ppl_vae.rundir import Binarization, DataSpec, PairSpec
+from ppl_vae.cli.specs import data_spec_of, pair_spec_of
 
 __all__ = ["app"]
 
 _FILE_WIDTH = 118
+_ANNEALED_DATA = 100  # seconds each, for a network of some size
 
 app = typer.Typer(cls=Shell, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(experiments.app, name="experiment")
@@ -82,11 +81,12 @@ def fit(
         raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
     if not learning_rate > 0:
         raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
+    from ppl_vae.cli.evaluating import EvaluationSettings
     from ppl_vae.cli.processes import processes
-    from ppl_vae.cli.work import EvaluationSettings, Training, free_directory, train
+    from ppl_vae.cli.work import Training, free_directory, train
 
-    pair_spec = _pair_spec(pair, latent_dim, hidden, seed)
-    data_spec = _data_spec(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
+    pair_spec = pair_spec_of(pair, latent_dim, hidden, seed)
+    data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     training = Training(
         epochs=epochs,
         batch_size=batch_size,
@@ -110,24 +110,58 @@ def fit(
 @app.command()
 def evaluate(
     run: o.RunArgument,
+    method: o.MethodOption = "is",
     pair: o.PairAgainOption = None,
     data_dir: o.DataDirOption = None,
-    num_samples: o.NumSamplesOption = 5000,
+    num_samples: o.NumSamplesOption = None,
+    chains: o.ChainsOption = None,
+    temperatures: o.TemperaturesOption = None,
+    leapfrog: o.LeapfrogOption = None,
+    spacing: o.SpacingOption = None,
+    start: o.StartOption = None,
+    against: o.AgainstOption = None,
     limit: o.LimitOption = None,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
 ) -> None:
     """Estimate the log-likelihood of a run's test data, with its error; write evaluation.json and evaluation.npz.
 
-    An earlier evaluation with another K, seed or number of data is kept beside it, under a name that says so. Started
-    by torchrun, its processes share the data.
+    An earlier evaluation by another method, or with another K, seed or number of data, is kept beside it, under a name
+    that says so. Started by torchrun, its processes share the data.
     """
+    annealed = method in ("ais", "bdmc")
+    of_chains = {
+        "num_chains": chains,
+        "num_temperatures": temperatures,
+        "num_leapfrog": leapfrog,
+        "schedule": spacing,
+        "start": start,
+    }
+    given = {name: value for name, value in of_chains.items() if value is not None}
+    if given and not annealed:
+        raise typer.BadParameter(
+            f"--chains, --temperatures, --leapfrog, --spacing and --start are of --method ais and bdmc, found {method}"
+        )
+    if num_samples is not None and method != "is":
+        raise typer.BadParameter(f"--num-samples is of --method is, found {method}{': see --chains' * annealed}")
+    if against is not None and method not in ("is", "ais"):
+        raise typer.BadParameter(f"--against sets an estimate against another one: --method is or ais, found {method}")
+    from ppl_vae.cli.evaluating import EvaluationSettings
+    from ppl_vae.cli.evaluating import evaluate as work
     from ppl_vae.cli.processes import processes
-    from ppl_vae.cli.work import EvaluationSettings
-    from ppl_vae.cli.work import evaluate as work
+    from ppl_vae.evaluation import Annealing
 
+    settings = EvaluationSettings(
+        num_samples=num_samples or 5000,
+        limit=limit or (_ANNEALED_DATA if annealed else None),
+        seed=seed,
+        device=device,
+        method=method,
+        annealing=Annealing(**given),  # type: ignore[arg-type]
+        against_exact=against is not None,
+    )
     with processes() as group:
-        work(run, pair, data_dir, EvaluationSettings(num_samples, limit, seed, device), group)
+        work(run, pair, data_dir, settings, group)
 
 
 @app.command()
@@ -164,18 +198,54 @@ def check(
 
     from ppl_vae.cli.work import check_pair
 
-    pair_spec = _pair_spec(pair, latent_dim, hidden, 0)
+    pair_spec = pair_spec_of(pair, latent_dim, hidden, 0)
     console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
-    data_spec = _data_spec(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
+    data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     console.print(check_pair(pair_spec, data_spec, rows))
 
 
 @app.command()
-def compare(runs: o.RunsArgument, form: o.FormatOption = "table") -> None:
-    """Compare runs evaluated on the same test data, the best first."""
-    from ppl_vae.cli.comparison import compare as work
+def compare(
+    runs: o.RunsArgument,
+    form: o.FormatOption = "table",
+    level: o.LevelOption = 0.05,
+    figure: o.FigureOption = None,
+    num_samples: o.AnewSamplesOption = None,
+    limit: o.AnewLimitOption = None,
+    pair: o.AnewPairsOption = None,
+    data_dir: o.DataDirOption = None,
+    seed: o.SeedOption = 0,
+    device: o.DeviceOption = "auto",
+) -> None:
+    """Compare runs on the same test data, the best first, and say which cannot be told apart.
 
-    work(runs, form)
+    Takes the evaluations that the runs have; with --num-samples it evaluates all of them itself, with the same noise.
+    """
+    if not 0 < level < 1:
+        raise typer.BadParameter(f"--level: expected a probability between 0 and 1, found {level}")
+    if num_samples is None and (limit is not None or pair):
+        raise typer.BadParameter("--limit and --pair are for evaluating anew: add --num-samples K")
+    from ppl_vae.cli.comparison import Anew, compare_anew, compare_records
+
+    if num_samples is None:
+        compare_records(runs, form, level, figure)
+    else:
+        compare_anew(runs, form, level, figure, Anew(num_samples, limit, seed, device, tuple(pair or ()), data_dir))
+
+
+@app.command()
+def selftest(device: o.TestDeviceOption = "auto", only: o.OnlyOption = None, seed: o.SeedOption = 0) -> None:
+    """Hold every estimator against its exact answer on this machine, in less than a minute; status 1 if one fails."""
+    from ppl_vae.selftesting import selftest as work
+    from ppl_vae.selftesting.run import CASES
+
+    names = None if only is None else [name.strip() for name in only.split(",")]
+    if unknown := [name for name in names or () if name not in CASES]:
+        raise typer.BadParameter(f"--only: expected cases among {', '.join(CASES)}, found {unknown[0]!r}")
+    result = work(device, only=names, seed=seed)
+    typer.echo(str(result))
+    if not result.passed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -189,44 +259,3 @@ def demo(
     from ppl_vae.demo import DemoSettings, run_demo
 
     run_demo(out, DemoSettings(seed=seed))
-
-
-def _pair_spec(name: str, latent_dim: int | None, hidden: str | None, seed: int) -> PairSpec:
-    from ppl_vae.cli.pairs import is_recipe
-    from ppl_vae.rundir import PairSpec
-
-    spec = PairSpec(name, seed=seed)
-    if not is_recipe(name):
-        if latent_dim is not None or hidden is not None:
-            raise typer.BadParameter(f"--latent-dim and --hidden size a recipe; {name} decides its own sizes")
-        return PairSpec(name, None, None, seed)
-    return PairSpec(name, latent_dim or spec.latent_dim, spec.hidden if hidden is None else _widths(hidden), seed)
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    widths = text.split(",")
-    if not all(width.strip().isdecimal() and int(width) > 0 for width in widths):
-        raise typer.BadParameter(f"--hidden: expected positive widths such as 200,200, found {text!r}")
-    return tuple(int(width) for width in widths)
-
-
-def _data_spec(
-    name: str,
-    data_dir: str | None,
-    made: tuple[Binarization | None, int | None, int | None],
-    arrays: str | None,
-    pair: PairSpec,
-) -> DataSpec:
-    from ppl_vae.cli.pairs import is_binary
-    from ppl_vae.rundir import DataSpec
-
-    binarize, dequantize, quantize = made
-    drawn = binarize or ("dynamic" if is_binary(pair) else "none")
-    if dequantize is not None and drawn != "none":
-        raise typer.BadParameter("--dequantize makes densities, binarised data have none: leave one of them out")
-    if quantize is not None and (dequantize is not None or drawn != "none"):
-        raise typer.BadParameter("--quantize makes levels: leave out --dequantize and --binarize")
-    names = () if arrays is None else tuple(part.strip() for part in arrays.split(","))
-    if not all(names):
-        raise typer.BadParameter(f"--arrays: expected names such as x,y, found {arrays!r}")
-    return DataSpec(name, drawn, data_dir, names, dequantize, quantize)

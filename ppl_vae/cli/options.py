@@ -8,11 +8,16 @@ from typing import Annotated, Any, Literal
 import typer
 
 __all__ = [
+    "AgainstOption",
+    "AnewLimitOption",
+    "AnewPairsOption",
+    "AnewSamplesOption",
     "ArraysOption",
     "BatchSizeOption",
     "BetaOption",
     "BetaWarmupOption",
     "BinarizeOption",
+    "ChainsOption",
     "CheckedRowsOption",
     "CompileOption",
     "DataDirOption",
@@ -23,15 +28,20 @@ __all__ = [
     "EpochsOption",
     "EvalLimitOption",
     "EvalSamplesOption",
+    "FigureOption",
     "FormatOption",
     "HiddenOption",
     "LatentDimOption",
+    "LeapfrogOption",
     "LearningRateOption",
+    "LevelOption",
     "LimitOption",
+    "MethodOption",
     "NumParticlesOption",
     "NumSamplesOption",
     "NumberOption",
     "ObjectiveOption",
+    "OnlyOption",
     "OutOption",
     "PairAgainOption",
     "PairArgument",
@@ -42,11 +52,17 @@ __all__ = [
     "RunsArgument",
     "ScheduleOption",
     "SeedOption",
+    "SpacingOption",
+    "StartOption",
+    "TemperaturesOption",
+    "TestDeviceOption",
     "ValidationOption",
 ]
 
+_ANEW = "Evaluating anew"
 _PAIR, _DATA, _TRAINING, _EVALUATION, _RUN = "The pair", "The data", "Training", "Evaluation", "The run"
 
+_IS, _AIS = "Method is", "Methods ais and bdmc"
 _LIMIT_HELP = "Evaluate so many test data, chosen at random but always the same."
 
 
@@ -166,11 +182,48 @@ PatienceOption = Annotated[
 
 EvalSamplesOption = Annotated[int, _option(_EVALUATION, min=0, help="K of the evaluation at the end; 0 leaves it out.")]
 EvalLimitOption = Annotated[int, _option(_EVALUATION, min=1, help=_LIMIT_HELP)]
-NumSamplesOption = Annotated[int, _option(None, min=1, help="K, importance samples for each datum.")]
-LimitOption = Annotated[int | None, _option(None, min=1, help=_LIMIT_HELP, show_default="all")]
+MethodOption = Annotated[
+    Literal["is", "ais", "bdmc", "exact"],
+    _option(
+        None,
+        help="is: importance sampling with the guide. ais: annealed importance sampling, for continuous latents, where "
+        "the guide is too far from the posterior. bdmc: how far ais can be wrong, by bounds from both sides on as many "
+        "data simulated from the model (bounds.json). exact: the sum over discrete latents, or quadrature over one or "
+        "two continuous numbers.",
+    ),
+]
+NumSamplesOption = Annotated[
+    int | None, _option(_IS, min=1, help="K, importance samples for each datum.", show_default="5000")
+]
+AgainstOption = Annotated[
+    Literal["exact"] | None,
+    _option(None, help="Set the estimate against the exact log p(x) too, where that can be had.", show_default="no"),
+]
+ChainsOption = Annotated[int | None, _option(_AIS, min=1, help="Chains for each datum.", show_default="16")]
+TemperaturesOption = Annotated[
+    int | None,
+    _option(_AIS, min=1, help="Steps from start to posterior; the bounds close as one over them.", show_default="200"),
+]
+LeapfrogOption = Annotated[int | None, _option(_AIS, min=1, help="Leapfrog steps of a transition.", show_default="10")]
+SpacingOption = Annotated[
+    Literal["linear", "sigmoid", "adaptive"] | None,
+    _option(_AIS, "--spacing", help="Of the temperatures.", show_default="sigmoid"),
+]
+StartOption = Annotated[
+    Literal["guide", "prior"] | None,
+    _option(
+        _AIS,
+        "--start",
+        help="Where chains start: the guide, which is nearer, or the prior, which owes nothing to it.",
+        show_default="guide",
+    ),
+]
+LimitOption = Annotated[
+    int | None, _option(None, min=1, help=_LIMIT_HELP, show_default="all; 100 for ais and bdmc, whose chains are long")
+]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
-RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of evaluated runs.")]
+RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")]
 SeedOption = Annotated[int, _option(_RUN, help="Of everything that this command draws.")]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
@@ -189,4 +242,35 @@ NumberOption = Annotated[int, _option(None, "--n", min=1, help="How many.")]
 OutOption = Annotated[Path, _option(None, help="NAME.png for a grid of images, NAME.npy for an array.")]
 DrawsOption = Annotated[bool, _option(None, "--draws", help="Draw x from p(x | z) rather than show its mean.")]
 CheckedRowsOption = Annotated[int, _option(None, min=1, help="Rows of the training data to check on.")]
+AnewSamplesOption = Annotated[
+    int | None,
+    _option(
+        _ANEW,
+        "--num-samples",
+        min=1,
+        help="Evaluate all runs here with so many samples and the same noise, rather than take their evaluations.",
+        show_default="take their evaluations",
+    ),
+]
+AnewLimitOption = Annotated[int | None, _option(_ANEW, "--limit", min=1, help=_LIMIT_HELP, show_default="all")]
+AnewPairsOption = Annotated[
+    list[str] | None,
+    _option(
+        _ANEW,
+        "--pair",
+        metavar="FILE.py:FACTORY",
+        help="Let this code of your own run for the runs that were made with it; may be repeated.",
+    ),
+]
+LevelOption = Annotated[
+    float, _option(None, help="Probability, at most, that any two runs are told apart in the wrong order.")
+]
+FigureOption = Annotated[
+    Path | None, _option(None, metavar="NAME.png", help="Draw the comparison too.", show_default="no")
+]
+OnlyOption = Annotated[str | None, typer.Option(metavar="CASE,...", help="Only these cases.", show_default="all")]
+TestDeviceOption = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    typer.Option(help="What to test; auto is the CPU, and CUDA beside it where there is one."),
+]
 FormatOption = Annotated[Literal["table", "markdown", "json"], _option(None, "--format", help="How to print it.")]

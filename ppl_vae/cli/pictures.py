@@ -12,7 +12,6 @@ from torch import Tensor
 from ppl_vae import figures
 from ppl_vae.cli.inputs import Splits, random_rows
 from ppl_vae.errors import DataError, EstimateError
-from ppl_vae.evaluation import LogLikelihood
 from ppl_vae.history import History
 from ppl_vae.vae import VAE
 
@@ -50,9 +49,17 @@ def has_mean(vae: VAE) -> bool:
     return True
 
 
-def draw_evaluation(root: Path, result: LogLikelihood, title: str, khat_limit: float) -> None:
-    """Draw the distribution of the log-likelihood over the data."""
-    _save(figures.log_likelihood_histogram(result.value, result.khat, title, khat_limit), root, "log-likelihood")
+def draw_evaluation(
+    root: Path,
+    value: np.ndarray,
+    khat: np.ndarray | None,
+    title: str,
+    khat_limit: float = 0.7,
+    criterion: str = "k-hat",
+) -> None:
+    """Draw the distribution of the log-likelihood over the data, exact where there is no k-hat."""
+    figure = figures.log_likelihood_histogram(value, khat, title, khat_limit, criterion)
+    _save(figure, root, "log-likelihood")
 
 
 def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:

@@ -30,6 +30,11 @@ _OPTIONS = {
     "a smaller learning_rate, clip_norm=..., or": "a smaller --learning-rate, or",
     'device "cpu"': "--device cpu",
     "device: expected": "--device: expected",
+    "use bidirectional_monte_carlo, or annealed_importance_sampling": "use --method ais, and --method bdmc beside it",
+    "use bidirectional_monte_carlo": "use --method ais, and --method bdmc beside it",
+    "use log_likelihood, or": "use --method is, or",
+    "log_evidence": "--method exact",
+    "annealed_importance_sampling": "evaluate --method ais",
 }
 
 

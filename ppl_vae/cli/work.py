@@ -1,4 +1,4 @@
-"""What the commands do: train, evaluate, sample and check, and what they leave in a run directory."""
+"""What the commands do: train, sample and check, and what they leave in a run directory."""
 
 from __future__ import annotations
 
@@ -17,34 +17,31 @@ import typer
 from torch import Tensor
 
 from ppl_vae import schedules
-from ppl_vae.checking import CheckReport, check, kind_of_density
-from ppl_vae.cli.inputs import Batch, Splits, load_splits, random_rows
-from ppl_vae.cli.pairs import first_use, is_recipe, make_pair, naming_the_line
-from ppl_vae.cli.pictures import draw_evaluation, draw_fit, has_mean, save_images
+from ppl_vae.checking import CheckReport, check
+from ppl_vae.cli.evaluating import EvaluationSettings, evaluate_run
+from ppl_vae.cli.inputs import Batch, Splits, load_splits
+from ppl_vae.cli.pairs import first_use, make_pair, naming_the_line
+from ppl_vae.cli.pictures import draw_fit, has_mean, save_images
+from ppl_vae.cli.reopening import reopen
 from ppl_vae.data import binarize
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
-from ppl_vae.errors import DataError, PairError
-from ppl_vae.evaluation import LogLikelihood, log_likelihood
+from ppl_vae.errors import PairError
 from ppl_vae.objectives import ELBO, IWAE
-from ppl_vae.pair import as_pair
 from ppl_vae.rundir import (
     DataSpec,
     PairSpec,
-    RunDirectory,
     RunRecord,
     check_free,
     described,
     fingerprint,
-    read_run,
-    write_evaluation,
     write_run,
 )
+from ppl_vae.storage import as_name
 from ppl_vae.svi import Fit, fit
 from ppl_vae.vae import VAE
-from ppl_vae.weights import khat_threshold
 
-__all__ = ["EvaluationSettings", "Training", "check_pair", "evaluate", "free_directory", "sample", "train"]
+__all__ = ["Training", "check_pair", "free_directory", "sample", "train"]
 
 _CHECKED_ROWS = 64
 
@@ -70,16 +67,6 @@ class Training:
     def total_steps(self, num_data: int) -> int:
         """Number of steps on a data set."""
         return self.epochs * math.ceil(num_data / self.batch_size)
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Options of an evaluation."""
-
-    num_samples: int
-    limit: int | None
-    seed: int
-    device: str
 
 
 def train(
@@ -125,7 +112,7 @@ def train(
         _finish(root, record, result, pair, splits, training.objective)
     if evaluation is not None:
         with _training_is_kept(root):
-            _evaluate(root, pair, splits, evaluation, group)
+            evaluate_run(root, pair, splits, evaluation, group)
     if group.leads:
         typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
 
@@ -189,22 +176,13 @@ def _found_from_anywhere(spec: DataSpec) -> DataSpec:
 
 def free_directory(pair_name: str, data_name: str) -> Path:
     """Return the first directory runs/PAIR-DATA-NUMBER that does not exist."""
-    name = f"{pair_name.rpartition(':')[2]}-{Path(data_name).stem}"
+    name = as_name(f"{pair_name.rpartition(':')[2]}-{Path(data_name).stem}")
     return next(path for number in count(1) if not (path := Path("runs", f"{name}-{number}")).exists())
-
-
-def evaluate(
-    root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings, group: Group
-) -> None:
-    """Estimate the log-likelihood of the test data under the parameters of a run."""
-    with group.together(choose_device(settings.device)):
-        pair, splits = _reopen(root, pair_name, data_dir)
-    _evaluate(root, pair, splits, settings, group)
 
 
 def sample(root: Path, pair_name: str | None, data_dir: str | None, n: int, seed: int, draws: bool, out: Path) -> None:
     """Draw data from the model of a run into an image or an array file."""
-    pair, splits = _reopen(root, pair_name, data_dir)
+    pair, splits = reopen(root, pair_name, data_dir)
     title = "E[x | z], z ~ p(z)" if isinstance(pair, VAE) and not draws else "draws of x"
     save_images(_samples(pair, n, seed, draws), splits, out, f"{root.name}: {title}")
     typer.echo(str(out))
@@ -216,75 +194,6 @@ def check_pair(pair_spec: PairSpec, data_spec: DataSpec, num_rows: int) -> Check
     pair = make_pair(pair_spec, splits.train)
     with naming_the_line(f"pair {pair_spec.name!r} failed"):
         return check(pair, _binary_batch(data_spec, splits.train, num_rows))
-
-
-def _reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any, Splits]:
-    """Make the pair of a run again, with its parameters, and load its data.
-
-    Code of the user's runs only because the user names it here: never by a name that stands in a file.
-    """
-    record = read_run(root)
-    spec = record.pair if pair_name is None else replace(record.pair, name=pair_name)
-    if not is_recipe(spec.name) and pair_name is None:
-        raise PairError(
-            f"{root}: the pair of this run is your own code, which runs only if you name it: add --pair FILE.py:NAME "
-            f"(the run was made with {spec.name!r})"
-        )
-    if record.status != "finished":
-        typer.echo(f"{root}: {_unfinished(record)}", err=True)
-    if record.data.is_file and not Path(record.data.name).is_file():
-        raise DataError(
-            f"{root}: expected the data of the run, {record.data.name}, found no such file: bring it back to that path"
-        )
-    splits = load_splits(record.data if data_dir is None else replace(record.data, data_dir=data_dir))
-    if fingerprint(*splits.test) != record.data_sha256:
-        raise DataError(
-            f"{root}: the data are not those of the run ({record.data.name} has changed): its test rows may have been "
-            "training rows; fit again, or bring the old file back"
-        )
-    pair = make_pair(spec, splits.train)
-    with naming_the_line(f"pair {spec.name!r} failed on the data of {root}"):
-        as_pair(pair).prepare(*_as_parameters(pair, tuple(x[:1] for x in splits.test)))
-    RunDirectory(root).read_parameters(as_pair(pair))
-    return pair, splits
-
-
-def _unfinished(record: RunRecord) -> str:
-    """What became of a run that did not finish."""
-    if record.status == "training":
-        return "the training is still going on, or was killed"
-    return (
-        f"the training {'was interrupted' if record.status == 'interrupted' else 'failed'} after {record.steps} steps"
-    )
-
-
-def _evaluate(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings, group: Group) -> None:
-    batch = random_rows(splits.test, settings.limit)
-    device = choose_device(settings.device)
-    with naming_the_line("the evaluation failed"):
-        result = log_likelihood(pair, batch, settings.num_samples, settings.seed, device=device)
-    if not group.leads:
-        return
-    size, total = len(batch[0]), len(splits.test[0])
-    title = f"{splits.title}, {f'all {total:,}' if size == total else f'random {size:,} of {total:,}'} test data"
-    threshold = khat_threshold(settings.num_samples)
-    kind = kind_of_density(as_pair(pair), _as_parameters(pair, tuple(x[:1] for x in batch)))
-    kept = write_evaluation(root, result, batch, title, kind, settings.seed, threshold)
-    draw_evaluation(root, result, title, threshold)
-    typer.echo(f"{title}: {result}")
-    typer.echo(_bits(result))
-    if kept is not None:
-        typer.echo(f"{kept}: the evaluation before this one")
-
-
-def _bits(result: LogLikelihood) -> str:
-    """Bits per dimension and the error for new data, which a lower bound does not have."""
-    if result.is_lower_bound:
-        return f"bits per dimension ≤ {result.bits_per_dimension():.4f}"
-    return (
-        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this kind the mean has "
-        f"a standard error of {result.population_stderr:.3f} nats"
-    )
 
 
 def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:
@@ -319,9 +228,3 @@ def _binary_batch(spec: DataSpec, batch: Batch, num_rows: int = _CHECKED_ROWS) -
 def _sizes(splits: Splits, training: Training) -> str:
     validation = f"{len(splits.validation[0]):,} validation" if training.validation else "validation data train too"
     return f"{len(splits.train[0]):,} training, {validation}, {len(splits.test[0]):,} test"
-
-
-def _as_parameters(pair: Any, batch: Batch) -> Batch:
-    """A batch in the floating type of the parameters."""
-    dtype = as_pair(pair).dtype
-    return tuple(x.to(dtype) if x.is_floating_point() and dtype is not None else x for x in batch)

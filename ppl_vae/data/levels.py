@@ -69,7 +69,9 @@ def dequantize(x: Tensor | np.ndarray, levels: int, seed: int = 0) -> Tensor:
     if between.any():
         row = int(between.nonzero()[0])
         raise DataError(f"row {row}: expected {levels} equal grey levels, found values between them: is it {levels}?")
-    return (steps.round() + _uniform(x, seed)) / levels
+    level = steps.round()
+    spread, end = (level + _uniform(x, seed)) / levels, (level + 1) / levels
+    return torch.minimum(spread, torch.nextafter(end, torch.zeros_like(end)))  # no rounding into the next level
 
 
 def quantize(x: Tensor | np.ndarray, levels: int) -> Tensor:
@@ -90,7 +92,8 @@ def quantize(x: Tensor | np.ndarray, levels: int) -> Tensor:
         tensor([[0., 1., 2., 3.]])
     """
     _check_number(levels)
-    return (_grey(x) * levels).floor().clamp_max(levels - 1)
+    x = _grey(x)
+    return (x.double() * levels).floor().clamp_max(levels - 1).to(x.dtype)  # in single precision products round up
 
 
 def levels_log_prob(log_density: Number, num_dimensions: int, levels: int) -> Number:

@@ -23,7 +23,16 @@ from ppl_vae.objectives import ELBO, IWAE, Objective
 from ppl_vae.pair import as_pair
 from ppl_vae.recipes import RECIPES, bernoulli_vae
 from ppl_vae.rng import key, seeded
-from ppl_vae.rundir import DataSpec, PairSpec, RunRecord, described, fingerprint, write_evaluation, write_run
+from ppl_vae.rundir import (
+    DataSpec,
+    PairSpec,
+    RunRecord,
+    described,
+    described_estimate,
+    fingerprint,
+    write_evaluation,
+    write_run,
+)
 from ppl_vae.svi import Fit, fit
 from ppl_vae.threads import one_thread
 from ppl_vae.vae import VAE
@@ -223,7 +232,17 @@ class _Demo:
         if data_spec is not None:
             threshold = khat_threshold(num_samples)
             kind = kind_of_density(as_pair(pair), (x[:1],))
-            write_evaluation(self.root / file_name(name), estimate, (x,), page.title, kind, seed, threshold)
+            record = described_estimate(
+                estimate,
+                (x,),
+                page.title,
+                kind,
+                seed,
+                event_size=estimate.num_dimensions,
+                num_samples=num_samples,
+                khat_threshold=threshold,
+            )
+            write_evaluation(self.root / file_name(name), record, estimate)
             page.estimates[name] = (estimate.value, estimate.khat, threshold)
         return report.ModelRow(
             model=name,

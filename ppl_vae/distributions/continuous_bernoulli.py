@@ -47,17 +47,17 @@ class ContinuousBernoulli(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         a = self.logits
-        size = _away_from_zero(a).abs()
-        near = a * (value - 0.5) - a.square() / 24 + a**4 / 2880 - a**6 / 181440
+        size, small = _away_from_zero(a).abs(), a.clamp(-_SMALL, _SMALL)  # powers of a large one overflow
+        near = a * (value - 0.5) - small.square() / 24 + small**4 / 2880 - small**6 / 181440
         far = (size / -torch.expm1(-size)).log() - size * torch.where(a > 0, 1 - value, value)
         return torch.where(a.abs() < _SMALL, near, far)
 
     @property
     def mean(self) -> Tensor:
         """`1 / (1 - e^-a) - 1 / a`."""
-        a, far = self.logits, _away_from_zero(self.logits)
+        a, far = self.logits.clamp(-_SMALL, _SMALL), _away_from_zero(self.logits)
         near = 0.5 + a / 12 - a**3 / 720 + a**5 / 30240
-        return torch.where(a.abs() < _SMALL, near, -1 / torch.expm1(-far) - 1 / far)
+        return torch.where(self.logits.abs() < _SMALL, near, -1 / torch.expm1(-far) - 1 / far)
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

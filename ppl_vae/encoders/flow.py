@@ -55,7 +55,8 @@ class _Flow(nn.Module):
     def forward(self, x: Tensor) -> FlowDistribution:
         """Return q(z given x): batch shape (N,), event shape (latent_dim,)."""
         loc, raw_scale, context = split(self.network(x), [self.latent_dim, self.latent_dim, self.context_dim])
-        return FlowDistribution(self.flow(context), loc, positive(raw_scale))
+        flow = self.flow(context) if self.context_dim else self.flow().expand(loc.shape[:-1])
+        return FlowDistribution(flow, loc, positive(raw_scale))
 
 
 class InverseAutoregressive(_Flow):
@@ -67,7 +68,7 @@ class InverseAutoregressive(_Flow):
     Args:
         network: Maps x to 2 latent_dim + context_dim features: mu(x), sigma(x) before the softplus, and h(x).
         latent_dim: Dimension of z.
-        context_dim: Dimension of h(x).
+        context_dim: Dimension of h(x); 0 leaves mu(x) and sigma(x) alone to depend on x.
         flow_hidden: Width of each hidden layer of the masked networks.
         num_flows: How many maps follow one another, each with the order of the coordinates reversed.
 

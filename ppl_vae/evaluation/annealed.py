@@ -20,7 +20,7 @@ from ppl_vae.options import whole_number
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.weights import Stream, Summary
-from ppl_vae.wording import in_words
+from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "annealed_importance_sampling", "bidirectional_monte_carlo"]
 
@@ -46,6 +46,14 @@ class AnnealedLogLikelihood:
     """Wall time."""
 
     @property
+    def trusted(self) -> np.ndarray:
+        """Whether at least two chains of a datum count, and a quarter: `value` is then too low by 3/(2K) at most.
+
+        The bias of the log of a mean of K weights is -(K / ESS - 1) / (2K) to first order.
+        """
+        return self.ess >= max(2.0, self.annealing.num_chains / 4)
+
+    @property
     def mean(self) -> float:
         """Mean over data, in nats per datum."""
         return float(self.value.mean())
@@ -56,12 +64,18 @@ class AnnealedLogLikelihood:
         return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
 
     def __str__(self) -> str:
-        a = self.annealing
-        return (
-            f"log p(x) = {in_words(self.mean, self.mean_stderr, 0.0)} nats per datum ({len(self.value)} data, "
-            f"{a.num_chains} chains of {a.num_temperatures} temperatures from the {a.start}, "
+        share = float((~self.trusted).mean())
+        text = (
+            f"log p(x) {'' if is_lower_bound(share) else '= '}{in_words(self.mean, self.mean_stderr, share)} nats per "
+            f"datum ({len(self.value)} data, {self.annealing.in_words()}; "
             f"median ESS {np.median(self.ess):.1f}, acceptance {self.acceptance.mean():.2f})"
         )
+        if doubtful := int((~self.trusted).sum()):
+            text += (
+                f"; of {doubtful} of {len(self.value)} data fewer than a quarter of the chains count: their estimate "
+                "is too low; take more temperatures"
+            )
+        return text
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,18 @@ class Annealing:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(choices)}, found {getattr(self, name)!r}")
 
+    def in_words(self) -> str:
+        """All of it in a line.
+
+        Example:
+            >>> Annealing(num_chains=4).in_words()
+            '4 chains of 200 temperatures (sigmoid) from the guide, 10 leapfrog steps'
+        """
+        return (
+            f"{self.num_chains} chains of {self.num_temperatures} temperatures ({self.schedule}) from the "
+            f"{self.start}, {self.num_leapfrog} leapfrog steps"
+        )
+
     def temperatures(self) -> np.ndarray:
         """0 = t_0 < ... < t_T = 1; those of the tuning where the schedule is adaptive."""
         even = np.linspace(0.0, 1.0, self.num_temperatures + 1)

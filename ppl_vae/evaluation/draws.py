@@ -9,7 +9,7 @@ from torch import Tensor
 from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.tape import Layout
 
-__all__ = ["LOG_LIK", "PosteriorDraws"]
+__all__ = ["LOG_LIK", "PosteriorDraws", "pick", "resample"]
 
 LOG_LIK = ""  # no site has that name
 
@@ -27,18 +27,19 @@ class PosteriorDraws:
         self._log_total: Tensor | None = None
         self._kept: dict[str, Tensor] = {}
 
-    def add(self, log_weight: Tensor, log_lik: Tensor, proposal: Proposal, seed: int) -> None:
-        """Adds a block of samples with log-weights (k, N)."""
+    def add(
+        self, log_weight: Tensor, log_lik: Tensor, proposal: Proposal, seed: int, wanted: Tensor | None = None
+    ) -> None:
+        """Adds a block of samples with log-weights (k, N); only of the data that are `wanted` (N,), where given."""
         if not self._num_draws:
             return
         log_weight = log_weight.double().cpu()
+        if wanted is not None:
+            log_weight = torch.where(wanted, log_weight, -torch.inf)
         generator = torch.Generator().manual_seed(seed)
-        share = (log_weight - log_weight.amax(0).clamp_min(torch.finfo(torch.float64).min)).exp()
-        dead = ~(share.sum(0) > 0)
-        share[:, dead] = 1.0
-        choice = torch.multinomial(share.T, self._num_draws, replacement=True, generator=generator).T
-        fresh = {name: _pick(value, choice) for name, value in proposal.particles_first(self._layout).items()}
-        fresh[LOG_LIK] = _pick(log_lik, choice)
+        choice = resample(log_weight, self._num_draws, generator)
+        fresh = {name: pick(value, choice).cpu() for name, value in proposal.particles_first(self._layout).items()}
+        fresh[LOG_LIK] = pick(log_lik, choice).cpu()
         log_block = log_weight.logsumexp(0)
         if self._log_total is None:
             self._kept, self._log_total = fresh, log_block
@@ -56,7 +57,15 @@ class PosteriorDraws:
         return {name: value.numpy() for name, value in self._kept.items()}
 
 
-def _pick(value: Tensor, choice: Tensor) -> Tensor:
-    """value[choice[d, n], n] for every draw d and datum n, on the CPU."""
-    columns = torch.arange(choice.shape[1], device=value.device)
-    return value[choice.to(value.device), columns].cpu()
+def resample(log_weight: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:
+    """Which of K samples each draw is, with probability w / sum w, (draws, N); any where all weights are zero."""
+    log_weight = log_weight.double().cpu()
+    share = (log_weight - log_weight.amax(0).clamp_min(torch.finfo(torch.float64).min)).exp()
+    dead = ~(share.sum(0) > 0)
+    share[:, dead] = 1.0
+    return torch.multinomial(share.T, num_draws, replacement=True, generator=generator).T
+
+
+def pick(value: Tensor, choice: Tensor) -> Tensor:
+    """value[choice[d, n], n] for every draw d and datum n."""
+    return value[choice.to(value.device), torch.arange(choice.shape[1], device=value.device)]

@@ -10,26 +10,31 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ppl_vae.errors import located
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK
 from ppl_vae.evaluation.enumerated import judged
+from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
+from ppl_vae.evaluation.probing import Prober
 from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
-from ppl_vae.evaluation.scoring import Scorer
-from ppl_vae.evaluation.subject import evaluating
-from ppl_vae.evaluation.weighing import Plan, weigh
-from ppl_vae.options import whole_number
+from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
+from ppl_vae.evaluation.subject import Subject, evaluating
+from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
+from ppl_vae.options import finite_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
-from ppl_vae.rng import seeded
+from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 
-__all__ = ["log_likelihood"]
+__all__ = ["log_likelihood", "planned"]
 
 # Noise belongs to blocks whose size depends on K and the size of a latent value alone, never on memory.
 _MAX_ROWS = 256
 _BLOCK_SCALARS = 1 << 21
+_PROBES = 0x9B0B  # what noise is for
+_FEW = 10  # samples that have no verdict
 
 
 def log_likelihood(
@@ -38,7 +43,9 @@ def log_likelihood(
     num_samples: int = 5000,
     seed: int = 0,
     *,
+    target_stderr: float | None = None,
     num_draws: int = 16,
+    num_probes: int = 64,
     memory: int = 256 << 20,
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
@@ -51,6 +58,11 @@ def log_likelihood(
     p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Of a pair without latents it is
     log p(x) itself, with error 0. Exactly K samples are drawn whatever
     the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
+
+    With a `target_stderr`, a twentieth of `num_samples` is drawn for each datum as a pilot that says how many samples
+    it needs for that error, and for the tail of its weights. As many are drawn afresh, at most `num_samples`: the pilot
+    is laid aside, since samples that decide when to stop would bias what they estimate.
+
     Neither parameters, buffers, modes, numbers that programs keep by name nor torch's random state are changed (but for
     what a first run makes and what programs add to containers, as in `check`). Where torch.distributed has been
     started, every process has to call this: each takes its share of the data, and all get the results of all.
@@ -58,9 +70,13 @@ def log_likelihood(
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
         data: Data (N, *event) or a tuple of arrays, as for `fit`.
-        num_samples: K.
+        num_samples: K; with a target, the most that a datum may have.
         seed: Of the samples.
+        target_stderr: Standard error that is enough for a datum, in nats, about; None draws K samples for each. A mean
+            over N data has 1 / sqrt(N) of it.
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
+        num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
+            `LogLikelihood.unseen`. 0 does without; so do pairs with discrete latents, and ten samples or less.
         memory: Bytes that the decoder may use at once, about.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
         compile: Whether to compile guide and model: True at once, "auto" if the draws that are left will earn back what
@@ -91,36 +107,67 @@ def log_likelihood(
     """
     whole_number("num_samples", num_samples, least=1)
     whole_number("num_draws", num_draws, least=0)
+    whole_number("num_probes", num_probes, least=0)
     whole_number("seed", seed)
+    if target_stderr is not None:
+        finite_number("target_stderr", target_stderr)
+        if target_stderr <= 0:
+            raise ValueError(f"target_stderr: expected a standard error above 0, found {target_stderr}")
     start = time.monotonic()
     with evaluating(pair, data, device) as subject, ExitStack() as stack:
         pair, rows, layout, target, group = subject
-        size = _latent_size(pair, rows.take(slice(0, 1), target), layout)
-        num_drawn = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
-        plan = Plan(num_drawn, *_block_shape(num_drawn, size, layout), num_draws, seed)
+        plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
         blocks, own = subject.blocks(plan.num_rows)
-        draw = Proposer(
-            pair, layout, compile, len(blocks) * math.ceil(num_drawn / plan.num_particles), plan.num_particles
-        )
-        score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * num_drawn)
+        probe = Prober(pair, layout, weigher.score, num_probes if num_samples > _FEW else 0, target)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
         for first in blocks:
             batch = rows.take(slice(first, first + plan.num_rows), target)
-            found, draws = weigh(batch, first, plan, layout, draw, score, target)
-            summary.put(first, judged(found, pair, batch, layout, num_samples)._asdict())
-            posterior.put(first, draws)
+            found = weigh(batch, first, plan, weigher)
+            with located(f"rows {first} to {first + len(batch[0]) - 1}"):
+                unseen = probe(batch, found.summary.value, found.num_drawn, key(seed, first, _PROBES))
+            drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), num_samples)
+            arrays = judged(found.summary, pair, batch, layout, num_samples)._asdict()
+            summary.put(first, arrays | {"unseen": unseen, "num_drawn": drawn})
+            posterior.put(first, found.draws)
             bar.update(first + len(batch[0]), "")
     values, draws_of_all = (collection.gather(group, own, target) for collection in (summary, posterior))
     posterior_log_lik = draws_of_all.pop(LOG_LIK, np.empty((0, 0)))
     return LogLikelihood(
         **values,
         num_samples=num_samples,
+        num_pilot=plan.num_particles if plan.target_stderr is not None else 0,
         num_dimensions=layout.observed_size,
         seconds=time.monotonic() - start,
         posterior=draws_of_all,
         posterior_log_lik=posterior_log_lik,
     )
+
+
+def planned(
+    subject: Subject,
+    num_samples: int,
+    seed: int,
+    memory: int,
+    compile: Literal["auto"] | bool,
+    num_draws: int = 0,
+    target_stderr: float | None = None,
+) -> tuple[Plan, Weigher]:
+    """How the samples of an evaluation are divided, and what draws and weighs them; arguments are its options."""
+    pair, rows, layout, device, _ = subject
+    size = _latent_size(pair, rows.take(slice(0, 1), device), layout)
+    most = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
+    unit = max(LEAST_UNIT, math.ceil(most / NUM_UNITS))
+    adaptive = target_stderr is not None and most > 2 * unit
+    shape = _block_shape(unit if adaptive else most, size, layout)
+    plan = Plan(most, *shape, num_draws, seed, target_stderr if adaptive else None)
+    blocks, own = subject.blocks(plan.num_rows)
+    num_units = math.ceil(most / plan.num_particles)
+    draw = Proposer(pair, layout, compile, len(blocks) * num_units, plan.num_particles)
+    # Data that need more samples than others are few: chunks of few data are full.
+    narrow = max(1, CHUNK_ROWS // plan.num_particles) if adaptive else CHUNK_ROWS
+    score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
+    return plan, Weigher(layout, draw, score, device)
 
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:

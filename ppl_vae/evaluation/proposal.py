@@ -14,7 +14,7 @@ from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
 
-__all__ = ["Proposal", "evaluate_model", "propose"]
+__all__ = ["Proposal", "evaluate_guide", "evaluate_model", "propose"]
 
 
 class Proposal(NamedTuple):
@@ -29,7 +29,7 @@ class Proposal(NamedTuple):
     log_guide: Tensor
     """log q(z given x), (K, N), in nats."""
 
-    def part(self, layout: Layout, rows: slice, particles: slice) -> list[dict[str, Tensor]]:
+    def part(self, layout: Layout, rows: slice | Tensor, particles: slice) -> list[dict[str, Tensor]]:
         """Latent values of some rows and particles, in the same form."""
         chosen = self.latents if self.outer else self.latents[particles]
         return [{n: self._of_site(n, value, layout, rows, particles) for n, value in d.items()} for d in chosen]
@@ -38,8 +38,8 @@ class Proposal(NamedTuple):
         """Size of the plate that runs so many of the particles at once; None where they run one by one."""
         return num_particles if self.outer else None
 
-    def _of_site(self, name: str, value: Tensor, layout: Layout, rows: slice, particles: slice) -> Tensor:
-        index = [slice(None)] * value.dim()
+    def _of_site(self, name: str, value: Tensor, layout: Layout, rows: slice | Tensor, particles: slice) -> Tensor:
+        index: list[slice | Tensor] = [slice(None)] * value.dim()
         index[value.dim() - self.event_dims[name] + layout.data_dim] = rows
         if self.outer:
             index[0] = particles
@@ -65,6 +65,14 @@ def propose(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Pro
     latents = [{name: tape.latents[name] for name in layout.local_latents} for tape in tapes]
     outer = layout.vectorized and num_particles > 1
     return Proposal(latents, event_dims, outer, terms.log_guide)
+
+
+def evaluate_guide(
+    pair: Pair, batch: Batch, latents: Sequence[Mapping[str, Tensor]], layout: Layout, num_particles: int | None
+) -> Tensor:
+    """log q(z given x), (K, N), of given latent values (`num_particles` in each dictionary)."""
+    tapes = [run_program(pair, pair.guide, batch, num_particles, layout, values) for values in latents]
+    return Terms([(tape, tape) for tape in tapes], batch, layout, scaled=False).log_guide
 
 
 def evaluate_model(

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.errors import EstimateError
+from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
 from ppl_vae.weights import khat_threshold
 from ppl_vae.wording import in_words, is_lower_bound
 
@@ -35,8 +37,22 @@ class LogLikelihood:
     """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
     zero_weights: np.ndarray
     """How many samples fell outside the model's support; they count in K with weight zero."""
+    skewness: np.ndarray
+    """Skewness of the mean weight; `interval` leans by it."""
+    smoothed: np.ndarray
+    """Estimate of the Pareto-smoothed weights: less noise for a little bias; NaN where k-hat is above its threshold."""
+    unseen: np.ndarray
+    """Share of p(x) where no sample can have been, by probes spread wider than the guide; NaN where not probed.
+
+    There a single sample would count for more than a tenth of all K. A share of 0.01 is 0.01 nats that the estimate
+    is too low by, about. A mode of its own, far away, is not found.
+    """
+    num_drawn: np.ndarray
+    """Samples in the estimate of each datum, `num_samples` unless a target was given."""
     num_samples: int
-    """K."""
+    """K; with a target, the most that a datum may have."""
+    num_pilot: int
+    """Further samples of each datum, which decided how many it needs, and are in no estimate."""
     num_dimensions: int
     """D, how many numbers of a datum the model observes."""
     seconds: float
@@ -65,13 +81,30 @@ class LogLikelihood:
         return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
 
     @property
+    def verdict(self) -> np.ndarray:
+        """`reliable`, `noisy` or `unreliable`, for each datum: `ppl_vae.evaluation.verdict` says by what rule."""
+        return verdict(self.khat, self.stderr, self.ess, self.unseen, self.num_drawn)
+
+    @property
     def trusted(self) -> np.ndarray:
-        """Whether value and error of a datum can be trusted: equal weights, or k-hat below `khat_threshold(K)`.
+        """Whether the verdict on a datum is not `unreliable`.
 
         The weights of a datum know only of what was drawn: samples that all missed a part of the posterior look good.
-        Where the guide is so narrow that many data are untrusted, the intervals of the others cover less than they say.
+        `unseen` finds such a part where it borders on what was drawn.
         """
-        return (self.khat == -np.inf) | (self.khat < khat_threshold(self.num_samples))
+        return self.verdict != UNRELIABLE
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Interval of the mean of log p(x) over these data, in nats per datum.
+
+        It covers where most data are reliable; the upper end is infinite where most are unreliable.
+        """
+        found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
+        return found._replace(high=math.inf) if self.is_lower_bound else found
+
+    def intervals(self, level: float = 0.95) -> Interval:
+        """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`."""
+        return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
 
     @property
     def is_lower_bound(self) -> bool:
@@ -96,21 +129,35 @@ class LogLikelihood:
         return to_arviz(self)
 
     def __str__(self) -> str:
+        counted = self.num_drawn + self.num_pilot
+        drawn = (
+            f"K = {self.num_samples}" if (counted == self.num_samples).all() else f"{counted.mean():.0f} samples each"
+        )
         text = (
             f"log p(x) {self._in_words()} nats per datum "
-            f"({len(self.value)} data, K = {self.num_samples}, median ESS {np.median(self.ess):.0f})"
+            f"({len(self.value)} data, {drawn}, median ESS {np.median(self.ess):.0f})"
         )
-        doubtful = int((~self.trusted).sum())
-        if doubtful and self.num_samples <= 10:
-            text += "; too few samples to tell how far to trust it"
-        elif doubtful:
-            limit = khat_threshold(self.num_samples)
-            text += (
-                f"; {doubtful} of {len(self.value)} data have k-hat above {limit:.2f}: do not trust their error nor "
-                "that of the mean, the estimate is too low rather than too high; take more samples or a better guide"
-            )
         if zeros := int(self.zero_weights.sum()):
             text += f"; {zeros} samples fell outside the model's support and count as zero"
+        return text + self._verdict_in_words()
+
+    def _verdict_in_words(self) -> str:
+        found = self.verdict
+        noisy, doubtful = int((found == NOISY).sum()), int((found == UNRELIABLE).sum())
+        if doubtful and self.num_samples <= 10:
+            return "; too few samples to tell how far to trust it"
+        text = (
+            f"; {int((found == RELIABLE).sum())} reliable, {noisy} noisy, {doubtful} unreliable"
+            if noisy or doubtful
+            else ""
+        )
+        if doubtful:
+            limit = khat_threshold(self.num_samples)
+            text += (
+                f"; {doubtful} of {len(self.value)} data have k-hat above {limit:.2f} or much of p(x) unseen: do not "
+                "trust their error nor that of the mean, the estimate is too low rather than too high; take more "
+                "samples, a better guide, or escalate"
+            )
         return text
 
     def _share_untrusted(self) -> float:

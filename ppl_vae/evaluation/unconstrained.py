@@ -10,7 +10,7 @@ from torch.distributions import Transform, biject_to
 
 from ppl_vae.errors import PairError
 from ppl_vae.reductions import sum_to_data
-from ppl_vae.supports import is_fixed, support_name, support_of
+from ppl_vae.supports import is_fixed, support_name, support_of, unmixed
 from ppl_vae.tape import Layout, Tape
 
 __all__ = ["Unconstrained"]
@@ -37,7 +37,7 @@ class Unconstrained:
         self._event_dims: dict[str, int] = {}
         for name in layout.local_latents:
             fn = model.sites[name]["fn"]
-            support = support_of(fn)
+            support = unmixed(support_of(fn))
             if support.is_discrete:
                 raise PairError(
                     f"site {name!r}: expected a continuous latent, which Hamiltonian dynamics can move, found a "
@@ -48,7 +48,13 @@ class Unconstrained:
                     f"site {name!r}: expected a support that is the same whatever the other latents, found "
                     f"{support_name(support)}; write the site as a transform of one with a fixed support"
                 )
-            self._transforms[name], self._event_dims[name] = biject_to(support), fn.event_dim
+            try:
+                self._transforms[name], self._event_dims[name] = biject_to(support), fn.event_dim
+            except NotImplementedError as error:
+                raise PairError(
+                    f"site {name!r}: expected a support that Pyro maps to all of R^n, found {support_name(support)}; "
+                    "write the site as a transform of an unconstrained one, or use log_likelihood"
+                ) from error
 
     def values(self, points: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
         """The latent values z of points u, and log |dz / du| of each chain and datum, (K, N)."""

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ppl_vae.errors import located
 from ppl_vae.evaluation.draws import PosteriorDraws
+from ppl_vae.evaluation.precision import samples_needed
+from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
 
-__all__ = ["Plan", "weigh"]
+__all__ = ["Block", "Plan", "Weighed", "Weigher", "all_weights", "weigh"]
 
 
 class Plan(NamedTuple):
     """How the samples of an evaluation are divided; noise belongs to blocks of these sizes, whatever the memory."""
 
     num_samples: int
-    """K."""
+    """K; with a target, the most that a datum may have."""
     num_rows: int
     """Data of a block."""
     num_particles: int
@@ -31,21 +36,86 @@ class Plan(NamedTuple):
     """Posterior draws to keep for each datum."""
     seed: int
     """Of the samples."""
+    target_stderr: float | None = None
+    """Standard error that is enough for a datum, in nats; None draws K samples for each."""
 
 
-def weigh(
-    batch: Batch, first: int, plan: Plan, layout: Layout, draw: Proposer, score: Scorer, device: torch.device
-) -> tuple[Summary, dict[str, np.ndarray]]:
-    """Summary of the K log-weights of each datum of a block whose first datum is `first`, and posterior draws."""
-    stream = Stream(len(batch[0]), plan.num_samples, first)
-    draws = PosteriorDraws(plan.num_draws, layout)
-    for j, drawn in enumerate(range(0, plan.num_samples, plan.num_particles)):
-        count = min(plan.num_particles, plan.num_samples - drawn)
+class Weighed(NamedTuple):
+    """Samples of a block of data with their weights."""
+
+    log_weight: Tensor
+    """log p(x, z) - log q(z given x) (k, N), in nats; of no meaning where they were not wanted."""
+    log_lik: Tensor
+    """log p(x given z) (k, N)."""
+    proposal: Proposal
+    """The samples."""
+    noise: int
+    """Key of their noise."""
+
+
+class Weigher(NamedTuple):
+    """Draws samples of the guide and weighs them, unit by unit."""
+
+    layout: Layout
+    """Layout of the pair."""
+    draw: Proposer
+    """What draws."""
+    score: Scorer
+    """What scores."""
+    device: torch.device
+    """Where."""
+
+    def unit(self, batch: Batch, first: int, j: int, count: int, seed: int, wanted: Tensor | None = None) -> Weighed:
+        """Unit j of the samples of a block whose first datum is `first`; those of data not `wanted` are not scored.
+
+        All data of the block are drawn for, so that the noise of one owes nothing to what others want.
+        """
         with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-            with seeded(key(plan.seed, first, j), device):
-                proposal = draw(batch, count)
-            log_lik, log_prior = score(batch, proposal, count)
-        log_weight = log_lik + log_prior - proposal.log_guide
-        stream.add(log_weight)
-        draws.add(log_weight, log_lik, proposal, key(plan.seed, first, j, 1))
-    return stream.summary(), draws.values()
+            with seeded(key(seed, first, j), self.device):
+                proposal = self.draw(batch, count)
+            log_lik, log_prior = self.score(batch, proposal, count, wanted)
+        return Weighed(log_lik + log_prior - proposal.log_guide, log_lik, proposal, key(seed, first, j, 1))
+
+
+class Block(NamedTuple):
+    """What was found of the data of a block."""
+
+    summary: Summary
+    """Of the weights of each datum."""
+    draws: dict[str, np.ndarray]
+    """Posterior draws."""
+    num_drawn: np.ndarray
+    """Samples in the estimate of each datum (N,)."""
+
+
+def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
+    """Weighs the samples of a block whose first datum is `first`: K for each datum, or what its pilot says it needs."""
+    wanted = torch.full((len(batch[0]),), plan.num_samples)
+    units = _units(plan, plan.num_samples)
+    if plan.target_stderr is not None:
+        pilot = Stream(len(batch[0]), plan.num_particles, first)
+        pilot.add(weigher.unit(batch, first, 0, plan.num_particles, plan.seed).log_weight)
+        needed = samples_needed(pilot.summary(), plan.num_particles, plan.target_stderr, plan.num_samples)
+        wanted = torch.from_numpy(needed)
+        # The pilot has said how many samples there will be: an estimate that used it again would be biased by that.
+        units = _units(plan, int(wanted.max()), start=1)
+    stream, draws = Stream(len(batch[0]), wanted, first), PosteriorDraws(plan.num_draws, weigher.layout)
+    for j, drawn, count in units:
+        want = None if bool((wanted > drawn).all()) else wanted > drawn
+        found = weigher.unit(batch, first, j, count, plan.seed, want)
+        stream.add(found.log_weight, want)
+        draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
+    return Block(stream.summary(), draws.values(), wanted.numpy())
+
+
+def all_weights(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Tensor:
+    """All K log-weights of a block whose first datum is `first`, (K, N), in nats: those that `weigh` streams."""
+    units = _units(plan, plan.num_samples)
+    return torch.cat([weigher.unit(batch, first, j, count, plan.seed).log_weight for j, _, count in units])
+
+
+def _units(plan: Plan, num_samples: int, start: int = 0) -> Iterator[tuple[int, int, int]]:
+    """Number of each unit, how many samples were drawn before it, and how many it draws."""
+    for j in range(math.ceil(num_samples / plan.num_particles)):
+        drawn = j * plan.num_particles
+        yield start + j, drawn, min(plan.num_particles, num_samples - drawn)

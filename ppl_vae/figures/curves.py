@@ -32,7 +32,8 @@ def learning_curves(
 
     Args:
         history: Records with attributes `step`, `objective`, `elbo`, `distortion`, `rate` and, optionally,
-            `validation_elbo` (nats per datum; `None` or NaN where absent), or a mapping of columns of these names.
+            `validation_elbo`, `validation_distortion` and `validation_rate` (nats per datum; `None` or NaN where
+            absent), or a mapping of columns of these names.
         title: Title of the figure.
         objective: What the trained objective is called in the legend.
 
@@ -58,6 +59,11 @@ def learning_curves(
     _curve(bound, columns, "validation_elbo", "ELBO, validation", LIGHT, "--", marker="o")
     _curve(distortion, columns, "distortion", "distortion")
     _curve(rate, columns, "rate", "rate")
+    for axes, name in ((distortion, "validation_distortion"), (rate, "validation_rate")):
+        _curve(axes, columns, name, "validation", LIGHT, "--", marker="o")
+        if len(axes.get_lines()) > 1:
+            axes.get_lines()[0].set_label("training")
+            axes.legend(frameon=False)
 
     bound.set_title("ELBO (higher is better)")
     bound.set_ylabel("nats per datum")
@@ -73,7 +79,11 @@ def learning_curves(
 
 
 def log_likelihood_histogram(
-    values: ArrayLike, khat: ArrayLike | None = None, title: str = "Held-out data", khat_limit: float = 0.7
+    values: ArrayLike,
+    khat: ArrayLike | None = None,
+    title: str = "Held-out data",
+    khat_limit: float = 0.7,
+    criterion: str = "k-hat",
 ) -> Figure:
     """Draw the distribution of log p(x) over the data, and mark the data whose estimate is not to be trusted.
 
@@ -83,6 +93,7 @@ def log_likelihood_histogram(
         title: Title of the figure.
         khat_limit: k-hat from which an estimate is untrusted, `weights.khat_threshold(K)`; the default is that of large
             K.
+        criterion: What decides whether an estimate is trusted, where it is not k-hat; `khat` is then -inf or inf.
 
     Raises:
         DataError: If a value is not finite, or the shapes differ.
@@ -107,7 +118,8 @@ def log_likelihood_histogram(
     if doubtful.any():
         groups = [values[~doubtful], values[doubtful]]
         share = doubtful.mean()
-        labels = [f"trusted (k-hat below {khat_limit:.2f}): {1 - share:.1%}", f"untrusted, rather too low: {share:.1%}"]
+        rule = f"k-hat below {khat_limit:.2f}" if criterion == "k-hat" else criterion
+        labels = [f"trusted ({rule}): {1 - share:.1%}", f"untrusted, rather too low: {share:.1%}"]
         if np.isneginf(khat_limit):
             labels[0] = f"trusted: {1 - share:.1%} (K is too small to tell k-hat)"
         colours = [DARK, LIGHT]
@@ -131,18 +143,20 @@ def _untrusted(khat: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
 
 
 def _columns(history: Sequence[Any] | Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]:
-    """Columns of a history as float arrays; None becomes NaN, an absent validation_elbo a column of NaN."""
+    """Columns of a history as float arrays; None becomes NaN, what is absent of validation a column of NaN."""
+    held_out = ("validation_elbo", "validation_distortion", "validation_rate")
     required = ("step", "objective", "elbo", "distortion", "rate")
     if isinstance(history, Mapping):
-        columns = {name: np.asarray(values, dtype=np.float64) for name, values in history.items()}
+        columns = {n: np.asarray(history[n], dtype=np.float64) for n in (*required, *held_out) if n in history}
     else:
-        names = [name for name in (*required, "validation_elbo") if history and hasattr(history[0], name)]
+        names = [name for name in (*required, *held_out) if history and hasattr(history[0], name)]
         columns = {name: np.array([getattr(row, name) for row in history], dtype=np.float64) for name in names}
     missing = [name for name in required if name not in columns]
     if missing:
         raise DataError(f"expected a history with columns {required}, missing {missing}: record at least one step")
-    columns.setdefault("validation_elbo", np.full_like(columns["step"], np.nan))
-    lengths = {name: columns[name].size for name in (*required, "validation_elbo")}
+    for name in held_out:
+        columns.setdefault(name, np.full_like(columns["step"], np.nan))
+    lengths = {name: columns[name].size for name in (*required, *held_out)}
     if len(set(lengths.values())) != 1 or not lengths["step"]:
         raise DataError(f"expected columns of one positive length, found {lengths}")
     return columns

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ppl_vae.errors import DataError
 from ppl_vae.latents.inputs import coded
+from ppl_vae.options import whole_number
 
 __all__ = ["ClusterAgreement", "cluster_agreement", "linear_probe", "neighbour_accuracy"]
 
@@ -29,7 +31,7 @@ def linear_probe(codes: ArrayLike, labels: ArrayLike, test_codes: ArrayLike, tes
         Share of the other data that are classified right.
 
     Raises:
-        DataError: Shapes differ, or codes are not finite.
+        DataError: Shapes differ, codes are not finite, or all data to train on are of one class.
 
     Reference:
         Alain and Bengio (2017), Understanding Intermediate Layers Using Linear Classifier Probes.
@@ -42,6 +44,8 @@ def linear_probe(codes: ArrayLike, labels: ArrayLike, test_codes: ArrayLike, tes
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    if len(np.unique(coded("codes", codes, labels)[1])) < 2:
+        raise DataError("labels: expected at least two classes to tell apart, found one")
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     return _accuracy(probe, codes, labels, test_codes, test_labels)
 
@@ -62,7 +66,8 @@ def neighbour_accuracy(
         Share of the other data that are classified right.
 
     Raises:
-        DataError: Shapes differ, or codes are not finite.
+        ValueError: `num_neighbours` is no whole number of at least 1.
+        DataError: Shapes differ, codes are not finite, or fewer than k.
 
     Reference:
         Cover and Hart (1967), Nearest Neighbor Pattern Classification.
@@ -73,6 +78,9 @@ def neighbour_accuracy(
     """
     from sklearn.neighbors import KNeighborsClassifier
 
+    whole_number("num_neighbours", num_neighbours, least=1)
+    if (found := len(coded("codes", codes, labels)[0])) < num_neighbours:
+        raise DataError(f"codes: expected at least num_neighbours = {num_neighbours} rows, found {found}")
     return _accuracy(KNeighborsClassifier(num_neighbours), codes, labels, test_codes, test_labels)
 
 
@@ -114,5 +122,7 @@ def cluster_agreement(codes: ArrayLike, labels: ArrayLike, seed: int = 0) -> Clu
 def _accuracy(
     classifier: Any, codes: ArrayLike, labels: ArrayLike, test_codes: ArrayLike, test_labels: ArrayLike
 ) -> float:
-    classifier.fit(*coded("codes", codes, labels))
-    return float(classifier.score(*coded("test_codes", test_codes, test_labels)))
+    (z, y), (test_z, test_y) = coded("codes", codes, labels), coded("test_codes", test_codes, test_labels)
+    if z.shape[1] != test_z.shape[1]:
+        raise DataError(f"test_codes: expected {z.shape[1]} codes a datum as to train on, found {test_z.shape[1]}")
+    return float(classifier.fit(z, y).score(test_z, test_y))

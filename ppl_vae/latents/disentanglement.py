@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_vae.latents.inputs import coded, comparable, entropies
+from ppl_vae.options import whole_number
 
 __all__ = ["DCI", "dci", "mig", "mutual_information", "sap"]
 
@@ -25,6 +26,7 @@ def mutual_information(codes: ArrayLike, factors: ArrayLike, num_bins: int = 20)
         Information in nats, (d, F).
 
     Raises:
+        ValueError: `num_bins` is no whole number of at least 2.
         DataError: Shapes differ, or codes are not finite.
 
     Reference:
@@ -37,6 +39,7 @@ def mutual_information(codes: ArrayLike, factors: ArrayLike, num_bins: int = 20)
     """
     from sklearn.metrics import mutual_info_score
 
+    whole_number("num_bins", num_bins, least=2)
     z, v = coded("codes", codes, factors, of=2)
     bins = [np.digitize(code, np.histogram_bin_edges(code, num_bins)[1:-1]) for code in z.T]
     return np.array([[mutual_info_score(factor, code) for factor in v.T] for code in bins]).clip(0.0)
@@ -89,6 +92,7 @@ def sap(codes: ArrayLike, factors: ArrayLike, categorical: Collection[int] = ())
         Mean over factors of the gap, in [0, 1].
 
     Raises:
+        ValueError: `categorical` names no column of the factors.
         DataError: Shapes differ, codes are not finite or only one, or a factor is constant.
 
     Reference:
@@ -101,6 +105,8 @@ def sap(codes: ArrayLike, factors: ArrayLike, categorical: Collection[int] = ())
         (1.0, 0.0)
     """
     z, v = comparable(codes, factors)
+    if wrong := [column for column in categorical if column not in range(v.shape[1])]:
+        raise ValueError(f"categorical: expected columns of the {v.shape[1]} factors from 0, found {wrong[0]!r}")
     score = _squared_correlation(z, v)
     for column in categorical:
         score[:, column] = [_balanced_accuracy(code, v[:, column]) for code in z.T]

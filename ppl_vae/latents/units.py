@@ -7,15 +7,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_vae.arrays import finite_array
 
-__all__ = ["active_units"]
+__all__ = ["active_units", "variance_of_means"]
 
 
-def active_units(means: ArrayLike, threshold: float = 0.01) -> NDArray[np.bool_]:
+def active_units(means: ArrayLike, threshold: float = 0.01, noise: ArrayLike | None = None) -> NDArray[np.bool_]:
     r"""Latents whose posterior mean varies with the data, $\operatorname{Var}_x E_{q(z|x)}[z_u] > 0.01$.
 
     Args:
         means: E[z given x] of each datum, (N, d).
         threshold: In squared units of z.
+        noise: Variance of each mean where it is one of draws, (N, d): see `variance_of_means`.
 
     Returns:
         Whether each latent is active, (d,); their sum is the number of active units.
@@ -30,4 +31,17 @@ def active_units(means: ArrayLike, threshold: float = 0.01) -> NDArray[np.bool_]
         >>> active_units([[1.0, 0.05], [-1.0, 0.0], [0.0, 0.0]])
         array([ True, False])
     """
-    return finite_array("means", means, 2).var(0) > threshold
+    return variance_of_means(means, noise) > threshold
+
+
+def variance_of_means(means: ArrayLike, noise: ArrayLike | None = None) -> NDArray[np.float64]:
+    r"""Variance over data of the posterior means, $\operatorname{Var}_x E_{q(z|x)}[z_u]$, (d,), in squared units of z.
+
+    A mean of K draws varies by its own noise too: what `noise` says of it, in mean over data, is taken off.
+
+    Example:
+        >>> variance_of_means([[1.0], [-1.0]], noise=[[0.25], [0.75]])
+        array([0.5])
+    """
+    variance = finite_array("means", means, 2).var(0)
+    return variance if noise is None else variance - finite_array("noise", noise, 2).mean(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from ppl_vae.errors import PairError
@@ -61,8 +62,9 @@ class IWAE:
         log_weight = terms.log_weight
         bound = log_mean_exp(log_weight)
         if not doubly:
-            baseline = leave_one_out(log_weight.detach()) if self.gradient == "vimco" else 0.0
-            return _bound_values(terms, bound, by_score, baseline)
+            baseline = leave_one_out(log_weight.detach()) if self.gradient == "vimco" else torch.zeros_like(bound)
+            # Others that are all outside the support say nothing.
+            return _bound_values(terms, bound, by_score, baseline.masked_fill(baseline.isneginf(), 0.0))
         # d bound / d z_k = v_k d log w_k / d z_k with v = softmax(log w); DReG has v_k^2: one more factor on the path.
         share = log_weight.detach().softmax(0)
         terms.scale_paths(share)

@@ -1,12 +1,21 @@
 """What a run leaves on disk: its description, configuration, history, parameters and evaluations."""
 
-from ppl_vae.rundir.directory import RunDirectory, check_free, described, plain
-from ppl_vae.rundir.evaluations import read_evaluation, write_evaluation
+from ppl_vae.rundir.directory import RunDirectory, as_plain, check_free, described, record_as_plain, record_of_plain
+from ppl_vae.rundir.evaluations import (
+    described_estimate,
+    finite_or_none,
+    read_arrays,
+    read_evaluation,
+    write_bounds,
+    write_evaluation,
+)
 from ppl_vae.rundir.records import (
     RUN,
     Binarization,
+    Bounds,
     DataSpec,
     Evaluation,
+    Kind,
     PairSpec,
     RunRecord,
     fingerprint,
@@ -17,17 +26,25 @@ from ppl_vae.rundir.records import (
 __all__ = [
     "RUN",
     "Binarization",
+    "Bounds",
     "DataSpec",
     "Evaluation",
+    "Kind",
     "PairSpec",
     "RunDirectory",
     "RunRecord",
+    "as_plain",
     "check_free",
     "described",
+    "described_estimate",
     "fingerprint",
-    "plain",
+    "finite_or_none",
+    "read_arrays",
     "read_evaluation",
     "read_run",
+    "record_as_plain",
+    "record_of_plain",
+    "write_bounds",
     "write_evaluation",
     "write_run",
 ]

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import math
+import os
 import platform
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from ppl_vae.distributed import current
-from ppl_vae.errors import DataError, PplVaeError
+from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
-from ppl_vae.storage import LOCK
-from ppl_vae.storage.files import replace as replace_file
+from ppl_vae.storage import LOCK, files, plain, tensors
+from ppl_vae.storage.versions import version_of
 
-__all__ = ["RunDirectory", "check_free", "described", "plain"]
+__all__ = ["RunDirectory", "as_plain", "check_free", "described", "record_as_plain", "record_of_plain"]
 
-_CONFIG, _PARAMETERS, _HISTORY = "config.json", "parameters.safetensors", "history.jsonl"
+_CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
 _OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints"}
+_MAX_HISTORY = 2**30
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
 
@@ -57,7 +57,7 @@ class RunDirectory:
         check_free(path, allowed=_OWN if again else {RUN, LOCK})
         _make(path)
         run = cls(path)
-        run.write_json(_CONFIG, plain(settings) | ({} if device is None else {"device": str(device)}))
+        run.write_json(_CONFIG, as_plain(settings) | ({} if device is None else {"device": str(device)}))
         run.write_json("environment.json", _environment())
         run.write_history([])
         return run
@@ -68,20 +68,16 @@ class RunDirectory:
 
     def append_history(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
-        with (self.root / _HISTORY).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: _finite(v) for k, v in record._asdict().items()}) + "\n")
+        files.append(self.root / _HISTORY, json.dumps(record_as_plain(record), allow_nan=False) + "\n")
 
-    def write_history(self, records: Sequence[Sequence[float | None]]) -> None:
+    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
-        lines = (json.dumps(dict(zip(Record._fields, record, strict=True))) + "\n" for record in records)
-        replace_file(self.root / _HISTORY, [line.encode() for line in lines])
+        lines = (json.dumps(record, allow_nan=False) + "\n" for record in records)
+        files.replace(self.root / _HISTORY, [line.encode() for line in lines])
 
     def write_parameters(self, pair: Pair) -> None:
-        """Writes every parameter and buffer of the pair."""
-        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in pair.state_dict().items()}
-        part = self.root / f"{_PARAMETERS}.part"  # a kill while saving leaves what was there before
-        save_file(state, part)
-        part.replace(self.root / _PARAMETERS)
+        """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
+        files.replace(self.root / _PARAMETERS, tensors.to_chunks(pair.state_dict()))
 
     def read_parameters(self, pair: Pair) -> None:
         """Loads the parameters of the run into a pair of the same programs.
@@ -94,19 +90,40 @@ class RunDirectory:
         if not path.is_file():
             raise PplVaeError(f"{path}: expected the parameters of a finished or interrupted run, found no such file")
         try:
-            state = load_file(path)
-        except Exception as error:
+            state = tensors.from_bytes(files.read(path, tensors.MAX_BYTES), path)
+        except StorageError as error:
             raise DataError(f"{path}: expected readable parameters, found damage ({error})") from error
         if found := misfit(pair, state):
             raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
         pair.load_state_dict(state)
 
     def read_history(self) -> list[dict[str, Any]]:
-        """The records of the history; none before the end of the first epoch, and without a line that is torn."""
-        if not (self.root / _HISTORY).is_file():
+        """The records of the history: none before the end of the first epoch, and not the last if its line is torn.
+
+        Raises:
+            DataError: Another line is damaged.
+        """
+        path = self.root / _HISTORY
+        if not path.is_file():
             return []
-        lines = (self.root / _HISTORY).read_text(encoding="utf-8").splitlines()
-        return [record for line in lines if (record := _parsed(line)) is not None]
+        try:
+            *lines, _torn = files.read(path, _MAX_HISTORY).split(b"\n")
+            records = [plain.decode(line, path) for line in lines]
+        except StorageError as error:
+            raise DataError(str(error)) from error
+        if wrong := [number for number, record in enumerate(records, 1) if type(record) is not dict]:
+            raise DataError(f"{path}: expected a record in every line, found none in line {wrong[0]}")
+        return records
+
+
+def record_as_plain(record: Record) -> dict[str, Any]:
+    """A record as JSON, which knows neither NaN nor infinity."""
+    return {name: _number(value) for name, value in record._asdict().items()}
+
+
+def record_of_plain(plain: Mapping[str, Any]) -> Record:
+    """The record that `record_as_plain` made this of."""
+    return Record(**{name: _of_number(value) for name, value in plain.items()})
 
 
 @contextmanager
@@ -116,8 +133,7 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
     A fit that is refused before it begins leaves nothing behind; one that is interrupted or fails says so.
     """
     check_free(root)
-    made = [folder for folder in (root, *root.parents) if not folder.exists()]
-    _make(root)
+    made = _make(root)
     write_run(root, record)
     try:
         yield
@@ -125,9 +141,9 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
         if (root / _CONFIG).exists():
             write_run(root, _ended(root, record, error))
         else:
-            (root / RUN).unlink()
+            files.remove([root / RUN])
             for folder in made:
-                folder.rmdir()
+                files.remove_empty(folder)
         raise
 
 
@@ -137,15 +153,15 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
     Raises:
         PplVaeError: There is a file in it, or in its place.
     """
-    if root.exists() and (not root.is_dir() or {path.name for path in root.iterdir()} - set(allowed)):
+    if os.path.lexists(root) and (not root.is_dir() or set(files.listed(root)) - set(allowed) - {LOCK}):
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
 
 
-def _make(root: Path) -> None:
+def _make(root: Path) -> list[Path]:
     try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PplVaeError(f"run directory {root}: cannot be made ({error.strerror}): choose another run_dir") from error
+        return files.make_folder(root)
+    except StorageError as error:
+        raise StorageError(f"run directory {error}: choose another run_dir") from error
 
 
 def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
@@ -156,42 +172,32 @@ def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
     return replace(record, status=status, steps=last["step"], best_step=last["step"], seconds=last["seconds"])
 
 
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
 def _environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "threads": torch.get_num_threads(),
         "processes": current().size,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 
 
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """A value as JSON: dataclasses become their class and fields, callables their name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        return {"partial": plain(value.func), "args": plain(list(value.args)), "keywords": plain(value.keywords)}
+        return {
+            "partial": as_plain(value.func),
+            "args": as_plain(list(value.args)),
+            "keywords": as_plain(value.keywords),
+        }
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): as_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [as_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such number
     if value is None or isinstance(value, bool | int | float | str):
@@ -199,5 +205,14 @@ def plain(value: Any) -> Any:
     return getattr(value, "__qualname__", None) or type(value).__name__
 
 
-def _finite(value: float) -> float | None:
-    return None if math.isnan(value) else value
+def _number(value: Any) -> Any:
+    """A number of a record as JSON, which knows neither NaN nor infinity; what is recorded by site is a dictionary."""
+    if isinstance(value, Mapping):
+        return {name: [_number(float(number)) for number in numbers] for name, numbers in value.items()}
+    return None if math.isnan(value) else value if math.isfinite(value) else str(value)
+
+
+def _of_number(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: tuple(map(_of_number, numbers)) for name, numbers in value.items()}
+    return math.nan if value is None else float(value) if isinstance(value, str) else value

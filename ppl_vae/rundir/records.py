@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -13,13 +14,16 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, StorageError
+from ppl_vae.storage import files, plain
 
 __all__ = [
     "Binarization",
+    "Bounds",
     "DataSpec",
     "Evaluation",
     "Kind",
+    "Method",
     "PairSpec",
     "RunRecord",
     "fingerprint",
@@ -33,8 +37,10 @@ T = TypeVar("T")
 
 Binarization = Literal["dynamic", "fixed", "none"]
 Kind = Literal["probability", "density"]
+Method = Literal["is", "ais", "exact"]
 
 RUN = "run.json"
+_MAX_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`evaluation.json`: the importance-sampled log-likelihood of test data, in nats per datum."""
+    """`evaluation.json`: the log-likelihood of test data, in nats per datum."""
 
     data: str
     """What was evaluated, in words."""
@@ -114,26 +120,56 @@ class Evaluation:
     """Number of dimensions of a datum."""
     kind: Kind
     """What p(x) is: numbers of one kind are not compared with those of the other."""
-    num_samples: int
-    """K."""
+    method: Method
+    """Importance sampling, annealed importance sampling, or exact."""
+    settings: str
+    """Its settings in words."""
+    num_samples: int | None
+    """K, samples or chains for each datum; absent where it is exact."""
     seed: int
     """Of the samples."""
     mean: float
     """Mean of log p(x)."""
     mean_stderr: float | None
-    """Its Monte Carlo standard error on these data; absent where K = 1."""
+    """Its Monte Carlo standard error on these data, 0 where it is exact; absent where K = 1."""
     population_stderr: float | None
     """Its standard error as an estimate for new data; absent where N = 1."""
-    elbo: float
-    """Mean ELBO."""
-    ess: float
-    """Median effective sample size."""
+    elbo: float | None
+    """Mean ELBO; absent where the method does not tell."""
+    ess: float | None
+    """Median effective sample size; absent where it is exact."""
     khat_threshold: float | None
-    """Largest k-hat whose estimate is trusted at this K, min(1 - 1/log10 K, 0.7); absent up to K = 10."""
+    """Largest k-hat that is trusted at this K, min(1 - 1/log10 K, 0.7); absent up to K = 10, or without k-hat."""
     share_untrusted: float
-    """Share of the data whose k-hat is above that: neither their estimate nor its error can be trusted."""
+    """Share of the data of which neither the estimate nor its error can be trusted."""
     seconds: float
     """Wall time of the evaluation."""
+    verdict: str
+    """The same in a sentence."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """`bounds.json`: bounds on log p(x) from both sides, of data simulated from the model, in nats per datum."""
+
+    data: str
+    """The data whose form the simulated ones have, in words."""
+    num_data: int
+    """Number of simulated data."""
+    settings: str
+    """How it was annealed, in words."""
+    seed: int
+    """Of data and chains."""
+    lower: float
+    """Mean of the lower bounds."""
+    upper: float
+    """Mean of the upper bounds."""
+    gap: float
+    """Mean of upper - lower."""
+    gap_stderr: float | None
+    """Its standard error; absent where N = 1."""
+    seconds: float
+    """Wall time."""
     verdict: str
     """The same in a sentence."""
 
@@ -165,10 +201,12 @@ def read_record(kind: type[T], path: Path, expected: str) -> T:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that is whole or as it was before, whenever the process is killed."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    part.replace(path)
+    """Write a JSON file that is whole or as it was before, whenever the process or the machine stops.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    files.replace(path, [(json.dumps(value, indent=2, allow_nan=False) + "\n").encode()])
 
 
 def fingerprint(*arrays: Tensor) -> str:
@@ -184,17 +222,22 @@ def _json_object(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected JSON, found damage ({error})") from error
+        value = plain.decode(files.read(path, _MAX_BYTES), path)
+    except StorageError as error:
+        raise DataError(str(error)) from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
 def _record(kind: type[T], fields: Any, path: Path) -> T:
     """Make a dataclass of JSON fields, each of which must have the type that the class declares."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)  # type: ignore[arg-type]  # a class is hashable, whatever it makes
     if not isinstance(fields, Mapping) or set(fields) != set(hints):
         raise DataError(f"{path}: expected the fields {', '.join(hints)}, found others: it is of another version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

@@ -7,13 +7,11 @@ is ever overwritten. It holds `tensors.safetensors`, `state.json` and `manifest.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +21,7 @@ from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.options import whole_number
 from ppl_vae.storage import files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
+from ppl_vae.storage.versions import version_of
 
 __all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "steps", "verify", "write"]
 
@@ -89,9 +88,9 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
     if len(state) > MAX_STATE:
         raise ValueError(f"state: expected at most {MAX_STATE} bytes, found {len(state)}: keep arrays as tensors")
 
-    def fill(part: Path) -> None:
-        content = {TENSORS: files.create(part / TENSORS, chunks), STATE: files.create(part / STATE, [state])}
-        files.create(part / MANIFEST, [Manifest(FORMAT, _version(), step, content).to_bytes()])
+    def fill(create: files.Create) -> None:
+        content = {TENSORS: create(TENSORS, chunks), STATE: create(STATE, [state])}
+        create(MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
 
     try:
         files.make_folder(folder)
@@ -160,7 +159,8 @@ def verify(path: Path, max_bytes: int = tensors.MAX_BYTES) -> None:
     try:
         manifest = _manifest(path)
         for name, limit in ((STATE, MAX_STATE), (TENSORS, max_bytes)):
-            _verified(path, name, manifest, limit)
+            expected = manifest.files[name]
+            _compare(path / name, files.measured(path / name, min(expected.num_bytes, limit)), expected)
     except StorageError as error:
         raise CheckpointError(str(error)) from error
 
@@ -231,11 +231,15 @@ def _verified(path: Path, name: str, manifest: Manifest, max_bytes: int) -> byte
     """The bytes of a file, which are those that were written."""
     expected = manifest.files[name]
     content = files.read(path / name, min(expected.num_bytes, max_bytes))
-    if len(content) != expected.num_bytes:
-        raise StorageError(f"{path / name}: expected {expected.num_bytes} bytes, found {len(content)}")
-    if (found := hashlib.sha256(content).hexdigest()) != expected.sha256:
-        raise StorageError(f"{path / name}: expected SHA-256 {expected.sha256}, found {found}: the file is damaged")
+    _compare(path / name, files.Written(len(content), hashlib.sha256(content).hexdigest()), expected)
     return content
+
+
+def _compare(path: Path, found: files.Written, expected: files.Written) -> None:
+    if found.num_bytes != expected.num_bytes:
+        raise StorageError(f"{path}: expected {expected.num_bytes} bytes, found {found.num_bytes}")
+    if found.sha256 != expected.sha256:
+        raise StorageError(f"{path}: expected SHA-256 {expected.sha256}, found {found.sha256}: the file is damaged")
 
 
 def _check_like(found: Checkpoint, like: Mapping[str, Tensor]) -> None:
@@ -266,11 +270,3 @@ def _mode(path: Path) -> int:
         return os.lstat(path).st_mode
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-@cache
-def _version() -> str:
-    try:
-        return importlib.metadata.version("ppl-vae")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

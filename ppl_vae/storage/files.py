@@ -1,4 +1,4 @@
-"""Every file operation by which a run is written or read back: durable, bounded, and each one in reach of tests.
+"""Files and folders of a run: written durably, read within bounds, removed at once.
 
 What a function here has written is on the disk when it returns: the bytes of a file by `fsync` of the file, its name by
 `fsync` of the folder. Nothing follows a symbolic link in the last part of a path, and nothing but regular files is read
@@ -12,22 +12,27 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 from ppl_vae.errors import StorageError
+from ppl_vae.storage import calls
+from ppl_vae.storage.calls import Written
 
 __all__ = [
+    "Create",
     "Written",
     "append",
     "create",
     "listed",
     "make_folder",
+    "measured",
     "move",
     "read",
     "remove",
     "remove_debris",
+    "remove_empty",
     "replace",
     "sync_folder",
     "temporary",
@@ -35,62 +40,10 @@ __all__ = [
     "write_folder",
 ]
 
-T = TypeVar("T")
-
 _TEMPORARY = ".tmp-"
-_CHUNK = 2**22
-_PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class Written(NamedTuple):
-    """What was written into a file."""
-
-    num_bytes: int
-    """Its size."""
-    sha256: str
-    """SHA-256 of its bytes, in lower-case hexadecimal digits."""
-
-
-def _do(operation: Callable[..., T], *arguments: Any) -> T:
-    """Every system call goes through here: tests put something in its place that kills, fails, records or reorders."""
-    return operation(*arguments)
-
-
-@contextmanager
-def _failing(what: str, path: Path) -> Iterator[None]:
-    """Context in which an error of the operating system becomes one of storage that says what could not be done."""
-    if "\0" in str(path):
-        raise StorageError(f"{str(path)!r}: {what}: expected a name without NUL")
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"{path}: {what} ({error.strerror or error})") from error
-
-
-@contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """Opens a regular file, whatever else may have its name."""
-    file = _do(os.open, path, flags | _PLAIN, 0o666)
-    try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise StorageError(f"{path}: expected a regular file, found something else: remove it")
-        yield file
-    finally:
-        _do(os.close, file)
-
-
-def _write(file: int, chunks: Iterable[Any]) -> Written:
-    """Writes buffers of bytes, hashes them on the way, and returns when they are on the disk."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        rest = memoryview(chunk)
-        size += len(rest)
-        while rest:
-            done = _do(os.write, file, rest[:_CHUNK])
-            digest.update(rest[:done])
-            rest = rest[done:]
-    _do(os.fsync, file)
-    return Written(size, digest.hexdigest())
+Create = Callable[[str, Iterable[Any]], Written]
 
 
 def create(path: Path, chunks: Iterable[Any]) -> Written:
@@ -103,8 +56,10 @@ def create(path: Path, chunks: Iterable[Any]) -> Written:
     Raises:
         StorageError: It exists, or the disk refuses.
     """
-    with _failing("cannot be written", path), _opened(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-        return _write(file, chunks)
+    with calls.failing("cannot be written", path), calls.opened(path, calls.NEW) as file:
+        written = calls.write(file, chunks)
+        calls.do(os.fsync, file)
+    return written
 
 
 def replace(path: Path, chunks: Iterable[Any]) -> Written:
@@ -120,22 +75,29 @@ def replace(path: Path, chunks: Iterable[Any]) -> Written:
     return written
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Makes a new folder that is whole or absent, whenever the process or the machine stops.
+def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
+    """Makes a new folder of files that is whole or absent, whenever the process or the machine stops.
 
     Args:
         path: The folder, which must not exist.
-        fill: Creates the files in the folder that it is given, under another name beside `path`.
+        fill: Is given a function (name, chunks) -> `Written` that creates a file in the folder.
 
     Raises:
         StorageError: The disk refuses; what was begun is removed again where that is possible.
     """
     part = temporary(path)
     with _discarded_unless_done(part):
-        with _failing("cannot be made", path):
-            _do(os.mkdir, part)
-        fill(part)
-        sync_folder(part)
+        with calls.failing("cannot be written", path), ExitStack() as stack:
+            opened = []
+
+            def create(name: str, chunks: Iterable[Any]) -> Written:
+                opened.append(stack.enter_context(calls.opened(part / name, calls.NEW)))
+                return calls.write(opened[-1], chunks)
+
+            calls.do(os.mkdir, part)
+            fill(create)
+            opened.append(stack.enter_context(calls.opened_folder(part)))
+            calls.sync(opened)
         move(part, path)
 
 
@@ -146,8 +108,9 @@ def append(path: Path, text: str) -> int:
         StorageError: The disk refuses; a part of the text may stand in the file.
     """
     is_new = not os.path.lexists(path)
-    with _failing("cannot be added to", path), _opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
-        _write(file, [text.encode()])
+    with calls.failing("cannot be added to", path), calls.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
+        calls.write(file, [text.encode()])
+        calls.do(os.fsync, file)
         size = os.fstat(file).st_size
     if is_new:
         sync_folder(path.parent)
@@ -160,11 +123,11 @@ def truncate(path: Path, num_bytes: int) -> None:
     Raises:
         StorageError: It has fewer, or the disk refuses.
     """
-    with _failing("cannot be cut", path), _opened(path, os.O_WRONLY) as file:
+    with calls.failing("cannot be cut", path), calls.opened(path, os.O_WRONLY) as file:
         if (size := os.fstat(file).st_size) < num_bytes:
             raise StorageError(f"{path}: expected at least {num_bytes} bytes, found {size}: the file has lost its end")
-        _do(os.ftruncate, file, num_bytes)
-        _do(os.fsync, file)
+        calls.do(os.ftruncate, file, num_bytes)
+        calls.do(os.fsync, file)
 
 
 def read(path: Path, max_bytes: int) -> bytes:
@@ -173,31 +136,37 @@ def read(path: Path, max_bytes: int) -> bytes:
     Raises:
         StorageError: There is none, it is something else, it has more bytes, or the disk refuses.
     """
-    with _failing("cannot be read", path), _opened(path, os.O_RDONLY) as file:
-        size = os.fstat(file).st_size
-        if size > max_bytes:
-            raise StorageError(f"{path}: expected at most {max_bytes} bytes, found {size}")
-        chunks = []
-        while size > 0 and (chunk := _do(os.read, file, min(size, _CHUNK))):
-            chunks.append(chunk)
-            size -= len(chunk)
-        return b"".join(chunks)
+    return b"".join(calls.pieces(path, max_bytes))
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder and those it stands in, as far as they are missing, and makes their names durable.
+def measured(path: Path, max_bytes: int) -> Written:
+    """Reads a file as `read` does, but keeps its size and hash alone.
+
+    Raises:
+        StorageError: As `read`.
+    """
+    digest, size = hashlib.sha256(), 0
+    for piece in calls.pieces(path, max_bytes):
+        digest.update(piece)
+        size += len(piece)
+    return Written(size, digest.hexdigest())
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Makes a folder and those it stands in, as far as they are missing, durably; returns them, the innermost first.
 
     Raises:
         StorageError: The disk refuses, or a file has the name.
     """
-    with _failing("cannot be made", path):
+    with calls.failing("cannot be made", path):
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
             with suppress(FileExistsError):  # another process was quicker
-                _do(os.mkdir, folder)
+                calls.do(os.mkdir, folder)
             sync_folder(folder.parent)
         if not path.is_dir():
             raise StorageError(f"{path}: expected a folder, found a file in its place")
+        return missing
 
 
 def move(source: Path, target: Path) -> None:
@@ -206,8 +175,8 @@ def move(source: Path, target: Path) -> None:
     Raises:
         StorageError: The disk refuses.
     """
-    with _failing(f"cannot become {target.name}", source):
-        _do(os.rename, source, target)
+    with calls.failing(f"cannot become {target.name}", source):
+        calls.do(os.rename, source, target)
     sync_folder(target.parent)
 
 
@@ -217,12 +186,8 @@ def sync_folder(path: Path) -> None:
     Raises:
         StorageError: The disk refuses.
     """
-    with _failing("its names cannot be made durable", path):
-        folder = _do(os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _do(os.fsync, folder)
-        finally:
-            _do(os.close, folder)
+    with calls.failing("its names cannot be made durable", path), calls.opened_folder(path) as folder:
+        calls.do(os.fsync, folder)
 
 
 def listed(path: Path) -> list[str]:
@@ -231,8 +196,8 @@ def listed(path: Path) -> list[str]:
     Raises:
         StorageError: The disk refuses.
     """
-    with _failing("cannot be listed", path), suppress(FileNotFoundError):
-        return sorted(_do(os.listdir, path))
+    with calls.failing("cannot be listed", path), suppress(FileNotFoundError):
+        return sorted(calls.do(os.listdir, path))
     return []
 
 
@@ -245,12 +210,22 @@ def remove(paths: Iterable[Path]) -> None:
     gone = []
     for path in paths:
         gone.append(temporary(path))
-        with _failing("cannot be removed", path):
-            _do(os.rename, path, gone[-1])
+        with calls.failing("cannot be removed", path):
+            calls.do(os.rename, path, gone[-1])
     for folder in sorted({path.parent for path in gone}):
         sync_folder(folder)
     for path in gone:
         _unlink(path)
+
+
+def remove_empty(path: Path) -> None:
+    """Removes a folder that has nothing in it.
+
+    Raises:
+        StorageError: There is something in it, or the disk refuses.
+    """
+    with calls.failing("cannot be removed", path):
+        calls.do(os.rmdir, path)
 
 
 def remove_debris(folder: Path) -> list[str]:
@@ -274,13 +249,13 @@ def temporary(path: Path) -> Path:
 
 def _unlink(path: Path) -> None:
     """Unlinks a file, or a folder of files; a link to a folder is unlinked, not followed."""
-    with _failing("cannot be removed", path):
+    with calls.failing("cannot be removed", path):
         if not stat.S_ISDIR(os.lstat(path).st_mode):
-            _do(os.unlink, path)
+            calls.do(os.unlink, path)
             return
         for name in listed(path):
-            _do(os.unlink, path / name)
-        _do(os.rmdir, path)
+            calls.do(os.unlink, path / name)
+        calls.do(os.rmdir, path)
 
 
 @contextmanager

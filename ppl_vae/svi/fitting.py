@@ -76,6 +76,7 @@ def fit(
     binarize: Literal["dynamic", "fixed"] | None = None,
     validation: Any = None,
     patience: int | None = None,
+    record_kl: bool = False,
     seed: int = 0,
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
@@ -114,6 +115,8 @@ def fit(
         validation: Held-out data of the same form; its ELBO is computed every epoch, and the parameters with the best
             one are kept. Under `binarize` it is binarised once.
         patience: Stop after this many epochs without a better validation.
+        record_kl: Keep the KL of each latent scalar on the validation data, every epoch: `history.kl(site)` and
+            `figures.latent_curves` show which are used. Costs one more run of the programs on them.
         seed: Of the order of the data and of all noise.
         device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
         compile: Whether to compile the step: True before the first one, "auto" after it, if the steps that are left
@@ -164,10 +167,22 @@ def fit(
         (6, 3)
     """
     settings = FitSettings(
-        objective, epochs, steps, batch_size, learning_rate, optimizer, schedule, clip_norm, binarize, patience, seed
+        objective,
+        epochs,
+        steps,
+        batch_size,
+        learning_rate,
+        optimizer,
+        schedule,
+        clip_norm,
+        binarize,
+        patience,
+        record_kl,
+        seed,
     )
-    if patience is not None and validation is None:
-        raise ValueError("patience: expected validation data to watch, found none; pass validation=...")
+    for name, wanted in (("patience", patience is not None), ("record_kl", record_kl)):
+        if wanted and validation is None:
+            raise ValueError(f"{name}: expected validation data to watch, found none; pass validation=...")
     if run_dir is None and (resume or checkpoint_every is not None):
         raise ValueError("resume, checkpoint_every: expected run_dir=..., where checkpoints are kept, found none")
     checked_every(checkpoint_every)

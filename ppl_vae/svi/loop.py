@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,6 +20,7 @@ from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
 from ppl_vae.svi.stepper import Stepper
+from ppl_vae.svi.usage import kl_of_scalars
 
 __all__ = ["Course", "Loop"]
 
@@ -60,6 +63,19 @@ class Best(NamedTuple):
     """Epochs done."""
     state: list[Tensor]
     """Copies of parameters and buffers."""
+
+
+class HeldOut(NamedTuple):
+    """What the held-out data say after an epoch, by the names of `Record`; NaN without them."""
+
+    validation_elbo: float = math.nan
+    """True ELBO, in nats per datum."""
+    validation_distortion: float = math.nan
+    """-E log p(x given z), in nats per datum."""
+    validation_rate: float = math.nan
+    """KL(q, prior), in nats per datum."""
+    validation_kl: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    """KL of each latent scalar by site, where it is recorded."""
 
 
 class Loop:
@@ -130,27 +146,36 @@ class Loop:
             beta=self.stepper.beta_at(step - 1),
             learning_rate=self.stepper.update.learning_rate,
             seconds=self.seconds,
-            validation_elbo=self._validate(step) if self.held_out is not None else math.nan,
+            **self._judged(step)._asdict(),
         )
 
-    def _validate(self, step: int) -> float:
+    def _judged(self, step: int) -> HeldOut:
+        if self.held_out is None:
+            return HeldOut()
+        with seeded(0, self.device), torch.no_grad(), frozen_modes(self.pair), kept_state(self.pair):
+            found = self._validate(step)
+            if not self.settings.record_kl:
+                return found
+            layout, seed = self.stepper.layout, key(self.settings.seed, _VALIDATION)
+            size = layout.largest_batch(_VALIDATION_BLOCK)
+            kl = kl_of_scalars(self.pair, self.held_out, layout, size, seed, self.device)
+            return found._replace(validation_kl=kl)
+
+    def _validate(self, step: int) -> HeldOut:
         """True ELBO of the held-out data with fixed noise; keeps the parameters if the bound to watch is the best."""
         assert self.held_out is not None
         judge, layout = self.settings.objective.judge(), self.stepper.layout
-        elbo = watched = 0.0
+        means = torch.zeros(4, dtype=torch.float64, device=self.device)
         size, group = layout.largest_batch(_VALIDATION_BLOCK), self.stepper.group
         blocks = range(0, len(self.held_out), size)
-        with seeded(0, self.device), torch.no_grad(), frozen_modes(self.pair), kept_state(self.pair):
-            for start in blocks[group.share(len(blocks))]:
-                batch = self.held_out.take(slice(start, start + size), self.device)
-                reseed(key(self.settings.seed, _VALIDATION, start), self.device)
-                with located(f"validation after step {step}, rows {start} to {start + len(batch[0]) - 1}"):
-                    values = judge.evaluate(self.pair, batch, layout, 1.0)
-                share = len(batch[0]) / len(self.held_out)
-                elbo += share * float(values.elbo)
-                watched += share * float(values.objective)
-        if group.size > 1:
-            elbo, watched = group.sum(torch.tensor([elbo, watched], dtype=torch.float64, device=self.device)).tolist()
+        for start in blocks[group.share(len(blocks))]:
+            batch = self.held_out.take(slice(start, start + size), self.device)
+            reseed(key(self.settings.seed, _VALIDATION, start), self.device)
+            with located(f"validation after step {step}, rows {start} to {start + len(batch[0]) - 1}"):
+                values = judge.evaluate(self.pair, batch, layout, 1.0)
+            share = len(batch[0]) / len(self.held_out)
+            means += share * torch.stack([*values[1:]]).detach().double()
+        watched, *terms = (group.sum(means) if group.size > 1 else means).tolist()
         if not math.isfinite(watched):
             raise EstimateError(
                 f"step {step}: the bound of the validation data is not finite: look for values there that training "
@@ -158,7 +183,7 @@ class Loop:
             )
         if self.best is None or watched > self.best.bound:
             self.best = Best(watched, step, len(self.history) + 1, [t.detach().clone() for t in self.state_tensors()])
-        return elbo
+        return HeldOut(*terms)
 
     def state_tensors(self) -> list[Tensor]:
         """Parameters that train, and buffers."""

@@ -20,7 +20,7 @@ from ppl_vae.distributed import Group
 from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
 from ppl_vae.options import whole_number
-from ppl_vae.rundir import RunDirectory, plain
+from ppl_vae.rundir import RunDirectory, as_plain
 from ppl_vae.storage import discard_after, locked, newest, prune, remove_debris, steps, write
 from ppl_vae.storage.files import make_folder
 from ppl_vae.svi.loop import Loop
@@ -164,7 +164,7 @@ def facts_of(
     settings: FitSettings, rows: Rows, held_out: Rows | None, device: torch.device, group: Group
 ) -> dict[str, Any]:
     """What decides the numbers of a run: `run` may not change when it is resumed, `machine` is warned of."""
-    run = {name: value for name, value in plain(settings).items() if name not in ("epochs", "steps")}
+    run = {name: value for name, value in as_plain(settings).items() if name not in ("epochs", "steps")}
     run |= {"data": _fingerprint(rows), "validation": None if held_out is None else _fingerprint(held_out)}
     machine = {
         "torch": str(torch.__version__),

@@ -45,6 +45,8 @@ class FitSettings:
     """Whether the first array holds probabilities, and when binary data are drawn from them."""
     patience: int | None = None
     """Epochs without a better validation after which the fit stops."""
+    record_kl: bool = False
+    """Whether the history holds the KL of each latent scalar on the validation data."""
     seed: int = 0
     """Of the order of the data and of all noise."""
 

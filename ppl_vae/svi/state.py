@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import CheckpointError
-from ppl_vae.history import History, Record
+from ppl_vae.history import History
 from ppl_vae.pair import Pair
+from ppl_vae.rundir import record_as_plain, record_of_plain
 from ppl_vae.svi.update import Update
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def captured(loop: Loop) -> State:
         "step": loop.step,
         "epoch": loop.epoch,
         "seen": loop.seen,
-        "history": [[None if math.isnan(value) else value for value in record] for record in loop.history],
+        "history": [record_as_plain(record) for record in loop.history],
         "seconds": loop.seconds,
         "optimizer": optimizer,
         "compile": stepper.compile_state(),
@@ -66,22 +66,13 @@ def restore(loop: Loop, state: State) -> None:
     Raises:
         CheckpointError: The state is that of another pair or optimiser; the first entry that differs is named.
     """
-    from ppl_vae.svi.loop import Best
-
     stepper, tensors, plain = loop.stepper, state.tensors, state.plain
     for name, own in _named(stepper.pair).items():
         own.copy_(_fitting(tensors, name, own))
     _restore_optimizer(stepper.update, tensors, plain["optimizer"])
     loop.sums.copy_(_fitting(tensors, _SUMS, loop.sums))
     loop.step, loop.epoch, loop.seen = plain["step"], plain["epoch"], plain["seen"]
-    loop.history = History([Record(*(math.nan if v is None else v for v in record)) for record in plain["history"]])  # type: ignore[arg-type]
-    loop.seconds_before = plain["seconds"]
-    if (best := plain["best"]) is not None:
-        kept = [
-            _fitting(tensors, f"{_BEST}/{i}", own).clone().to(own.device) for i, own in enumerate(loop.state_tensors())
-        ]
-        loop.best = Best(best["bound"], best["step"], best["epoch"], kept)
-    stepper.restore_compile_state(plain["compile"])
+    loop.history = History([record_of_plain(record) for record in plain["history"]])
     _restore_random_states(plain["random"])
     values = {name.removeprefix(f"{_VALUE}/"): t for name, t in tensors.items() if name.startswith(f"{_VALUE}/")}
     if unknown := stepper.values.put(plain["values"], values):

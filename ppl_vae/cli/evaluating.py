@@ -1,0 +1,210 @@
+"""What `ppl-vae evaluate` does, by each of its methods, and what it leaves in a run directory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import typer
+
+from ppl_vae.checking import check, kind_of_density
+from ppl_vae.cli.inputs import Batch, Splits, random_rows
+from ppl_vae.cli.pairs import naming_the_line
+from ppl_vae.cli.pictures import draw_evaluation
+from ppl_vae.cli.reopening import as_parameters, reopen
+from ppl_vae.device import choose_device
+from ppl_vae.distributed import Group
+from ppl_vae.evaluation import (
+    AnnealedLogLikelihood,
+    Annealing,
+    LogLikelihood,
+    agreement,
+    annealed_importance_sampling,
+    bidirectional_monte_carlo,
+    log_evidence,
+    log_likelihood,
+)
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import Bounds, described_estimate, finite_or_none, write_bounds, write_evaluation
+from ppl_vae.weights import khat_threshold
+from ppl_vae.wording import is_lower_bound
+
+__all__ = ["EvaluationSettings", "Method", "evaluate", "evaluate_run"]
+
+Method = Literal["is", "ais", "bdmc", "exact"]
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Options of an evaluation."""
+
+    num_samples: int
+    limit: int | None
+    seed: int
+    device: str
+    method: Method = "is"
+    annealing: Annealing = field(default_factory=Annealing)
+    against_exact: bool = False
+
+
+@dataclass(frozen=True)
+class _Exact:
+    """log p(x) of each datum, as an estimate without error."""
+
+    value: np.ndarray
+    seconds: float
+
+    @property
+    def stderr(self) -> np.ndarray:
+        return np.zeros_like(self.value)
+
+    @property
+    def trusted(self) -> np.ndarray:
+        return np.ones(self.value.shape, dtype=bool)
+
+    def __str__(self) -> str:
+        return f"log p(x) = {self.value.mean():.4f} nats per datum, exact ({len(self.value)} data)"
+
+
+def evaluate(
+    root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings, group: Group
+) -> None:
+    """Evaluate the test data of a run under its parameters."""
+    with group.together(choose_device(settings.device)):
+        pair, splits = reopen(root, pair_name, data_dir)
+    evaluate_run(root, pair, splits, settings, group)
+
+
+def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings, group: Group) -> None:
+    """Evaluate the test data, print the verdict and write it."""
+    batch, device = random_rows(splits.test, settings.limit), choose_device(settings.device)
+    size, total = len(batch[0]), len(splits.test[0])
+    title = f"{splits.title}, {f'all {total:,}' if size == total else f'random {size:,} of {total:,}'} test data"
+    if settings.method == "bdmc":
+        _bound(root, pair, batch, title, settings, device, group)
+        return
+    with naming_the_line("the evaluation failed"):
+        result = _estimate(pair, batch, settings, device)
+        exact = log_evidence(pair, batch, device=device) if settings.against_exact else None
+    if not group.leads:
+        return
+    kept = _write(root, pair, batch, title, settings, result)
+    typer.echo(f"{title}: {result}")
+    typer.echo(_bits(result.value, float((~result.trusted).mean()), _event_size(pair, batch)))
+    if exact is not None:
+        typer.echo(str(agreement(result, exact)))
+    if kept is not None:
+        typer.echo(f"{kept}: the evaluation before this one")
+
+
+def _estimate(
+    pair: Any, batch: Batch, settings: EvaluationSettings, device: torch.device
+) -> LogLikelihood | AnnealedLogLikelihood | _Exact:
+    if settings.method == "ais":
+        return annealed_importance_sampling(pair, batch, settings.annealing, settings.seed, device=device)
+    if settings.method == "exact":
+        start = time.monotonic()
+        return _Exact(log_evidence(pair, batch, device=device), time.monotonic() - start)
+    return log_likelihood(pair, batch, settings.num_samples, settings.seed, device=device)
+
+
+def _write(
+    root: Path,
+    pair: Any,
+    batch: Batch,
+    title: str,
+    settings: EvaluationSettings,
+    result: LogLikelihood | AnnealedLogLikelihood | _Exact,
+) -> Path | None:
+    kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in batch)))
+    size = _event_size(pair, batch)
+    if isinstance(result, LogLikelihood):
+        limit = khat_threshold(settings.num_samples)
+        khat = np.where(result.trusted, result.khat, np.inf)  # some are untrusted for what was not seen
+        draw_evaluation(root, result.value, khat, title, limit)
+        record = described_estimate(
+            result,
+            batch,
+            title,
+            kind,
+            settings.seed,
+            event_size=size,
+            num_samples=settings.num_samples,
+            khat_threshold=limit,
+        )
+    elif isinstance(result, AnnealedLogLikelihood):
+        draw_evaluation(root, result.value, np.where(result.trusted, -np.inf, np.inf), title, criterion="ESS")
+        record = described_estimate(
+            result,
+            batch,
+            title,
+            kind,
+            settings.seed,
+            event_size=size,
+            method="ais",
+            settings=result.annealing.in_words(),
+            num_samples=settings.annealing.num_chains,
+        )
+    else:
+        draw_evaluation(root, result.value, None, title)
+        record = described_estimate(
+            result, batch, title, kind, 0, event_size=size, method="exact", settings="enumeration or quadrature"
+        )
+    return write_evaluation(root, record, result)
+
+
+def _bound(
+    root: Path,
+    pair: Any,
+    batch: Batch,
+    title: str,
+    settings: EvaluationSettings,
+    device: torch.device,
+    group: Group,
+) -> None:
+    """Bounds from both sides on data simulated from the model, as many as there are in the batch."""
+    with naming_the_line("the evaluation failed"):
+        result = bidirectional_monte_carlo(pair, batch, settings.annealing, settings.seed, device=device)
+    if not group.leads:
+        return
+    record = Bounds(
+        data=title,
+        num_data=len(result.lower),
+        settings=result.annealing.in_words(),
+        seed=settings.seed,
+        lower=float(result.lower.mean()),
+        upper=float(result.upper.mean()),
+        gap=result.gap,
+        gap_stderr=finite_or_none(result.gap_stderr),
+        seconds=result.seconds,
+        verdict=str(result),
+    )
+    write_bounds(root, record, result.lower, result.upper)
+    typer.echo(f"data like {title}: {result}")
+    typer.echo(
+        f"{root / 'bounds.json'}: --method ais with these settings is too low by at most so much on data of the model; "
+        "evaluation.json stays as it was"
+    )
+
+
+def _event_size(pair: Any, batch: Batch) -> int:
+    """How many numbers of a datum the model observes."""
+    return check(pair, as_parameters(pair, tuple(x[:16] for x in batch)), proposes_outside=True).layout.observed_size
+
+
+def _bits(value: np.ndarray, share_untrusted: float, event_size: int) -> str:
+    """Bits per dimension and the error for new data, which a lower bound does not have."""
+    from ppl_vae.report import bits_per_dimension
+
+    bits = bits_per_dimension(float(value.mean()), event_size)
+    if is_lower_bound(share_untrusted):
+        return f"bits per dimension ≤ {bits:.4f}"
+    spread = float(value.std(ddof=1) / np.sqrt(len(value))) if len(value) > 1 else float("nan")
+    return (
+        f"bits per dimension {bits:.4f}; as an estimate for new data of this kind the mean has a standard error of "
+        f"{spread:.3f} nats"
+    )

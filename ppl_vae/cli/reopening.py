@@ -1,0 +1,74 @@
+"""A run opened again: its pair with its parameters, and its data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ppl_vae.cli.inputs import Batch, Splits, load_splits
+from ppl_vae.cli.pairs import is_recipe, make_pair, naming_the_line
+from ppl_vae.errors import DataError, PairError
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import RunDirectory, RunRecord, fingerprint, read_run
+
+__all__ = ["as_parameters", "reopen", "reopen_named"]
+
+
+def reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any, Splits]:
+    """Make the pair of a run again, with its parameters, and load its data.
+
+    Code of the user's runs only because the user names it here: never by a name that stands in a file.
+
+    Raises:
+        PairError: The pair is code of the user's own that is not named, or cannot be made.
+        DataError: The data of the run cannot be had, or are not the same.
+    """
+    record = read_run(root)
+    spec = record.pair if pair_name is None else replace(record.pair, name=pair_name)
+    if not is_recipe(spec.name) and pair_name is None:
+        raise PairError(
+            f"{root}: the pair of this run is your own code, which runs only if you name it: add --pair FILE.py:NAME "
+            f"(the run was made with {spec.name!r})"
+        )
+    if record.status != "finished":
+        typer.echo(f"{root}: {_unfinished(record)}", err=True)
+    if record.data.is_file and not Path(record.data.name).is_file():
+        raise DataError(
+            f"{root}: expected the data of the run, {record.data.name}, found no such file: bring it back to that path"
+        )
+    splits = load_splits(record.data if data_dir is None else replace(record.data, data_dir=data_dir))
+    if fingerprint(*splits.test) != record.data_sha256:
+        raise DataError(
+            f"{root}: the data are not those of the run ({record.data.name} has changed): its test rows may have been "
+            "training rows; fit again, or bring the old file back"
+        )
+    pair = make_pair(spec, splits.train)
+    with naming_the_line(f"pair {spec.name!r} failed on the data of {root}"):
+        as_pair(pair).prepare(*as_parameters(pair, tuple(x[:1] for x in splits.test)))
+    RunDirectory(root).read_parameters(as_pair(pair))
+    return pair, splits
+
+
+def reopen_named(root: Path, pair_names: Sequence[str], data_dir: str | None) -> tuple[Any, Splits]:
+    """`reopen` with the name of the run's pair among those that the user has named."""
+    name = read_run(root).pair.name
+    return reopen(root, name if name in pair_names else None, data_dir)
+
+
+def as_parameters(pair: Any, batch: Batch) -> Batch:
+    """A batch in the floating type of the parameters."""
+    dtype = as_pair(pair).dtype
+    return tuple(x.to(dtype) if x.is_floating_point() and dtype is not None else x for x in batch)
+
+
+def _unfinished(record: RunRecord) -> str:
+    """What became of a run that did not finish."""
+    if record.status == "training":
+        return "the training is still going on, or was killed"
+    return (
+        f"the training {'was interrupted' if record.status == 'interrupted' else 'failed'} after {record.steps} steps"
+    )

@@ -1,0 +1,132 @@
+"""What a gap decomposition says of each datum, and of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from ppl_vae.wording import in_words
+
+__all__ = ["GapDecomposition", "PartOfGap"]
+
+Part = Literal["log_evidence", "elbo", "gap", "approximation", "amortisation", "richer_gain"]
+
+
+class PartOfGap(NamedTuple):
+    """The mean of a part over data."""
+
+    value: float
+    """Nats per datum."""
+    stderr: float
+    """Monte Carlo standard error on these data."""
+    population_stderr: float
+    """Standard error as an estimate for new data: the spread over data, Monte Carlo error included."""
+
+
+@dataclass(frozen=True)
+class GapDecomposition:
+    """log p(x) - ELBO of each datum and its parts; every array has shape (N,), every number is in nats."""
+
+    log_evidence: np.ndarray
+    """log p(x): by importance sampling with the best q that was found, or exact."""
+    elbo: np.ndarray
+    """ELBO of the guide."""
+    best_elbo: np.ndarray
+    """ELBO of the best q of the guide's family for this datum."""
+    richer_elbo: np.ndarray
+    """ELBO of the best q of the richer family; NaN where there is none."""
+    log_evidence_stderr: np.ndarray
+    """Monte Carlo standard error of `log_evidence`; 0 where it is exact."""
+    elbo_stderr: np.ndarray
+    """Monte Carlo standard error of `elbo`."""
+    gap_stderr: np.ndarray
+    """Monte Carlo standard error of `gap`; this and the following are of differences on the same noise."""
+    approximation_stderr: np.ndarray
+    """Monte Carlo standard error of `approximation`."""
+    amortisation_stderr: np.ndarray
+    """Monte Carlo standard error of `amortisation`."""
+    richer_gain_stderr: np.ndarray
+    """Monte Carlo standard error of `richer_gain`."""
+    trusted: np.ndarray
+    """Whether log p(x) is exact, or the k-hat of its weights is below its threshold; else it is rather too low."""
+    late_gain: np.ndarray
+    """What the last round of the search for `best_elbo` gained: near zero at the optimum."""
+    late_gain_stderr: np.ndarray
+    """Monte Carlo standard error of `late_gain`."""
+    converged: np.ndarray
+    """Whether `late_gain` is at most the tolerance of the search, within its error."""
+    richer_converged: np.ndarray
+    """The same for `richer_elbo`; True where there is none."""
+    family: Mapping[str, str]
+    """The distribution of each latent in the guide."""
+    is_supremum: bool
+    """Whether the family is all that these distributions can be.
+
+    Where one latent of the guide depends on another, or a flow keeps its transforms, that part of it stays as the
+    encoder made it: the best q may be better still, so that the approximation gap is at most what is said, and the
+    amortisation gap at least.
+    """
+    no_richer: str
+    """Why there is no richer family; empty if there is one."""
+    num_samples: int
+    """K."""
+    seconds: float
+    """Wall time."""
+
+    @property
+    def gap(self) -> np.ndarray:
+        """log p(x) - ELBO = KL(q, posterior): the sum of the two parts."""
+        return self.approximation + self.amortisation
+
+    @property
+    def approximation(self) -> np.ndarray:
+        """Approximation gap: what even the best q of the family leaves."""
+        return self.log_evidence - self.best_elbo
+
+    @property
+    def amortisation(self) -> np.ndarray:
+        """Amortisation gap: what is lost because one encoder serves all data."""
+        return self.best_elbo - self.elbo
+
+    @property
+    def richer_gain(self) -> np.ndarray:
+        """What the richer family gains: the part of the approximation gap that it closes."""
+        return self.richer_elbo - self.best_elbo
+
+    def mean(self, part: Part) -> PartOfGap:
+        """Mean of a part over data with both of its errors: `found.mean("amortisation").value`."""
+        values, errors = getattr(self, part), getattr(self, f"{part}_stderr")
+        num = len(values)
+        spread = float(values.std(ddof=1) / np.sqrt(num)) if num > 1 else float("nan")
+        return PartOfGap(float(values.mean()), float(np.sqrt(np.square(errors).sum()) / num), spread)
+
+    def __str__(self) -> str:
+        of = ", ".join(dict.fromkeys(self.family.values()))
+        lines = [f"log p(x) - ELBO = {self._in_words('gap')} nats per datum ({len(self.elbo)} data, q: {of})"]
+        at_most, at_least = ("", "") if self.is_supremum else ("at most ", "at least ")
+        lines.append(
+            f"  approximation gap  {at_most}{self._in_words('approximation')}  left by the best q of each datum"
+        )
+        lines.append(
+            f"  amortisation gap   {at_least}{self._in_words('amortisation')}  lost by one encoder for all data"
+        )
+        if not self.no_richer:
+            lines.append(f"  an affine map of q for each datum gains {self._in_words('richer_gain')}")
+        return "\n".join(lines + self._cautions())
+
+    def _in_words(self, part: Part) -> str:
+        found = self.mean(part)
+        return in_words(found.value, found.stderr, 0.0)
+
+    def _cautions(self) -> list[str]:
+        num, found = len(self.elbo), []
+        if late := int((~self.converged).sum()):
+            found.append(f"  {late} of {num} searches have not converged: allow more rounds or steps")
+        if doubtful := int((~self.trusted).sum()):
+            found.append(
+                f"  {doubtful} of {num} log p(x) cannot be trusted, and are rather too low: so is the approximation gap"
+            )
+        return found

@@ -1,0 +1,166 @@
+"""What a ledger says of a pair: its bound in two terms, each latent, and the aggregate posterior."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ppl_vae.evaluation.surgery import Surgery
+from ppl_vae.latents.units import active_units, variance_of_means
+from ppl_vae.wording import in_words
+
+__all__ = ["Entry", "LatentUse", "Ledger"]
+
+_COLLAPSED, _SHARE = 0.01, 0.99  # epsilon in nats and 1 - delta of Lucas et al. (2019)
+_NOTHING = 0.01  # nats
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A term of the bound for each datum, in nats."""
+
+    value: np.ndarray
+    """Mean over samples, (N,)."""
+    stderr: np.ndarray
+    """Its Monte Carlo standard error, (N,); 0 where a closed form leaves no noise."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over data, in nats per datum."""
+        return float(self.value.mean())
+
+    @property
+    def mean_stderr(self) -> float:
+        """Monte Carlo standard error of `mean` on these data, in nats per datum."""
+        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
+
+    @property
+    def population_stderr(self) -> float:
+        """Standard error of `mean` as an estimate for new data: the spread over data, Monte Carlo error included."""
+        return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
+
+    def __str__(self) -> str:
+        return in_words(self.mean, self.mean_stderr, 0.0)
+
+
+@dataclass(frozen=True)
+class LatentUse:
+    """How a pair uses one latent site of D scalars."""
+
+    name: str
+    """Of the site."""
+    kl: np.ndarray
+    """KL(q, p) of each datum and scalar, (N, D), in nats; see `form`."""
+    form: Literal["each", "marginal", "whole"]
+    """`each`: q and p factorise, the sum over scalars is the rate of the site. `marginal`: KL of the marginals of
+    scalars that depend on each other. `whole`: the value cannot be taken apart, D = 1 here."""
+    means: np.ndarray | None
+    """E[z given x] of each datum and scalar, (N, D), in units of z; None for discrete or masked latents."""
+    noise: np.ndarray | None
+    """Monte Carlo variance of `means`, (N, D)."""
+
+    @property
+    def collapsed(self) -> np.ndarray:
+        """Scalars whose KL is below 0.01 nats for 99 % of the data, (D,) bool.
+
+        Reference:
+            Lucas, Tucker, Grosse and Norouzi (2019), Don't Blame the ELBO!, definition 1.
+        """
+        return (self.kl < _COLLAPSED).mean(0) >= _SHARE
+
+    @property
+    def mean_variance(self) -> np.ndarray | None:
+        """Variance over data of the posterior means without their noise, (D,), in squared units of z."""
+        return None if self.means is None else variance_of_means(self.means, self.noise)
+
+    @property
+    def active(self) -> np.ndarray | None:
+        """Active units, (D,) bool: the posterior mean varies by more than 0.01 (Burda et al. 2016)."""
+        return None if self.means is None else active_units(self.means, noise=self.noise)
+
+    @property
+    def alarm(self) -> str:
+        """Posterior collapse in words; empty where there is none."""
+        collapsed = np.flatnonzero(self.collapsed)
+        if not len(collapsed):
+            return ""
+        size = self.kl.shape[1]
+        what = f"latent {self.name!r}"
+        if len(collapsed) < size:
+            noun = "scalar" if len(collapsed) == 1 else "scalars"
+            what = f"{len(collapsed)} of {size} scalars of latent {self.name!r} ({noun} {_ranges(collapsed)})"
+        return (
+            f"{what}: KL from the prior below {_COLLAPSED} nats for {_SHARE:.0%} of the data, which says nothing of x"
+        )
+
+    def __str__(self) -> str:
+        size = self.kl.shape[1] if self.means is None else self.means.shape[1]
+        active = "" if self.active is None else f", {int(self.active.sum())} active"
+        largest = np.sort(self.kl.mean(0))[::-1]
+        shown = ", ".join(f"{value:.2f}" for value in largest[:_SHOWN]) + (", ..." if len(largest) > _SHOWN else "")
+        return (
+            f"latent {self.name!r}: {size} {'scalar' if size == 1 else 'scalars'}{active}; "
+            f"KL{' of the marginals' if self.form == 'marginal' else ''} {largest.sum():.2f} nats"
+            f"{f' ({shown})' if len(largest) > 1 else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The evidence lower bound of a pair on data, entry by entry; `print` gives all of it in words."""
+
+    elbo: Entry
+    """ELBO = -(distortion + rate)."""
+    distortion: Entry
+    """-E log p(x given z)."""
+    rate: Entry
+    """KL(q(z given x), p(z)) over all latents."""
+    latents: tuple[LatentUse, ...]
+    """Each latent site, in the order of the guide."""
+    surgery: Surgery | None
+    """The rate by the aggregate posterior; None where it was not asked for, or there is no latent."""
+    num_samples: int
+    """K."""
+    num_dimensions: int
+    """How many numbers of a datum the model observes."""
+    seconds: float
+    """Wall time."""
+
+    def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
+        """-ELBO / (D log 2), an upper bound on that of log p(x), with the observed D unless another is given."""
+        return -self.elbo.mean / ((num_dimensions or self.num_dimensions) * math.log(2))
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Posterior collapse in words: latents or scalars that say nothing of the data; empty if there is none."""
+        found = [latent.alarm for latent in self.latents if latent.alarm]
+        if (s := self.surgery) is not None and s.num_data > 1:
+            informed = s.mutual_information + s.mutual_information_stderr
+            if self.rate.mean > _NOTHING > informed:
+                found.append(
+                    f"the guide does not look at the data: of a rate of {self.rate.mean:.2f} nats only "
+                    f"{max(0.0, s.mutual_information):.2f} are mutual information with x"
+                )
+        return tuple(found)
+
+    def __str__(self) -> str:
+        lines = [
+            f"ELBO {self.elbo} nats per datum ({len(self.elbo.value)} data, K = {self.num_samples}; "
+            f"± {self.elbo.population_stderr:.2g} for new data); "
+            f"at most {self.bits_per_dimension():.3f} bits per dimension",
+            f"= -(distortion {self.distortion} + rate {self.rate})",
+            *map(str, self.latents),
+        ]
+        if self.surgery is not None:
+            lines.append(str(self.surgery))
+        return "\n".join([*lines, *(f"posterior collapse: {alarm}" for alarm in self.alarms)])
+
+
+def _ranges(numbers: np.ndarray) -> str:
+    """Ascending whole numbers in words: 0, 3 to 5."""
+    groups = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+    return ", ".join(f"{g[0]} to {g[-1]}" if len(g) > 1 else f"{g[0]}" for g in groups)

@@ -1,0 +1,209 @@
+"""What to do about data whose estimate cannot be trusted: more samples, a better proposal, annealing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from ppl_vae.arrays import as_rows
+from ppl_vae.errors import DataError, located
+from ppl_vae.evaluation.annealed import annealed_importance_sampling
+from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.collect import Collection
+from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
+from ppl_vae.evaluation.likelihood import log_likelihood
+from ppl_vae.evaluation.refining import refine
+from ppl_vae.evaluation.result import LogLikelihood
+from ppl_vae.evaluation.subject import evaluating
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
+from ppl_vae.options import whole_number
+from ppl_vae.progress import Progress
+from ppl_vae.rng import key
+from ppl_vae.wording import in_words
+
+__all__ = ["EscalatedLogLikelihood", "escalate"]
+
+METHODS = ("guide", "more samples", "refined proposal", "annealing")
+_ROWS = 16
+_FEWEST = 1024  # samples of a fitted proposal
+
+
+@dataclass(frozen=True)
+class EscalatedLogLikelihood:
+    """Estimate of log p(x) for each datum by the first method that served; every array has shape (N,), in nats."""
+
+    value: np.ndarray
+    """Estimate of log p(x)."""
+    stderr: np.ndarray
+    """Its Monte Carlo standard error."""
+    skewness: np.ndarray
+    """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
+    unseen: np.ndarray
+    """Share of p(x) where no sample can have been; NaN where not probed, as under a refined proposal."""
+    verdict: np.ndarray
+    """`reliable`, `noisy` or `unreliable`; annealed estimates are noisy at best."""
+    method: np.ndarray
+    """What gave the estimate: guide, more samples, refined proposal or annealing."""
+    seconds: float
+    """Wall time of the escalation."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over data, in nats per datum."""
+        return float(self.value.mean())
+
+    @property
+    def mean_stderr(self) -> float:
+        """Monte Carlo standard error of `mean` on these data."""
+        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Interval of the mean of log p(x) over these data, in nats per datum."""
+        return interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
+
+    def intervals(self, level: float = 0.95) -> Interval:
+        """Interval of log p(x) of each datum, (N,) and (N,), in nats."""
+        return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many data each method served, by verdict."""
+        return {
+            method: {
+                word: int(((self.method == method) & (self.verdict == word)).sum())
+                for word in (RELIABLE, NOISY, UNRELIABLE)
+            }
+            for method in METHODS
+        }
+
+    def __str__(self) -> str:
+        counts = self.counts()
+        moved = int((self.method != METHODS[0]).sum())
+        left = float((self.verdict == UNRELIABLE).mean())
+        lines = [
+            f"log p(x) = {in_words(self.mean, self.mean_stderr, left)} nats per datum ({len(self.value)} data, "
+            f"{moved} of them escalated, {left:.1%} still unreliable)",
+            f"{'method':<18}{RELIABLE:>10}{NOISY:>10}{UNRELIABLE:>12}",
+            *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
+        ]
+        return "\n".join(lines)
+
+
+class _Found(NamedTuple):
+    """What a method says of some data; arrays (n,)."""
+
+    value: np.ndarray
+    stderr: np.ndarray
+    skewness: np.ndarray
+    unseen: np.ndarray
+    verdict: np.ndarray
+
+
+def escalate(
+    ll: LogLikelihood,
+    pair: Any,
+    data: Any,
+    *,
+    until: Literal["noisy", "reliable"] = "noisy",
+    factor: int = 4,
+    annealing: Annealing = Annealing(),
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+) -> EscalatedLogLikelihood:
+    """Estimates log p(x) anew where an estimate cannot be trusted, by ever dearer methods; each only where needed.
+
+    First more samples of the guide; then samples of a mixture of the guide and a multivariate t fitted to the posterior
+    of the datum in unconstrained coordinates; then annealed importance sampling.
+
+    Args:
+        ll: What `log_likelihood` said of these data.
+        pair: The pair that was evaluated.
+        data: The data that were evaluated.
+        until: The verdict that is enough.
+        factor: How many times as many samples are drawn first; of the fitted proposal as many as before, or 1024.
+        annealing: Chains and temperatures of the last method.
+        seed: Of the further samples.
+        device: Where to evaluate; "auto" is where the parameters are.
+        progress: Show progress bars where there is a terminal.
+
+    Raises:
+        DataError: The data are not as many as were evaluated.
+        PairError: More samples do not suffice, and a latent is discrete or has a support that depends on others.
+        EstimateError: A weight is NaN or infinite.
+
+    Reference:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling; Owen and Zhou (2000), Safe
+        and Effective Importance Sampling; Neal (2001), Annealed Importance Sampling.
+
+    Example:
+        >>> import torch
+        >>> import ppl_vae as pv
+        >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
+        >>> x = ppca.sample(3)
+        >>> found = escalate(pv.log_likelihood(ppca, x, 20, progress=False), ppca, x)
+        >>> found.method.tolist()  # the guide is the posterior
+        ['guide', 'guide', 'guide']
+    """
+    whole_number("seed", seed)
+    whole_number("factor", factor, least=1)
+    if until not in (NOISY, RELIABLE):
+        raise ValueError(f"until: expected {NOISY!r} or {RELIABLE!r}, found {until!r}")
+    start, rows = time.monotonic(), as_rows(data)
+    if len(rows) != len(ll.value):
+        raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
+    enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
+    best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
+    method = np.full(len(rows), METHODS[0], dtype=object)
+
+    def more(some: Any, seed: int) -> _Found:
+        again = log_likelihood(pair, some, factor * ll.num_samples, seed, num_draws=0, device=device, progress=progress)
+        return _Found(*(getattr(again, name) for name in _Found._fields))
+
+    def refined(some: Any, seed: int) -> _Found:
+        return _refined(pair, some, max(ll.num_samples, _FEWEST), seed, device, progress)
+
+    def annealed(some: Any, seed: int) -> _Found:
+        return _annealed(pair, some, annealing, seed, device, progress)
+
+    steps: tuple[Callable[[Any, int], _Found], ...] = (more, refined, annealed)
+    for i, (name, step) in enumerate(zip(METHODS[1:], steps, strict=True)):
+        left = np.flatnonzero(~np.isin(best.verdict, enough))
+        if not len(left):
+            break
+        found = step(rows.take(torch.from_numpy(left)), key(seed, i))
+        for before, after in zip(best, found, strict=True):
+            before[left] = after
+        method[left] = name
+    return EscalatedLogLikelihood(*best, method=method.astype(str), seconds=time.monotonic() - start)
+
+
+def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool) -> _Found:
+    with evaluating(pair, data, device) as subject:
+        pair, rows, layout, target, group = subject
+        found = Collection(len(rows))
+        blocks, own = subject.blocks(layout.largest_batch(_ROWS))
+        with Progress("refined proposals", own.stop, progress and group.leads, "data") as bar:
+            for first in blocks:
+                batch = rows.take(slice(first, first + blocks.step), target)
+                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
+                    summary = refine(pair, batch, layout, first, num_samples, seed, target)
+                found.put(first, summary._asdict())
+                bar.update(first + len(batch[0]), "")
+    s = found.gather(group, own, target)
+    unseen = np.full(len(rows), np.nan)
+    words = verdict(s["khat"], s["stderr"], s["ess"], unseen, np.full(len(rows), num_samples))
+    return _Found(s["value"], s["stderr"], s["skewness"], unseen, words)
+
+
+def _annealed(
+    pair: Any, data: Any, annealing: Annealing, seed: int, device: str | torch.device, progress: bool
+) -> _Found:
+    """Chains whose weights are alike, half of them effective, are noisy: so few do not tell their own error well."""
+    ais = annealed_importance_sampling(pair, data, annealing, seed, device=device, progress=progress)
+    words = np.where(ais.ess >= annealing.num_chains / 2, NOISY, UNRELIABLE)
+    return _Found(ais.value, ais.stderr, np.zeros(len(words)), np.full(len(words), np.nan), words)

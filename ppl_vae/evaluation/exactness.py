@@ -1,0 +1,79 @@
+"""An estimate of log p(x) against the exact answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppl_vae.errors import DataError
+from ppl_vae.evaluation.ranking import Estimate
+
+__all__ = ["Agreement", "agreement"]
+
+_TOLERANCE = 1e-4  # of quadrature, and of float32
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far an estimate is from the exact log p(x); arrays (N,), in nats."""
+
+    error: np.ndarray
+    """Estimate - log p(x)."""
+    stderr: np.ndarray
+    """Monte Carlo standard error of the estimate."""
+    trusted: np.ndarray
+    """Whether estimate and error said that they can be trusted."""
+
+    @property
+    def mean_error(self) -> float:
+        """Mean of `error`, in nats per datum; of an importance-sampled estimate rather negative."""
+        return float(self.error.mean())
+
+    @property
+    def mean_stderr(self) -> float:
+        """Monte Carlo standard error of `mean_error`."""
+        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
+
+    @property
+    def coverage(self) -> float:
+        """Share of the trusted data whose interval of 1.96 standard errors holds the truth; NaN if none is trusted.
+
+        Intervals are wider by 1e-4, to which quadrature is exact.
+        """
+        held = np.abs(self.error) <= 1.96 * self.stderr + _TOLERANCE
+        return float(held[self.trusted].mean()) if self.trusted.any() else float("nan")
+
+    def __str__(self) -> str:
+        text = (
+            f"against the exact log p(x): off by {self.mean_error:+.4f} ± {self.mean_stderr:.4f} nats per datum, by "
+            f"{np.abs(self.error).max():.3f} at most"
+        )
+        if not self.trusted.any():
+            return f"{text}; no datum is trusted"
+        return f"{text}; 95 % intervals hold it for {self.coverage:.1%} of the {int(self.trusted.sum()):,} trusted data"
+
+
+def agreement(estimate: Estimate, exact: np.ndarray) -> Agreement:
+    """Sets an estimate against the exact log p(x) of the same data, such as that of `log_evidence`.
+
+    Args:
+        estimate: A `LogLikelihood`, an `AnnealedLogLikelihood`, or what else has value, stderr and trusted.
+        exact: log p(x) of each datum (N,), in nats.
+
+    Raises:
+        DataError: They are of different numbers of data.
+
+    Example:
+        >>> import torch
+        >>> import ppl_vae as pv
+        >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
+        >>> x = ppca.sample(3)
+        >>> ll = pv.log_likelihood(ppca, x, num_samples=20, progress=False)
+        >>> agreement(ll, pv.log_evidence(ppca, x, progress=False)).coverage
+        1.0
+    """
+    exact = np.asarray(exact, dtype=np.float64)
+    if exact.shape != estimate.value.shape:
+        raise DataError(f"exact: expected log p(x) of each datum, {estimate.value.shape}, found shape {exact.shape}")
+    return Agreement(estimate.value - exact, np.asarray(estimate.stderr), np.asarray(estimate.trusted))

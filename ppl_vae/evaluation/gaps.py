@@ -1,0 +1,188 @@
+"""Where log p(x) - ELBO comes from: the family of q, or the encoder that serves all data."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import PairError, located
+from ppl_vae.evaluation.collect import Collection
+from ppl_vae.evaluation.decomposition import GapDecomposition
+from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence
+from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, is_enumerable
+from ppl_vae.evaluation.local import Found, LocalSearch, Searcher
+from ppl_vae.evaluation.parts import exact_parts, sampled_parts
+from ppl_vae.evaluation.scoring import Scorer
+from ppl_vae.evaluation.subject import Subject, evaluating
+from ppl_vae.options import whole_number
+from ppl_vae.progress import Progress
+from ppl_vae.rng import key, reseed, seeded
+from ppl_vae.tape import Batch
+
+__all__ = ["gap_decomposition"]
+
+_ROWS, _PARTICLES, _CONTEXT_DRAWS, _PROBE_ROWS = 256, 128, 256, 2
+_SCALARS, _ROOT_SCALARS = 1 << 22, 1 << 22  # of a block: in the draws of a family, in its affine maps
+_SEARCH, _RICHER, _CONTEXT, _EVALUATION = range(4)
+
+
+def gap_decomposition(
+    pair: Any,
+    data: Any,
+    num_samples: int = 2000,
+    seed: int = 0,
+    *,
+    search: LocalSearch = LocalSearch(),
+    richer: bool = True,
+    exact: bool = False,
+    memory: int = 256 << 20,
+    device: str | torch.device = "auto",
+    compile: Literal["auto"] | bool = "auto",
+    progress: bool = True,
+) -> GapDecomposition:
+    r"""Splits log p(x) - ELBO of every datum into what the family of q costs, and what amortising it costs.
+
+    .. math:: \log p(x_n) - \mathcal{L}(q_\phi) =
+              \underbrace{\log p(x_n) - \mathcal{L}(q_n^*)}_{\text{approximation gap}} +
+              \underbrace{\mathcal{L}(q_n^*) - \mathcal{L}(q_\phi)}_{\text{amortisation gap}}
+
+    q_n* is the best q of the guide's own family for this datum alone: parameters of each latent's distribution are
+    optimised datum by datum, from where the encoder puts them. Where latents are continuous, a richer local family is
+    tried too: q_n* pushed through an affine map of all latents, which for a normal guide gives the normals of full
+    covariance. log p(x) is estimated by importance sampling with the best q that was found, on draws that no search
+    has seen; of latents with finitely many values it is their sum. The guide, q_n* and the richer q are compared on the
+    same noise. Nothing of the pair is changed.
+
+    Args:
+        pair: A `Pair`, or any object with `.model` and `.guide`; latents are reparametrised, or of finitely many
+            values.
+        data: Data (N, *event) or a tuple of arrays, as for `fit`.
+        num_samples: K, draws for each datum that ELBO and log p(x) are estimated by.
+        seed: Of all noise.
+        search: How each datum's best q is searched for.
+        richer: Whether to try the richer family.
+        exact: Take log p(x) from `log_evidence`: at most two continuous latent numbers.
+        memory: Bytes that the decoder may use at once in evaluation, about.
+        device: Where to evaluate; "auto" is where the parameters are.
+        compile: Whether to compile, as for `log_likelihood`.
+        progress: Show a progress bar where there is a terminal.
+
+    Raises:
+        PairError: There are no latents; or one whose parameters cannot be free, which has no density, or no gradient;
+            or the pair is not valid. With `exact`, also if there is no exact log p(x).
+        DataError: A datum lies outside the support of its site.
+        EstimateError: An ELBO is not finite; the row is named.
+
+    Reference:
+        Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
+
+    Example:
+        >>> import torch
+        >>> import ppl_vae as pv
+        >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
+        >>> gaps = gap_decomposition(ppca, ppca.sample(3), 100, search=LocalSearch(num_steps=5), progress=False)
+        >>> bool(abs(gaps.gap).max() < 1e-6)  # the guide is the posterior
+        True
+    """
+    whole_number("num_samples", num_samples, least=2)
+    whole_number("seed", seed)
+    start = time.monotonic()
+    known = log_evidence(pair, data, device=device, progress=progress) if exact else None
+    with evaluating(pair, data, device) as subject, seeded(key(seed), subject.device):
+        splitter = _Splitter(subject, num_samples, seed, search, richer, memory, compile)
+        found = Collection(len(subject.rows))
+        blocks, own = subject.blocks(splitter.num_rows)
+        with Progress("gap decomposition", own.stop, progress and subject.group.leads, "data") as bar:
+            for first in blocks:
+                batch = subject.rows.take(slice(first, first + blocks.step), subject.device)
+                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
+                    own_known = None if known is None else known[first : first + len(batch[0])]
+                    found.put(first, splitter(batch, first, own_known))
+                bar.update(first + len(batch[0]), "")
+        values = found.gather(subject.group, own, subject.device)
+    return GapDecomposition(
+        **values,
+        family=splitter.family.names,
+        is_supremum=splitter.family.is_supremum,
+        no_richer=splitter.no_richer,
+        num_samples=num_samples,
+        seconds=time.monotonic() - start,
+    )
+
+
+class _Splitter:
+    """Searches and compares, block by block."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        num_samples: int,
+        seed: int,
+        search: LocalSearch,
+        richer: bool,
+        memory: int,
+        compile: Literal["auto"] | bool,
+    ) -> None:
+        pair, rows, layout = subject.pair, subject.rows, subject.layout
+        self._pair, self._layout, self._device = pair, layout, subject.device
+        self._num_samples, self._seed = num_samples, seed
+        self._enumerable = is_enumerable(layout)
+        probe = rows.take(slice(0, _PROBE_ROWS), subject.device)
+        self.family = GuideFamily(pair, probe, layout)
+        self._affine, self.no_richer = self._try_affine(probe) if richer else (None, "not asked for")
+        most = _ROWS if self._affine is None else min(_ROWS, max(1, _ROOT_SCALARS // self._affine.size))
+        self.num_rows = min(layout.largest_batch(most), len(rows))
+        num_blocks = len(subject.blocks(self.num_rows)[0])
+        self._best = Searcher(self.family, pair, search, compile, num_blocks)
+        self._richer = None if self._affine is None else Searcher(self._affine, pair, search, compile, num_blocks)
+        scores = (2 + (self._affine is not None)) * len(rows) * num_samples
+        self._score = Scorer(pair, layout, memory, compile, scores)
+
+    def _try_affine(self, probe: Batch) -> tuple[AffineFamily | None, str]:
+        try:
+            return AffineFamily(self.family, self._pair, probe, self._layout), ""
+        except PairError as error:
+            return None, str(error)
+
+    def __call__(self, batch: Batch, first: int, known: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Everything about the data of a block whose first datum is `first`."""
+        seed = key(self._seed, first)
+        found = self._best((), batch, key(seed, _SEARCH))
+        start, late = torch.zeros_like(found.free), _about(found)
+        if self._enumerable:
+            elbos = [self.family.elbo(free, (), batch, 1) for free in (start, found.free)]
+            return late | exact_parts(enumerate_latents(self._pair, batch, self._layout), *elbos)
+        guide, best = (self._log_weights(self.family, free, (), batch, seed) for free in (start, found.free))
+        richer = None
+        if self._affine is not None and self._richer is not None:
+            reseed(key(seed, _CONTEXT), self._device)
+            context = self._affine.context(found.free, batch, _CONTEXT_DRAWS)
+            moved = self._richer(context, batch, key(seed, _RICHER))
+            richer = self._log_weights(self._affine, moved.free, context, batch, seed)
+            late["richer_converged"] = moved.converged.cpu().numpy()
+        return late | sampled_parts(guide, best, richer, known, first)
+
+    def _log_weights(
+        self, family: LocalFamily, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int
+    ) -> np.ndarray:
+        """log w of K draws for each datum (K, N); every family gets the same noise."""
+        num_chunks = math.ceil(self._num_samples / max(2, min(_PARTICLES, _SCALARS // (len(batch[0]) * family.size))))
+        parts = []
+        for i, draws in enumerate(np.array_split(np.arange(self._num_samples), num_chunks)):
+            reseed(key(seed, _EVALUATION, i), self._device)
+            proposal = family.propose(free, context, batch, len(draws))
+            log_lik, log_prior = self._score(batch, proposal, len(draws))
+            parts.append((log_lik + log_prior - proposal.log_guide).double().cpu().numpy())
+        return np.concatenate(parts)
+
+
+def _about(found: Found) -> dict[str, np.ndarray]:
+    """What is said of a search."""
+    late = {"late_gain": found.gain, "late_gain_stderr": found.gain_stderr, "converged": found.converged}
+    late["richer_converged"] = torch.ones_like(found.converged)
+    return {name: value.cpu().numpy() for name, value in late.items()}

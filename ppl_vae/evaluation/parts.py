@@ -1,0 +1,74 @@
+"""The parts of a gap with their errors, from the log-weights of a guide, of its best q, and of a richer q."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import EstimateError
+from ppl_vae.weights import Stream, khat_threshold
+
+__all__ = ["exact_parts", "sampled_parts"]
+
+_ERRORS = ("log_evidence", "elbo", "gap", "approximation", "amortisation", "richer_gain")
+
+
+def exact_parts(log_evidence: Tensor, elbo: Tensor, best_elbo: Tensor) -> dict[str, np.ndarray]:
+    """Parts without error, where everything has been summed over."""
+    found = {"log_evidence": log_evidence, "elbo": elbo, "best_elbo": best_elbo}
+    parts = {name: value.double().cpu().numpy() for name, value in found.items()}
+    nothing = np.zeros_like(parts["elbo"])
+    parts["richer_elbo"], parts["trusted"] = np.full_like(nothing, np.nan), np.ones_like(nothing, dtype=bool)
+    return parts | {f"{name}_stderr": nothing for name in _ERRORS}
+
+
+def sampled_parts(
+    guide: np.ndarray, best: np.ndarray, richer: np.ndarray | None, known: np.ndarray | None, first: int
+) -> dict[str, np.ndarray]:
+    r"""Parts from log-weights (K, N) of the three on the same noise, with the errors of differences.
+
+    An ELBO is the mean of its log-weights; log p(x) = log 1/K sum_k w_k, whose part of draw k is w_k / mean(w) - 1 by
+    the delta method. The standard error of a difference is that of the mean of the differences of these parts.
+
+    Args:
+        guide: log w of the guide.
+        best: log w of the best q of its family.
+        richer: log w of the best q of the richer family, if there is one: log p(x) is estimated with it.
+        known: log p(x) where it is exact (N,).
+        first: Row of the first datum, for messages.
+
+    Raises:
+        EstimateError: A weight is zero, infinite or NaN; the row is named.
+    """
+    num_samples, num_data = guide.shape
+    for log_weight in (guide, best, *(() if richer is None else (richer,))):
+        if not np.isfinite(log_weight).all():
+            row = int((~np.isfinite(log_weight)).any(0).argmax())
+            raise EstimateError(
+                f"row {first + row}: expected finite log-weights, found {log_weight[~np.isfinite(log_weight)][0]}: its "
+                "ELBO is not finite; choose a guide that proposes only what the model allows"
+            )
+    proposal = best if richer is None else richer
+    if known is None:
+        stream = Stream(num_data, num_samples, first)
+        stream.add(torch.from_numpy(proposal))
+        summary = stream.summary()
+        value, trusted = summary.value, (summary.khat == -np.inf) | (summary.khat < khat_threshold(num_samples))
+        of_evidence = np.exp(proposal - value) - 1
+    else:
+        value, trusted, of_evidence = known, np.ones(num_data, dtype=bool), np.zeros_like(guide)
+    moved = np.full_like(guide, np.nan) if richer is None else richer
+    differences = {
+        "log_evidence": of_evidence,
+        "elbo": guide,
+        "gap": of_evidence - guide,
+        "approximation": of_evidence - best,
+        "amortisation": best - guide,
+        "richer_gain": moved - best,
+    }
+    errors = {f"{name}_stderr": d.std(0, ddof=1) / math.sqrt(num_samples) for name, d in differences.items()}
+    elbos = {"elbo": guide.mean(0), "best_elbo": best.mean(0), "richer_elbo": moved.mean(0)}
+    return {"log_evidence": value, "trusted": trusted} | elbos | errors

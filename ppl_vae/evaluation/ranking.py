@@ -1,0 +1,202 @@
+"""Differences of estimates on the same data, and the order they allow: ties are said to be ties."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from ppl_vae.errors import DataError
+from ppl_vae.options import finite_number
+from ppl_vae.wording import is_lower_bound
+
+__all__ = ["Comparison", "Difference", "Estimate", "check_level"]
+
+
+_MISSED = 0.5  # guides of scale 0.1 to 0.5 leave 3 to 27 % of the data trusted, those that are lowest
+
+
+class Estimate(Protocol):
+    """What is compared, such as a `LogLikelihood`: arrays (N,), in nats."""
+
+    @property
+    def value(self) -> np.ndarray:
+        """Estimate of log p(x) of each datum."""
+
+    @property
+    def stderr(self) -> np.ndarray:
+        """Its Monte Carlo standard error; 0 where it is exact."""
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether both can be trusted; an untrusted estimate is rather too low."""
+
+
+class Difference(NamedTuple):
+    """How far one pair is above another, in nats per datum."""
+
+    better: str
+    """The pair of the higher mean."""
+    worse: str
+    """The other."""
+    mean: float
+    """Mean over data of log p-hat(x) under `better` minus that under `worse`; at least 0."""
+    stderr: float
+    """Its standard error as an estimate for new data: the spread over data, Monte Carlo error included."""
+    monte_carlo: float
+    """Its Monte Carlo standard error on these data, as if the noise of the two were independent."""
+    p_value: float
+    """Adjusted for all comparisons (Holm): told apart if at most the level. See `Comparison`."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    r"""Estimates of log p(x) of the same data under several pairs, and which of them can be told apart.
+
+    Of two pairs a and b, a the higher in mean, a is said to be better if a one-sided t-test over data finds the mean of
+
+    .. math:: d_n = \log \hat p_a(x_n) - [\log \hat p_b(x_n) + s_{b,n}^2 / 2]
+
+    above 0 at half the level, after Holm's correction for all pairs of pairs. s^2 / 2 is how much an estimate with
+    standard error s is too low. Where the estimate of b is untrusted, log p_b(x_n) may be anything above it: a positive
+    d_n then counts as 0. k-hat misses some such data, so that half as many of the largest d_n among the trusted count
+    as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is known well.
+
+    Args:
+        estimates: Name -> estimate, such as a `LogLikelihood`, all of the same N data in the same order.
+        level: Probability, at most, of any wrong order among those told.
+
+    Raises:
+        DataError: There are none, or of different numbers of data.
+
+    Reference:
+        Holm (1979), A Simple Sequentially Rejective Multiple Test Procedure; Al Mohamad, Goeman and van Zwet (2022),
+        Simultaneous Confidence Intervals for Ranks With Application to Ranking Institutions.
+    """
+
+    estimates: Mapping[str, Estimate]
+    """Name -> estimate, as given."""
+    level: float = 0.05
+    """Family-wise error of the order."""
+
+    def __post_init__(self) -> None:
+        check_level(self.level)
+        sizes = {name: len(estimate.value) for name, estimate in self.estimates.items()}
+        if not sizes or len(set(sizes.values())) > 1:
+            raise DataError(f"estimates: expected some, all of the same data, found {sizes or 'none'}")
+
+    @property
+    def num_data(self) -> int:
+        """N."""
+        return len(next(iter(self.estimates.values())).value)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names, the highest mean first."""
+        return tuple(sorted(self.estimates, key=lambda name: -self.estimates[name].value.mean()))
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """All pairs of pairs, in the order of `names`."""
+        couples = list(combinations(self.names, 2))
+        p_values = _holm([_p_value(_credited(self.estimates[a], self.estimates[b])) for a, b in couples])
+        return tuple(self._difference(a, b, p) for (a, b), p in zip(couples, p_values, strict=True))
+
+    @cached_property
+    def ranks(self) -> dict[str, tuple[int, int]]:
+        """Name -> best and worst rank that it may have; all of them hold together with probability 1 - level."""
+        told = [d for d in self.differences if d.p_value <= self.level]
+        above = {name: sum(d.worse == name for d in told) for name in self.names}
+        below = {name: sum(d.better == name for d in told) for name in self.names}
+        return {name: (1 + above[name], len(self.names) - below[name]) for name in self.names}
+
+    @cached_property
+    def bounds(self) -> tuple[str, ...]:
+        """Names of those whose mean is but a lower bound, most of their data being untrusted."""
+        return tuple(name for name in self.names if is_lower_bound(self.share_untrusted(name)))
+
+    @cached_property
+    def groups(self) -> tuple[tuple[str, ...], ...]:
+        """All names but `bounds` in groups, the best first: each is known to be better than all of the next one."""
+        told = {(d.better, d.worse) for d in self.differences if d.p_value <= self.level}
+        placed = [name for name in self.names if name not in self.bounds]
+        groups: list[tuple[str, ...]] = []
+        start = 0
+        for end in range(1, len(placed) + 1):
+            if all((a, b) in told for a in placed[:end] for b in placed[end:]):
+                groups.append(tuple(placed[start:end]))
+                start = end
+        return tuple(groups)
+
+    def behind(self, name: str) -> Difference | None:
+        """How far a pair is behind that of the highest mean; None for that one."""
+        return next((d for d in self.differences if (d.better, d.worse) == (self.names[0], name)), None)
+
+    def share_untrusted(self, name: str) -> float:
+        """Share of the data whose estimate cannot be trusted."""
+        return float((~self.estimates[name].trusted).mean())
+
+    def to_arviz(self) -> Any:
+        """The estimates for ArviZ, `InferenceData` under 0.x and `DataTree` under 1.x.
+
+        Group `constant_data`: value, stderr, trusted and behind_best (model, datum).
+        """
+        from ppl_vae.evaluation.arviz_export import comparison_to_arviz
+
+        return comparison_to_arviz(self)
+
+    def __str__(self) -> str:
+        from ppl_vae.evaluation.ranking_text import as_text
+
+        return as_text(self)
+
+    def _difference(self, better: str, worse: str, p_value: float) -> Difference:
+        a, b = self.estimates[better], self.estimates[worse]
+        gain = a.value - b.value
+        noise = math.sqrt(float(np.square(a.stderr).sum() + np.square(b.stderr).sum())) / len(gain)
+        return Difference(better, worse, float(gain.mean()), _stderr(gain), noise, p_value)
+
+
+def check_level(level: float) -> None:
+    """Refuses a level that is no probability between 0 and 1."""
+    finite_number("level", level)
+    if not 0 < level < 1:
+        raise ValueError(f"level: expected a probability between 0 and 1, found {level}")
+
+
+def _credited(a: Estimate, b: Estimate) -> np.ndarray:
+    """What a is above b for each datum, as far as the estimate of b bears it (N,)."""
+    gain = a.value - (b.value + np.square(np.nan_to_num(b.stderr)) / 2)
+    num_missed = math.ceil(_MISSED * int((~b.trusted).sum()))
+    largest_first = np.argsort(np.where(b.trusted, -gain, np.inf), kind="stable")
+    doubted = ~b.trusted
+    doubted[largest_first[:num_missed]] = True
+    return np.where(doubted, np.minimum(gain, 0.0), gain)
+
+
+def _p_value(gain: np.ndarray) -> float:
+    """Twice the one-sided p-value of a t-test for a positive mean; 1 where it cannot be told."""
+    from scipy.stats import t
+
+    stderr, mean = _stderr(gain), float(gain.mean())
+    if mean <= 0 or math.isnan(stderr):
+        return 1.0
+    return 0.0 if stderr == 0 else float(min(1.0, 2 * t.sf(mean / stderr, len(gain) - 1)))
+
+
+def _holm(p_values: list[float]) -> list[float]:
+    """p-values adjusted for their number: the smallest times all, the next times one fewer, never falling."""
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for i, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def _stderr(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

@@ -1,0 +1,144 @@
+"""Importance sampling with a proposal fitted to the posterior of each datum, mixed with the guide."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ppl_vae.evaluation.path import Ends, Path
+from ppl_vae.evaluation.probing import widening
+from ppl_vae.pair import Pair
+from ppl_vae.rng import key, seeded
+from ppl_vae.tape import Batch, Layout
+from ppl_vae.weights import Stream, Summary
+
+__all__ = ["refine"]
+
+_CHUNK = 256  # samples of each datum at once
+_ROUNDS, _FIT_CHUNKS = 5, 4
+_FIT_SHARE, _HALVINGS, _NEVER = 0.1, 20, 1e4  # effective draws of a fit, steps to find them, a log-weight of zero
+_FREEDOM = 5.0  # of Student's t: tails heavier than those of most posteriors
+_GUIDE_SHARE = 0.2
+_FIRST = 1  # key of the first noise after that of the fit
+
+
+class Fitted(NamedTuple):
+    """A multivariate t of each datum in unconstrained coordinates."""
+
+    loc: Tensor
+    """Centres (N, D)."""
+    scale_tril: Tensor
+    """Factors of the scale matrices (N, D, D)."""
+
+    def distribution(self) -> dist.Distribution:
+        """Student's t, batch shape (N,)."""
+        return dist.MultivariateStudentT(_FREEDOM, self.loc, self.scale_tril)
+
+
+def refine(
+    pair: Pair, batch: Batch, layout: Layout, first: int, num_samples: int, seed: int, device: torch.device
+) -> Summary:
+    r"""Summary of K weights of each datum under a mixture of the guide and a t fitted to its posterior.
+
+    Draws of the guide, spread out, give weighted moments of the posterior; a multivariate t with these moments gives
+    better ones, and so on. Weights of which few would count are flattened to w^b, 0 < b < 1: each round comes as near
+    to the posterior as its draws allow. Fresh samples then come in fixed shares from the guide and from the last t:
+
+    .. math:: \log w = \log p(x, u) - \log [0.2 \, q(u \mid x) + 0.8 \, t(u)]
+
+    Args:
+        pair: The pair, in evaluation mode.
+        batch: A block of data.
+        layout: Layout of the pair.
+        first: Row of its first datum.
+        num_samples: K, rounded up to a multiple of 256.
+        seed: Of the samples.
+        device: Where it runs.
+
+    Raises:
+        PairError: A latent is discrete, its support moves, or the guide has draws of its own.
+
+    Reference:
+        Owen and Zhou (2000), Safe and Effective Importance Sampling; Cappé, Douc, Guillin, Marin and Robert (2008),
+        Adaptive Importance Sampling in General Mixture Classes.
+    """
+    with seeded(key(seed, first), device):
+        path = Path(pair, batch, layout, _CHUNK, "guide")
+        fitted = _fit(path)
+    chunks = math.ceil(num_samples / _CHUNK)
+    stream = Stream(len(batch[0]), chunks * _CHUNK, first)
+    for j in range(chunks):
+        with seeded(key(seed, first, _FIRST + j), device):
+            stream.add(_defensive_weights(path, fitted))
+    return stream.summary()
+
+
+def _fit(path: Path) -> Fitted:
+    """The t of the weighted moments of ever better draws; the first are those of the guide, spread out."""
+    drawn = [path.draw() for _ in range(_FIT_CHUNKS)]
+    pattern = drawn[0]
+    flat = torch.cat([path.space.flat(u) for u in drawn])
+    centre, factor = flat.mean(0), widening(flat.shape[-1])
+    log_guide = torch.cat([path.ends(u).start for u in drawn])
+    points = centre + factor * (flat - centre)
+    fallback = _covariance(flat, torch.full_like(flat[..., 0], 1 / len(flat)), centre)
+    fitted = _moments(points, _log_joint(path, points, pattern) - log_guide, fallback)
+    for _ in range(_ROUNDS - 1):
+        t = fitted.distribution()
+        points = t.sample((len(flat),))
+        fitted = _moments(points, _log_joint(path, points, pattern) - t.log_prob(points), fallback)
+    return fitted
+
+
+def _moments(points: Tensor, log_weight: Tensor, fallback: Tensor) -> Fitted:
+    """Mean and covariance of weighted points (n, N, D), the latter drawn to a fallback where few points count."""
+    weight = _flattened(log_weight.nan_to_num(nan=-torch.inf, posinf=-torch.inf))
+    mean = (weight[..., None] * points).sum(0)
+    ess = 1 / weight.square().sum(0)
+    own = 2 * points.shape[-1]
+    share = (ess / (ess + own))[:, None, None]
+    covariance = share * _covariance(points, weight, mean) + (1 - share) * fallback
+    return Fitted(mean, torch.linalg.cholesky(covariance))
+
+
+def _flattened(log_weight: Tensor) -> Tensor:
+    """Weights w^b (n, N), normalised, with the largest b in [0, 1] that leaves a tenth of the draws effective."""
+    log_weight = (log_weight - log_weight.amax(0)).clamp_min(-_NEVER)
+    low, high = torch.zeros_like(log_weight[0]), 2 * torch.ones_like(log_weight[0])
+    for _ in range(_HALVINGS):
+        power = (low + high) / 2
+        enough = 1 / (power * log_weight).softmax(0).square().sum(0) >= _FIT_SHARE * len(log_weight)
+        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
+    return (low.clamp_max(1.0) * log_weight).softmax(0)
+
+
+def _covariance(points: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
+    centred = points - mean
+    return torch.einsum("kn,knd,kne->nde", weight, centred, centred)
+
+
+def _defensive_weights(path: Path, fitted: Fitted) -> Tensor:
+    """Log-weights of a chunk of samples, (k, N): the guide's share first, then draws of the t."""
+    pattern = path.draw()
+    own = path.space.flat(pattern)
+    t = fitted.distribution()
+    num_guide = round(_GUIDE_SHARE * _CHUNK)
+    points = torch.cat([own[:num_guide], t.sample((_CHUNK - num_guide,))])
+    ends = _ends(path, points, pattern)
+    share = num_guide / _CHUNK
+    mixture = torch.logaddexp(math.log(share) + ends.start, math.log1p(-share) + t.log_prob(points))
+    return torch.where(ends.joint.isnan(), -torch.inf, ends.joint - mixture)
+
+
+def _ends(path: Path, points: Tensor, pattern: Mapping[str, Tensor]) -> Ends:
+    return path.ends(path.space.from_flat(points, pattern))
+
+
+def _log_joint(path: Path, points: Tensor, pattern: Mapping[str, Tensor]) -> Tensor:
+    """log p(x, u) of points (n, N, D)."""
+    return torch.cat([_ends(path, part, pattern).joint for part in points.split(_CHUNK)])

@@ -1,0 +1,70 @@
+"""How far the estimate of a datum can be trusted, in a word."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ppl_vae.pareto import khat_noise, khat_threshold
+
+__all__ = ["NOISY", "RELIABLE", "UNRELIABLE", "pooled", "verdict"]
+
+RELIABLE, NOISY, UNRELIABLE = "reliable", "noisy", "unreliable"
+
+# Weights have a variance, so that a standard error exists, below k = 1/2.
+_LIGHT = 0.5
+# Fewer effective samples than this do not tell their own error.
+_ENOUGH = 30.0
+# What no sample can have seen may shift an interval by a fifth of its standard error (coverage 95 % to 94.6 %), or by
+# less than anybody reads; by a whole one, the interval says nothing.
+_LITTLE, _MUCH, _NEGLIGIBLE = 0.2, 1.0, 1e-4
+
+
+def verdict(
+    khat: np.ndarray, stderr: np.ndarray, ess: np.ndarray, unseen: np.ndarray, num_samples: np.ndarray
+) -> np.ndarray:
+    """`reliable`, `noisy` or `unreliable` for each datum, (N,).
+
+    * `reliable`: all weights equal, or k-hat, drawn towards the other data as its noise warrants (`pooled`), below 1/2
+      and below the threshold of K, at least 30 effective samples (or K / 2), and no more than a fifth of a standard
+      error of log p(x) where no sample can have been. Its intervals cover.
+    * `unreliable`: k-hat from its threshold on, or more than a standard error of log p(x) unseen. The estimate is
+      rather too low, by nobody knows how much.
+    * `noisy`: all others. The estimate is good, its error may be too small.
+
+    Args:
+        khat: Pareto k-hat (N,).
+        stderr: Standard errors (N,), in nats.
+        ess: Effective numbers of samples (N,).
+        unseen: Share of p(x) that the samples cannot have seen (N,); NaN where unknown, which is held against nobody.
+        num_samples: K of each datum (N,).
+
+    Example:
+        >>> khat, error, none = np.array([0.1, 0.6, 0.9, 0.1]), np.full(4, 0.01), np.array([0.0, 0.0, 0.0, 0.2])
+        >>> verdict(khat, error, np.full(4, 900.0), none, np.full(4, 1000)).tolist()
+        ['reliable', 'noisy', 'unreliable', 'unreliable']
+    """
+    limit = np.array([khat_threshold(int(k)) for k in num_samples])
+    equal = khat == -np.inf
+    missed = np.nan_to_num(unseen)
+    tolerated = np.nan_to_num(stderr)
+    heavy = ~(equal | (khat < limit)) | (missed > _MUCH * tolerated + _NEGLIGIBLE)
+    light = (pooled(khat, num_samples) < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
+    sound = (equal | light) & (missed <= _LITTLE * tolerated + _NEGLIGIBLE)
+    return np.where(heavy, UNRELIABLE, np.where(sound, RELIABLE, NOISY))
+
+
+def pooled(khat: np.ndarray, num_samples: np.ndarray) -> np.ndarray:
+    """k-hat of each datum drawn towards their mean by the share of its spread that is noise (James and Stein), (N,).
+
+    Those that look best among equals are those whose largest weights were not drawn: judged alone, they would be called
+    reliable, and be wrong. Infinite values stay.
+    """
+    finite = np.isfinite(khat)
+    if finite.sum() < 3:
+        return khat
+    noise = np.square(khat_noise(khat[finite], num_samples[finite])).mean()
+    spread = khat[finite].var(ddof=1)
+    kept = max(0.0, 1 - noise / spread) if spread > 0 else 0.0
+    out = khat.copy()
+    out[finite] = khat[finite].mean() + kept * (khat[finite] - khat[finite].mean())
+    return out

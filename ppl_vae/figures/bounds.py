@@ -1,0 +1,56 @@
+"""The bound against the number of samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["bound_against_samples"]
+
+
+def bound_against_samples(curve: Any, title: str = "Bound on log p(x) against samples") -> Figure:
+    """Draw L_k with its extrapolation, and what each doubling of k adds beside the law chi2 / 4k.
+
+    Args:
+        curve: A `KCurve`.
+        title: Title of the figure.
+
+    Reference:
+        Domke and Sheldon (2018), Importance Weighting and Variational Inference.
+
+    Example:
+        >>> import torch
+        >>> import ppl_vae as pv
+        >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
+        >>> curve = pv.k_curve(ppca, ppca.sample(3), num_samples=4, progress=False)
+        >>> [axes.get_ylabel() for axes in bound_against_samples(curve).axes]
+        ['bound, nats per datum', 'rise from k to 2k, nats per datum']
+    """
+    figure = new_figure(9.0, 3.6)
+    figure.suptitle(title, fontweight="bold")
+    bound, rise = figure.subplots(1, 2)
+    k = curve.num_samples
+    bound.plot(k, curve.mean, "o-", color=DARK, markersize=4, label="bound with k samples")
+    limit = curve.extrapolated.mean()
+    bound.axhline(limit, color=LIGHT, linestyle="--", label=f"extrapolated: {limit:.2f}".replace("-", "−"))
+    bound.set(xscale="log", xlabel="samples k", ylabel="bound, nats per datum")
+    width = 2 * np.nan_to_num(curve.rise_stderr)
+    rise.errorbar(k[:-1], curve.rise, width, fmt="o", color=DARK, markersize=4, label="measured, ± 2 standard errors")
+    rise.plot(k[:-1], curve.law, color=MIDDLE, label="law: chi2 / 4k")
+    positive = bool((curve.rise > 0).any() and (curve.law > 0).any())
+    rise.set(
+        xscale="log", yscale="log" if positive else "linear", xlabel="samples k",
+        ylabel="rise from k to 2k, nats per datum",
+    )  # fmt: skip
+    bound.set_title("where it goes")
+    rise.set_title("as the law says" if curve.follows_law else "not yet as the law says")
+    for axes in (bound, rise):
+        quiet(axes)
+        axes.legend(frameon=False, fontsize="small")
+    return figure

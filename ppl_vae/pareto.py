@@ -1,0 +1,104 @@
+"""The largest of many importance weights: the Pareto shape of their tail, and the weights smoothed by it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = ["Tails", "fit_tails", "khat_noise", "khat_threshold", "pareto_khat", "tail_size"]
+
+
+class Tails(NamedTuple):
+    """Generalised Pareto fits of the largest weights of each datum; arrays (N,)."""
+
+    khat: np.ndarray
+    """Shape; +inf where fewer than five distinct weights are in the tail."""
+    change: np.ndarray
+    """What smoothing adds to the sum of all weights, in units of the largest weight; 0 where k-hat is +inf."""
+
+
+def tail_size(num_samples: int) -> int:
+    """Number of largest weights in the Pareto fit: ceil(min(K / 5, 3 sqrt(K))) (Vehtari et al. 2024)."""
+    return math.ceil(min(num_samples / 5, 3 * math.sqrt(num_samples)))
+
+
+def khat_threshold(num_samples: int) -> float:
+    """Largest k-hat whose estimate can be trusted at K draws: min(1 - 1 / log10(K), 0.7) (Vehtari et al. 2024)."""
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 10 else -math.inf
+
+
+def khat_noise(khat: np.ndarray, num_samples: np.ndarray) -> np.ndarray:
+    """Standard error (1 + k) / sqrt(M) of the shape of a tail of M draws (Smith 1987), (N,)."""
+    size = np.array([tail_size(int(k)) for k in np.broadcast_to(num_samples, khat.shape)])
+    return (1 + np.maximum(khat, 0.0)) / np.sqrt(size)
+
+
+def pareto_khat(largest: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
+    """Pareto k-hat per datum, (N,): the shape of `fit_tails`."""
+    return fit_tails(largest, num_samples).khat
+
+
+def fit_tails(largest: np.ndarray, num_samples: int | np.ndarray) -> Tails:
+    """Fits the tails of K weights, of which the largest are given, and smooths them.
+
+    The tail is the M weights above the (M + 1)-th largest; its shape is the empirical-Bayes estimate of Zhang and
+    Stephens (2009) with the weak prior of Vehtari et al. (2024). Smoothing replaces the tail by M quantiles of the
+    fitted distribution, none above the largest weight.
+
+    Args:
+        largest: At least the M + 1 largest log-weights of each datum in descending order (N, >= M + 1), in nats.
+        num_samples: K, one for all data or one each (N,).
+
+    Reference:
+        Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> log_weight = rng.exponential(0.5, size=(1, 100_000))  # weights of Pareto shape 0.5
+        >>> float(fit_tails(-np.sort(-log_weight), 100_000).khat[0]).__round__(1)
+        0.5
+    """
+    fits = [_fit(row, int(k)) for row, k in zip(largest, np.broadcast_to(num_samples, len(largest)), strict=True)]
+    khat, change = np.array(fits, dtype=np.float64).reshape(-1, 2).T
+    return Tails(khat, change)
+
+
+def _fit(largest: np.ndarray, num_samples: int) -> tuple[float, float]:
+    size = tail_size(num_samples)
+    if len(largest) < size + 1:
+        return np.inf, 0.0
+    log_weight = largest[size::-1].astype(np.float64) - largest[0]
+    log_cutoff = max(log_weight[0], math.log(np.finfo(float).tiny))
+    cutoff = math.exp(log_cutoff)
+    tail = np.exp(log_weight[log_weight > log_cutoff]) - cutoff
+    if len(tail) <= 4:
+        return np.inf, 0.0
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        shape, scale = _fit_generalized_pareto(tail)
+        smoothed = np.minimum(_quantiles(len(tail), shape, scale) + cutoff, 1.0)
+    if np.isnan(shape):  # a tail too extreme for the fit
+        return np.inf, 0.0
+    return shape, float(smoothed.sum() - (tail + cutoff).sum())
+
+
+def _quantiles(size: int, shape: float, scale: float) -> np.ndarray:
+    """Quantiles of a generalised Pareto distribution at (i - 1/2) / M."""
+    log_above = np.log1p(-(np.arange(size) + 0.5) / size)
+    return scale * (np.expm1(-shape * log_above) / shape if abs(shape) > np.finfo(float).eps else -log_above)
+
+
+def _fit_generalized_pareto(tail: np.ndarray) -> tuple[float, float]:
+    """Shape and scale of a generalised Pareto distribution fitted to `tail`, ascending and positive."""
+    n = len(tail)
+    grid = 30 + int(math.sqrt(n))
+    quartile = tail[int(n / 4 + 0.5) - 1]
+    b = (1 - np.sqrt(grid / (np.arange(1, grid + 1) - 0.5))) / (3 * quartile) + 1 / tail[-1]
+    shape = np.log1p(-b[:, None] * tail).mean(axis=1)
+    profile = n * (np.log(-(b / shape)) - shape - 1)
+    posterior = 1 / np.exp(profile - profile[:, None]).sum(axis=1)
+    kept = posterior >= 10 * np.finfo(float).eps
+    b_mean = (b[kept] * posterior[kept]).sum() / posterior[kept].sum()
+    shape_mean = float(np.log1p(-b_mean * tail).mean())
+    return (n * shape_mean + 5.0) / (n + 10.0), -shape_mean / float(b_mean)

@@ -1,0 +1,317 @@
+"""Files made to run code, to lie or to exhaust; `hostile.py FOLDER` reads them all and prints what happened.
+
+Those of checkpoints stand under intact hashes, as whoever writes one can make them.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ppl_vae import storage
+from ppl_vae.data import array_names, load_array
+from ppl_vae.errors import PplVaeError
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, read_evaluation, read_run, write_run
+from ppl_vae.storage import plain
+from tests.faults import save
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+SIGN = "CODE-RAN"
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (SIGN,)
+
+
+class Gadget:
+    """Calls `exec` where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return builtins.exec, (f"import os; os.mkdir({SIGN!r})",)
+
+
+class Case(NamedTuple):
+    """A hostile file."""
+
+    read: Callable[[Path], object]
+    """How it is read; the argument is a folder of its own."""
+    make: Callable[[Path], None]
+    """How it is made there."""
+
+
+def sign(path: Path, **changes: Any) -> None:
+    """Writes the manifest anew, for the files that are there."""
+    contents = {name: (path / name).read_bytes() for name in (TENSORS, STATE) if (path / name).is_file()}
+    sizes = {n: {"num_bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
+    fields = {"format": 1, "library": "1", "step": 1, "files": sizes} | changes
+    fields["sha256"] = hashlib.sha256(plain.encode(fields)).hexdigest()
+    (path / MANIFEST).write_bytes(plain.encode(fields))
+
+
+def checkpoint(name: str, content: bytes | Callable[[Path], None], signed: bool = True) -> Case:
+    """A checkpoint in which one file is another."""
+
+    def make(folder: Path) -> None:
+        save(folder, 1)
+        path = folder / "step-000000001" / name
+        if callable(content):
+            path.unlink()
+            content(path)
+        else:
+            path.write_bytes(content)
+        if signed and name != MANIFEST:
+            sign(path.parent)
+
+    return Case(storage.newest, make)
+
+
+def manifest(**changes: Any) -> Case:
+    """A checkpoint whose manifest is intact and says something else."""
+
+    def make(folder: Path) -> None:
+        save(folder, 1)
+        sign(folder / "step-000000001", **changes)
+
+    return Case(storage.newest, make)
+
+
+def whole(make: Callable[[Path], object]) -> Case:
+    """Something else in the place of a checkpoint."""
+    return Case(storage.newest, lambda folder: (folder.mkdir(), make(folder / "step-000000001"), None)[-1])
+
+
+def header(text: bytes | dict[str, Any], body: bytes = bytes(16), size: int | None = None) -> Case:
+    """A file of safetensors with a header of one's own."""
+    text = text if isinstance(text, bytes) else json.dumps(text).encode()
+    return checkpoint(TENSORS, struct.pack("<Q", len(text) if size is None else size) + text + body)
+
+
+def entry(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16), **others: Any) -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": offsets} | others
+
+
+def run_file(name: str, content: bytes, read: Callable[[Path], object]) -> Case:
+    """A file of a run directory."""
+    return Case(read, lambda folder: (folder.mkdir(), (folder / name).write_bytes(content), None)[-1])
+
+
+def data(name: str, content: bytes, read: Callable[[Path], object] = load_array) -> Case:
+    return Case(lambda folder: read(folder / name), run_file(name, content, read).make)
+
+
+def archive(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "."), content)
+    return stream.getvalue()
+
+
+def twice(name: str, *contents: bytes) -> bytes:
+    """A zip with several members of one name."""
+    import warnings
+
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for content in contents:
+            file.writestr(name, content)
+    return stream.getvalue()
+
+
+def of_numpy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def of_torch(value: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream, **options)
+    return stream.getvalue()
+
+
+def read_parameters(folder: Path) -> None:
+    RunDirectory(folder).read_parameters(as_pair(_Pair()))
+
+
+class _Pair:
+    def model(self, x: torch.Tensor) -> None: ...
+    def guide(self, x: torch.Tensor) -> None: ...
+
+
+def read_history(folder: Path) -> None:
+    RunDirectory(folder).read_history()
+
+
+PICKLE, OBJECTS = pickle.dumps(Gadget()), of_numpy(np.array([[Bomb()]], dtype=object))
+DEEP = b"[" * 200_000 + b"]" * 200_000
+LYING = b"\x93NUMPY\x01\x00" + struct.pack("<H", 80)
+LYING += b"{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}".ljust(79) + b"\n"
+
+CASES: dict[str, Case] = {
+    **{
+        f"pickle of protocol {protocol} as {name}": checkpoint(name, pickle.dumps(Bomb(), protocol))
+        for protocol in range(6)
+        for name in (TENSORS, STATE, MANIFEST)
+    },
+    "file of torch.save as tensors": checkpoint(TENSORS, of_torch({"x": Gadget()})),
+    "old file of torch.save as tensors": checkpoint(
+        TENSORS, of_torch({"x": Gadget()}, _use_new_zipfile_serialization=False)
+    ),
+    "zip with a pickle as tensors": checkpoint(TENSORS, archive(data__pkl=PICKLE)),
+    "zip behind tensors": header(json.dumps({"x": entry()}).encode(), bytes(16) + archive(data__pkl=PICKLE)),
+    "code as state": checkpoint(STATE, f"__import__('os').mkdir({SIGN!r})".encode()),
+    "tags of yaml as state": checkpoint(STATE, f"!!python/object/apply:os.mkdir [{SIGN}]".encode()),
+    "list as state": checkpoint(STATE, b"[1]\n"),
+    "deep state": checkpoint(STATE, b'{"x":' + DEEP + b"}"),
+    "state at the limit of recursion": checkpoint(STATE, b'{"x":' + b"[" * 100 + b"]" * 100 + b"}"),
+    "state with a key that stands twice": checkpoint(STATE, b'{"step":1,"step":2}\n'),
+    "NaN in state": checkpoint(STATE, b'{"x":NaN}\n'),
+    "infinity in state": checkpoint(STATE, b'{"x":1e999}\n'),
+    "number of 5,000 digits in state": checkpoint(STATE, b'{"x":' + b"9" * 5000 + b"}\n"),
+    "bytes that are no text as state": checkpoint(STATE, b'{"\xff":1}\n'),
+    "deep manifest": checkpoint(MANIFEST, b'{"x":' + DEEP[:60_000] + b"}"),
+    "large manifest": checkpoint(MANIFEST, b" " * 2**17),
+    "manifest of files elsewhere": manifest(files={"../../etc/passwd": {"num_bytes": 1, "sha256": "0" * 64}}),
+    "manifest of 2^60 bytes": manifest(
+        files={name: {"num_bytes": 2**60, "sha256": "0" * 64} for name in (TENSORS, STATE)}
+    ),
+    "manifest of -1 bytes": manifest(files={n: {"num_bytes": -1, "sha256": "0" * 64} for n in (TENSORS, STATE)}),
+    "manifest of a later format": manifest(format=2**70, library="os.system"),
+    "header of 2^60 bytes": header({"x": entry()}, size=2**60),
+    "header of 2^64 - 1 bytes": header({"x": entry()}, size=2**64 - 1),
+    "header beyond the file": header({"x": entry()}, size=1000),
+    "no header": checkpoint(TENSORS, b"\1\0\0"),
+    "deep header": header(b'{"x":' + DEEP + b"}"),
+    "tensor that stands twice": header(b'{"x":%b,"x":%b}' % ((json.dumps(entry()).encode(),) * 2)),
+    "tensors that overlap": header({"x": entry(), "y": entry()}),
+    "tensors with a gap": header({"x": entry(shape=[1], offsets=[0, 4]), "y": entry(shape=[2], offsets=[8, 16])}),
+    "bytes behind the tensors": header({"x": entry()}, bytes(17)),
+    "tensor beyond the file": header({"x": entry(shape=[2**40], offsets=[0, 2**42])}),
+    "shape that overflows": header({"x": entry(shape=[2**61, 2**61, 0], offsets=[0, 0])}, b"\0"),
+    "shape of 10,000 dimensions": header({"x": entry(shape=[1] * 10_000, offsets=[0, 4])}, bytes(4)),
+    "negative shape": header({"x": entry(shape=[-2, -2])}),
+    "offsets backwards": header({"x": entry(shape=[0], offsets=[16, 0])}),
+    "shape of true": header({"x": entry("U8", [True], [0, 1])}, b"\0"),
+    "shape of NaN": header(b'{"x":{"dtype":"F32","shape":[NaN],"data_offsets":[0,16]}}'),
+    "dtype os.system": header({"x": entry("os.system")}),
+    "dtype that is a list": header({"x": entry(["F32"])}),
+    "dtype of objects": header({"x": entry("O")}),
+    "field of another kind": header({"x": entry(module="os")}),
+    "entry that is a name": header({"x": "os.system"}),
+    "tensor without a name": header({"": entry()}),
+    "pipe as tensors": checkpoint(TENSORS, os.mkfifo, signed=False),
+    "pipe as state": checkpoint(STATE, os.mkfifo, signed=False),
+    "pipe as manifest": checkpoint(MANIFEST, os.mkfifo),
+    "folder as tensors": checkpoint(TENSORS, os.mkdir, signed=False),
+    "link to zeros as tensors": checkpoint(TENSORS, lambda path: path.symlink_to("/dev/zero"), signed=False),
+    "link to a secret as state": checkpoint(
+        STATE,
+        lambda path: ((path.parent / "secret").write_text("{}"), path.symlink_to("secret"), sign(path.parent), None)[
+            -1
+        ],
+    ),
+    "link to nothing as manifest": checkpoint(MANIFEST, lambda path: path.symlink_to("absent")),
+    "pipe as checkpoint": whole(os.mkfifo),
+    "file as checkpoint": whole(lambda path: path.write_bytes(PICKLE)),
+    "link to a checkpoint elsewhere": whole(
+        lambda path: (save(path.parent / "elsewhere", 1), path.symlink_to("elsewhere/step-000000001"))
+    ),
+    "empty folder as checkpoint": whole(os.mkdir),
+    "objects as .npy": data("x.npy", OBJECTS),
+    "pickle as .npy": data("x.npy", PICKLE),
+    "code in the header of .npy": data(
+        "x.npy", LYING.replace(b"'descr': '<f4'", b"'descr': exit(9)"[:14].ljust(14)) + bytes(64)
+    ),
+    "shape of 2^64 numbers in .npy": data("x.npy", LYING + bytes(64)),
+    "objects in .npz": data("x.npz", archive(x__npy=OBJECTS)),
+    "pickle in .npz": data("x.npz", archive(x__npy=PICKLE)),
+    "pickle as .npz": data("x.npz", PICKLE),
+    "file of torch.save as .npz": data("x.npz", of_torch({"x": Bomb()})),
+    "bomb in .npz": data(
+        "x.npz", archive(x__npy=of_numpy(np.zeros(2**23, np.uint8))), partial(load_array, max_bytes=2**20)
+    ),
+    "two arrays of one name in .npz": data("x.npz", twice("x.npy", of_numpy(np.ones((2, 2))), OBJECTS)),
+    "shape that lies in the second of one name": data(
+        "x.npz", twice("x.npy", of_numpy(np.ones((2, 2))), LYING + bytes(64))
+    ),
+    "no zip": data("x.npz", b"PK\3\4" + bytes(99), array_names),
+    "pickle as run.json": run_file("run.json", PICKLE, read_run),
+    "deep run.json": run_file("run.json", DEEP, read_run),
+    "run.json of other fields": run_file("run.json", b'{"pair": "os.system"}', read_run),
+    "deep evaluation.json": run_file("evaluation.json", DEEP, read_evaluation),
+    "pickle as history": run_file("history.jsonl", b"\n" + PICKLE + b"\n", read_history),
+    "list in history": run_file("history.jsonl", b"[1]\n", read_history),
+    "pickle as parameters": run_file("parameters.safetensors", PICKLE, read_parameters),
+}
+
+
+FORBIDDEN = (
+    *("exec", "pickle.find_class", "marshal.loads", "code.__new__", "import", "ctypes.dlopen", "os.system", "os.exec"),
+    *("os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "subprocess.Popen", "os.mkdir", "socket.connect"),
+)
+
+
+def main(root: Path) -> None:
+    """Makes and reads everything; what the interpreter does meanwhile is watched from the first file on."""
+    os.chdir(root)
+    for number, case in enumerate(CASES.values()):
+        case.make(root / str(number))
+    seen: list[str] = []
+    _warm_up(root)
+    outcomes = {}
+    sys.addaudithook(lambda event, arguments: _note(seen, event, arguments))
+    for number, (name, case) in enumerate(CASES.items()):
+        seen.clear()
+        try:
+            case.read(root / str(number))
+            outcome = "nothing"
+        except PplVaeError as error:
+            outcome = str(error)
+        except BaseException as error:
+            outcome = f"untyped {type(error).__name__}: {error}"
+        outcomes[name] = {"outcome": outcome, "events": list(seen)}
+    print(json.dumps(outcomes))
+
+
+def _warm_up(root: Path) -> None:
+    """Reads sound files first: what the readers import, and evaluate of their own annotations, is not news."""
+    (root / "sound.npy").write_bytes(of_numpy(np.ones((2, 2))))
+    (root / "sound.npz").write_bytes(archive(x__npy=of_numpy(np.ones((2, 2)))))
+    load_array(root / "sound.npy")
+    load_array(root / "sound.npz")
+    write_run(root, RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3))
+    read_run(root)
+    (root / "evaluation.json").write_text("{}")
+    with suppress(PplVaeError):
+        read_evaluation(root)
+
+
+def _note(seen: list[str], event: str, arguments: tuple[Any, ...]) -> None:
+    # numpy parses a header as a literal, by `compile` without a file; only an `exec` would run what it gives.
+    if event in FORBIDDEN or (event == "compile" and arguments[1] not in (None, "<unknown>", b"<unknown>")):
+        seen.append(f"{event} {str(arguments)[:200]}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,167 @@
+"""The methods of `ppl-vae evaluate`, and runs that `ppl-vae compare` evaluates itself."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ppl_vae as pv
+from ppl_vae.cli.inputs import random_rows
+from ppl_vae.cli.reopening import reopen
+from ppl_vae.cli.shell import _in_options
+from ppl_vae.rundir import read_evaluation
+from tests.commands import TINY, call, read, succeed
+
+SHORT = ["--chains", "3", "--temperatures", "4", "--leapfrog", "2", "--limit", "6"]
+
+
+def arrays(root: Path, name: str = "evaluation") -> dict[str, np.ndarray]:
+    return dict(np.load(root / f"{name}.npz", allow_pickle=False))
+
+
+# Methods
+
+
+def test_exact_is_the_evidence_and_keeps_the_estimate_before(copy: Path):
+    text = succeed("evaluate", copy, "--method", "exact", "--limit", "6")
+    pair, splits = reopen(copy, None, None)
+    expected = pv.log_evidence(pair, random_rows(splits.test, 6), progress=False)
+    np.testing.assert_allclose(arrays(copy)["value"], expected, rtol=1e-9)
+    found = read_evaluation(copy)
+    assert (found.method, found.num_samples, found.mean_stderr, found.elbo, found.ess) == (
+        "exact",
+        None,
+        0.0,
+        None,
+        None,
+    )
+    assert f"log p(x) = {expected.mean():.4f} nats per datum, exact (6 data)" in text
+    assert (copy / "evaluation-K20-N30-seed0.json").is_file()
+    assert " exact " in succeed("compare", copy)
+    assert succeed("evaluate", copy, "--num-samples", "5", "--limit", "6").endswith(
+        "evaluation-exact-N6-seed0.json: the evaluation before this one"
+    )
+
+
+def test_annealing_takes_its_options(copy: Path):
+    text = succeed(
+        "evaluate", copy, "--method", "ais", *SHORT, "--start", "prior", "--spacing", "linear", "--seed", "3"
+    )
+    pair, splits = reopen(copy, None, None)
+    how = pv.Annealing(3, 4, 2, "linear", "prior")
+    expected = pv.annealed_importance_sampling(pair, random_rows(splits.test, 6), how, 3, progress=False)
+    np.testing.assert_allclose(arrays(copy)["value"], expected.value, rtol=1e-6)
+    np.testing.assert_array_equal(arrays(copy)["trusted"], expected.trusted)
+    found = read_evaluation(copy)
+    assert (found.method, found.num_samples, found.num_data, found.seed) == ("ais", 3, 6, 3)
+    assert found.settings == "3 chains of 4 temperatures (linear) from the prior, 2 leapfrog steps"
+    assert found.settings in text
+    assert (copy / "figures" / "log-likelihood.png").is_file()
+
+
+def test_bounds_are_of_simulated_data_and_stand_beside_the_evaluation(copy: Path):
+    before = read(copy / "evaluation.json")
+    text = succeed("evaluate", copy, "--method", "bdmc", *SHORT)
+    assert re.search(r"-\S+ <= log p\(x\) <= -\S+ nats per datum in mean over 6 simulated data; gap", text)
+    assert read(copy / "evaluation.json") == before
+    found, kept = read(copy / "bounds.json"), arrays(copy, "bounds")
+    assert found["gap"] == pytest.approx((kept["upper"] - kept["lower"]).mean())
+    assert found["num_data"] == len(kept["lower"]) == 6
+
+
+@pytest.mark.parametrize("method", ["is", "ais"])
+def test_an_estimate_stands_against_the_exact_answer(method: str, copy: Path):
+    options = SHORT if method == "ais" else ["--num-samples", "300", "--limit", "6"]
+    text = succeed("evaluate", copy, "--method", method, *options, "--against", "exact")
+    assert re.search(r"against the exact log p\(x\): off by [+-]0\.\d+ ± 0\.\d+ nats per datum", text)
+
+
+def test_long_chains_are_for_a_hundred_data_unless_told_otherwise(copy: Path, monkeypatch: pytest.MonkeyPatch):
+    sizes = []
+
+    def stop(pair, batch, *_, **__):
+        sizes.append(len(batch[0]))
+        raise pv.EstimateError("enough")
+
+    for name in ("annealed_importance_sampling", "bidirectional_monte_carlo", "log_likelihood"):
+        monkeypatch.setattr(f"ppl_vae.cli.evaluating.{name}", stop)
+    for method in ("ais", "bdmc", "is"):
+        assert "enough" in call("evaluate", copy, "--method", method).stderr
+    assert sizes == [100, 100, 360]
+
+
+WRONG = [
+    (["evaluate", "RUN", "--chains", "3"], "--chains, .* are of --method ais and bdmc, found is"),
+    (["evaluate", "RUN", "--method", "exact", "--start", "prior"], "are of --method ais and bdmc, found exact"),
+    (["evaluate", "RUN", "--method", "ais", "--num-samples", "5"], "--num-samples is of --method is, .*see --chains"),
+    (["evaluate", "RUN", "--method", "bdmc", "--against", "exact"], "--against sets an estimate"),
+    (["evaluate", "RUN", "--method", "elbo"], "'elbo' is not one of 'is', 'ais', 'bdmc', 'exact'"),
+    (["compare", "RUN", "--limit", "5"], "--limit and --pair are for evaluating anew: add --num-samples K"),
+    (["compare", "RUN", "--level", "2"], "--level: expected a probability"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG)
+def test_wrong_choices_are_one_line(arguments: list[str], message: str, run: Path):
+    result = call(*[run if a == "RUN" else a for a in arguments])
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_the_library_advises_is_said_in_options():
+    ppca = pv.PPCA(np.ones((4, 3)) + np.eye(4, 3), np.zeros(4), 1.0)
+    with pytest.raises(pv.PairError) as error:
+        pv.log_evidence(ppca, ppca.sample(2), progress=False)
+    assert _in_options(str(error.value)).endswith("found 3: use --method ais, and --method bdmc beside it")
+
+
+# Comparison
+
+
+def test_runs_evaluated_anew_have_the_same_data_and_noise(run: Path, copy: Path, tmp_path: Path):
+    before = read(run / "evaluation.json")
+    figure = tmp_path / "comparison.png"
+    options = ["--num-samples", "30", "--limit", "25", "--format", "json", "--figure", figure]
+    result = call("compare", run, copy, *options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    (difference,) = found["differences"]
+    assert (difference["mean"], difference["stderr"], difference["p_value"]) == (0.0, 0.0, 1.0)
+    assert found["ranks"] == {"first": [1, 2], "copy": [1, 2]}
+    assert [row["num_samples"] for row in found["rows"]] == [30, 30]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert read(run / "evaluation.json") == before
+
+
+def test_ranks_come_with_records_too(run: Path, copy: Path):
+    shutil.copy(run / "evaluation.json", copy)
+    text = succeed("compare", run, copy)
+    assert "1 to 2" in text
+    assert "lower bounds, which cannot rank each other" in text
+
+
+def test_damaged_arrays_are_a_line(copy: Path):
+    (copy / "evaluation.npz").write_bytes(b"PK")
+    result = call("compare", copy)
+    assert result.exit_code == 1
+    assert "expected the arrays value, stderr, trusted, found damage" in result.stderr
+
+
+def test_code_of_the_users_own_runs_in_a_comparison_only_by_name(users_file: Path, run: Path, tmp_path: Path):
+    name, root = f"{users_file}:own", tmp_path / "own"
+    succeed("fit", name, "--binarize", "dynamic", *TINY, "--run-dir", root)
+    assert "--pair" in call("compare", root, "--num-samples", "5").stderr
+    assert "own" in succeed("compare", root, "--num-samples", "5", "--limit", "20", "--pair", name)
+
+
+def test_runs_of_one_name_are_told_by_their_paths(run: Path, tmp_path: Path):
+    other = shutil.copytree(run, tmp_path / run.name)
+    found = json.loads(call("compare", run, other, "--format", "json").stdout)
+    assert set(found["ranks"]) == {str(run), str(other)}
+    assert f"found {run} twice" in call("compare", run, run).stderr

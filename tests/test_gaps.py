@@ -1,0 +1,472 @@
+"""The gap split in two: against closed forms, and whatever the pair is."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from linear import chain
+from mixtures import random_gmm
+from pairs import ModuleVAE, binary_rows, scaled_guide, small_ppca
+from statistical import assert_close, assert_estimates, assert_within
+from torch.distributions import kl_divergence
+from training import fresh, state
+from zoo import ZOO
+
+import ppl_vae as pv
+from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.families import AffineFamily, GuideFamily
+from ppl_vae.evaluation.parts import sampled_parts
+from ppl_vae.evaluation.subject import evaluating
+from ppl_vae.rng import seeded
+
+QUICK = pv.LocalSearch(num_steps=60, max_rounds=3, num_particles=64, learning_rate=0.1)
+NO_MORE = "what Adam leaves after a few rounds of sixty steps"
+
+ROUNDED = "Adam makes steps of gradients that are nothing but rounding"
+
+
+def split(pair, x, num_samples=500, search=QUICK, **options):
+    return pv.gap_decomposition(pair, x, num_samples, search=search, compile=False, progress=False, **options)
+
+
+def correlated_ppca() -> pv.PPCA:
+    """Its posterior is far from diagonal."""
+    return pv.PPCA(torch.tensor([[1.0, 0.9], [0.8, 1.0], [1.0, 1.0]], dtype=torch.float64), torch.zeros(3), 0.7)
+
+
+def diagonal(ppca: pv.PPCA, shift: float, widen: float):
+    """A diagonal guide beside the posterior, and the best diagonal one: precisions of the posterior, and its mean."""
+
+    def of(x, best: bool):
+        posterior = ppca.posterior(x)
+        precision = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1).expand(posterior.loc.shape)
+        loc = posterior.loc if best else posterior.loc + shift * posterior.stddev
+        return dist.Normal(loc, precision.rsqrt() * (1.0 if best else widen)).to_event(1)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", of(x, best=False))
+
+    def kl(x, best: bool):
+        q = of(x, best)
+        full = dist.MultivariateNormal(q.base_dist.loc, scale_tril=torch.diag_embed(q.base_dist.scale))
+        return kl_divergence(full, ppca.posterior(x))
+
+    return pv.Pair(ppca.model, guide), kl
+
+
+def test_both_parts_of_ppca_with_a_diagonal_guide():
+    ppca = correlated_ppca()
+    x = ppca.sample(8)
+    pair, kl = diagonal(ppca, 0.2, 1.15)
+    found = split(pair, x, 4000, exact=True)
+    approximation, amortisation = kl(x, best=True), kl(x, best=False) - kl(x, best=True)
+    assert approximation.min() > 0.05
+    assert_within(found.mean("approximation").value, approximation.mean(), absolute=0.01, reason=NO_MORE)
+    amortised = found.mean("amortisation")
+    assert_within(amortised.value, amortisation.mean(), absolute=0.01 + 5.91 * amortised.stderr, reason=NO_MORE)
+    assert_within(found.richer_gain.mean(), approximation.mean(), absolute=0.01, reason=NO_MORE)
+    assert_close(found.log_evidence, ppca.log_prob(x), scale=1e5)
+    assert_close(found.approximation + found.amortisation, found.log_evidence - found.elbo)
+    assert found.converged.all()
+    assert found.richer_converged.all()
+    assert found.trusted.all()
+    assert found.is_supremum
+    assert found.family == {"z": "Normal"}
+
+
+def test_the_evidence_is_that_of_the_richest_q():
+    """The full covariance is the posterior: hardly any noise is left, and no search has seen the draws."""
+    ppca = correlated_ppca()
+    x = ppca.sample(8)
+    pair, _ = diagonal(ppca, 0.2, 1.15)
+    found = split(pair, x, 1000)
+    assert_estimates(found.log_evidence, found.log_evidence_stderr, ppca.log_prob(x), effect=0.2, degrees=50)
+    plain = split(pair, x, 1000, richer=False)
+    assert np.isnan(plain.richer_elbo).all()
+    assert plain.no_richer == "not asked for"
+    assert found.log_evidence_stderr.mean() < 0.3 * plain.log_evidence_stderr.mean()
+    assert_close(found.best_elbo, plain.best_elbo)
+
+
+def test_differences_are_on_the_same_noise():
+    """Errors of parts are those of paired draws: repetitions scatter by them, far less than ELBOs do."""
+    ppca = correlated_ppca()
+    x = ppca.sample(4)
+    pair, kl = diagonal(ppca, 0.2, 1.15)
+    found = [split(pair, x, 300, seed=seed, exact=True) for seed in range(2)]
+    amortisation = kl(x, best=False) - kl(x, best=True)
+    for f in found:
+        assert f.amortisation_stderr.mean() < 0.7 * math.hypot(f.elbo_stderr.mean(), f.elbo_stderr.mean())
+        slack = (f.amortisation - amortisation.numpy()) / f.amortisation_stderr
+        assert np.abs(slack).max() < 5.91 + 0.02 / f.amortisation_stderr.min()
+
+
+def test_a_posterior_as_guide_leaves_nothing():
+    ppca = small_ppca(5, 3)
+    found = split(ppca, ppca.sample(5), 50, search=pv.LocalSearch(5, 1, 64))
+    assert_within(found.gap, np.zeros(5), absolute=1e-3, reason=ROUNDED)
+    assert found.converged.all()
+
+
+def test_a_full_covariance_guide_can_be_the_posterior():
+    ppca = small_ppca(6, 2)
+    x = ppca.sample(6)
+    found = split(scaled_guide(ppca, 1.5), x, 1000, richer=False)
+    expected = 2 * (0.5 * (1.5**2 - 1) - math.log(1.5))  # KL of the posterior widened by 1.5
+    assert_within(found.approximation.mean(), 0.0, absolute=0.01, reason=NO_MORE)
+    assert_estimates(found.amortisation, found.amortisation_stderr, np.full(6, expected), effect=1.0)
+
+
+def test_a_mixture_is_split_exactly():
+    """A categorical q can be any posterior: all of the gap is amortisation, KL(q, posterior)."""
+    gmm = random_gmm()
+    x = gmm.sample(20)
+    shift = torch.tensor([0.5, -0.4, 0.1], dtype=torch.float64)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=gmm.posterior(x).logits + shift))
+
+    found = split(
+        pv.Pair(gmm.model, guide), x, 10, search=pv.LocalSearch(num_steps=100, max_rounds=3, num_particles=64)
+    )
+    q = dist.Categorical(logits=gmm.posterior(x).logits + shift)
+    assert_within(found.approximation, np.zeros(20), absolute=1e-3, reason=NO_MORE)
+    assert_within(found.amortisation, kl_divergence(q, gmm.posterior(x)), absolute=1e-3, reason=NO_MORE)
+    assert_close(found.log_evidence, gmm.log_prob(x))
+    assert not found.gap_stderr.any()
+    assert "discrete" in found.no_richer
+
+
+def gamma_poisson():
+    """z ~ Gamma(2, 1), x ~ Poisson(z): the posterior is Gamma(2 + x, 2)."""
+    x = torch.tensor([0.0, 1.0, 5.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(torch.full_like(x, 2.0), 1.0))
+            pyro.sample("x", dist.Poisson(z), obs=x)
+
+    q, posterior = dist.Gamma(3.0 + x, 3.0), dist.Gamma(2.0 + x, 2.0)
+    return model, x, lambda x: dist.Gamma(3.0 + x, 3.0), kl_divergence(q, posterior)
+
+
+def beta_bernoulli():
+    """z ~ Beta(2, 2), x ~ Binomial(5, z): the posterior is Beta(2 + x, 7 - x)."""
+    x = torch.tensor([0.0, 2.0, 5.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Beta(torch.full_like(x, 2.0), 2.0))
+            pyro.sample("x", dist.Binomial(5, z), obs=x)
+
+    q, posterior = dist.Beta(3.0 + x, 5.0), dist.Beta(2.0 + x, 7.0 - x)
+    return model, x, lambda x: dist.Beta(3.0 + x, 5.0), kl_divergence(q, posterior)
+
+
+def dirichlet_multinomial():
+    """z ~ Dirichlet(1), x ~ Multinomial(6, z): the posterior is Dirichlet(1 + x)."""
+    x = torch.tensor([[1.0, 2.0, 3.0], [6.0, 0.0, 0.0]])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Dirichlet(torch.ones_like(x)))
+            pyro.sample("x", dist.Multinomial(6, probs=z), obs=x)
+
+    q, posterior = dist.Dirichlet(2.0 + 0.5 * x), dist.Dirichlet(1.0 + x)
+    return model, x, lambda x: dist.Dirichlet(2.0 + 0.5 * x), kl_divergence(q, posterior)
+
+
+def log_normals():
+    """log z ~ N(0, 1), log x ~ N(log z, 1): the posterior of log z is N(log x / 2, 1/2)."""
+    x = torch.tensor([0.2, 1.0, 4.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.LogNormal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.LogNormal(z.log(), 1.0), obs=x)
+
+    q, posterior = dist.Normal(torch.zeros(3), 1.0), dist.Normal(x.log() / 2, math.sqrt(0.5))
+    return model, x, lambda x: dist.LogNormal(torch.zeros_like(x), 1.0), kl_divergence(q, posterior)
+
+
+def low_rank():
+    """A posterior of rank one and a diagonal, which is what the guide is."""
+    loading = torch.tensor([[1.0], [0.5], [-0.7]])
+    x = torch.tensor([[0.3, -1.0, 0.4], [1.0, 2.0, 0.0]])
+    posterior = dist.MultivariateNormal(0.5 * x, torch.eye(3) / 2)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def q(x):
+        return dist.LowRankMultivariateNormal(torch.zeros_like(x), loading.expand(len(x), 3, 1), torch.ones_like(x))
+
+    return model, x, q, kl_divergence(dist.MultivariateNormal(torch.zeros(2, 3), q(x).covariance_matrix), posterior)
+
+
+@pytest.mark.parametrize("make", [gamma_poisson, beta_bernoulli, dirichlet_multinomial, log_normals, low_rank])
+@pytest.mark.usefixtures("float64")
+def test_a_conjugate_posterior_is_in_the_family(make):
+    model, x, q, gap = make()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q(x))
+
+    found = split(pv.Pair(model, guide), x, 2000)
+    assert found.is_supremum
+    assert_within(found.approximation, np.zeros(len(x)), absolute=0.01, reason=NO_MORE)
+    assert_estimates(found.gap, found.gap_stderr + 0.002, gap, effect=1.0)
+    assert_within(found.richer_gain, np.zeros(len(x)), absolute=0.01, reason=NO_MORE)
+
+
+def test_sites_that_depend_on_others_bound_the_parts():
+    pair, _ = chain()  # its guide is the posterior
+    x = torch.linspace(-2.0, 2.0, 5, dtype=torch.float64)[:, None]
+    found = split(pair, x, 50, search=pv.LocalSearch(5, 1, 64))
+    assert_within(found.gap, np.zeros(5), absolute=1e-3, reason=ROUNDED)
+    assert not found.is_supremum
+    assert "at most" in str(found)
+    assert "at least" in str(found)
+
+
+@pytest.mark.parametrize("name", ["Bernoulli", "full covariance", "hierarchy", "layers"])
+def test_gradients_are_of_the_density_that_is_drawn_from(name: str):
+    """The density at given values, from which gradients come, is that of the draws."""
+    case = ZOO[name]
+    with evaluating(case.make(), case.data[:5], "cpu") as (pair, rows, layout, device, _), seeded(1):
+        batch = rows.take(slice(None), device)
+        family = GuideFamily(pair, batch, layout)
+        free = 0.3 * torch.randn(5, family.size)
+        drawn = family.propose(free, (), batch, 4)
+        assert_close(family.log_density(free, batch, drawn.latents, 4), drawn.log_guide, scale=10.0)
+        affine = AffineFamily(family, pair, batch, layout)
+        context, moved = affine.context(free, batch, 64), 0.3 * torch.randn(5, affine.size)
+        drawn = affine.propose(moved, context, batch, 4)
+        again = affine._log_density(moved, context, batch, drawn.latents[0], 4)
+        assert_within(again, drawn.log_guide, absolute=1e-3, reason="a triangular system in single precision")
+
+
+def test_the_gradient_vanishes_at_the_posterior():
+    """Nothing of it is left to chance there, draw by draw."""
+    ppca = small_ppca(5, 3)
+    with evaluating(ppca, ppca.sample(4), "cpu") as (pair, rows, layout, device, _), seeded(1):
+        batch = rows.take(slice(None), device)
+        family = GuideFamily(pair, batch, layout)
+        affine = AffineFamily(family, pair, batch, layout)
+        start = family.start(4, device)
+        for of, context in ((family, ()), (affine, affine.context(start, batch, 64))):
+            with torch.enable_grad():
+                free = torch.zeros(4, of.size, dtype=torch.float64, requires_grad=True)
+                (gradient,) = torch.autograd.grad(of.elbo(free, context, batch, 3).sum(), free)
+            assert_within(gradient, torch.zeros_like(gradient), absolute=1e-8, reason="it is a sum that cancels")
+
+
+def test_only_what_has_not_converged_goes_on():
+    """One datum starts far away: it takes more rounds than the other, and more than it is given here."""
+    x = torch.tensor([[0.0], [1.0]])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 30 * x, math.sqrt(0.5)).to_event(1))
+
+    found = split(pv.Pair(model, guide), x, 50, search=pv.LocalSearch(20, 2, 64))
+    assert found.converged.tolist() == [True, False]
+    assert found.late_gain[1] > 1
+    assert "1 of 2 searches have not converged" in str(found)
+
+
+def test_nothing_of_the_pair_is_changed():
+    pair, x = fresh(), binary_rows(6)
+    pair.encoder.requires_grad_(False)
+    pair.train()
+    before, noise = state(pair), torch.get_rng_state()
+    split(pair, x, 20, search=pv.LocalSearch(3, 1, 64))
+    after = state(pair)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None for p in pair.parameters())
+    assert [p.requires_grad for p in pair.parameters()] == [True] * 4 + [False] * 4
+    assert pair.training
+    assert torch.equal(noise, torch.get_rng_state())
+
+
+def test_nothing_is_changed_when_it_fails(monkeypatch):
+    pair, x = fresh(), binary_rows(6)
+    pair.train()
+    before, noise = state(pair), torch.get_rng_state()
+    monkeypatch.setattr("ppl_vae.evaluation.gaps.sampled_parts", lambda *_: 1 / 0)
+    with pytest.raises(PairError, match=r"rows 0 to 5.*ZeroDivisionError"):
+        split(pair, x, 20, search=pv.LocalSearch(3, 1, 64))
+    assert all(torch.equal(before[name], value) for name, value in state(pair).items())
+    assert pair.training
+    assert torch.equal(noise, torch.get_rng_state())
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    pair, x, search = fresh(), binary_rows(6), pv.LocalSearch(3, 1, 64)
+    one, same, other = (split(pair, x, 20, search, seed=seed).gap for seed in (0, 0, 1))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_pair_of_the_zoo_is_split(name: str):
+    case = ZOO[name]
+    data = tuple(a[:5] for a in case.data) if isinstance(case.data, tuple) else case.data[:5]
+    search = pv.LocalSearch(2, 1, 64)
+    without = {"autoencoder": "reconstruction", "MADE": "expected latents", "PixelCNN": "expected latents"}
+    if name in without:
+        with pytest.raises(PairError, match=without[name]):
+            split(case.make(), data, 8, search)
+        return
+    found = split(case.make(), data, 8, search)
+    assert np.isfinite(found.gap).all()
+    assert np.isfinite(found.richer_elbo).all() or found.no_richer
+    assert str(found).count("nats") == 1
+
+
+def test_a_pair_without_particles_has_no_richer_family():
+    found = split(ZOO["constrained"].make(), ZOO["constrained"].data[:3], 8, pv.LocalSearch(2, 1, 64))
+    assert "particle dimension" in found.no_richer
+    assert "affine" not in str(found)
+
+
+def latent(q, prior=None):
+    """A pair of one latent number, whose guide is `q(x)`."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior or dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q(x))
+
+    return pv.Pair(model, guide)
+
+
+def with_auxiliary():
+    """A guide that draws beside the site and puts a point there, as automatic guides do."""
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            u = pyro.sample("u", dist.Normal(x / 2, 1.0), infer={"is_auxiliary": True})
+            pyro.sample("z", dist.Delta(u))
+
+    return pv.Pair(latent(dist.Delta).model, guide)
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        (with_auxiliary(), r"site 'z': expected a distribution whose parameters can be free, found a point"),
+        (
+            latent(lambda x: dist.Poisson(1 + x.square()), dist.Poisson(1.0)),
+            r"site 'z': expected a latent that is reparametrised or has finitely many values.*log_likelihood",
+        ),
+        (
+            latent(lambda x: dist.Uniform(0 * x, 1 + 0 * x), dist.Uniform(0.0, 1.0)),
+            r"site 'z': expected a distribution whose parameters can be free.*Uniform, whose low.*log_likelihood",
+        ),
+    ],
+    ids=["point", "no gradient", "uniform"],
+)
+def test_what_cannot_be_freed_is_named(pair, message: str):
+    with pytest.raises(PairError, match=message):
+        split(pair, torch.tensor([0.1, 0.5]), 10)
+
+
+def test_options_are_checked():
+    with pytest.raises(ValueError, match="num_samples"):
+        split(fresh(), binary_rows(2), 1)
+    with pytest.raises(ValueError, match="num_steps"):
+        pv.LocalSearch(num_steps=0)
+    ppca = small_ppca(5, 3)
+    with pytest.raises(PairError, match="at most 2 latent numbers"):
+        split(ppca, ppca.sample(2), 10, exact=True)
+
+
+def test_errors_of_parts_are_those_of_a_jackknife():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(400, 3))
+    guide, best, richer = -0.5 * noise, -0.3 * noise + 0.1 * rng.normal(size=noise.shape), 0.1 * noise
+    found = sampled_parts(guide, best, richer, None, 0)
+
+    def parts(kept):
+        log_p = np.log(np.exp(richer[kept]).mean(0))
+        return {
+            "log_evidence": log_p,
+            "elbo": guide[kept].mean(0),
+            "gap": log_p - guide[kept].mean(0),
+            "approximation": log_p - best[kept].mean(0),
+            "amortisation": best[kept].mean(0) - guide[kept].mean(0),
+            "richer_gain": richer[kept].mean(0) - best[kept].mean(0),
+        }
+
+    every = np.arange(400)
+    without = [parts(every != k) for k in every]
+    for name in without[0]:
+        values = np.stack([w[name] for w in without])
+        jackknife = np.sqrt(399 / 400 * np.square(values - values.mean(0)).sum(0))
+        assert_within(found[f"{name}_stderr"], jackknife, relative=0.01, reason="the delta method is first order")
+    assert_close(found["log_evidence"], parts(every)["log_evidence"])
+
+
+def test_a_weight_that_is_not_finite_names_its_row():
+    weights = np.zeros((10, 3))
+    bad = weights.copy()
+    bad[4, 1] = -np.inf
+    with pytest.raises(EstimateError, match="row 8: expected finite log-weights, found -inf"):
+        sampled_parts(weights, bad, None, None, 7)
+
+
+def test_pyro_s_own_example_goes_through():
+    """With modules registered in the programs, in single precision, and a network that reshapes."""
+    from test_pyro_examples import VAE
+
+    images = torch.bernoulli(torch.full((6, 1, 2, 3), 0.3))
+    found = split(VAE(), images, 200)
+    low = 1.96 * found.mean("gap").stderr
+    assert abs(found.mean("gap").value - (found.mean("log_evidence").value - found.mean("elbo").value)) < low + 1e-9
+    assert (found.amortisation > -6 * found.amortisation_stderr - 0.01).all()
+    assert found.family == {"latent": "Normal"}
+
+
+def test_the_search_compiles():
+    """To the numbers of the search as written, whatever block it was compiled for."""
+    pair, x = fresh(make=ModuleVAE), binary_rows(12)
+    search = pv.LocalSearch(3, 1, 4)
+    written, compiled = (
+        pv.gap_decomposition(pair, x, 20, search=search, richer=False, compile=c, progress=False) for c in (False, True)
+    )
+    assert_within(written.best_elbo, compiled.best_elbo, absolute=1e-4, reason="single precision, after three steps")
+
+
+def test_the_figure_says_which_part_is_larger():
+    from ppl_vae.figures import gap_bars
+
+    ppca = correlated_ppca()
+    pair, _ = diagonal(ppca, 2.0, 1.0)
+    found = split(pair, ppca.sample(4), 100, exact=True)
+    axes = gap_bars({"diagonal": found}).axes[0]
+    assert axes.get_title().startswith("Amortisation makes")
+    heights = sum(bar.get_height() for bar in axes.patches)
+    assert_within(heights, found.mean("gap").value, absolute=1e-9, reason="bars are clipped at zero")
+    with pytest.raises(pv.DataError, match="at least one"):
+        gap_bars({})

@@ -1,0 +1,87 @@
+"""The bound against K: its definition, its law, and where it goes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from pairs import ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
+from running import estimate
+from scipy import special
+from statistical import assert_close, assert_mean
+
+import ppl_vae as pv
+from ppl_vae.evaluation.curve import _bounds
+from ppl_vae.figures import bound_against_samples
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def curve_of(pair, x, k, seed=0):
+    return pv.k_curve(pair, x, k, seed, progress=False)
+
+
+def test_bounds_are_means_over_blocks():
+    log_weight = 2 * torch.randn(16, 5)
+    found = _bounds(log_weight)
+    for bound, k in zip(found, (1, 2, 4, 8, 16), strict=True):
+        blocks = log_weight.reshape(16 // k, k, 5).numpy()
+        assert_close(bound, (special.logsumexp(blocks, 1) - np.log(k)).mean(0))
+    assert bool((found.diff(dim=0) >= 0).all())
+
+
+def test_the_ends_are_the_elbo_and_the_estimate_of_the_same_samples():
+    pair, x = ModuleVAE(), binary_rows(7)
+    curve, ll = curve_of(pair, x, 64), estimate(pair, x, 64)
+    assert curve.num_samples.tolist() == [1, 2, 4, 8, 16, 32, 64]
+    assert_close(curve.bounds[0], ll.elbo)
+    assert_close(curve.bounds[-1], ll.value)
+    assert_close(curve.chi_square, 64 / ll.ess - 1, scale=1.0)
+
+
+def test_bounds_rise_by_the_law_to_log_p():
+    """S5: each doubling adds chi2 / 4k, and the extrapolation has lost that bias."""
+    s, dim, k = 1.3, 2, 64
+    ppca = small_ppca(3, dim)
+    x = ppca.sample(1, seed=5).expand(20_000, -1).contiguous()
+    curve = curve_of(scaled_guide(ppca, s), x, k)
+    exact, chi2 = float(ppca.log_prob(x[:1])), chi_square(s, dim)
+    assert_mean(np.diff(curve.bounds, axis=0)[-1], chi2 / (2 * k), effect=0.3 * chi2 / (2 * k))
+    assert_mean(curve.extrapolated, exact, effect=0.01)
+    assert curve.follows_law
+    assert curve.law[-1] == pytest.approx(chi2 / (2 * k), rel=0.1)
+    assert "follows chi2 / 2K" in str(curve)
+
+
+def test_the_extrapolation_has_lost_the_bias_of_few_samples():
+    """chi2 / 2K is 0.034 nats at K = 16."""
+    ppca = small_ppca(5, 4)
+    x = ppca.sample(1, seed=5).expand(20_000, -1).contiguous()
+    curve = curve_of(scaled_guide(ppca, 1.5), x, 16)
+    assert_mean(curve.extrapolated, float(ppca.log_prob(x[:1])), effect=0.034)
+
+
+def test_a_bound_that_still_rises_is_said_to():
+    ppca = small_ppca(12, 10)
+    curve = curve_of(scaled_guide(ppca, 0.5), ppca.sample(500, seed=1), 32)
+    assert not curve.follows_law
+    assert "still rising" in str(curve)
+    assert curve.extrapolated.mean() < ppca.log_prob(ppca.sample(500, seed=1)).mean()
+
+
+@pytest.mark.parametrize(("k", "message"), [(100, "a power of two, such as 4096, found 100"), (1, "at least 2")])
+def test_samples_are_a_power_of_two(k, message):
+    with pytest.raises(ValueError, match=f"num_samples: expected {message}"):
+        curve_of(ModuleVAE(), binary_rows(), k)
+
+
+def test_the_figure_says_whether_the_law_holds():
+    ppca = small_ppca()
+    curve = curve_of(scaled_guide(ppca, 1.3), ppca.sample(50, seed=1), 128)
+    for rising in (curve, dataclasses.replace(curve, chi_square=10 * curve.chi_square + 1)):
+        _, rise = bound_against_samples(rising, "Bound").axes
+        assert rise.get_title() == ("as the law says" if rising.follows_law else "not yet as the law says")
+    assert curve.follows_law
+    assert not rising.follows_law

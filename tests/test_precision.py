@@ -1,0 +1,126 @@
+"""As many samples as a datum needs: precision that is asked for, without bias, whatever the blocks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pairs import HierarchicalVAE, ModuleVAE, binary_rows, of_two_kinds, scaled_guide, small_ppca
+from running import estimate
+from statistical import assert_mean
+
+import ppl_vae as pv
+from ppl_vae.evaluation import scoring, weighing
+from ppl_vae.evaluation.precision import samples_needed
+from ppl_vae.weights import Stream
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def test_samples_go_to_the_data_that_need_them():
+    ppca = small_ppca()
+    x = ppca.sample(300, seed=1)
+    ll = estimate(of_two_kinds(ppca, 1.5), x, 4000, target_stderr=0.03)
+    easy = x[:, 0].numpy() > 0
+    assert ll.num_pilot == 200
+    assert (ll.num_drawn[easy] == 200).all()
+    assert (ll.num_drawn[~easy] > 200).all()
+    assert (ll.num_drawn % 200 == 0).all()
+    assert (ll.num_drawn < 4000).all()
+    assert (ll.stderr <= 1.2 * 0.03).all()
+    assert ll.num_samples == 4000
+    error = np.abs(ll.value - ppca.log_prob(x).numpy())
+    assert (error <= 5.91 * ll.stderr + 1e-9).all()
+    mean = (ll.num_drawn + 200).mean()
+    assert f"{mean:.0f} samples each" in str(ll)
+
+
+def test_the_cap_holds():
+    ppca = small_ppca()
+    ll = estimate(scaled_guide(ppca, 1.5), ppca.sample(20, seed=1), 1003, target_stderr=1e-4)
+    assert (ll.num_drawn == 1003).all()
+
+
+def test_memory_and_chunks_change_no_number_of_a_precise_evaluation(monkeypatch):
+    """S14: noise belongs to blocks of data, whoever wants more of it."""
+    x, pair = binary_rows(40), HierarchicalVAE()
+    whole = estimate(pair, x, 600, target_stderr=0.08, num_draws=4)
+    assert len(set(whole.num_drawn)) > 1
+    for chunk, memory in ((64, 1 << 28), (100_000, 1 << 28), (1024, 20_000)):
+        monkeypatch.setattr(scoring, "CHUNK_ROWS", chunk)
+        cut = estimate(pair, x, 600, target_stderr=0.08, num_draws=4, memory=memory)
+        np.testing.assert_allclose(whole.value, cut.value, rtol=1e-10)
+        np.testing.assert_array_equal(whole.num_drawn, cut.num_drawn)
+        for name, draws in whole.posterior.items():
+            np.testing.assert_allclose(draws, cut.posterior[name], rtol=1e-10)
+
+
+def test_an_estimate_owes_nothing_to_what_others_want():
+    """A datum has the samples of its place in the block, whether or not its neighbours take as many."""
+    ppca = small_ppca()
+    x = ppca.sample(30, seed=3)
+    mixed = estimate(of_two_kinds(ppca, 1.5), x, 2000, target_stderr=0.03)
+    alone = estimate(scaled_guide(ppca, 1.5), x, 2000, target_stderr=0.03)
+    hard = x[:, 0].numpy() <= 0
+    np.testing.assert_allclose(mixed.value[hard], alone.value[hard], rtol=1e-12)
+
+
+def test_no_noise_is_used_twice(monkeypatch):
+    used, seeded = [], weighing.seeded
+
+    def recorded(seed, device):
+        used.append(seed)
+        return seeded(seed, device)
+
+    monkeypatch.setattr(weighing, "seeded", recorded)
+    estimate(ModuleVAE(), binary_rows(300), 1000, target_stderr=1e-4)
+    assert len(used) == len(set(used)) == 2 * 21
+
+
+def test_samples_that_decide_are_in_no_estimate():
+    """E p-hat = p: using the pilot again would keep those estimates small that have missed large weights."""
+    ppca = small_ppca(21, 20)
+    x = ppca.sample(1, seed=5).expand(1000, -1).contiguous()
+    ll = estimate(scaled_guide(ppca, 0.9), x, 1000, target_stderr=0.12, num_draws=0, num_probes=0)
+    assert len(set(ll.num_drawn)) > 1
+    assert_mean(np.exp(ll.value - float(ppca.log_prob(x[:1]))), 1.0, effect=0.05)
+
+
+def summary(log_weight: torch.Tensor):
+    stream = Stream(log_weight.shape[1], len(log_weight))
+    stream.add(log_weight)
+    return stream.summary()
+
+
+def test_samples_that_a_datum_needs():
+    """For the error, by chi2 and skewness; for a tail that may be tamed, by its shape; none more than the cap."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(250, 2, generator=generator)
+    usual = summary(0.7 * noise)
+    chi_square = 250 / usual.ess - 1
+    for target in (0.05, 0.03):
+        exact = chi_square * (1 + 2 * usual.skewness) / target**2
+        needed = samples_needed(usual, 250, target, 5000)
+        assert ((needed >= exact) & (needed < exact + 250)).all()
+    heavy = summary(0.02 * noise)._replace(khat=np.array([0.65, 0.9]))
+    assert samples_needed(heavy, 250, 0.1, 5000).tolist() == [750, 250]  # no K up to 5000 serves 0.9
+    assert samples_needed(summary(torch.zeros(250, 1)), 250, 0.1, 5000).tolist() == [250]
+    assert samples_needed(usual, 250, 1e-5, 5000).tolist() == [5000, 5000]
+
+
+@pytest.mark.parametrize(
+    ("target", "found"),
+    [(0, "standard error above 0, found 0"), (-1.0, "standard error above 0"), ("a", "finite number")],
+)
+def test_targets_that_are_none(target, found):
+    with pytest.raises(ValueError, match=f"target_stderr: expected a {found}"):
+        estimate(ModuleVAE(), binary_rows(), 500, target_stderr=target)
+
+
+def test_pairs_without_latents_and_few_samples_have_nothing_to_adapt():
+    x = binary_rows(4)
+    made = estimate(pv.autoregressive.MADE(5, [8]), x, 1000, target_stderr=0.1)
+    assert (made.num_drawn == 1000).all()
+    few = estimate(ModuleVAE(), x, 60, target_stderr=0.1)
+    assert (few.num_drawn == 60).all()
+    assert few.num_pilot == 0

@@ -1,0 +1,115 @@
+"""Posterior predictive draws against their exact distribution, and as ArviZ takes them."""
+
+from __future__ import annotations
+
+import arviz
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from matplotlib import pyplot
+from mixtures import random_gmm
+from pairs import HierarchicalVAE, binary_rows, scaled_guide, small_ppca
+from statistical import assert_close, assert_mean
+from torch import Tensor
+
+import ppl_vae as pv
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def normal_pair() -> pv.Pair:
+    """z ~ N(0, 1), x given z ~ N(z, 1), one number each; q is the posterior N(x / 2, 1 / 2)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_draws_have_the_moments_of_the_predictive(corrected: bool, seed):
+    """x new given x of PPCA: mean W m + b, covariance W V W^T + s^2 I; of a guide too wide once it is corrected."""
+    ppca = small_ppca()
+    x = ppca.sample(2000, seed=1)
+    pair = scaled_guide(ppca, 1.3) if corrected else ppca
+    found = pv.posterior_predictive(pair, x, 1, seed, corrected=corrected, num_samples=200, progress=False)
+    assert_close(found.observed["x"], x)
+    q = ppca.posterior(x)
+    covariance = ppca.loading @ q.covariance_matrix[0] @ ppca.loading.T + ppca.scale**2 * torch.eye(4)
+    white = np.linalg.solve(
+        np.linalg.cholesky(covariance.numpy()), (found.predictive["x"][0] - (q.loc @ ppca.loading.T).numpy()).T
+    )
+    assert_mean(white.ravel(), 0.0, 1.0, effect=0.13)
+    assert_mean(white.ravel() ** 2, 1.0, np.sqrt(2), effect=0.2)
+    assert_mean((white[0] * white[1]), 0.0, 1.0, effect=0.25)
+    noise = dist.Normal(torch.as_tensor(found.posterior["z"]) @ ppca.loading.T, ppca.scale)
+    assert_close(found.log_lik, noise.log_prob(x).sum(-1))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("vectorised", [True, False])
+def test_every_draw_of_data_comes_of_its_own_latents(draws: int, vectorised: bool, seed):
+    """Almost no noise in x: it tells the z that it was made of."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), pyro.plate("part", 2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if not vectorised:
+                z.reshape(2, len(x))
+            pyro.sample("x", dist.Normal(z, 1e-9), obs=x.T)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)), pyro.plate("part", 2):
+            pyro.sample("z", dist.Normal(0.3 * x.T, 1.0))
+
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(seed))
+    found = pv.posterior_predictive(pv.Pair(model, guide), x, draws, seed, num_samples=7, progress=False)
+    assert found.predictive["x"].shape == (draws, 5, 2)
+    assert np.abs(found.predictive["x"] - found.posterior["z"]).max() < 1e-7
+    assert_close(found.observed["x"], x)
+
+
+def test_layers_and_discrete_latents_go_along(seed):
+    found = pv.posterior_predictive(HierarchicalVAE().double(), binary_rows(70).double(), 2, seed, progress=False)
+    assert {n: z.shape for n, z in found.posterior.items()} == {"z1": (2, 70, 2), "z2": (2, 70, 2)}
+    assert set(np.unique(found.predictive["x"])) == {0.0, 1.0}
+    gmm = random_gmm()
+    again = [pv.posterior_predictive(gmm, gmm.sample(9), 4, seed, progress=False) for _ in range(2)]
+    assert (again[0].predictive["x"] == again[1].predictive["x"]).all()
+    assert again[0].posterior["z"].shape == (4, 9)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # arviz 0.23 under matplotlib 3.11
+def test_arviz_plots_the_check(seed):
+    x = torch.as_tensor(np.random.default_rng(seed).normal(size=200) * 2**0.5)
+    found = pv.posterior_predictive(normal_pair(), x, 50, seed, num_samples=100, progress=False).to_arviz()
+    assert set(found.groups()) == {"posterior", "posterior_predictive", "log_likelihood", "observed_data"}
+    assert found.posterior_predictive["x"].dims == ("chain", "draw", "datum")
+    assert_close(found.observed_data["x"].values, x)
+    assert arviz.plot_ppc(found, num_pp_samples=5, show=False) is not None
+    assert arviz.plot_bpv(found, kind="p_value", show=False) is not None
+    assert len(arviz.loo_pit(found, y="x")) == 200
+    pyplot.close("all")
+
+
+def test_arviz_takes_images_and_names_of_its_own(seed):
+    found = pv.posterior_predictive(HierarchicalVAE().double(), binary_rows(7).double(), 3, seed, progress=False)
+    tree = found.to_arviz()
+    assert tree.posterior_predictive["x"].dims == ("chain", "draw", "datum", "x_dim_0")
+    assert tree.log_likelihood["log_lik"].dims == ("chain", "draw", "datum")
+    assert_close(tree.log_likelihood["log_lik"].values[0], found.log_lik)
+
+
+def test_bad_input_is_named():
+    with pytest.raises(pv.PairError, match="without"):
+        pv.posterior_predictive(pv.autoregressive.MADE(5, [8]), binary_rows(3), progress=False)
+    with pytest.raises(ValueError, match="num_draws"):
+        pv.posterior_predictive(small_ppca(), small_ppca().sample(2), 0)

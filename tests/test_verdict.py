@@ -1,0 +1,228 @@
+"""The verdict on an estimate: its rules, what probes find, and intervals that cover."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import DiscreteVAE, binary_rows, scaled_guide, small_ppca
+from running import estimate
+from scipy import stats
+from statistical import assert_close, assert_mean
+from zoo import ZOO
+
+import ppl_vae as pv
+from ppl_vae.evaluation import intervals, likelihood
+from ppl_vae.evaluation.probing import widening
+from ppl_vae.evaluation.verdict import pooled, verdict
+from ppl_vae.weights import Stream
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+# Rules
+
+
+@pytest.mark.parametrize(
+    ("found", "word"),
+    [
+        ({}, "reliable"),
+        ({"khat": -np.inf, "stderr": 0.0, "ess": 1000.0, "unseen": 0.0}, "reliable"),
+        ({"khat": 0.55}, "noisy"),
+        ({"khat": 0.75}, "unreliable"),
+        ({"khat": np.inf}, "unreliable"),
+        ({"ess": 20.0}, "noisy"),
+        ({"unseen": 0.01}, "noisy"),
+        ({"unseen": 0.03}, "unreliable"),
+        ({"khat": -np.inf, "stderr": 0.0, "unseen": 0.1}, "unreliable"),
+        ({"unseen": np.nan}, "reliable"),
+        ({"num_samples": 10, "ess": 9.0}, "unreliable"),
+        ({"num_samples": 50, "ess": 40.0, "khat": 0.45}, "unreliable"),  # above 1 - 1 / log10(50)
+    ],
+)
+def test_the_verdict_on_a_datum(found, word):
+    usual = {"khat": 0.3, "stderr": 0.02, "ess": 400.0, "unseen": 0.001, "num_samples": 1000}
+    (said,) = verdict(**{name: np.array([value]) for name, value in (usual | found).items()})
+    assert said == word
+
+
+def test_khat_is_pooled_by_its_noise():
+    """Shapes that differ by noise alone become one; those of two kinds of data stay apart; infinities stay."""
+    rng = np.random.default_rng(0)
+    size = 3 * math.sqrt(1000)
+    alike = 0.4 + 1.4 / math.sqrt(size) * rng.normal(size=500)
+    k = np.full(500, 1000)
+    assert pooled(alike, k).std() < 0.3 * alike.std()
+    apart = np.where(np.arange(500) < 250, 0.0, 1.0) + 0.1 * rng.normal(size=500)
+    assert np.abs(pooled(apart, k) - apart).max() < 0.1
+    assert pooled(np.append(alike, [np.inf, -np.inf]), np.append(k, [1000, 1000]))[-2:].tolist() == [np.inf, -np.inf]
+
+
+def test_what_looks_best_by_chance_is_not_called_reliable(generator):
+    """Weights of a guide 1.3 times as wide in 38 dimensions: alone, one in ten of equals would pass."""
+    s, dim, k, n = 1.3, 38, 1000, 300
+    log_weight = -(s**2 - 1) / 2 * torch.randn(dim, k, n, generator=generator).square().sum(0)
+    stream = Stream(n, k)
+    stream.add(log_weight)
+    found = stream.summary()
+    assert ((found.khat < 0.5) & (found.ess > 30)).mean() > 0.03
+    said = verdict(found.khat, found.stderr, found.ess, np.zeros(n), np.full(n, k))
+    assert not (said == "reliable").any()
+
+
+# Intervals
+
+
+def test_the_transformation_of_an_interval_is_halls():
+    lean, t = np.array([0.0, 0.3, -0.2]), 1.3
+    x = intervals._untransformed(t, lean)
+    assert_close(x + lean * x**2 / 3 + lean**2 * x**3 / 27 + lean / 6, np.full(3, t), scale=1e5)
+
+
+def test_the_interval_of_a_mean_is_narrower_by_the_root_of_its_data():
+    """Near that of one datum for one, and of a sum, whose skewness has gone, for many; what was not seen is added."""
+    one = [np.array([v]) for v in (-3.0, 0.1, 0.3, 0.0)]
+    each, mean = (f(*one, 0.9) for f in (intervals.interval_of_each, intervals.interval_of_mean))
+    assert np.abs(np.array(mean) - np.array(each)[:, 0]).max() < 0.01
+    many = [np.repeat(v, 10_000) for v in one]
+    low, high = intervals.interval_of_mean(*many, 0.9)
+    assert_close(np.array(low + high) / 2, np.array(-3.0 + 0.1**2 / 2), scale=1e6)
+    assert (high - low) * 100 == pytest.approx(2 * 1.645 * 0.1, rel=1e-3)
+    many[3][:] = 0.02
+    assert intervals.interval_of_mean(*many, 0.9).high - high == pytest.approx(math.log(1.02))
+
+
+@pytest.mark.parametrize(("s", "dim"), [(0.9, 10), (1.5, 10), (1.5, 2)])
+def test_intervals_cover_where_the_verdict_is_reliable(s, dim):
+    """1,000 repetitions; a standard error of the coverage is 0.7 %."""
+    ppca = small_ppca(dim + 2, dim)
+    x = ppca.sample(1000, seed=2)
+    ll = estimate(scaled_guide(ppca, s), x, 500, num_draws=0)
+    exact = ppca.log_prob(x).numpy()
+    low, high = ll.intervals()
+    reliable = ll.verdict == "reliable"
+    covered = (low <= exact) & (exact <= high)
+    assert reliable.mean() > 0.95
+    assert 0.915 < covered[reliable].mean() < 0.985
+    low, high = ll.interval(1 - 1e-6)
+    assert low <= exact.mean() <= high
+    assert high - low < 0.05
+
+
+def test_intervals_of_weights_that_lean_cover_more_than_symmetric_ones():
+    """Guides far too wide: symmetric intervals fail upwards."""
+    ppca = small_ppca(22, 20)
+    x = ppca.sample(1000, seed=2)
+    ll = estimate(scaled_guide(ppca, 1.5), x, 300, num_draws=0, num_probes=0)
+    exact = ppca.log_prob(x).numpy()
+    low, high = ll.intervals()
+    symmetric = np.abs(ll.value - exact) <= 1.96 * ll.stderr
+    covered = (low <= exact) & (exact <= high)
+    assert covered.mean() > symmetric.mean() + 0.02
+    assert (ll.verdict == "reliable").mean() < 0.02
+
+
+def test_the_interval_of_a_lower_bound_has_no_upper_end():
+    ppca = small_ppca()
+    ll = estimate(scaled_guide(ppca, 0.3), ppca.sample(20, seed=1), 500)
+    assert ll.is_lower_bound
+    assert ll.interval().high == math.inf
+
+
+# Probes
+
+
+def positive_latent(s: float) -> pv.Pair:
+    """log v ~ N(0, 1), x ~ N(log v, 0.5) with the exact posterior scaled by s as guide of v."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.LogNormal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(v.log(), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("v", dist.LogNormal(0.8 * x, s * 0.2**0.5))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_probes_find_as_much_as_there_is(constrained):
+    """A guide of half the width: mass where |z|^2 (1 / s^2 - 1) / 2 + d log s > log(K / 10) has a closed form."""
+    s, dim, k = 0.5, 1 if constrained else 2, 1000
+    ppca = small_ppca(4, 2)
+    x = torch.randn(2000) if constrained else ppca.sample(2000, seed=1)
+    pair = positive_latent(s) if constrained else scaled_guide(ppca, s)
+    ll = estimate(pair, x, k, num_draws=0)
+    exact = dist.Normal(0.0, 1.25**0.5).log_prob(x) if constrained else ppca.log_prob(x)
+    radius = 2 * (math.log(k / 10) - dim * math.log(s)) / (1 / s**2 - 1)
+    # The estimate is on average too low by what was not seen: a ratio to the exact p(x) is 1 / (1 - error) of that.
+    truth = stats.chi2.sf(radius, dim)
+    assert_mean(ll.unseen * np.exp(ll.value - exact.numpy()), truth, effect=0.3 * truth)
+    assert (ll.verdict == "reliable").mean() < 0.1
+
+
+@pytest.mark.parametrize("s", [1.0, 1.5])
+def test_probes_find_nothing_where_nothing_is_missing(s):
+    ppca = small_ppca()
+    ll = estimate(scaled_guide(ppca, s), ppca.sample(50, seed=1), 200)
+    assert (ll.unseen == 0).all()
+    assert (ll.verdict == "reliable").all()
+
+
+def test_probes_are_as_wide_as_dimensions_allow():
+    for d in (1, 2, 30):
+        c = widening(d)
+        assert_close(np.array((c**2 / math.sqrt(2 * c**2 - 1)) ** d), np.array(4.0))
+
+
+def test_latents_of_a_mixture_can_be_probed():
+    """The support of a mixture has no transform of its own; that of its components has."""
+    case = ZOO["mixture as prior"]
+    x = case.data[:4].double()
+    assert np.isfinite(estimate(case.make(), x, 60, compile=False).unseen).all()
+
+
+def test_what_cannot_be_probed_is_not_known():
+    x = binary_rows(8)
+    assert np.isnan(estimate(DiscreteVAE(), x, 50).unseen).all()
+    ppca = small_ppca()
+    assert np.isnan(estimate(ppca, ppca.sample(5), 50, num_probes=0).unseen).all()
+    assert np.isnan(estimate(ppca, ppca.sample(5), 10).unseen).all()
+    with pytest.raises(ValueError, match="num_probes: expected at least 0"):
+        estimate(ppca, ppca.sample(5), 50, num_probes=-1)
+
+
+def test_programs_need_no_answer_where_the_guide_does_not_go():
+    """A model that fails far out is evaluated without probes there."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            if z.detach().abs().max() > 6.0:
+                raise ValueError("too far out")
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x, 0.5**0.5))
+
+    x = torch.linspace(-1.0, 1.0, 50)
+    ll = estimate(pv.Pair(model, guide), x, 100, compile=False)
+    assert np.isnan(ll.unseen).all()
+    assert (ll.verdict == "reliable").all()
+
+
+def test_probes_have_noise_of_their_own(monkeypatch):
+    """Blocks of rows are probed by different draws, none of which weighs in an estimate."""
+    monkeypatch.setattr(likelihood, "_block_shape", lambda *_: (4, 500))
+    ppca = small_ppca()
+    pair, x = scaled_guide(ppca, 0.5), ppca.sample(1, seed=1).repeat(8, 1)
+    with_probes, without = estimate(pair, x, 500), estimate(pair, x, 500, num_probes=0)
+    np.testing.assert_array_equal(with_probes.value, without.value)
+    assert (with_probes.unseen[:4] != with_probes.unseen[4:]).all()
