@@ -22,7 +22,7 @@ FOUNDATION = {
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
-    *("schedules", "objectives", "storage", "rundir", "compile", "svi", "evaluation"),
+    *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
     "coordinates",
     *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -214,5 +215,5 @@ def _number(value: Any) -> Any:
 
 def _of_number(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: tuple(map(_of_number, numbers)) for name, numbers in value.items()}
+        return MappingProxyType({name: tuple(map(_of_number, numbers)) for name, numbers in value.items()})
     return math.nan if value is None else float(value) if isinstance(value, str) else value

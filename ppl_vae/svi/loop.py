@@ -19,6 +19,7 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
+from ppl_vae.svi.state import Best
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.usage import kl_of_scalars
 
@@ -50,19 +51,6 @@ class Course(NamedTuple):
     """Step of the parameters left in the pair."""
     stopped_early: bool
     """Whether patience ran out."""
-
-
-class Best(NamedTuple):
-    """The best state so far, as the held-out data judge it."""
-
-    bound: float
-    """Bound that is watched, in nats per datum."""
-    step: int
-    """Steps done."""
-    epoch: int
-    """Epochs done."""
-    state: list[Tensor]
-    """Copies of parameters and buffers."""
 
 
 class HeldOut(NamedTuple):

@@ -19,11 +19,24 @@ from ppl_vae.svi.update import Update
 if TYPE_CHECKING:
     from ppl_vae.svi.loop import Loop
 
-__all__ = ["State", "captured", "restore"]
+__all__ = ["Best", "State", "captured", "restore"]
 
 _PARAMETER, _BUFFER, _BEST, _OPTIMIZER, _VALUE, _SUMS = "parameter", "buffer", "best", "optimizer", "value", "sums"
 _JSON = (bool, int, float, str, type(None))
 _TENSOR = {"tensor": True}  # stands in the plain part of an optimiser's state for what is among the tensors
+
+
+class Best(NamedTuple):
+    """The best state so far, as the held-out data judge it."""
+
+    bound: float
+    """Bound that is watched, in nats per datum."""
+    step: int
+    """Steps done."""
+    epoch: int
+    """Epochs done."""
+    state: list[Tensor]
+    """Copies of parameters and buffers."""
 
 
 class State(NamedTuple):
@@ -73,6 +86,12 @@ def restore(loop: Loop, state: State) -> None:
     loop.sums.copy_(_fitting(tensors, _SUMS, loop.sums))
     loop.step, loop.epoch, loop.seen = plain["step"], plain["epoch"], plain["seen"]
     loop.history = History([record_of_plain(record) for record in plain["history"]])
+    loop.seconds_before = plain["seconds"]
+    if (best := plain["best"]) is not None:
+        now = enumerate(loop.state_tensors())
+        kept = [_fitting(tensors, f"{_BEST}/{i}", tensor).clone().to(tensor.device) for i, tensor in now]
+        loop.best = Best(best["bound"], best["step"], best["epoch"], kept)
+    stepper.restore_compile_state(plain["compile"])
     _restore_random_states(plain["random"])
     values = {name.removeprefix(f"{_VALUE}/"): t for name, t in tensors.items() if name.startswith(f"{_VALUE}/")}
     if unknown := stepper.values.put(plain["values"], values):
