@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from operator import attrgetter, itemgetter
 from types import CellType, MappingProxyType
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from ppl_vae.holders import Holder, holders
 
 __all__ = ["Attributes", "Change"]
 
+_JSON = (bool, int, float, str, type(None))
 _PLAIN = (bool, int, float, complex, str, type(None), np.generic)
 # Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
 # at often are smaller.
@@ -86,6 +87,37 @@ class Attributes:
         held = ((place.label(k), v) for place in self._places for k, v in zip(place.keys, place.before, strict=True))
         return next((name for name, value in held if id(value) in moved), "")
 
+    def plain_now(self) -> dict[str, Any]:
+        """Numbers and text that are not what they were, by the names that lead there: what JSON can hold of them."""
+        now = ((name, before, place.now(key)) for name, place, key, before in self._labelled())
+        return {name: value for name, before, value in now if isinstance(value, _JSON) and not _same(before, value)}
+
+    def tensors_now(self) -> dict[str, Tensor]:
+        """Tensors that were written to, parameters and buffers apart, by the names that lead there."""
+        moved = {id(tensor) for tensor, copy in self._copies if not _same_numbers(tensor, copy)}
+        return {name: value for name, _, _, value in self._labelled() if id(value) in moved}
+
+    def put(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+        """Puts values of `plain_now` and `tensors_now` in their places; returns a name that leads nowhere, or ''."""
+        places = {name: (place, key, before) for name, place, key, before in self._labelled()}
+        for name, value in plain.items():
+            if name not in places:
+                return name
+            place, key, _ = places[name]
+            place.put(key, value)
+        for name, value in tensors.items():
+            own = places[name][2] if name in places else None
+            if type(own) is not Tensor or own.shape != value.shape:
+                return name
+            own.data.copy_(value)
+        return ""
+
+    def _labelled(self) -> Iterator[tuple[str, _Place, Any, Any]]:
+        """Every value as it was, by a name of its own: places are found in the same order in every process."""
+        for number, place in enumerate(self._places):
+            for key, before in zip(place.keys, place.before, strict=True):
+                yield f"{number}:{place.label(key)}", place, key, before
+
     def restore(self) -> None:
         """Puts every value back, and takes away what was added."""
         for place in self._places:
@@ -133,7 +165,7 @@ class _Place:
     def change(self) -> Change | None:
         """The first value that differs."""
         for key, before in zip(self.keys, self.before, strict=True):
-            now = self._now(key)
+            now = self.now(key)
             if not _same(before, now):
                 words = _in_words(before), _in_words(now)
                 return Change(self.label(key), words[0], words[1] if words[0] != words[1] else "another")
@@ -151,11 +183,12 @@ class _Place:
             if take_away(self._source[key]):
                 del self._source[key]
         for key, before in zip(self.keys, self.before, strict=True):
-            now = self._now(key)
+            now = self.now(key)
             if now is not before and put_back(before, now):
-                self._put(key, before)
+                self.put(key, before)
 
-    def _put(self, key: Any, value: Any) -> None:
+    def put(self, key: Any, value: Any) -> None:
+        """Puts a value in the place of another."""
         if isinstance(self._source, CellType):
             self._source.cell_contents = value
         elif isinstance(self._source, MappingProxyType):
@@ -165,7 +198,8 @@ class _Place:
         elif key == len(self._source):
             self._source.append(value)
 
-    def _now(self, key: Any) -> Any:
+    def now(self, key: Any) -> Any:
+        """The value as it is; None where there is none."""
         try:
             return self._source.cell_contents if isinstance(self._source, CellType) else self._source[key]
         except (LookupError, ValueError):

@@ -22,6 +22,7 @@ FOUNDATION = {
 }
 CORE = {
     *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
+    *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
     "coordinates",
     *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }
@@ -60,7 +61,7 @@ MAY_IMPORT = {
     "coordinates": FOUNDATION | {"tape"},
     "checking": FOUNDATION | {"pair", "tape", "reductions", "terms"},
     "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms"},
-    "rundir": FOUNDATION | {"pair"},
+    "rundir": FOUNDATION | {"pair", "storage"},
     "weights": FOUNDATION,
     "schedules": FOUNDATION,
     "objectives": FOUNDATION | {"pair", "tape", "terms", "weights", "schedules"},

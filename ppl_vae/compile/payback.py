@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from ppl_vae.operations import Operations
 
@@ -57,6 +57,18 @@ class Payback:
         with Operations() as operations:
             yield
         self._operations = operations
+
+    def state(self) -> dict[str, Any]:
+        """What it knows, for `restore` in another process."""
+        seen = self._operations
+        return {"decided": self._decided, "operations": None if seen is None else [seen.count, seen.bytes]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Knows what another one knew."""
+        self._decided = state["decided"]
+        if state["operations"] is not None:
+            self._operations = Operations()
+            self._operations.count, self._operations.bytes = state["operations"]
 
     def _saved(self) -> float:
         """Seconds that a compiled call will save, about."""

@@ -1,6 +1,6 @@
 """What a run leaves on disk: its description, configuration, history, parameters and evaluations."""
 
-from ppl_vae.rundir.directory import RunDirectory, check_free, described
+from ppl_vae.rundir.directory import RunDirectory, as_plain, check_free, described, record_as_plain, record_of_plain
 from ppl_vae.rundir.evaluations import (
     described_estimate,
     finite_or_none,
@@ -33,6 +33,7 @@ __all__ = [
     "PairSpec",
     "RunDirectory",
     "RunRecord",
+    "as_plain",
     "check_free",
     "described",
     "described_estimate",
@@ -41,6 +42,8 @@ __all__ = [
     "read_arrays",
     "read_evaluation",
     "read_run",
+    "record_as_plain",
+    "record_of_plain",
     "write_bounds",
     "write_evaluation",
     "write_run",

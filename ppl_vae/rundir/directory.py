@@ -8,10 +8,11 @@ import json
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -24,9 +25,10 @@ from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 from ppl_vae.storage import LOCK, files, plain, tensors
 from ppl_vae.storage.versions import version_of
 
-__all__ = ["RunDirectory", "check_free", "described"]
+__all__ = ["RunDirectory", "as_plain", "check_free", "described", "record_as_plain", "record_of_plain"]
 
 _CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
+_OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints"}
 _MAX_HISTORY = 2**30
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
@@ -38,18 +40,27 @@ class RunDirectory:
         self.root = Path(root)
 
     @classmethod
-    def create(cls, root: str | Path, settings: Any, device: torch.device | None = None) -> RunDirectory:
+    def create(
+        cls, root: str | Path, settings: Any, device: torch.device | None = None, again: bool = False
+    ) -> RunDirectory:
         """Makes a new run directory, or takes one that holds its description alone, and writes the configuration.
 
+        Args:
+            root: Its path.
+            settings: Of the fit, a dataclass.
+            device: Of the fit.
+            again: Take one, too, that a run has left before its first checkpoint.
+
         Raises:
-            PplVaeError: There is something in it, or it cannot be made.
+            PplVaeError: There is something else in it, or it cannot be made.
         """
         path = Path(root)
-        check_free(path, allowed={RUN})
+        check_free(path, allowed=_OWN if again else {RUN, LOCK})
         _make(path)
         run = cls(path)
-        run.write_json(_CONFIG, _plain(settings) | ({} if device is None else {"device": str(device)}))
+        run.write_json(_CONFIG, as_plain(settings) | ({} if device is None else {"device": str(device)}))
         run.write_json("environment.json", _environment())
+        run.write_history([])
         return run
 
     def write_json(self, name: str, value: Any) -> None:
@@ -58,8 +69,12 @@ class RunDirectory:
 
     def append_history(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
-        line = json.dumps({k: _number(v) for k, v in record._asdict().items()}, allow_nan=False)
-        files.append(self.root / _HISTORY, line + "\n")
+        files.append(self.root / _HISTORY, json.dumps(record_as_plain(record), allow_nan=False) + "\n")
+
+    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
+        lines = (json.dumps(record, allow_nan=False) + "\n" for record in records)
+        files.replace(self.root / _HISTORY, [line.encode() for line in lines])
 
     def write_parameters(self, pair: Pair) -> None:
         """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
@@ -100,6 +115,16 @@ class RunDirectory:
         if wrong := [number for number, record in enumerate(records, 1) if type(record) is not dict]:
             raise DataError(f"{path}: expected a record in every line, found none in line {wrong[0]}")
         return records
+
+
+def record_as_plain(record: Record) -> dict[str, Any]:
+    """A record as JSON, which knows neither NaN nor infinity."""
+    return {name: _number(value) for name, value in record._asdict().items()}
+
+
+def record_of_plain(plain: Mapping[str, Any]) -> Record:
+    """The record that `record_as_plain` made this of."""
+    return Record(**{name: _of_number(value) for name, value in plain.items()})
 
 
 @contextmanager
@@ -159,17 +184,21 @@ def _environment() -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
+def as_plain(value: Any) -> Any:
     """A value as JSON: dataclasses become their class and fields, callables their name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        fields = {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}
     if isinstance(value, functools.partial):
-        return {"partial": _plain(value.func), "args": _plain(list(value.args)), "keywords": _plain(value.keywords)}
+        return {
+            "partial": as_plain(value.func),
+            "args": as_plain(list(value.args)),
+            "keywords": as_plain(value.keywords),
+        }
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): as_plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [as_plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)  # JSON has no such number
     if value is None or isinstance(value, bool | int | float | str):
@@ -182,3 +211,9 @@ def _number(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: [_number(float(number)) for number in numbers] for name, numbers in value.items()}
     return None if math.isnan(value) else value if math.isfinite(value) else str(value)
+
+
+def _of_number(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return MappingProxyType({name: tuple(map(_of_number, numbers)) for name, numbers in value.items()})
+    return math.nan if value is None else float(value) if isinstance(value, str) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -37,9 +38,9 @@ class Feed:
     def __init__(self, rows: Rows, order: Order, device: torch.device) -> None:
         self.rows, self.order, self._device = rows, order, device
 
-    def epoch(self, epoch: int, limit: int) -> Iterator[Serving]:
-        """The first `limit` batches of an epoch."""
-        indices = [index for _, index in zip(range(limit), self.order.epoch(epoch), strict=False)]
+    def epoch(self, epoch: int, limit: int, skip: int = 0) -> Iterator[Serving]:
+        """At most `limit` batches of an epoch, after the first `skip`."""
+        indices = [*islice(self.order.epoch(epoch), skip, skip + limit)]
         return self._ahead(indices) if self.rows.mapped else map(self.serve, indices)
 
     def serve(self, index: Tensor) -> Serving:

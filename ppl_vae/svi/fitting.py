@@ -19,12 +19,14 @@ from ppl_vae.history import History
 from ppl_vae.objectives import ELBO, Objective
 from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
-from ppl_vae.rundir import RUN, RunDirectory, check_free
+from ppl_vae.rundir import RUN, check_free
 from ppl_vae.schedules import Schedule
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
+from ppl_vae.svi.saving import Every, Resume, checked_every, facts_of, opened, shared
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
+from ppl_vae.svi.state import restore
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.trial import check_single_row
 from ppl_vae.validation import validating
@@ -79,6 +81,8 @@ def fit(
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
     run_dir: str | Path | None = None,
+    resume: Resume = False,
+    checkpoint_every: Every = None,
     progress: bool = True,
 ) -> Fit:
     """Trains the parameters of a pair, in place, by stochastic variational inference.
@@ -124,7 +128,14 @@ def fit(
             containers of more than 1,000 entries, of what iterators (`itertools.count`), cached functions
             (`functools.lru_cache`), hooks and extensions keep, and of what lies outside Python's variables, such as
             the environment, files and the clock: programs that read those need False.
-        run_dir: Directory to leave configuration, environment, history and parameters in; must be new or empty.
+        run_dir: Directory to leave configuration, environment, history, parameters and checkpoints in; new or empty,
+            unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
+        resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
+            case, False never. From the same pair, data and options the numbers are, bit by bit, those of a fit that was
+            never interrupted; on another build of torch, type of device or number of threads they are not, and a
+            warning says so. `epochs` and `steps` may be others.
+        checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
+            at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
 
     Returns:
@@ -138,6 +149,9 @@ def fit(
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite; site and rows are named.
         GroupError: If one of several processes ends, hangs, or was given something else.
+        CheckpointError: If a checkpoint cannot be written, or the fit has to resume and cannot: none is there, all are
+            damaged, or they are of another run; each is named, and why.
+        LockedError: If another process works in `run_dir`; its number is said.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014). Stochastic Backpropagation and Approximate
@@ -169,36 +183,44 @@ def fit(
     for name, wanted in (("patience", patience is not None), ("record_kl", record_kl)):
         if wanted and validation is None:
             raise ValueError(f"{name}: expected validation data to watch, found none; pass validation=...")
+    if run_dir is None and (resume or checkpoint_every is not None):
+        raise ValueError("resume, checkpoint_every: expected run_dir=..., where checkpoints are kept, found none")
+    checked_every(checkpoint_every)
     start = time.monotonic()
     group, target = current(), choose_device(device)
-    with group.together(target):
-        if run_dir is not None and group.leads:
-            check_free(Path(run_dir), allowed={RUN})
-        pair = as_pair(pair)
-        rows = training_rows(pair, data, settings)
-        held_out = None if validation is None else validation_rows(pair, validation, settings)
-        report = checked(pair, rows, settings)
-        if held_out is not None:
-            check_held_out(pair, held_out, report.layout, settings)
-        pair.to(target)
-        stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
-        check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)
-        directory = None
-        if run_dir is not None and group.leads:
-            directory = RunDirectory.create(run_dir, settings, target)
-    begin_together(group, pair, report.layout, settings, (rows, held_out), target)
-    for caution in report.cautions if group.leads else ():
-        warnings.warn(caution, UserWarning, stacklevel=2)
-    loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
+    root = None if run_dir is None or not group.leads else Path(run_dir)
     with ExitStack() as stack:
+        with group.together(target):
+            if root is not None and not resume:
+                check_free(root, allowed={RUN})
+            pair = as_pair(pair)
+            rows = training_rows(pair, data, settings)
+            held_out = None if validation is None else validation_rows(pair, validation, settings)
+            report = checked(pair, rows, settings)
+            if held_out is not None:
+                check_held_out(pair, held_out, report.layout, settings)
+            pair.to(target)
+            stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
+            check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)
+            loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
+            run = None
+            if root is not None:
+                facts = facts_of(settings, rows, held_out, target, group)
+                run = stack.enter_context(opened(root, settings, target, facts, resume, checkpoint_every))
+        begin_together(group, pair, report.layout, settings, (rows, held_out), target)
+        state = shared(None if run is None else run.state, group, target)
+        for caution in report.cautions if group.leads else ():
+            warnings.warn(caution, UserWarning, stacklevel=2)
         stack.enter_context(seeded(key(seed), target))
         stack.enter_context(validating(False))
         stack.enter_context(frozen_modes(pair, training=True))
+        if state is not None:
+            restore(loop, state)
         try:
-            course = loop.run(progress and group.leads, directory)
+            course = loop.run(progress and group.leads, run)
         finally:
-            if directory is not None:  # what was trained so far is not thrown away
-                directory.write_parameters(pair)
+            if run is not None:  # what was trained so far is not thrown away
+                run.directory.write_parameters(pair)
     seconds = time.monotonic() - start
     return Fit(
         history=loop.history,

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from ppl_vae.history import History, Record
 from ppl_vae.pair import frozen_modes, kept_state
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, reseed, seeded
-from ppl_vae.rundir import RunDirectory
+from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
+from ppl_vae.svi.state import Best
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.usage import kl_of_scalars
 
@@ -26,6 +27,19 @@ __all__ = ["Course", "Loop"]
 
 _VALIDATION_BLOCK = 512
 _VALIDATION = -2  # key of noise that belongs to no step
+
+
+class Keeper(Protocol):
+    """Keeps what a fit leaves."""
+
+    def after_step(self, loop: Loop) -> None:
+        """Is called between two steps; what it raises ends the fit."""
+
+    def after_epoch(self, record: Record) -> None:
+        """Is called with the record of every epoch."""
+
+    def at_end(self, loop: Loop) -> None:
+        """Is called after the last step, before the best parameters are put back."""
 
 
 class Course(NamedTuple):
@@ -37,19 +51,6 @@ class Course(NamedTuple):
     """Step of the parameters left in the pair."""
     stopped_early: bool
     """Whether patience ran out."""
-
-
-class Best(NamedTuple):
-    """The best state so far, as the held-out data judge it."""
-
-    bound: float
-    """Bound that is watched, in nats per datum."""
-    step: int
-    """Steps done."""
-    epoch: int
-    """Epochs done."""
-    state: list[Tensor]
-    """Copies of parameters and buffers."""
 
 
 class HeldOut(NamedTuple):
@@ -66,36 +67,60 @@ class HeldOut(NamedTuple):
 
 
 class Loop:
-    """State of one fit."""
+    """State of one fit, between two steps: `step`, `epoch` and the metrics of the steps of this epoch.
+
+    Args:
+        stepper: Takes the steps.
+        held_out: Validation data.
+        start: When the fit began, by the monotonic clock.
+    """
 
     def __init__(self, stepper: Stepper, held_out: Rows | None, start: float) -> None:
-        self.stepper, self.held_out, self.start = stepper, held_out, start
+        self.stepper, self.held_out = stepper, held_out
         self.pair, self.settings, self.device = stepper.pair, stepper.settings, stepper.device
         self.history = History()
         self.best: Best | None = None
+        self.step = self.epoch = self.seen = 0
+        self.sums = torch.zeros(len(Metrics._fields), dtype=torch.float64, device=self.device)
+        self.seconds_before, self._start = 0.0, start
 
-    def run(self, progress: bool, directory: RunDirectory | None) -> Course:
-        """Takes every step, keeps the history and leaves the best parameters in the pair."""
+    @property
+    def seconds(self) -> float:
+        """Training time so far, that of processes before this one included."""
+        return self.seconds_before + time.monotonic() - self._start
+
+    def run(self, progress: bool, keeper: Keeper | None) -> Course:
+        """Takes every step that is left, keeps the history and leaves the best parameters in the pair."""
         total = self.settings.total_steps(len(self.stepper.feed.rows))
-        step = epoch = 0
         with Progress("fit", total, progress, "step") as bar:
-            while step < total and not self._out_of_patience(epoch):
-                sums, seen = torch.zeros(len(Metrics._fields), dtype=torch.float64, device=self.device), 0
-                for serving in self.stepper.feed.epoch(epoch, total - step):
-                    rows = self.stepper.feed.order.size(step)
-                    sums += rows * self.stepper(step, serving)
-                    step, seen = step + 1, seen + rows
+            while (self.step < total or self.seen) and not self._out_of_patience():
+                done = self.step - self.epoch * self.stepper.feed.order.per_epoch
+                for serving in self.stepper.feed.epoch(self.epoch, total - self.step, done):
+                    self._take(serving)
                     if bar.due:
-                        bar.update(step, _progress_text(epoch + 1, sums / seen))
-                self.stepper.finish()
-                epoch += 1
-                means = Metrics(*(sums / seen).tolist())
-                record = self._record(epoch, step, means)
-                self.history.append(record)
-                bar.update(step, _progress_text(epoch, sums / seen))
-                if directory is not None:
-                    directory.append_history(record)
-        return Course(step, self._restore_best(step), self._out_of_patience(epoch))
+                        bar.update(self.step, _progress_text(self.epoch + 1, self.sums / self.seen))
+                    if keeper is not None:
+                        keeper.after_step(self)
+                self._end_epoch(bar, keeper)
+        if keeper is not None:
+            keeper.at_end(self)
+        return Course(self.step, self._restore_best(self.step), self._out_of_patience())
+
+    def _take(self, serving: Serving) -> None:
+        rows = self.stepper.feed.order.size(self.step)
+        self.sums += rows * self.stepper(self.step, serving)
+        self.step, self.seen = self.step + 1, self.seen + rows
+
+    def _end_epoch(self, bar: Progress, keeper: Keeper | None) -> None:
+        self.stepper.finish()
+        self.epoch += 1
+        record = self._record(self.epoch, self.step, Metrics(*(self.sums / self.seen).tolist()))
+        self.history.append(record)
+        bar.update(self.step, _progress_text(self.epoch, self.sums / self.seen))
+        if keeper is not None:
+            keeper.after_epoch(record)
+        self.sums.zero_()
+        self.seen = 0
 
     def _record(self, epoch: int, step: int, means: Metrics) -> Record:
         return Record(
@@ -108,8 +133,8 @@ class Loop:
             grad_norm=means.norm,
             beta=self.stepper.beta_at(step - 1),
             learning_rate=self.stepper.update.learning_rate,
+            seconds=self.seconds,
             **self._judged(step)._asdict(),
-            seconds=time.monotonic() - self.start,
         )
 
     def _judged(self, step: int) -> HeldOut:
@@ -145,23 +170,24 @@ class Loop:
                 "data lack, or give scales a lower bound"
             )
         if self.best is None or watched > self.best.bound:
-            self.best = Best(watched, step, len(self.history) + 1, [t.detach().clone() for t in self._state()])
+            self.best = Best(watched, step, len(self.history) + 1, [t.detach().clone() for t in self.state_tensors()])
         return HeldOut(*terms)
 
-    def _state(self) -> list[Tensor]:
+    def state_tensors(self) -> list[Tensor]:
+        """Parameters that train, and buffers."""
         return [*self.stepper.parameters, *self.pair.buffers()]
 
     def _restore_best(self, step: int) -> int:
         if self.best is None:
             return step
         with torch.no_grad():
-            for tensor, kept in zip(self._state(), self.best.state, strict=True):
+            for tensor, kept in zip(self.state_tensors(), self.best.state, strict=True):
                 tensor.copy_(kept)
         return self.best.step
 
-    def _out_of_patience(self, epoch: int) -> bool:
+    def _out_of_patience(self) -> bool:
         patience = self.settings.patience
-        return patience is not None and self.best is not None and epoch - self.best.epoch >= patience
+        return patience is not None and self.best is not None and self.epoch - self.best.epoch >= patience
 
 
 def _progress_text(epoch: int, means: Tensor) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
-from ppl_vae.attributes import Change
+from ppl_vae.attributes import Attributes, Change
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
 from ppl_vae.diagnosis import NO_SITE, explain_non_finite
 from ppl_vae.distributed import Group
@@ -59,6 +59,7 @@ class Stepper:
         if (begin := getattr(settings.objective, "begin", None)) is not None:
             begin(pair)
         self._watch = Watch(pair)
+        self.values = Attributes(pair)
         self.parameters = self._watch.parameters
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
@@ -99,9 +100,20 @@ class Stepper:
     def finish(self) -> None:
         """Waits for the device, and raises if a step was not finite."""
         if (bad_step := self.guard.poll()) is not None:
-            self._stop(bad_step, ())
+            self.stop_at(bad_step, ())
         self._watch.check()
         self.group.from_first([*self.pair.buffers()])
+
+    def compile_state(self) -> dict[str, Any]:
+        """Whether steps run compiled, and what was decided of it, for `restore_compile_state` in another process."""
+        return {"compiled": self.compiled is not None, "payback": self._payback.state()}
+
+    def restore_compile_state(self, state: Mapping[str, Any]) -> None:
+        """Compiles before the next step if the other process had: compiled steps round in another way."""
+        if state["compiled"]:
+            self._payback = Payback(True)
+        else:
+            self._payback.restore(state["payback"])
 
     def beta_at(self, step: int) -> float:
         """Weight of the rate at a step."""
@@ -146,7 +158,7 @@ class Stepper:
         """Updates the parameters, unless a number is not finite; `own` are the gradients before they became joint."""
         bad_step = self.guard.check(metrics[LOSS], metrics[NORM], step)
         if bad_step is not None:
-            self._stop(bad_step, own)
+            self.stop_at(bad_step, own)
         if self.settings.schedule is not None:
             self.update.set_factor(self._factor(step))
         self.update(reached, gradients, self.guard.skip)
@@ -179,7 +191,8 @@ class Stepper:
         own = () if self._joint is None else (self.group.rank,)
         return key(self.settings.seed, step, *own)
 
-    def _stop(self, step: int, gradients: Sequence[Tensor]) -> None:
+    def stop_at(self, step: int, gradients: Sequence[Tensor]) -> None:
+        """Ends the fit because of a step that is not finite; says where that began."""
         reasons = self.group.texts(self._explain(step, gradients), self.device)
         blamed = [(rank, reason) for rank, reason in enumerate(reasons) if reason != NO_SITE]
         rank, reason = blamed[0] if blamed else (0, NO_SITE)

@@ -1,0 +1,199 @@
+"""Checkpoints of a fit: when they are written, and where another process goes on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ppl_vae.arrays import Rows
+from ppl_vae.distributed import Group
+from ppl_vae.errors import CheckpointError
+from ppl_vae.history import Record
+from ppl_vae.options import whole_number
+from ppl_vae.rundir import RunDirectory, as_plain
+from ppl_vae.storage import discard_after, locked, newest, prune, remove_debris, steps, write
+from ppl_vae.storage.files import make_folder
+from ppl_vae.svi.loop import Loop
+from ppl_vae.svi.settings import FitSettings
+from ppl_vae.svi.signals import Signals, heard
+from ppl_vae.svi.state import State, captured
+
+__all__ = ["CHECKPOINTS", "Every", "Resume", "Saving", "checked_every", "facts_of", "opened", "shared"]
+
+CHECKPOINTS = "checkpoints"
+Every = int | timedelta | None
+Resume = Literal["auto"] | bool
+
+# By default a checkpoint is due once the steps since the last one took a hundred times what it took to write.
+_SHARE, _LEAST_SECONDS = 100.0, 10.0
+_KEPT = 2
+_ROWS = 1024
+
+
+class Saving:
+    """Writes a checkpoint between two steps when one is due, when a signal asks the fit to stop, and at the end.
+
+    Args:
+        directory: Of the run.
+        every: Steps, or time, between two checkpoints; None so rarely that they cost a hundredth of the time at most.
+        facts: What the run is about; a process that goes on has to be given the same.
+        signals: What asks the fit to stop.
+        state: What the fit goes on from.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, every: Every, facts: Mapping[str, Any], signals: Signals, state: State | None
+    ) -> None:
+        self.directory, self.folder, self.state = directory, directory.root / CHECKPOINTS, state
+        self._every, self._facts, self._signals = every, dict(facts), signals
+        self._last: tuple[int, int] = (0, 0) if state is None else (state.plain["step"], state.plain["epoch"])
+        self._last_time, self._cost = time.monotonic(), _LEAST_SECONDS / _SHARE
+
+    def after_step(self, loop: Loop) -> None:
+        """Writes a checkpoint if one is due; ends the fit if a signal has asked for it."""
+        if self._signals.received is not None or self._is_due(loop.step):
+            self.save(loop)
+        self._signals.obey(f"step {loop.step} is done and saved in {self.folder}")
+
+    def at_end(self, loop: Loop) -> None:
+        """Writes the last checkpoint."""
+        if (loop.step, loop.epoch) != self._last:
+            self.save(loop)
+
+    def after_epoch(self, record: Record) -> None:
+        """Adds the line of an epoch to the history."""
+        self.directory.append_history(record)
+
+    def save(self, loop: Loop) -> None:
+        """Writes a checkpoint, reads it back, and removes older ones."""
+        if (bad := loop.stepper.guard.poll()) is not None:  # a GPU looks late; what is not finite is never kept
+            loop.stepper.stop_at(bad, ())
+        start = time.monotonic()
+        tensors, values = captured(loop)
+        write(self.folder, loop.step, tensors, values | {"facts": self._facts})
+        prune(self.folder, _KEPT)
+        self._last, self._last_time = (loop.step, loop.epoch), time.monotonic()
+        self._cost = max(self._last_time - start, _LEAST_SECONDS / _SHARE)
+
+    def _is_due(self, step: int) -> bool:
+        if isinstance(self._every, int):
+            return step - self._last[0] >= self._every
+        waited = time.monotonic() - self._last_time
+        return waited > (self._cost * _SHARE if self._every is None else self._every.total_seconds())
+
+
+@contextmanager
+def opened(
+    root: Path, settings: FitSettings, device: torch.device, facts: Mapping[str, Any], resume: Resume, every: Every
+) -> Iterator[Saving]:
+    """Context of a fit into a run directory, which no other process may enter meanwhile.
+
+    Raises:
+        LockedError: Another process is in it.
+        PplVaeError: The directory is neither free nor that of a run to resume, or cannot be made.
+        CheckpointError: See `found_state`.
+    """
+    make_folder(root)
+    with locked(root), heard() as signals:
+        for folder in (root, root / CHECKPOINTS):
+            remove_debris(folder)
+        state = found_state(root / CHECKPOINTS, resume, facts)
+        if state is None:
+            directory = RunDirectory.create(root, settings, device, again=resume == "auto")
+        else:
+            directory = RunDirectory(root)
+            directory.write_history(state.plain["history"])
+        yield Saving(directory, every, facts, signals, state)
+
+
+def checked_every(every: Every) -> None:
+    """Refuses an interval of checkpoints that is none.
+
+    Raises:
+        ValueError: It is neither a whole number of steps, at least one, nor a positive time.
+    """
+    if isinstance(every, timedelta):
+        if not every > timedelta():
+            raise ValueError(f"checkpoint_every: expected a positive time, found {every}")
+    elif every is not None:
+        whole_number("checkpoint_every", every, least=1)
+
+
+def found_state(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> State | None:
+    """The state to go on from; None where the fit begins.
+
+    Raises:
+        CheckpointError: There is none and has to be one, none can be used, or it is that of another run: the first
+            fact that differs is named.
+    """
+    if resume is False or not (folder.is_dir() and steps(folder)):
+        if resume is True:
+            raise CheckpointError(f"{folder}: expected a checkpoint to resume from, found none; use resume='auto'")
+        return None
+    found = newest(folder)
+    for reason in found.skipped:
+        warnings.warn(f"a checkpoint was skipped: {reason}", UserWarning, stacklevel=2)
+    known = found.plain.pop("facts", {})
+    if (name := _first_difference(known, facts, "run")) is not None:
+        raise CheckpointError(
+            f"{found.path}: this run began with {name} = {known['run'].get(name)!r}, found "
+            f"{facts['run'].get(name)!r}: resume with what it began with, or choose another run_dir"
+        )
+    if (name := _first_difference(known, facts, "machine")) is not None:
+        warnings.warn(
+            f"the run goes on, but not bit by bit as it would have: {name} was {known['machine'].get(name)!r} and is "
+            f"{facts['machine'].get(name)!r}",
+            UserWarning,
+            stacklevel=2,
+        )
+    discard_after(found.path)
+    return State(found.tensors, found.plain)
+
+
+def facts_of(
+    settings: FitSettings, rows: Rows, held_out: Rows | None, device: torch.device, group: Group
+) -> dict[str, Any]:
+    """What decides the numbers of a run: `run` may not change when it is resumed, `machine` is warned of."""
+    run = {name: value for name, value in as_plain(settings).items() if name not in ("epochs", "steps")}
+    run |= {"data": _fingerprint(rows), "validation": None if held_out is None else _fingerprint(held_out)}
+    machine = {
+        "torch": str(torch.__version__),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "processes": group.size,
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+    }
+    return {"run": run, "machine": machine}
+
+
+def _fingerprint(rows: Rows) -> str:
+    """A hash of number, shapes, types and about a thousand rows, evenly spread."""
+    digest = hashlib.sha256()
+    stride = max(1, len(rows) // _ROWS)
+    for array in rows.take(torch.arange(0, len(rows), stride), torch.device("cpu")):
+        digest.update(json.dumps([len(rows), list(array.shape), str(array.dtype)]).encode())
+        digest.update(array.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _first_difference(known: Mapping[str, Any], facts: Mapping[str, Any], part: str) -> str | None:
+    before, now = known.get(part, {}), facts[part]
+    return next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
+
+
+def shared(state: State | None, group: Group, device: torch.device) -> State | None:
+    """The state of process 0 in every process of a group."""
+    text = group.texts(json.dumps(None if state is None else state.plain), device)[0]
+    tensors: dict[str, Tensor] = {} if state is None else state.tensors
+    values = json.loads(text)
+    return None if values is None else State(group.gather(tensors, device)[0], values)

@@ -1,0 +1,316 @@
+"""A fit that goes on from a checkpoint does, bit by bit, what the fit would have done that was not interrupted."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import ModuleVAE, binary_rows
+from training import fresh
+from zoo import batch_norm, positive_parameters
+
+import ppl_vae as pv
+from ppl_vae.errors import CheckpointError, LockedError, PplVaeError
+from ppl_vae.pair import as_pair
+from ppl_vae.schedules import Cosine, Linear
+from ppl_vae.storage import locked, newest, steps, write
+from ppl_vae.svi import saving
+
+ROWS = 11  # batches of four: the last one of an epoch is smaller
+
+
+class Moody(ModuleVAE):
+    """A pair whose programs draw from Python and NumPy, and keep a number and a tensor of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.seen = 0, [torch.zeros(1)]
+
+    def model(self, x):
+        self.calls += 1
+        self.seen[0] += 0.01
+        noise = random.random() + np.random.random() + self.calls / 100 + self.seen[0]  # noqa: NPY002
+        mood = noise if self.training else 1.0  # a density in evaluation
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=mood * self.decoder(z)).to_event(1), obs=x)
+
+
+def score_with_running_mean() -> pv.ELBO:
+    return pv.ELBO(2, kl="sampled", gradient="score", baseline="running")
+
+
+real = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(0))
+binary = binary_rows(ROWS)
+CASES = {
+    "defaults": (ModuleVAE, binary, {}),
+    "importance weights": (ModuleVAE, binary, {"objective": pv.IWAE(3, gradient="dreg")}),
+    "buffers and dropout": (batch_norm, real, {}),
+    "the best of a validation": (ModuleVAE, binary, {"validation": binary[:5], "learning_rate": 0.3}),
+    "patience": (ModuleVAE, binary, {"validation": binary[:5], "learning_rate": 1.0, "patience": 1, "epochs": 9}),
+    "momentum and a schedule": (
+        ModuleVAE,
+        binary,
+        {
+            "optimizer": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9),
+            "schedule": Cosine(1.0, 0.1, 9),
+            "learning_rate": 1e-2,
+        },
+    ),
+    "clipped": (ModuleVAE, binary, {"optimizer": torch.optim.RMSprop, "clip_norm": 0.5}),
+    "a running baseline": (ModuleVAE, binary, {"objective": score_with_running_mean()}),
+    "beta that grows": (ModuleVAE, binary, {"objective": pv.ELBO(beta=Linear(0.0, 1.0, 9))}),
+    "binary data drawn anew": (ModuleVAE, binary * 0.5 + 0.2, {"binarize": "dynamic"}),
+    "constrained parameters of Pyro": (positive_parameters, real, {}),
+    "an end within an epoch": (ModuleVAE, binary, {"steps": 8, "epochs": None}),
+    "weight decay": (ModuleVAE, binary, {"optimizer": torch.optim.AdamW}),
+}
+
+
+def run(make, x, options, seed=0, **more):
+    """A pair made from a seed, and its fit."""
+    pair = fresh(seed, make)
+    kept = {"epochs": 3, "batch_size": 4, "seed": 7, "progress": False, "device": "cpu", "compile": False}
+    return pair, pv.fit(pair, x, **(kept | options | more))
+
+
+def numbers(pair, fit):
+    """All that a fit leaves but the seconds."""
+    tensors = {name: tensor.clone() for name, tensor in as_pair(pair).named_parameters()}
+    tensors |= {name: tensor.clone() for name, tensor in as_pair(pair).named_buffers()}
+    records = [repr(record._replace(seconds=0.0)) for record in fit.history]
+    return tensors, records, fit.steps, fit.best_step, fit.stopped_early
+
+
+def same(one, other):
+    (tensors, *rest), (found, *others) = one, other
+    return rest == others and tensors.keys() == found.keys() and all(map(torch.equal, tensors.values(), found.values()))
+
+
+@pytest.fixture
+def every_step_kept(monkeypatch):
+    monkeypatch.setattr(saving, "_KEPT", 1000)
+
+
+def only(checkpoint: Path, to: Path) -> Path:
+    """A run directory with one checkpoint of another."""
+    shutil.copytree(checkpoint, to / "checkpoints" / checkpoint.name)
+    return to
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_resume_at_every_step_changes_no_bit(name: str, tmp_path: Path, every_step_kept):
+    make, x, options = CASES[name]
+    whole = numbers(*run(make, x, options))
+    saved = tmp_path / "saved"
+    assert same(whole, numbers(*run(make, x, options, run_dir=saved, checkpoint_every=1)))  # saving changes nothing
+    checkpoints = sorted((saved / "checkpoints").iterdir())
+    assert len(checkpoints) >= whole[2]
+    for checkpoint in checkpoints:
+        root = only(checkpoint, tmp_path / checkpoint.name)
+        assert same(whole, numbers(*run(make, x, options, seed=1, run_dir=root, resume=True))), checkpoint.name
+        assert len((root / "history.jsonl").read_text().splitlines()) == len(whole[1])
+
+
+def test_resume_of_programs_with_a_state_of_their_own(tmp_path: Path, every_step_kept):
+    random.seed(1), np.random.seed(1)  # noqa: NPY002
+    whole = numbers(*run(Moody, binary, {}, run_dir=tmp_path / "saved", checkpoint_every=1))
+    for checkpoint in sorted((tmp_path / "saved" / "checkpoints").iterdir()):
+        random.seed(5), np.random.seed(5)  # noqa: NPY002
+        found = numbers(
+            *run(Moody, binary, {}, seed=1, run_dir=only(checkpoint, tmp_path / checkpoint.name), resume=True)
+        )
+        assert same(whole, found), checkpoint.name
+
+
+def changed(plain, tensors, part):
+    """A state without one of its parts: as it is when a fit begins."""
+    kind, _, name = part.partition(" ")
+    if kind == "tensors":
+        return plain, {k: torch.zeros_like(t) if k.startswith(name) else t for k, t in tensors.items()}
+    empty = {"step": 0, "epoch": 0, "seen": 0, "history": [], "best": None, "values": {}}
+    if name == "random":
+        version, internal, gauss = random.Random(3).getstate()
+        return plain | {"random": plain["random"] | {"python": [version, list(internal), gauss]}}, tensors
+    if name == "numpy":
+        kind, keys, *rest = np.random.RandomState(3).get_state(legacy=True)
+        return plain | {"random": plain["random"] | {"numpy": [str(kind), [int(k) for k in keys], *rest]}}, tensors
+    return plain | {name: empty[name]}, tensors
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("tensors parameter/", "defaults"),
+        ("tensors buffer/", "buffers and dropout"),
+        ("tensors buffer/", "a running baseline"),
+        ("tensors optimizer/", "defaults"),
+        ("tensors optimizer/", "momentum and a schedule"),
+        ("tensors best/", "patience"),
+        ("tensors sums", "defaults"),
+        ("tensors value/", "moody"),
+        ("plain step", "beta that grows"),
+        ("plain step", "momentum and a schedule"),
+        ("plain epoch", "defaults"),
+        ("plain seen", "defaults"),
+        ("plain history", "defaults"),
+        ("plain best", "patience"),
+        ("plain values", "moody"),
+        ("plain random", "moody"),
+        ("plain numpy", "moody"),
+    ],
+)
+def test_every_part_of_the_state_is_needed(part: str, name: str, tmp_path: Path, every_step_kept):
+    make, x, options = {**CASES, "moody": (Moody, binary, {})}[name]
+    random.seed(1), np.random.seed(1)  # noqa: NPY002
+    whole = numbers(*run(make, x, options, run_dir=tmp_path / "saved", checkpoint_every=1))
+    differs = []
+    for step in (2, 4, 5, 7):
+        found = newest(
+            only(tmp_path / "saved/checkpoints" / f"step-{step:09d}", tmp_path / f"from{step}") / "checkpoints"
+        )
+        plain, tensors = changed(found.plain, found.tensors, part)
+        write(tmp_path / f"less{step}" / "checkpoints", step, tensors, plain)
+        try:
+            result = numbers(*run(make, x, options, run_dir=tmp_path / f"less{step}", resume=True))
+        except Exception:  # that the state makes no sense is noticed
+            differs.append(True)
+        else:
+            differs.append(not same(whole, result))
+    assert any(differs)
+
+
+SCRIPT = """
+import os, signal, sys, torch
+import ppl_vae as pv
+from ppl_vae.rng import seeded
+from ppl_vae.svi import saving
+
+def make(seed):
+    with seeded(seed):
+        decoder, encoder = pv.decoders.Bernoulli.mlp(2, [8], 12), pv.encoders.DiagonalNormal.mlp(12, [8], 2)
+        return pv.VAE(pv.priors.StandardNormal(2), decoder, encoder)
+
+root = sys.argv[1]
+at, number, compile, resume = map(int, sys.argv[2:])
+x = torch.rand(44, 12, generator=torch.Generator().manual_seed(1))
+after = saving.Saving.after_step
+def interrupted(self, loop):
+    if loop.step == at and not resume:
+        os.kill(os.getpid(), number)
+    after(self, loop)
+saving.Saving.after_step = interrupted
+pair = make(int(resume))
+where = {"run_dir": root, "resume": bool(resume), "compile": bool(compile), "progress": False}
+fit = pv.fit(pair, x, epochs=3, batch_size=8, binarize="dynamic", seed=5, **where)
+print(fit.steps, [float.hex(float(p.double().sum())) for p in pair.parameters()])
+print([float.hex(e) for e in fit.history["elbo"]])
+"""
+
+
+def in_a_process(root: Path, at: int = 0, number: int = 0, compile: bool = False, resume: bool = False):
+    arguments = [str(root), str(at), str(number), str(int(compile)), str(int(resume))]
+    return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_signals_wait_for_the_step_and_a_fresh_process_goes_on(tmp_path: Path, compile: bool):
+    whole = in_a_process(tmp_path / "whole", compile=compile)
+    assert whole.returncode == 0, whole.stderr
+    for at, number, code in ((5, signal.SIGTERM, 143), (8, signal.SIGINT, 130)):
+        root = tmp_path / str(at)
+        stopped = in_a_process(root, at, number, compile)
+        assert stopped.returncode in (code, -number), stopped.stderr
+        assert steps(root / "checkpoints") == [at]
+        resumed = in_a_process(root, compile=compile, resume=True)
+        assert resumed.stdout == whole.stdout, resumed.stderr
+
+
+def test_a_second_interrupt_leaves_at_once():
+    from ppl_vae.svi.signals import heard
+
+    with heard() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_damaged_checkpoint_is_skipped_and_said(tmp_path: Path):
+    whole = numbers(*run(ModuleVAE, binary, {}))
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", checkpoint_every=4)
+    last = max((tmp_path / "run/checkpoints").iterdir())
+    (last / "state.json").write_bytes(b"{" + (last / "state.json").read_bytes())
+    with pytest.warns(UserWarning, match=r"skipped.*state\.json"):
+        found = numbers(*run(ModuleVAE, binary, {}, seed=1, run_dir=tmp_path / "run", resume="auto"))
+    assert same(whole, found)
+
+
+def test_another_run_is_not_resumed(tmp_path: Path):
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "run")
+    for name, options, x in (
+        ("seed", {"seed": 8}, binary),
+        ("objective", {"objective": pv.ELBO(beta=2.0)}, binary),
+        ("data", {}, 1 - binary),
+    ):
+        with pytest.raises(CheckpointError, match=rf"began with {name} = "):
+            run(ModuleVAE, x, options, run_dir=tmp_path / "run", resume="auto")
+    with pytest.raises(CheckpointError, match=r"expected a tensor of shape"):
+        run(lambda: ModuleVAE(full_covariance=True), binary, {}, run_dir=tmp_path / "run", resume="auto")
+    with pytest.raises(PplVaeError, match="expected a new or empty directory"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run")
+
+
+def test_resume_says_what_is_missing(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="expected a checkpoint to resume from, found none"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume=True)
+    with pytest.raises(ValueError, match="expected run_dir"):
+        run(ModuleVAE, binary, {}, resume="auto")
+    for every in (0, timedelta(0), 1.5):
+        with pytest.raises(ValueError, match="checkpoint_every"):
+            run(ModuleVAE, binary, {}, run_dir=tmp_path / "other", checkpoint_every=every)
+
+
+def test_auto_begins_where_there_is_nothing_and_goes_on_for_longer(tmp_path: Path):
+    run(ModuleVAE, binary, {"epochs": 2}, run_dir=tmp_path / "run", resume="auto")
+    longer = numbers(*run(ModuleVAE, binary, {"epochs": 4}, seed=1, run_dir=tmp_path / "run", resume="auto"))
+    assert same(longer, numbers(*run(ModuleVAE, binary, {"epochs": 4})))
+
+
+def test_another_process_in_the_directory_is_named(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    with locked(tmp_path / "run"), pytest.raises(LockedError, match=str(os.getpid())):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume="auto")
+
+
+def test_other_threads_are_warned_of(tmp_path: Path):
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "run")
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        with pytest.warns(UserWarning, match="not bit by bit.*threads"):
+            run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume="auto")
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_checkpoints_are_as_frequent_as_asked(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(saving, "_KEPT", 1000)
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "steps", checkpoint_every=4)
+    assert steps(tmp_path / "steps/checkpoints") == [4, 8, 9]
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "time", checkpoint_every=timedelta(microseconds=1))
+    assert steps(tmp_path / "time/checkpoints") == [*range(1, 10)]
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "default")
+    assert steps(tmp_path / "default/checkpoints") == [9]
