@@ -187,6 +187,7 @@ def test_the_run_directory_explains_itself(tmp_path):
         pair, binary_rows(8), run_dir=root, objective=pv.ELBO(beta=schedules.Linear(0, 1, 4)), validation=binary_rows(4)
     )
     assert {p.name for p in root.iterdir()} == {
+        "checkpoints",
         "config.json",
         "environment.json",
         "history.jsonl",

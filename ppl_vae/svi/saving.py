@@ -62,19 +62,19 @@ class Saving:
     def after_step(self, loop: Loop) -> None:
         """Writes a checkpoint if one is due; ends the fit if a signal has asked for it."""
         if self._signals.received is not None or self._is_due(loop.step):
-            self.save(loop)
+            self.keep(loop)
         self._signals.obey(f"step {loop.step} is done and saved in {self.folder}")
 
     def at_end(self, loop: Loop) -> None:
         """Writes the last checkpoint."""
         if (loop.step, loop.epoch) != self._last:
-            self.save(loop)
+            self.keep(loop)
 
     def after_epoch(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
         self.directory.append_history(record)
 
-    def save(self, loop: Loop) -> None:
+    def keep(self, loop: Loop) -> None:
         """Writes a checkpoint, reads it back, and removes older ones."""
         if (bad := loop.stepper.guard.poll()) is not None:  # a GPU looks late; what is not finite is never kept
             loop.stepper.stop_at(bad, ())
