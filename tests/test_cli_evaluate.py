@@ -95,7 +95,21 @@ def test_long_chains_are_for_a_hundred_data_unless_told_otherwise(copy: Path, mo
     assert sizes == [100, 100, 360]
 
 
+def test_precision_and_escalation_are_those_of_the_library(copy: Path):
+    how = ["--num-samples", "60", "--limit", "6", "--target-stderr", "0.5", "--escalate", "--seed", "2"]
+    text = succeed("evaluate", copy, *how)
+    pair, splits = reopen(copy, None, None)
+    x = random_rows(splits.test, 6)
+    ll = pv.log_likelihood(pair, x, 60, 2, target_stderr=0.5, progress=False)
+    expected = pv.escalate(ll, pair, x, seed=2, progress=False)
+    np.testing.assert_allclose(arrays(copy)["value"], expected.value, rtol=1e-6)
+    assert "refined proposal" in text
+    assert read_evaluation(copy).settings.endswith("to a standard error of 0.5, untrusted data escalated")
+
+
 WRONG = [
+    (["evaluate", "RUN", "--method", "ais", "--escalate"], "--target-stderr and --escalate are of --method is"),
+    (["evaluate", "RUN", "--target-stderr", "-1"], "--target-stderr: expected a positive number of nats"),
     (["evaluate", "RUN", "--chains", "3"], "--chains, .* are of --method ais and bdmc, found is"),
     (["evaluate", "RUN", "--method", "exact", "--start", "prior"], "are of --method ais and bdmc, found exact"),
     (["evaluate", "RUN", "--method", "ais", "--num-samples", "5"], "--num-samples is of --method is, .*see --chains"),

@@ -21,10 +21,12 @@ from ppl_vae.distributed import Group
 from ppl_vae.evaluation import (
     AnnealedLogLikelihood,
     Annealing,
+    EscalatedLogLikelihood,
     LogLikelihood,
     agreement,
     annealed_importance_sampling,
     bidirectional_monte_carlo,
+    escalate,
     log_evidence,
     log_likelihood,
 )
@@ -49,6 +51,14 @@ class EvaluationSettings:
     method: Method = "is"
     annealing: Annealing = field(default_factory=Annealing)
     against_exact: bool = False
+    target_stderr: float | None = None
+    escalate: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """Settings of importance sampling, K apart."""
+        target = "" if self.target_stderr is None else f", to a standard error of {self.target_stderr:g}"
+        return f"the guide as proposal{target}{', untrusted data escalated' * self.escalate}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,9 @@ class _Exact:
 
     def __str__(self) -> str:
         return f"log p(x) = {self.value.mean():.4f} nats per datum, exact ({len(self.value)} data)"
+
+
+_Estimate = LogLikelihood | EscalatedLogLikelihood | AnnealedLogLikelihood | _Exact
 
 
 def evaluate(
@@ -101,15 +114,16 @@ def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSett
         typer.echo(f"{kept}: the evaluation before this one")
 
 
-def _estimate(
-    pair: Any, batch: Batch, settings: EvaluationSettings, device: torch.device
-) -> LogLikelihood | AnnealedLogLikelihood | _Exact:
+def _estimate(pair: Any, batch: Batch, settings: EvaluationSettings, device: torch.device) -> _Estimate:
     if settings.method == "ais":
         return annealed_importance_sampling(pair, batch, settings.annealing, settings.seed, device=device)
     if settings.method == "exact":
         start = time.monotonic()
         return _Exact(log_evidence(pair, batch, device=device), time.monotonic() - start)
-    return log_likelihood(pair, batch, settings.num_samples, settings.seed, device=device)
+    result = log_likelihood(
+        pair, batch, settings.num_samples, settings.seed, target_stderr=settings.target_stderr, device=device
+    )
+    return escalate(result, pair, batch, seed=settings.seed, device=device) if settings.escalate else result
 
 
 def _write(
@@ -118,7 +132,7 @@ def _write(
     batch: Batch,
     title: str,
     settings: EvaluationSettings,
-    result: LogLikelihood | AnnealedLogLikelihood | _Exact,
+    result: _Estimate,
 ) -> Path | None:
     kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in batch)))
     size = _event_size(pair, batch)
@@ -133,8 +147,21 @@ def _write(
             kind,
             settings.seed,
             event_size=size,
+            settings=settings.in_words,
             num_samples=settings.num_samples,
             khat_threshold=limit,
+        )
+    elif isinstance(result, EscalatedLogLikelihood):
+        draw_evaluation(root, result.value, np.where(result.trusted, -np.inf, np.inf), title, criterion="verdict")
+        record = described_estimate(
+            result,
+            batch,
+            title,
+            kind,
+            settings.seed,
+            event_size=size,
+            settings=settings.in_words,
+            num_samples=settings.num_samples,
         )
     elif isinstance(result, AnnealedLogLikelihood):
         draw_evaluation(root, result.value, np.where(result.trusted, -np.inf, np.inf), title, criterion="ESS")

@@ -114,6 +114,8 @@ def evaluate(
     pair: o.PairAgainOption = None,
     data_dir: o.DataDirOption = None,
     num_samples: o.NumSamplesOption = None,
+    target_stderr: o.TargetStderrOption = None,
+    escalate: o.EscalateOption = False,
     chains: o.ChainsOption = None,
     temperatures: o.TemperaturesOption = None,
     leapfrog: o.LeapfrogOption = None,
@@ -144,6 +146,10 @@ def evaluate(
         )
     if num_samples is not None and method != "is":
         raise typer.BadParameter(f"--num-samples is of --method is, found {method}{': see --chains' * annealed}")
+    if (target_stderr is not None or escalate) and method != "is":
+        raise typer.BadParameter(f"--target-stderr and --escalate are of --method is, found {method}")
+    if target_stderr is not None and not target_stderr > 0:
+        raise typer.BadParameter(f"--target-stderr: expected a positive number of nats, found {target_stderr}")
     if against is not None and method not in ("is", "ais"):
         raise typer.BadParameter(f"--against sets an estimate against another one: --method is or ais, found {method}")
     from ppl_vae.cli.evaluating import EvaluationSettings
@@ -159,6 +165,8 @@ def evaluate(
         method=method,
         annealing=Annealing(**given),  # type: ignore[arg-type]
         against_exact=against is not None,
+        target_stderr=target_stderr,
+        escalate=escalate,
     )
     with processes() as group:
         work(run, pair, data_dir, settings, group)

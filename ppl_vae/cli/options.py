@@ -26,6 +26,7 @@ __all__ = [
     "DeviceOption",
     "DrawsOption",
     "EpochsOption",
+    "EscalateOption",
     "EvalLimitOption",
     "EvalSamplesOption",
     "FigureOption",
@@ -54,6 +55,7 @@ __all__ = [
     "SeedOption",
     "SpacingOption",
     "StartOption",
+    "TargetStderrOption",
     "TemperaturesOption",
     "TestDeviceOption",
     "ValidationOption",
@@ -194,6 +196,22 @@ MethodOption = Annotated[
 ]
 NumSamplesOption = Annotated[
     int | None, _option(_IS, min=1, help="K, importance samples for each datum.", show_default="5000")
+]
+TargetStderrOption = Annotated[
+    float | None,
+    _option(
+        _IS,
+        help="Draw only until the standard error of a datum is this small, in nats; --num-samples at most.",
+        show_default="no",
+    ),
+]
+EscalateOption = Annotated[
+    bool,
+    _option(
+        _IS,
+        help="Estimate untrusted data anew: more samples, then a fitted proposal, then annealing. Takes long where many "
+        "are: see --limit.",
+    ),
 ]
 AgainstOption = Annotated[
     Literal["exact"] | None,

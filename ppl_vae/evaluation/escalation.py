@@ -62,6 +62,11 @@ class EscalatedLogLikelihood:
         """Monte Carlo standard error of `mean` on these data."""
         return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
 
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether the verdict on a datum is not `unreliable`."""
+        return self.verdict != UNRELIABLE
+
     def interval(self, level: float = 0.95) -> Interval:
         """Interval of the mean of log p(x) over these data, in nats per datum."""
         return interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
