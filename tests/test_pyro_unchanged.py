@@ -108,8 +108,19 @@ def compare(case: Case) -> None:
     assert found.differences[0].mean == 0
 
 
+def split(case: Case) -> None:
+    search = pv.LocalSearch(num_steps=10, num_particles=4)
+    gaps = pv.gap_decomposition(case.pair, case.data, 50, search=search, compile=False, progress=False)
+    assert np.allclose(gaps.approximation + gaps.amortisation, gaps.log_evidence - gaps.elbo)
+
+
+def calibrate(case: Case) -> None:
+    found = pv.calibrate(case.pair, case.data, num_simulations=48, num_draws=19, progress=False)
+    assert str(found)
+
+
 # What a pair goes through, in this order; another evaluation is a line here.
-WAY: list[Callable[[Case], None]] = [check, fit, log_likelihood, compare]
+WAY: list[Callable[[Case], None]] = [check, fit, log_likelihood, compare, split, calibrate]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -209,8 +209,8 @@ EscalateOption = Annotated[
     bool,
     _option(
         _IS,
-        help="Estimate untrusted data anew: more samples, then a fitted proposal, then annealing. Takes long where many "
-        "are: see --limit.",
+        help="Estimate untrusted data anew: more samples, then a fitted proposal, then annealing. Takes long where "
+        "many are: see --limit.",
     ),
 ]
 AgainstOption = Annotated[
