@@ -255,7 +255,7 @@ def draw_counts(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.2)
     axes.set_xlabel("difference of log p(x), nats per datum of test data, ± 2 standard errors")
-    off = ", ".join(f"{r['decoder']} {r['difference']:+.1f}" for r in rows if r["data"] == "generated")
+    off = ", ".join(f"{r['decoder']} {r['difference']:+.2f}" for r in rows if r["data"] == "generated")
     axes.set_title(f"Over-dispersed counts, nats from the truth:\n{off}", loc="left", size=10)
     quiet(axes)
 
