@@ -26,6 +26,7 @@ from ppl_vae.pair import as_pair
 from ppl_vae.schedules import Cosine, Linear
 from ppl_vae.storage import locked, newest, steps, write
 from ppl_vae.svi import saving
+from ppl_vae.svi.signals import heard
 
 ROWS = 11  # batches of four: the last one of an epoch is smaller
 
@@ -202,6 +203,7 @@ def make(seed):
         decoder, encoder = pv.decoders.Bernoulli.mlp(2, [8], 12), pv.encoders.DiagonalNormal.mlp(12, [8], 2)
         return pv.VAE(pv.priors.StandardNormal(2), decoder, encoder)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)
 root = sys.argv[1]
 at, number, compile, resume = map(int, sys.argv[2:])
 x = torch.rand(44, 12, generator=torch.Generator().manual_seed(1))
@@ -237,15 +239,28 @@ def test_signals_wait_for_the_step_and_a_fresh_process_goes_on(tmp_path: Path, c
         assert resumed.stdout == whole.stdout, resumed.stderr
 
 
-def test_a_second_interrupt_leaves_at_once():
-    from ppl_vae.svi.signals import heard
+@pytest.fixture
+def interrupts():
+    """SIGINT as a terminal gives it: jobs in the background of a script ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
+
+def test_a_second_interrupt_leaves_at_once(interrupts):
     with heard() as signals:
         os.kill(os.getpid(), signal.SIGINT)
         assert signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_is_ignored_stays_ignored(interrupts):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with heard() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signals.received is None
 
 
 def test_a_damaged_checkpoint_is_skipped_and_said(tmp_path: Path):

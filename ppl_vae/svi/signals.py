@@ -43,13 +43,15 @@ class Signals:
 def heard() -> Iterator[Signals]:
     """Context in which SIGINT and SIGTERM wait for the end of a step.
 
-    Only the main thread of a process receives signals: in another one nothing changes.
+    Only the main thread of a process receives signals: in another one nothing changes. One that is ignored stays so, as
+    SIGINT is by jobs in the background.
     """
     signals = Signals()
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {number: signal.signal(number, signals.receive) for number in _HEARD}
+    heeded = [number for number in _HEARD if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, signals.receive) for number in heeded}
     try:
         yield signals
     finally:
