@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from ppl_vae import data
 from ppl_vae.cli.inputs import load_splits, random_rows
 from ppl_vae.cli.work import free_directory
 from ppl_vae.rundir import DataSpec, Evaluation, PairSpec, RunDirectory, fingerprint, read_evaluation, read_run
+from ppl_vae.storage import steps
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,6 +52,22 @@ def test_an_interrupted_run_can_be_evaluated_sampled_and_compared(interrupted: P
     succeed("sample", interrupted, "--out", tmp_path / "samples.png")
     table = json.loads(call("compare", interrupted, run, "--format", "json").stdout)
     assert {row["model"] for row in table["rows"]} == {"interrupted (interrupted)", "first"}
+
+
+def test_a_run_that_is_told_to_stop_is_interrupted_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    append = RunDirectory.append_history
+
+    def terminate(self: RunDirectory, record: pv.Fit) -> None:
+        append(self, record)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunDirectory, "append_history", terminate)
+    root = tmp_path / "run"
+    result = call("fit", *SMALL_VAE, "--epochs", "9", "--run-dir", root)
+    assert result.exit_code == 143
+    assert read_run(root).status == "interrupted"
+    assert steps(root / "checkpoints") == [11]  # ten steps an epoch: the next one is finished first
+    assert succeed("evaluate", root, "--num-samples", "20", "--limit", "30")
 
 
 def test_a_failed_run_says_so_and_keeps_its_parameters(tmp_path: Path):

@@ -20,6 +20,7 @@ from ppl_vae.errors import DataError, PairError, PplVaeError
 from ppl_vae.recipes import RECIPES
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.rundir import PairSpec
+from ppl_vae.svi.signals import Terminated
 
 __all__ = ["first_use", "is_binary", "is_recipe", "make_pair", "naming_the_line"]
 
@@ -85,6 +86,8 @@ def naming_the_line(what: str, of_user: bool = False) -> Iterator[None]:
             raise
         raise PairError(f"{error}{_line(error.__cause__)}") from error
     except PplVaeError:
+        raise
+    except Terminated:
         raise
     except SystemExit as error:
         raise PairError(f"{what}: it ends Python by SystemExit({error.code}){_line(error)}: let it return") from error

@@ -104,7 +104,7 @@ def train(
             _cautions_said(),
         ):
             result = _fit(pair, splits, data_spec, training, device, root)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         if root.exists():
             typer.echo(f"{root}: parameters of the moment; `ppl-vae evaluate {root}` takes them")
         raise

@@ -169,7 +169,8 @@ def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
     """The description of a run that did not finish: its parameters are those of the moment, or there are none."""
     history = RunDirectory(root).read_history()
     last: dict[str, Any] = history[-1] if history else {"step": 0, "seconds": 0.0}
-    status: Literal["interrupted", "failed"] = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+    asked = isinstance(error, KeyboardInterrupt | SystemExit)  # by SIGINT, by SIGTERM
+    status: Literal["interrupted", "failed"] = "interrupted" if asked else "failed"
     return replace(record, status=status, steps=last["step"], best_step=last["step"], seconds=last["seconds"])
 
 

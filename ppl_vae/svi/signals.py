@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["Signals", "heard"]
+__all__ = ["Signals", "Terminated", "heard"]
 
 _HEARD = (signal.SIGINT, signal.SIGTERM)
+
+
+class Terminated(SystemExit):
+    """SIGTERM was received and obeyed: ends Python with status 143."""
 
 
 class Signals:
@@ -28,14 +32,14 @@ class Signals:
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt(done)
         if self.received is not None:
-            raise SystemExit(128 + self.received)
+            raise Terminated(128 + self.received)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler: remembers the first one; the second leaves at once."""
         if self.received is not None:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
-            raise SystemExit(128 + number)
+            raise Terminated(128 + number)
         self.received = number
 
 
