@@ -124,6 +124,15 @@ def test_resume_at_every_step_changes_no_bit(name: str, tmp_path: Path, every_st
         assert len((root / "history.jsonl").read_text().splitlines()) == len(whole[1])
 
 
+def test_an_epoch_that_a_checkpoint_found_at_its_last_step_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = numbers(*run(ModuleVAE, binary, {}))
+    with monkeypatch.context() as patch:
+        patch.setattr(saving.Saving, "at_end", lambda self, loop: None)  # killed after the last step
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", checkpoint_every=9)
+    assert newest(tmp_path / "run/checkpoints").plain["epoch"] == 2
+    assert same(whole, numbers(*run(ModuleVAE, binary, {}, seed=1, run_dir=tmp_path / "run", resume=True)))
+
+
 def test_resume_of_programs_with_a_state_of_their_own(tmp_path: Path, every_step_kept):
     random.seed(1), np.random.seed(1)  # noqa: NPY002
     whole = numbers(*run(Moody, binary, {}, run_dir=tmp_path / "saved", checkpoint_every=1))
