@@ -12,7 +12,7 @@ of the importance-weighted bound falls as 1 / sqrt(K) (Rainforth et al. 2018) wh
 and that of DReG does not (Tucker et al. 2019: it rises as sqrt(K) where the squares of the weights have one). The
 digits of 8 x 8 pixels, whose posteriors are wide, show the law; on MNIST's narrow ones it is not reached at K = 1000.
 
-Run: python -m experiments.gradient_estimators [--small]; the full form takes about 10 minutes on two cores.
+Run: python -m experiments.gradient_estimators [--small]; the full form takes about 30 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ STAGES = ("early", "late")
 
 @dataclass(frozen=True)
 class Config:
-    """Full form: about 10 minutes on two cores."""
+    """Full form: about 30 minutes on two cores."""
 
     data: str = "mnist"
     latent_dim: int = 5
