@@ -11,7 +11,8 @@ import pytest
 import torch
 from linear import chain
 from mixtures import random_gmm
-from pairs import ModuleVAE, binary_rows, scaled_guide, small_ppca
+from pairs import binary_rows, scaled_guide, small_ppca
+from splitting import split
 from statistical import assert_close, assert_estimates, assert_within
 from torch.distributions import kl_divergence
 from training import fresh, state
@@ -24,14 +25,9 @@ from ppl_vae.evaluation.parts import sampled_parts
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.rng import seeded
 
-QUICK = pv.LocalSearch(num_steps=60, max_rounds=3, num_particles=64, learning_rate=0.1)
 NO_MORE = "what Adam leaves after a few rounds of sixty steps"
 
 ROUNDED = "Adam makes steps of gradients that are nothing but rounding"
-
-
-def split(pair, x, num_samples=500, search=QUICK, **options):
-    return pv.gap_decomposition(pair, x, num_samples, search=search, compile=False, progress=False, **options)
 
 
 def correlated_ppca() -> pv.PPCA:
@@ -324,84 +320,6 @@ def test_the_same_seed_gives_the_same_numbers():
     assert not np.array_equal(one, other)
 
 
-@pytest.mark.parametrize("name", ZOO)
-def test_every_pair_of_the_zoo_is_split(name: str):
-    case = ZOO[name]
-    data = tuple(a[:5] for a in case.data) if isinstance(case.data, tuple) else case.data[:5]
-    search = pv.LocalSearch(2, 1, 64)
-    without = {"autoencoder": "reconstruction", "MADE": "expected latents", "PixelCNN": "expected latents"}
-    if name in without:
-        with pytest.raises(PairError, match=without[name]):
-            split(case.make(), data, 8, search)
-        return
-    found = split(case.make(), data, 8, search)
-    assert np.isfinite(found.gap).all()
-    assert np.isfinite(found.richer_elbo).all() or found.no_richer
-    assert str(found).count("nats") == 1
-
-
-def test_a_pair_without_particles_has_no_richer_family():
-    found = split(ZOO["constrained"].make(), ZOO["constrained"].data[:3], 8, pv.LocalSearch(2, 1, 64))
-    assert "particle dimension" in found.no_richer
-    assert "affine" not in str(found)
-
-
-def latent(q, prior=None):
-    """A pair of one latent number, whose guide is `q(x)`."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", prior or dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", q(x))
-
-    return pv.Pair(model, guide)
-
-
-def with_auxiliary():
-    """A guide that draws beside the site and puts a point there, as automatic guides do."""
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            u = pyro.sample("u", dist.Normal(x / 2, 1.0), infer={"is_auxiliary": True})
-            pyro.sample("z", dist.Delta(u))
-
-    return pv.Pair(latent(dist.Delta).model, guide)
-
-
-@pytest.mark.parametrize(
-    ("pair", "message"),
-    [
-        (with_auxiliary(), r"site 'z': expected a distribution whose parameters can be free, found a point"),
-        (
-            latent(lambda x: dist.Poisson(1 + x.square()), dist.Poisson(1.0)),
-            r"site 'z': expected a latent that is reparametrised or has finitely many values.*log_likelihood",
-        ),
-        (
-            latent(lambda x: dist.Uniform(0 * x, 1 + 0 * x), dist.Uniform(0.0, 1.0)),
-            r"site 'z': expected a distribution whose parameters can be free.*Uniform, whose low.*log_likelihood",
-        ),
-    ],
-    ids=["point", "no gradient", "uniform"],
-)
-def test_what_cannot_be_freed_is_named(pair, message: str):
-    with pytest.raises(PairError, match=message):
-        split(pair, torch.tensor([0.1, 0.5]), 10)
-
-
-def test_options_are_checked():
-    with pytest.raises(ValueError, match="num_samples"):
-        split(fresh(), binary_rows(2), 1)
-    with pytest.raises(ValueError, match="num_steps"):
-        pv.LocalSearch(num_steps=0)
-    ppca = small_ppca(5, 3)
-    with pytest.raises(PairError, match="at most 2 latent numbers"):
-        split(ppca, ppca.sample(2), 10, exact=True)
-
-
 def test_errors_of_parts_are_those_of_a_jackknife():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(400, 3))
@@ -434,28 +352,6 @@ def test_a_weight_that_is_not_finite_names_its_row():
     bad[4, 1] = -np.inf
     with pytest.raises(EstimateError, match="row 8: expected finite log-weights, found -inf"):
         sampled_parts(weights, bad, None, None, 7)
-
-
-def test_pyro_s_own_example_goes_through():
-    """With modules registered in the programs, in single precision, and a network that reshapes."""
-    from test_pyro_examples import VAE
-
-    images = torch.bernoulli(torch.full((6, 1, 2, 3), 0.3))
-    found = split(VAE(), images, 200)
-    low = 1.96 * found.mean("gap").stderr
-    assert abs(found.mean("gap").value - (found.mean("log_evidence").value - found.mean("elbo").value)) < low + 1e-9
-    assert (found.amortisation > -6 * found.amortisation_stderr - 0.01).all()
-    assert found.family == {"latent": "Normal"}
-
-
-def test_the_search_compiles():
-    """To the numbers of the search as written, whatever block it was compiled for."""
-    pair, x = fresh(make=ModuleVAE), binary_rows(12)
-    search = pv.LocalSearch(3, 1, 4)
-    written, compiled = (
-        pv.gap_decomposition(pair, x, 20, search=search, richer=False, compile=c, progress=False) for c in (False, True)
-    )
-    assert_within(written.best_elbo, compiled.best_elbo, absolute=1e-4, reason="single precision, after three steps")
 
 
 def test_the_figure_says_which_part_is_larger():

@@ -17,6 +17,7 @@ FOUNDATION = {
     "options",
     "operations",
     "wording",
+    "averages",
     "threads",
     "storage",
 }
@@ -48,6 +49,7 @@ MAY_IMPORT = {
     "options": set(),
     "operations": set(),
     "wording": set(),
+    "averages": set(),
     "threads": set(),
     "pareto": set(),
     "storage": {"errors", "options", "wording"},

@@ -300,11 +300,24 @@ def test_another_run_is_not_resumed(tmp_path: Path):
 def test_resume_says_what_is_missing(tmp_path: Path):
     with pytest.raises(CheckpointError, match="expected a checkpoint to resume from, found none"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="resume: expected 'auto', True or False, found 'yes'"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume="yes")
     with pytest.raises(ValueError, match="expected run_dir"):
         run(ModuleVAE, binary, {}, resume="auto")
     for every in (0, timedelta(0), 1.5):
         with pytest.raises(ValueError, match="checkpoint_every"):
             run(ModuleVAE, binary, {}, run_dir=tmp_path / "other", checkpoint_every=every)
+
+
+@pytest.mark.parametrize("missing", ["step", "optimizer", "random", "compile", "facts", "history", "values"])
+def test_a_state_of_another_form_is_an_error_in_words(missing: str, tmp_path: Path):
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", checkpoint_every=4)
+    found = newest(tmp_path / "run/checkpoints")
+    less = {name: value for name, value in found.plain.items() if name != missing}
+    write(tmp_path / "other/checkpoints", found.step, found.tensors, less)
+    with pytest.raises(CheckpointError, match=r"expected the state of a fit|began with"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "other", resume=True)
 
 
 def test_auto_begins_where_there_is_nothing_and_goes_on_for_longer(tmp_path: Path):

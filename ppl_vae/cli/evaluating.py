@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import typer
 
+from ppl_vae.averages import population_stderr
 from ppl_vae.checking import check, kind_of_density
 from ppl_vae.cli.inputs import Batch, Splits, random_rows
 from ppl_vae.cli.pairs import naming_the_line
@@ -135,53 +136,44 @@ def _write(
     result: _Estimate,
 ) -> Path | None:
     kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in batch)))
-    size = _event_size(pair, batch)
-    if isinstance(result, LogLikelihood):
-        limit = khat_threshold(settings.num_samples)
-        khat = np.where(result.trusted, result.khat, np.inf)  # some are untrusted for what was not seen
-        draw_evaluation(root, result.value, khat, title, limit)
-        record = described_estimate(
-            result,
-            batch,
-            title,
-            kind,
-            settings.seed,
-            event_size=size,
-            settings=settings.in_words,
-            num_samples=settings.num_samples,
-            khat_threshold=limit,
-        )
-    elif isinstance(result, EscalatedLogLikelihood):
-        draw_evaluation(root, result.value, np.where(result.trusted, -np.inf, np.inf), title, criterion="verdict")
-        record = described_estimate(
-            result,
-            batch,
-            title,
-            kind,
-            settings.seed,
-            event_size=size,
-            settings=settings.in_words,
-            num_samples=settings.num_samples,
-        )
-    elif isinstance(result, AnnealedLogLikelihood):
-        draw_evaluation(root, result.value, np.where(result.trusted, -np.inf, np.inf), title, criterion="ESS")
-        record = described_estimate(
-            result,
-            batch,
-            title,
-            kind,
-            settings.seed,
-            event_size=size,
-            method="ais",
-            settings=result.annealing.in_words(),
-            num_samples=settings.annealing.num_chains,
-        )
-    else:
-        draw_evaluation(root, result.value, None, title)
-        record = described_estimate(
-            result, batch, title, kind, 0, event_size=size, method="exact", settings="enumeration or quadrature"
-        )
+    of_datum = _of_datum(result, settings)
+    draw_evaluation(root, result.value, of_datum.khat, title, of_datum.limit, of_datum.criterion)
+    size, seed = _event_size(pair, batch), 0 if isinstance(result, _Exact) else settings.seed
+    record = described_estimate(result, batch, title, kind, seed, event_size=size, **_recorded(result, settings))
     return write_evaluation(root, record, result)
+
+
+class _OfDatum(NamedTuple):
+    """What the figure says of the trust in single data."""
+
+    khat: np.ndarray | None
+    """k-hat, or -inf and inf for what is trusted by another criterion; None for what is exact."""
+    criterion: str
+    """By what data are trusted."""
+    limit: float = 0.7
+    """Largest k-hat that is."""
+
+
+def _of_datum(result: _Estimate, settings: EvaluationSettings) -> _OfDatum:
+    if isinstance(result, LogLikelihood):
+        khat = np.where(result.trusted, result.khat, np.inf)  # some are untrusted for what was not seen
+        return _OfDatum(khat, "k-hat", khat_threshold(settings.num_samples))
+    if isinstance(result, _Exact):
+        return _OfDatum(None, "k-hat")
+    criterion = "verdict" if isinstance(result, EscalatedLogLikelihood) else "ESS"
+    return _OfDatum(np.where(result.trusted, -np.inf, np.inf), criterion)
+
+
+def _recorded(result: _Estimate, settings: EvaluationSettings) -> dict[str, Any]:
+    """What the record says of how an estimate was made."""
+    if isinstance(result, _Exact):
+        return {"method": "exact", "settings": "enumeration or quadrature"}
+    if isinstance(result, AnnealedLogLikelihood):
+        how = result.annealing.in_words()
+        return {"method": "ais", "settings": how, "num_samples": settings.annealing.num_chains}
+    found = {"settings": settings.in_words, "num_samples": settings.num_samples}
+    guided = isinstance(result, LogLikelihood)
+    return found | ({"khat_threshold": khat_threshold(settings.num_samples)} if guided else {})
 
 
 def _bound(
@@ -230,7 +222,7 @@ def _bits(value: np.ndarray, share_untrusted: float, event_size: int) -> str:
     bits = bits_per_dimension(float(value.mean()), event_size)
     if is_lower_bound(share_untrusted):
         return f"bits per dimension ≤ {bits:.4f}"
-    spread = float(value.std(ddof=1) / np.sqrt(len(value))) if len(value) > 1 else float("nan")
+    spread = population_stderr(value)
     return (
         f"bits per dimension {bits:.4f}; as an estimate for new data of this kind the mean has a standard error of "
         f"{spread:.3f} nats"

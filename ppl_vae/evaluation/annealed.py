@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.averages import population_stderr
 from ppl_vae.errors import located
 from ppl_vae.evaluation.annealing import Annealing, forward, reverse, tune
 from ppl_vae.evaluation.collect import Collection
+from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.path import Path
 from ppl_vae.evaluation.simulation import simulate
 from ppl_vae.evaluation.subject import evaluating
@@ -29,7 +31,7 @@ _TUNING, _FORWARD, _REVERSE, _DATA = range(4)
 
 
 @dataclass(frozen=True)
-class AnnealedLogLikelihood:
+class AnnealedLogLikelihood(MeanOverData):
     """Annealed estimate of log p(x) for each datum; arrays (N,), in nats: in mean a lower bound."""
 
     value: np.ndarray
@@ -52,16 +54,6 @@ class AnnealedLogLikelihood:
         The bias of the log of a mean of K weights is -(K / ESS - 1) / (2K) to first order.
         """
         return self.ess >= max(2.0, self.annealing.num_chains / 4)
-
-    @property
-    def mean(self) -> float:
-        """Mean over data, in nats per datum."""
-        return float(self.value.mean())
-
-    @property
-    def mean_stderr(self) -> float:
-        """Monte Carlo standard error of `mean` on these data."""
-        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
 
     def __str__(self) -> str:
         share = float((~self.trusted).mean())
@@ -101,8 +93,7 @@ class Sandwich:
     @property
     def gap_stderr(self) -> float:
         """Standard error of `gap` over data."""
-        difference = self.upper - self.lower
-        return float(difference.std(ddof=1) / np.sqrt(len(difference))) if len(difference) > 1 else float("nan")
+        return population_stderr(self.upper - self.lower)
 
     def __str__(self) -> str:
         return (

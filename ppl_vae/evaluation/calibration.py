@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ppl_vae.checking.sites import mask_of
 from ppl_vae.coordinates import by_datum
 from ppl_vae.errors import EstimateError, PairError, located
 from ppl_vae.evaluation.calibrated import LOG_JOINT, LOG_LIK, Calibration
-from ppl_vae.evaluation.draws import pick, resample
+from ppl_vae.evaluation.draws import DrawPlan, pick, resample
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.simulation import Simulated, simulate
@@ -94,7 +94,7 @@ def calibrate(
         if not layout.local_latents:
             raise PairError("expected latents whose posterior can be judged, found a pair without")
         size = layout.largest_batch(_ROWS)
-        plan = _Plan(num_draws, num_samples if corrected else num_draws, corrected, seed)
+        plan = DrawPlan.of(num_draws, num_samples, corrected, seed)
         score = Scorer(pair, layout, memory, False, num_simulations * plan.num_proposed)
         blocks: list[dict[str, np.ndarray]] = []
         with Progress("calibration", num_simulations, progress and group.leads, "simulations") as bar:
@@ -107,17 +107,8 @@ def calibrate(
     return Calibration(ranks, num_draws, corrected, time.monotonic() - start)
 
 
-class _Plan(NamedTuple):
-    """What is drawn for each simulation."""
-
-    num_draws: int
-    num_proposed: int
-    corrected: bool
-    seed: int
-
-
 def _of_block(
-    pair: Pair, given: Batch, first: int, plan: _Plan, layout: Layout, score: Scorer, device: torch.device
+    pair: Pair, given: Batch, first: int, plan: DrawPlan, layout: Layout, score: Scorer, device: torch.device
 ) -> dict[str, np.ndarray]:
     """Ranks of a block of simulations whose first is `first`, (B, D) by quantity."""
     with seeded(key(plan.seed, first, _DATA), device):

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.wording import in_words
 
 __all__ = ["GapDecomposition", "PartOfGap"]
@@ -99,9 +100,7 @@ class GapDecomposition:
     def mean(self, part: Part) -> PartOfGap:
         """Mean of a part over data with both of its errors: `found.mean("amortisation").value`."""
         values, errors = getattr(self, part), getattr(self, f"{part}_stderr")
-        num = len(values)
-        spread = float(values.std(ddof=1) / np.sqrt(num)) if num > 1 else float("nan")
-        return PartOfGap(float(values.mean()), float(np.sqrt(np.square(errors).sum()) / num), spread)
+        return PartOfGap(float(values.mean()), mean_stderr(errors), population_stderr(values))
 
     def __str__(self) -> str:
         of = ", ".join(dict.fromkeys(self.family.values()))

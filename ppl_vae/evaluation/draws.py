@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,9 +11,27 @@ from torch import Tensor
 from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.tape import Layout
 
-__all__ = ["LOG_LIK", "PosteriorDraws", "pick", "resample"]
+__all__ = ["LOG_LIK", "DrawPlan", "PosteriorDraws", "pick", "resample"]
 
 LOG_LIK = ""  # no site has that name
+
+
+class DrawPlan(NamedTuple):
+    """What is drawn for each datum: of the guide, or resampled from more draws of it by weight."""
+
+    num_draws: int
+    """L, draws that are kept."""
+    num_proposed: int
+    """Draws of the guide; as many as are kept unless corrected."""
+    corrected: bool
+    """Whether they are resampled."""
+    seed: int
+    """Of all that is drawn."""
+
+    @classmethod
+    def of(cls, num_draws: int, num_samples: int, corrected: bool, seed: int) -> DrawPlan:
+        """The plan of `corrected` draws from `num_samples`, or of draws as they come."""
+        return cls(num_draws, num_samples if corrected else num_draws, corrected, seed)
 
 
 class PosteriorDraws:

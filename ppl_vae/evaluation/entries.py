@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.surgery import Surgery
 from ppl_vae.latents.units import active_units, variance_of_means
 from ppl_vae.wording import in_words
@@ -20,28 +21,13 @@ _SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(MeanOverData):
     """A term of the bound for each datum, in nats."""
 
     value: np.ndarray
     """Mean over samples, (N,)."""
     stderr: np.ndarray
     """Its Monte Carlo standard error, (N,); 0 where a closed form leaves no noise."""
-
-    @property
-    def mean(self) -> float:
-        """Mean over data, in nats per datum."""
-        return float(self.value.mean())
-
-    @property
-    def mean_stderr(self) -> float:
-        """Monte Carlo standard error of `mean` on these data, in nats per datum."""
-        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
-
-    @property
-    def population_stderr(self) -> float:
-        """Standard error of `mean` as an estimate for new data: the spread over data, Monte Carlo error included."""
-        return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
 
     def __str__(self) -> str:
         return in_words(self.mean, self.mean_stderr, 0.0)

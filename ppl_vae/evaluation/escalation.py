@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.likelihood import log_likelihood
+from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.refining import refine
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
@@ -24,7 +26,7 @@ from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
 from ppl_vae.options import whole_number
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key
-from ppl_vae.wording import in_words
+from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["EscalatedLogLikelihood", "escalate"]
 
@@ -34,7 +36,7 @@ _FEWEST = 1024  # samples of a fitted proposal
 
 
 @dataclass(frozen=True)
-class EscalatedLogLikelihood:
+class EscalatedLogLikelihood(MeanOverData):
     """Estimate of log p(x) for each datum by the first method that served; every array has shape (N,), in nats."""
 
     value: np.ndarray
@@ -53,23 +55,17 @@ class EscalatedLogLikelihood:
     """Wall time of the escalation."""
 
     @property
-    def mean(self) -> float:
-        """Mean over data, in nats per datum."""
-        return float(self.value.mean())
-
-    @property
-    def mean_stderr(self) -> float:
-        """Monte Carlo standard error of `mean` on these data."""
-        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
-
-    @property
     def trusted(self) -> np.ndarray:
         """Whether the verdict on a datum is not `unreliable`."""
         return self.verdict != UNRELIABLE
 
     def interval(self, level: float = 0.95) -> Interval:
-        """Interval of the mean of log p(x) over these data, in nats per datum."""
-        return interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
+        """Interval of the mean of log p(x) over these data, in nats per datum.
+
+        Its upper end is infinite where most data are still unreliable.
+        """
+        found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
+        return found._replace(high=math.inf) if is_lower_bound(float((~self.trusted).mean())) else found
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum, (N,) and (N,), in nats."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppl_vae.averages import mean_stderr
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation.ranking import Estimate
 
@@ -33,7 +34,7 @@ class Agreement:
     @property
     def mean_stderr(self) -> float:
         """Monte Carlo standard error of `mean_error`."""
-        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
+        return mean_stderr(self.stderr)
 
     @property
     def coverage(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError, located
 from ppl_vae.evaluation.collect import Collection
-from ppl_vae.evaluation.draws import LOG_LIK, pick, resample
+from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, resample
 from ppl_vae.evaluation.proposal import Proposal, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import evaluating
@@ -99,7 +99,7 @@ def posterior_predictive(
     with evaluating(pair, data, device) as (pair, rows, layout, target, group):
         if not layout.local_latents:
             raise PairError("expected latents to draw data anew from, found a pair without; draw from the model itself")
-        plan = _Plan(num_draws, num_samples if corrected else num_draws, corrected, seed)
+        plan = DrawPlan.of(num_draws, num_samples, corrected, seed)
         score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
         found = {part: Collection(len(rows), axis) for part, axis in (("z", 1), ("x", 1), ("observed", 0))}
         size = layout.largest_batch(_ROWS)
@@ -116,17 +116,8 @@ def posterior_predictive(
     return PosteriorPredictive(posterior, found["x"].arrays, found["observed"].arrays, log_lik)
 
 
-class _Plan(NamedTuple):
-    """What is drawn for each datum."""
-
-    num_draws: int
-    num_proposed: int
-    corrected: bool
-    seed: int
-
-
 def _of_block(
-    pair: Pair, batch: Batch, first: int, plan: _Plan, layout: Layout, score: Scorer, device: torch.device
+    pair: Pair, batch: Batch, first: int, plan: DrawPlan, layout: Layout, score: Scorer, device: torch.device
 ) -> dict[str, dict[str, Tensor]]:
     """Latents with log p(x given z), new data, and the data themselves, of a block whose first row is `first`."""
     with seeded(key(plan.seed, first, _LATENTS), device):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError
 from ppl_vae.options import finite_number
 from ppl_vae.wording import is_lower_bound
@@ -158,8 +159,8 @@ class Comparison:
     def _difference(self, better: str, worse: str, p_value: float) -> Difference:
         a, b = self.estimates[better], self.estimates[worse]
         gain = a.value - b.value
-        noise = math.sqrt(float(np.square(a.stderr).sum() + np.square(b.stderr).sum())) / len(gain)
-        return Difference(better, worse, float(gain.mean()), _stderr(gain), noise, p_value)
+        noise = mean_stderr(np.hypot(a.stderr, b.stderr))
+        return Difference(better, worse, float(gain.mean()), population_stderr(gain), noise, p_value)
 
 
 def check_level(level: float) -> None:
@@ -183,7 +184,7 @@ def _p_value(gain: np.ndarray) -> float:
     """Twice the one-sided p-value of a t-test for a positive mean; 1 where it cannot be told."""
     from scipy.stats import t
 
-    stderr, mean = _stderr(gain), float(gain.mean())
+    stderr, mean = population_stderr(gain), float(gain.mean())
     if mean <= 0 or math.isnan(stderr):
         return 1.0
     return 0.0 if stderr == 0 else float(min(1.0, 2 * t.sf(mean / stderr, len(gain) - 1)))
@@ -196,7 +197,3 @@ def _holm(p_values: list[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - i) * p_values[index]))
         adjusted[index] = largest
     return adjusted
-
-
-def _stderr(values: np.ndarray) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan

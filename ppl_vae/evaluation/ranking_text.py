@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from ppl_vae.averages import mean_stderr
 from ppl_vae.wording import in_words
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def _doubts(comparison: Comparison) -> list[str]:
 
 def _row(comparison: Comparison, name: str) -> tuple[str, ...]:
     estimate, share = comparison.estimates[name], comparison.share_untrusted(name)
-    stderr = float(np.sqrt(np.square(estimate.stderr).sum()) / comparison.num_data)
+    stderr = mean_stderr(estimate.stderr)
     best, worst = comparison.ranks[name]
     behind = comparison.behind(name)
     return (

@@ -11,6 +11,7 @@ import numpy as np
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
+from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
 from ppl_vae.weights import khat_threshold
 from ppl_vae.wording import in_words, is_lower_bound
@@ -19,7 +20,7 @@ __all__ = ["LogLikelihood"]
 
 
 @dataclass(frozen=True)
-class LogLikelihood:
+class LogLikelihood(MeanOverData):
     """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
 
     value: np.ndarray
@@ -64,21 +65,6 @@ class LogLikelihood:
     """
     posterior_log_lik: np.ndarray
     """log p(x given z) of those draws, (draws, N)."""
-
-    @property
-    def mean(self) -> float:
-        """Mean over data, in nats per datum."""
-        return float(self.value.mean())
-
-    @property
-    def mean_stderr(self) -> float:
-        """Monte Carlo standard error of `mean` on these data, in nats per datum."""
-        return float(np.sqrt(np.square(self.stderr).sum()) / len(self.stderr))
-
-    @property
-    def population_stderr(self) -> float:
-        """Standard error of `mean` as an estimate for new data: the spread over data, Monte Carlo error included."""
-        return float(self.value.std(ddof=1) / math.sqrt(len(self.value))) if len(self.value) > 1 else math.nan
 
     @property
     def verdict(self) -> np.ndarray:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from ppl_vae.averages import mean_stderr
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 from ppl_vae.wording import in_words
 
@@ -55,7 +54,7 @@ def comparison(found: Any, title: str = "Held-out data") -> Figure:
 def _draw(axes: Axes, found: Any, name: str, place: int) -> None:
     estimate, behind = found.estimates[name], found.behind(name)
     mean = float(estimate.value.mean())
-    stderr = float(np.sqrt(np.square(estimate.stderr).sum()) / found.num_data)
+    stderr = mean_stderr(estimate.stderr)
     x = 0.0 if behind is None else -behind.mean
     if behind is not None:
         told = behind.p_value <= found.level

@@ -13,6 +13,7 @@ from zipfile import BadZipFile
 import numpy as np
 from torch import Tensor
 
+from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_json
 from ppl_vae.storage import as_name, files
@@ -114,8 +115,8 @@ def described_estimate(
         num_samples=num_samples,
         seed=seed,
         mean=float(result.value.mean()),
-        mean_stderr=finite_or_none(math.sqrt(float(np.square(result.stderr).sum())) / len(batch[0])),
-        population_stderr=finite_or_none(_population_stderr(result.value)),
+        mean_stderr=finite_or_none(mean_stderr(result.stderr)),
+        population_stderr=finite_or_none(population_stderr(result.value)),
         elbo=None if elbo is None else float(elbo.mean()),
         ess=None if ess is None else float(np.median(ess)),
         khat_threshold=finite_or_none(khat_threshold),
@@ -134,10 +135,6 @@ def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def finite_or_none(value: float) -> float | None:
     """The number, or None where JSON has none for it."""
     return float(value) if math.isfinite(value) else None
-
-
-def _population_stderr(value: np.ndarray) -> float:
-    return float(value.std(ddof=1) / math.sqrt(len(value))) if len(value) > 1 else math.nan
 
 
 def _set_aside(root: Path, new: Evaluation) -> Path | None:

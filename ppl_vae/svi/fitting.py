@@ -8,23 +8,24 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
+from ppl_vae.arrays import Rows
 from ppl_vae.checking import CheckReport
 from ppl_vae.device import choose_device
-from ppl_vae.distributed import current
+from ppl_vae.distributed import Group, current
 from ppl_vae.history import History
 from ppl_vae.objectives import ELBO, Objective
-from ppl_vae.pair import as_pair, frozen_modes
+from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, check_free
 from ppl_vae.schedules import Schedule
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Loop
-from ppl_vae.svi.saving import Every, Resume, checked_every, facts_of, opened, shared
+from ppl_vae.svi.saving import Every, Resume, check_options, facts_of, opened, shared
 from ppl_vae.svi.settings import FitSettings, OptimizerFactory
 from ppl_vae.svi.state import restore
 from ppl_vae.svi.stepper import Stepper
@@ -183,9 +184,7 @@ def fit(
     for name, wanted in (("patience", patience is not None), ("record_kl", record_kl)):
         if wanted and validation is None:
             raise ValueError(f"{name}: expected validation data to watch, found none; pass validation=...")
-    if run_dir is None and (resume or checkpoint_every is not None):
-        raise ValueError("resume, checkpoint_every: expected run_dir=..., where checkpoints are kept, found none")
-    checked_every(checkpoint_every)
+    check_options(resume, checkpoint_every, run_dir is not None)
     start = time.monotonic()
     group, target = current(), choose_device(device)
     root = None if run_dir is None or not group.leads else Path(run_dir)
@@ -193,34 +192,27 @@ def fit(
         with group.together(target):
             if root is not None and not resume:
                 check_free(root, allowed={RUN})
-            pair = as_pair(pair)
-            rows = training_rows(pair, data, settings)
-            held_out = None if validation is None else validation_rows(pair, validation, settings)
-            report = checked(pair, rows, settings)
-            if held_out is not None:
-                check_held_out(pair, held_out, report.layout, settings)
-            pair.to(target)
-            stepper = Stepper(pair, rows.to(target), report.layout, settings, target, compile, group)
-            check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)
-            loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
+            ready = _prepared(as_pair(pair), data, validation, settings, target, compile, group)
+            stepper, rows, held_out = ready.stepper, ready.rows, ready.held_out
             run = None
             if root is not None:
                 facts = facts_of(settings, rows, held_out, target, group)
                 run = stack.enter_context(opened(root, settings, target, facts, resume, checkpoint_every))
-        begin_together(group, pair, report.layout, settings, (rows, held_out), target)
+        begin_together(group, stepper.pair, ready.report.layout, settings, (rows, held_out), target)
         state = shared(None if run is None else run.state, group, target)
-        for caution in report.cautions if group.leads else ():
+        for caution in ready.report.cautions if group.leads else ():
             warnings.warn(caution, UserWarning, stacklevel=2)
+        loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
         stack.enter_context(seeded(key(seed), target))
         stack.enter_context(validating(False))
-        stack.enter_context(frozen_modes(pair, training=True))
+        stack.enter_context(frozen_modes(stepper.pair, training=True))
         if state is not None:
             restore(loop, state)
         try:
             course = loop.run(progress and group.leads, run)
         finally:
             if run is not None:  # what was trained so far is not thrown away
-                run.directory.write_parameters(pair)
+                run.directory.write_parameters(stepper.pair)
     seconds = time.monotonic() - start
     return Fit(
         history=loop.history,
@@ -229,6 +221,36 @@ def fit(
         best_step=course.best_step,
         stopped_early=course.stopped_early,
         compiled=stepper.compiled is not None,
-        report=report,
+        report=ready.report,
         settings=settings,
     )
+
+
+class _Ready(NamedTuple):
+    """A fit that has been checked and may begin."""
+
+    stepper: Stepper
+    rows: Rows
+    held_out: Rows | None
+    report: CheckReport
+
+
+def _prepared(
+    pair: Pair,
+    data: Any,
+    validation: Any,
+    settings: FitSettings,
+    device: torch.device,
+    compile: Literal["auto"] | bool,
+    group: Group,
+) -> _Ready:
+    """Checks pair and data, and puts the pair on its device."""
+    rows = training_rows(pair, data, settings)
+    held_out = None if validation is None else validation_rows(pair, validation, settings)
+    report = checked(pair, rows, settings)
+    if held_out is not None:
+        check_held_out(pair, held_out, report.layout, settings)
+    pair.to(device)
+    stepper = Stepper(pair, rows.to(device), report.layout, settings, device, compile, group)
+    check_single_row(pair, stepper.feed.rows, report.layout, settings, stepper.feed.order)
+    return _Ready(stepper, rows, held_out, report)

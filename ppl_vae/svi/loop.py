@@ -32,6 +32,9 @@ _VALIDATION = -2  # key of noise that belongs to no step
 class Keeper(Protocol):
     """Keeps what a fit leaves."""
 
+    def at_start(self, loop: Loop) -> None:
+        """Is called before the first step."""
+
     def after_step(self, loop: Loop) -> None:
         """Is called between two steps; what it raises ends the fit."""
 
@@ -92,6 +95,8 @@ class Loop:
     def run(self, progress: bool, keeper: Keeper | None) -> Course:
         """Takes every step that is left, keeps the history and leaves the best parameters in the pair."""
         total = self.settings.total_steps(len(self.stepper.feed.rows))
+        if keeper is not None:
+            keeper.at_start(self)
         with Progress("fit", total, progress, "step") as bar:
             while (self.step < total or self.seen) and not self._out_of_patience():
                 done = self.step - self.epoch * self.stepper.feed.order.per_epoch

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,9 +26,9 @@ from ppl_vae.storage.files import make_folder
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.svi.signals import Signals, heard
-from ppl_vae.svi.state import State, captured
+from ppl_vae.svi.state import FIELDS, State, captured
 
-__all__ = ["CHECKPOINTS", "Every", "Resume", "Saving", "checked_every", "facts_of", "opened", "shared"]
+__all__ = ["CHECKPOINTS", "Every", "Resume", "Saving", "check_options", "facts_of", "opened", "shared"]
 
 CHECKPOINTS = "checkpoints"
 Every = int | timedelta | None
@@ -58,6 +58,10 @@ class Saving:
         self._every, self._facts, self._signals = every, dict(facts), signals
         self._last: tuple[int, int] = (0, 0) if state is None else (state.plain["step"], state.plain["epoch"])
         self._last_time, self._cost = time.monotonic(), _LEAST_SECONDS / _SHARE
+
+    def at_start(self, loop: Loop) -> None:
+        """Remembers what the programs keep, to know later what they have changed."""
+        _ = loop.stepper.values
 
     def after_step(self, loop: Loop) -> None:
         """Writes a checkpoint if one is due; ends the fit if a signal has asked for it."""
@@ -103,6 +107,8 @@ def opened(
         PplVaeError: The directory is neither free nor that of a run to resume, or cannot be made.
         CheckpointError: See `found_state`.
     """
+    if resume is True:
+        _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
     make_folder(root)
     with locked(root), heard() as signals:
         for folder in (root, root / CHECKPOINTS):
@@ -116,12 +122,17 @@ def opened(
         yield Saving(directory, every, facts, signals, state)
 
 
-def checked_every(every: Every) -> None:
-    """Refuses an interval of checkpoints that is none.
+def check_options(resume: Resume, every: Every, has_directory: bool) -> None:
+    """Refuses options of checkpoints that mean nothing.
 
     Raises:
-        ValueError: It is neither a whole number of steps, at least one, nor a positive time.
+        ValueError: There is no run directory to keep them in; `resume` is none of its values; or the interval is
+            neither a whole number of steps, at least one, nor a positive time.
     """
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume: expected 'auto', True or False, found {resume!r}")
+    if not has_directory and (resume or every is not None):
+        raise ValueError("resume, checkpoint_every: expected run_dir=..., where checkpoints are kept, found none")
     if isinstance(every, timedelta):
         if not every > timedelta():
             raise ValueError(f"checkpoint_every: expected a positive time, found {every}")
@@ -136,25 +147,29 @@ def found_state(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> State
         CheckpointError: There is none and has to be one, none can be used, or it is that of another run: the first
             fact that differs is named.
     """
-    if resume is False or not (folder.is_dir() and steps(folder)):
-        if resume is True:
-            raise CheckpointError(f"{folder}: expected a checkpoint to resume from, found none; use resume='auto'")
+    if resume is True:
+        _refuse_nothing(folder)
+    if resume is False or not _any(folder):
         return None
     found = newest(folder)
     for reason in found.skipped:
         warnings.warn(f"a checkpoint was skipped: {reason}", UserWarning, stacklevel=2)
     known = found.plain.pop("facts", {})
-    if (name := _first_difference(known, facts, "run")) is not None:
+    if (change := _first_difference(known, facts, "run")) is not None:
         raise CheckpointError(
-            f"{found.path}: this run began with {name} = {known['run'].get(name)!r}, found "
-            f"{facts['run'].get(name)!r}: resume with what it began with, or choose another run_dir"
+            f"{found.path}: this run began with {change.name} = {change.before!r}, found {change.now!r}: resume with "
+            "what it began with, or choose another run_dir"
         )
-    if (name := _first_difference(known, facts, "machine")) is not None:
+    if (change := _first_difference(known, facts, "machine")) is not None:
         warnings.warn(
-            f"the run goes on, but not bit by bit as it would have: {name} was {known['machine'].get(name)!r} and is "
-            f"{facts['machine'].get(name)!r}",
+            f"the run goes on, but not bit by bit as it would have: {change.name} was {change.before!r} and is "
+            f"{change.now!r}",
             UserWarning,
             stacklevel=2,
+        )
+    if missing := [name for name in FIELDS if name not in found.plain]:
+        raise CheckpointError(
+            f"{found.path}: expected the state of a fit that this version has saved, found none of its {missing[0]}"
         )
     discard_after(found.path)
     return State(found.tensors, found.plain)
@@ -186,9 +201,28 @@ def _fingerprint(rows: Rows) -> str:
     return digest.hexdigest()
 
 
-def _first_difference(known: Mapping[str, Any], facts: Mapping[str, Any], part: str) -> str | None:
-    before, now = known.get(part, {}), facts[part]
-    return next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
+class _Change(NamedTuple):
+    """A fact that is not what it was."""
+
+    name: str
+    before: Any
+    now: Any
+
+
+def _first_difference(known: Any, facts: Mapping[str, Any], part: str) -> _Change | None:
+    before = known.get(part) if isinstance(known, Mapping) else None
+    before, now = before if isinstance(before, Mapping) else {}, facts[part]
+    changes = (_Change(name, before.get(name), now.get(name)) for name in {**before, **now})
+    return next((change for change in changes if change.before != change.now), None)
+
+
+def _any(folder: Path) -> bool:
+    return folder.is_dir() and bool(steps(folder))
+
+
+def _refuse_nothing(folder: Path) -> None:
+    if not _any(folder):
+        raise CheckpointError(f"{folder}: expected a checkpoint to resume from, found none; use resume='auto'")
 
 
 def shared(state: State | None, group: Group, device: torch.device) -> State | None:

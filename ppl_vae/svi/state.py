@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import CheckpointError
+from ppl_vae.errors import CheckpointError, first_line
 from ppl_vae.history import History
 from ppl_vae.pair import Pair
 from ppl_vae.rundir import record_as_plain, record_of_plain
@@ -19,9 +19,10 @@ from ppl_vae.svi.update import Update
 if TYPE_CHECKING:
     from ppl_vae.svi.loop import Loop
 
-__all__ = ["Best", "State", "captured", "restore"]
+__all__ = ["FIELDS", "Best", "State", "captured", "restore"]
 
 _PARAMETER, _BUFFER, _BEST, _OPTIMIZER, _VALUE, _SUMS = "parameter", "buffer", "best", "optimizer", "value", "sums"
+FIELDS = ("step", "epoch", "seen", "history", "seconds", "optimizer", "compile", "random", "values", "best")
 _JSON = (bool, int, float, str, type(None))
 _TENSOR = {"tensor": True}  # stands in the plain part of an optimiser's state for what is among the tensors
 
@@ -72,14 +73,25 @@ def captured(loop: Loop) -> State:
     return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, plain)
 
 
-@torch.no_grad()
 def restore(loop: Loop, state: State) -> None:
     """Puts a fit that has not begun where another one was.
 
     Raises:
-        CheckpointError: The state is that of another pair or optimiser; the first entry that differs is named.
+        CheckpointError: The state is that of another pair or optimiser, the first entry that differs is named; or it is
+            none that `captured` made.
     """
-    stepper, tensors, plain = loop.stepper, state.tensors, state.plain
+    try:
+        _restore(loop, state.tensors, state.plain)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"expected the state of a fit that this version has saved, found another: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
+
+
+@torch.no_grad()
+def _restore(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    stepper = loop.stepper
     for name, own in _named(stepper.pair).items():
         own.copy_(_fitting(tensors, name, own))
     _restore_optimizer(stepper.update, tensors, plain["optimizer"])

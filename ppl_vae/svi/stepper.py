@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -59,7 +60,6 @@ class Stepper:
         if (begin := getattr(settings.objective, "begin", None)) is not None:
             begin(pair)
         self._watch = Watch(pair)
-        self.values = Attributes(pair)
         self.parameters = self._watch.parameters
         if not self.parameters:
             raise PairError("expected parameters to train, found none in model or guide")
@@ -103,6 +103,11 @@ class Stepper:
             self.stop_at(bad_step, ())
         self._watch.check()
         self.group.from_first([*self.pair.buffers()])
+
+    @cached_property
+    def values(self) -> Attributes:
+        """What the programs keep, as it was when first asked for: before the first step, by who keeps a fit."""
+        return Attributes(self.pair)
 
     def compile_state(self) -> dict[str, Any]:
         """Whether steps run compiled, and what was decided of it, for `restore_compile_state` in another process."""
