@@ -252,6 +252,27 @@ def test_gradients_are_of_the_density_that_is_drawn_from(name: str):
         assert_within(again, drawn.log_guide, absolute=1e-3, reason="a triangular system in single precision")
 
 
+@pytest.mark.usefixtures("float64")
+def test_an_affine_map_of_a_log_normal_is_a_log_normal():
+    """In R a normal of mean m and scale s becomes one of mean c + A (m - c) + S b and scale A s."""
+    model, x, q, _ = log_normals()
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", q(x))
+
+    with evaluating(pv.Pair(model, guide), x, "cpu") as (pair, rows, layout, device, _), seeded(1):
+        batch = rows.take(slice(None), device)
+        family = GuideFamily(pair, batch, layout)
+        affine = AffineFamily(family, pair, batch, layout)
+        context, free = affine.context(family.start(len(x), device), batch, 64), torch.randn(len(x), affine.size)
+        drawn = affine.propose(free, context, batch, 6)
+        _, centre, scale = (part.squeeze(-1) for part in context)
+        shift, root = (part.flatten() for part in affine._map(free))
+        expected = dist.LogNormal(centre - root * centre + scale * shift, root)
+        assert_close(drawn.log_guide, expected.log_prob(drawn.latents[0]["z"].reshape(6, len(x))), scale=10.0)
+
+
 def test_the_gradient_vanishes_at_the_posterior():
     """Nothing of it is left to chance there, draw by draw."""
     ppca = small_ppca(5, 3)
