@@ -115,7 +115,6 @@ def test_precision_that_is_asked_for_biases_nothing_at_length(s, dim, target, se
     """E p-hat = p where a pilot decides how many samples there are."""
     ppca = small_ppca(dim + 1, dim)
     x = ppca.sample(1, seed=5).expand(10_000, -1).contiguous()
-    ll = pv.log_likelihood(
-        scaled_guide(ppca, s), x, 4000, seed, target_stderr=target, num_draws=0, num_probes=0, progress=False
-    )
+    options = {"target_stderr": target, "num_draws": 0, "num_probes": 0, "compile": False, "progress": False}
+    ll = pv.log_likelihood(scaled_guide(ppca, s), x, 4000, seed, **options)
     assert_mean(np.exp(ll.value - float(ppca.log_prob(x[:1]))), 1.0, effect=0.01)
