@@ -81,13 +81,14 @@ def fit(
         raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
     if not learning_rate > 0:
         raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
-    from ppl_vae.cli.evaluating import EvaluationSettings
     from ppl_vae.cli.processes import processes
-    from ppl_vae.cli.work import Training, free_directory, train
+    from ppl_vae.cli.training import train
+    from ppl_vae.cli.work import free_directory
+    from ppl_vae.rundir import EvaluationSpec, TrainingSpec
 
     pair_spec = pair_spec_of(pair, latent_dim, hidden, seed)
     data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
-    training = Training(
+    training = TrainingSpec(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -102,9 +103,23 @@ def fit(
         device=device,
         compile="auto" if compile == "auto" else compile == "yes",
     )
-    evaluation = EvaluationSettings(eval_samples, eval_limit, seed, device) if eval_samples else None
+    evaluation = EvaluationSpec(eval_samples, eval_limit) if eval_samples else None
     with processes() as group:
         train(pair_spec, data_spec, training, evaluation, run_dir or free_directory(pair, data), group)
+
+
+@app.command()
+def resume(run: o.RunArgument, pair: o.PairAgainOption = None, data_dir: o.DataDirOption = None) -> None:
+    """Go on with a run of `fit` that was interrupted or killed, from its newest checkpoint, and finish it.
+
+    The numbers are, bit by bit, those of a run that was never interrupted, on the same build of torch, device and
+    number of threads.
+    """
+    from ppl_vae.cli.processes import processes
+    from ppl_vae.cli.training import resume as work
+
+    with processes() as group:
+        work(run, pair, data_dir, group)
 
 
 @app.command()
