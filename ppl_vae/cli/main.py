@@ -64,6 +64,7 @@ def fit(
     beta_warmup: o.BetaWarmupOption = 0,
     validation: o.ValidationOption = True,
     patience: o.PatienceOption = None,
+    on_nonfinite: o.OnNonfiniteOption = "stop",
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
     compile: o.CompileOption = "auto",
@@ -102,6 +103,7 @@ def fit(
         seed=seed,
         device=device,
         compile="auto" if compile == "auto" else compile == "yes",
+        on_nonfinite=on_nonfinite,
     )
     evaluation = EvaluationSpec(eval_samples, eval_limit) if eval_samples else None
     with processes() as group:
@@ -109,8 +111,13 @@ def fit(
 
 
 @app.command()
-def resume(run: o.RunArgument, pair: o.PairAgainOption = None, data_dir: o.DataDirOption = None) -> None:
-    """Go on with a run of `fit` that was interrupted or killed, from its newest checkpoint, and finish it.
+def resume(
+    run: o.RunArgument,
+    pair: o.PairAgainOption = None,
+    data_dir: o.DataDirOption = None,
+    on_nonfinite: o.OnNonfiniteAgainOption = None,
+) -> None:
+    """Go on with a run of `fit` that was interrupted, killed or failed, from its newest checkpoint, and finish it.
 
     The numbers are, bit by bit, those of a run that was never interrupted, on the same build of torch, device and
     number of threads.
@@ -119,7 +126,21 @@ def resume(run: o.RunArgument, pair: o.PairAgainOption = None, data_dir: o.DataD
     from ppl_vae.cli.training import resume as work
 
     with processes() as group:
-        work(run, pair, data_dir, group)
+        work(run, pair, data_dir, on_nonfinite, group)
+
+
+@app.command()
+def replay(
+    run: o.RunArgument,
+    step: o.BadStepOption = None,
+    pair: o.PairAgainOption = None,
+    data_dir: o.DataDirOption = None,
+    device: o.DeviceOption = "auto",
+) -> None:
+    """Do a step again that was not finite, with its parameters, rows and noise; show what each site drew."""
+    from ppl_vae.cli.training import replay as work
+
+    work(run, step, pair, data_dir, device)
 
 
 @app.command()

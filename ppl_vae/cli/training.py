@@ -17,7 +17,7 @@ import typer
 from ppl_vae import schedules
 from ppl_vae.checking import check
 from ppl_vae.cli.evaluating import EvaluationSettings, evaluate_run
-from ppl_vae.cli.inputs import Splits, load_splits
+from ppl_vae.cli.inputs import Batch, Splits, load_splits
 from ppl_vae.cli.pairs import first_use, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_fit
 from ppl_vae.cli.reopening import made_again
@@ -42,8 +42,10 @@ from ppl_vae.rundir import (
 )
 from ppl_vae.storage import locked
 from ppl_vae.svi import Fit, fit
+from ppl_vae.svi import replay as do_again
+from ppl_vae.svi.settings import OnNonfinite
 
-__all__ = ["resume", "train"]
+__all__ = ["replay", "resume", "train"]
 
 
 class _Run(NamedTuple):
@@ -95,27 +97,52 @@ def train(
     _train(_Run(root, record, training, pair, splits), group, description, resume=False)
 
 
-def resume(root: Path, pair_name: str | None, data_dir: str | None, group: Group) -> None:
+def resume(
+    root: Path, pair_name: str | None, data_dir: str | None, on_nonfinite: OnNonfinite | None, group: Group
+) -> None:
     """Go on with a run that was interrupted, from its newest checkpoint, and finish it as `train` would have."""
-    record = read_run(root)
-    if record.training is None:
-        raise PplVaeError(f"{root}: expected a run of `ppl-vae fit`, found one of {' '.join(record.command[:2])}")
+    record, training = _trained(root)
+    if on_nonfinite is not None:
+        training = replace(training, on_nonfinite=on_nonfinite)
+        record = replace(record, training=training)
     if record.status == "finished":
         raise PplVaeError(
             f"{root}: expected a run that was interrupted, found one that is finished; `ppl-vae evaluate {root}` "
             "evaluates it again"
         )
-    with group.together(choose_device(record.training.device)):
+    with group.together(choose_device(training.device)):
         if group.leads:
             with locked(root):  # whoever is at work in it is named before the data are read
                 pass
         pair, splits = made_again(root, record, pair_name, data_dir)
-        with naming_the_line(f"pair {record.pair.name!r} failed"), first_use(record.pair):
-            check(pair, binary_batch(record.data, splits.train))
+        _use_first(pair, record, splits)
         if group.leads and (kept := outdate_evaluation(root, record.steps)) is not None:
             typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
     description = described_again(root, record) if group.leads else nullcontext()
-    _train(_Run(root, record, record.training, pair, splits), group, description, resume="auto")
+    _train(_Run(root, record, training, pair, splits), group, description, resume="auto")
+
+
+def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | None, device: str) -> None:
+    """Do a step of a run again that was not finite, and print what each site drew and scored."""
+    record, training = _trained(root)
+    pair, splits = made_again(root, record, pair_name, data_dir)
+    _use_first(pair, record, splits)
+    objective = _objective(training, len(_training_data(training, splits)[0]))
+    with naming_the_line(f"pair {record.pair.name!r} failed"):
+        typer.echo(str(do_again(pair, root, step=step, objective=objective, device=device)))
+
+
+def _trained(root: Path) -> tuple[RunRecord, TrainingSpec]:
+    record = read_run(root)
+    if record.training is None:
+        raise PplVaeError(f"{root}: expected a run of `ppl-vae fit`, found one of {' '.join(record.command[:2])}")
+    return record, record.training
+
+
+def _use_first(pair: Any, record: RunRecord, splits: Splits) -> None:
+    """Run the pair for the first time, as `train` has: parameters that `pyro.param` makes get the same numbers."""
+    with naming_the_line(f"pair {record.pair.name!r} failed"), first_use(record.pair):
+        check(pair, binary_batch(record.data, splits.train))
 
 
 def _train(run: _Run, group: Group, description: AbstractContextManager[None], resume: Literal["auto", False]) -> None:
@@ -179,9 +206,7 @@ def _finish(run: _Run, result: Fit) -> None:
 
 def _fit(run: _Run, resume: Literal["auto", False]) -> Fit:
     training, splits = run.training, run.splits
-    batch = splits.train
-    if not training.validation:
-        batch = tuple(torch.cat(parts) for parts in zip(splits.train, splits.validation, strict=True))
+    batch = _training_data(training, splits)
     return fit(
         run.pair,
         batch,
@@ -193,12 +218,20 @@ def _fit(run: _Run, resume: Literal["auto", False]) -> Fit:
         binarize="dynamic" if run.record.data.binarize == "dynamic" else None,
         validation=splits.validation if training.validation else None,
         patience=training.patience,
+        on_nonfinite=training.on_nonfinite,
         seed=training.seed,
         device=choose_device(training.device),
         compile=training.compile,
         run_dir=run.root,
         resume=resume,
     )
+
+
+def _training_data(training: TrainingSpec, splits: Splits) -> Batch:
+    """The training data, with those for validation where none are held out."""
+    if training.validation:
+        return splits.train
+    return tuple(torch.cat(parts) for parts in zip(splits.train, splits.validation, strict=True))
 
 
 def _found_from_anywhere(spec: DataSpec) -> DataSpec:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
-_OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints"}
+_OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints", "bad-steps"}
 _MAX_HISTORY = 2**30
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 

@@ -79,6 +79,8 @@ class TrainingSpec:
     """Where it was asked to run."""
     compile: Literal["auto", True, False]
     """Whether to compile the step."""
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    """What becomes of a step whose loss or gradient is not finite."""
 
     def total_steps(self, num_data: int) -> int:
         """Number of steps on a data set."""
