@@ -20,17 +20,21 @@ from tests.commands import SMALL_VAE, USERS_PAIR, call, read, succeed
 OPTIONS = ["--epochs", "4", "--eval-samples", "20", "--eval-limit", "30", "--schedule", "cosine", "--beta-warmup", "2"]
 
 
-def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Asks a fit to stop, as `kill` does, at the end of an epoch: the step after it is finished first."""
-    append = RunDirectory.append_history
+def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Asks a fit to stop, as `kill` does, at the end of an epoch: the step after it is finished first.
+
+    Returns what `run.json` says at the end of every epoch.
+    """
+    append, seen = RunDirectory.append_history, []
 
     def terminate(self: RunDirectory, record: pv.Fit) -> None:
         append(self, record)
+        seen.append(read_run(self.root).status)
         if record.epoch == epoch:
             os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(RunDirectory, "append_history", terminate)
-    return monkeypatch
+    return seen
 
 
 def stopped(root: Path, *arguments: str | Path) -> Path:
@@ -88,8 +92,9 @@ def test_a_run_that_is_stopped_again_goes_on_again(tmp_path: Path, monkeypatch: 
     succeed("fit", *SMALL_VAE, *OPTIONS, "--run-dir", straight)
     root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
     with monkeypatch.context() as patch:
-        stopped_after(3, patch)
+        seen = stopped_after(3, patch)
         assert call("resume", root).exit_code == 143
+    assert seen == ["training"]
     assert (read_run(root).status, steps(root / "checkpoints")[-1]) == ("interrupted", 31)
     succeed("resume", root)
     assert numbers(root) == numbers(straight)

@@ -154,6 +154,25 @@ def test_a_fit_that_stops_leaves_buffers_as_they_were_before_the_step(generator:
     assert int(pair.encoder[1].num_batches_tracked) == bad_steps(3)[0]
 
 
+def test_the_explanation_sees_the_buffers_that_the_step_saw():
+    class Counting(ModuleVAE):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("runs", torch.zeros(()))
+
+        def model(self, x):
+            self.runs.add_(1.0)
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                edge = torch.where(self.runs == 4.0, torch.nan, 0.0)
+                pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + edge).to_event(1), obs=x)
+
+    pair = fresh(make=Counting)
+    with pytest.raises(pv.EstimateError, match=r"step 4: .*site 'x' of the model"):
+        train(pair, binary_rows(8), epochs=9)
+    assert float(pair.runs) == 3.0
+
+
 def test_steps_that_are_never_finite_are_not_skipped_for_ever(quiet: None, generator: torch.Generator):
     x = torch.full((64, 3), 1e30)
     with pytest.raises(pv.EstimateError, match="10 steps in a row were not finite, the last: step 10"):
