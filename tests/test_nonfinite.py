@@ -231,7 +231,7 @@ def test_a_run_that_resumes_knows_what_it_has_left_out(policy: str, quiet: None,
     x = poisoned(clean(generator)) if policy == "skip" else clean(generator)
     objective = pv.ELBO() if policy == "skip" else TooFast()
     options = {"objective": objective, "learning_rate": 0.01 if policy == "skip" else 2.0, "on_nonfinite": policy}
-    options |= {"batch_size": 2, "optimizer": torch.optim.SGD}
+    options |= {"batch_size": 2, "optimizer": torch.optim.SGD, "schedule": lambda _: 1.0}
     straight, stopped = fresh(make=Gaussian), fresh(make=Gaussian)
     wanted = train(straight, x, **options, epochs=4)
     train(stopped, x, **options, epochs=2, run_dir=tmp_path / "run")
