@@ -26,6 +26,7 @@ from ppl_vae.options import finite_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
+from ppl_vae.shrinking import Shrinking
 from ppl_vae.tape import Batch, Layout
 
 __all__ = ["log_likelihood", "planned"]
@@ -118,6 +119,7 @@ def log_likelihood(
         pair, rows, layout, target, group = subject
         plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
         blocks, own = subject.blocks(plan.num_rows)
+        enumeration = Shrinking("the sum over all values of the latents")
         probe = Prober(pair, layout, weigher.score, num_probes if num_samples > _FEW else 0, target)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
@@ -127,7 +129,7 @@ def log_likelihood(
             with located(f"rows {first} to {first + len(batch[0]) - 1}"):
                 unseen = probe(batch, found.summary.value, found.num_drawn, key(seed, first, _PROBES))
             drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), num_samples)
-            arrays = judged(found.summary, pair, batch, layout, num_samples)._asdict()
+            arrays = judged(found.summary, pair, batch, layout, num_samples, enumeration)._asdict()
             summary.put(first, arrays | {"unseen": unseen, "num_drawn": drawn})
             posterior.put(first, found.draws)
             bar.update(first + len(batch[0]), "")
@@ -182,5 +184,6 @@ def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[in
     affordable = max(1, _BLOCK_SCALARS // latent_size)
     num_blocks = math.ceil(num_samples / affordable)
     if not layout.vectorized:
-        return layout.largest_batch(_MAX_ROWS), max(1, min(num_samples, affordable // _MAX_ROWS))
+        rows = min(_MAX_ROWS, affordable)
+        return layout.largest_batch(rows), max(1, min(num_samples, affordable // rows))
     return layout.largest_batch(min(_MAX_ROWS, max(1, affordable // num_samples))), math.ceil(num_samples / num_blocks)
