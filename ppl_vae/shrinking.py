@@ -27,7 +27,7 @@ _Some = TypeVar("_Some", range, Places)
 class Shrinking:
     """Does the work for some particles of some data at once, or half by half where memory runs out.
 
-    What was too much is not tried again: `limit` falls with every failure. As a piece may be done again, and in other
+    What was too much is not tried again: `limit` falls to what has fitted. As a piece may be done again, and in other
     pieces, work draws no noise that counts.
 
     Args:
@@ -50,7 +50,7 @@ class Shrinking:
     def __init__(self, work: str, limit: int = sys.maxsize, advice: Callable[[int], str] | None = None) -> None:
         self.limit = limit
         self._work, self._advice = work, advice
-        self._largest_failure = 0
+        self._largest_failure, self._failed = 0, False
 
     def __call__(self, work: Work, data: Places, particles: range) -> tuple[Tensor, ...]:
         """What the work gives for these data and particles.
@@ -71,30 +71,35 @@ class Shrinking:
 
     def _attempt(self, work: Work, data: Places, particles: range) -> tuple[Tensor, ...] | None:
         """What the work gives; None where memory ran out. The error holds on to what was half made, and ends here."""
+        size = len(data) * len(particles)
         try:
             found = work(data, particles)
         except Exception as error:
             if not is_lack_of_memory(error):
                 raise
-            size = len(data) * len(particles)
-            self._largest_failure = max(size, self._largest_failure)
+            self._largest_failure, self._failed = max(size, self._largest_failure), True
             if size <= 1:
                 raise EstimateError(
                     f"{self._work}: expected memory for one particle of one datum at least, found too little, from "
                     f"{self._largest_failure} particles times data at once down to 1: {first_line(error)}; free "
                     "memory, or evaluate on a device that has more"
                 ) from error
-            self.limit = (size + 1) // 2
             return None
-        if self._largest_failure and self._advice is not None:
+        if self._failed:
+            self._settle(size)
+        return found
+
+    def _settle(self, size: int) -> None:
+        """Takes what is the first to fit after a failure."""
+        self.limit, self._failed = size, False
+        if self._advice is not None:
             warnings.warn(
                 f"{self._work}: memory ran out for {self._largest_failure} particles times data at once; from here on "
-                f"at most {self.limit}, which changes no number: {self._advice(self.limit)}",
+                f"at most {size}, which changes no number: {self._advice(size)}",
                 UserWarning,
                 stacklevel=2,
             )
             self._advice = None
-        return found
 
 
 def _halves(whole: _Some) -> tuple[_Some, _Some]:
