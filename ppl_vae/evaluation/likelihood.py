@@ -78,7 +78,8 @@ def log_likelihood(
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
             `LogLikelihood.unseen`. 0 does without; so do pairs with discrete latents, and ten samples or less.
-        memory: Bytes that the decoder may use at once, about.
+        memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
+            at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
         compile: Whether to compile guide and model: True at once, "auto" if the draws that are left will earn back what
             compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a warning
@@ -92,7 +93,8 @@ def log_likelihood(
         PairError: If the pair is not valid, reconstructs the datum that it scores, has latents outside the data plate,
             subsamples within a datum, or raises on some rows, which are named; the error itself is the cause.
         DataError: If a datum lies outside the support of its site.
-        EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named.
+        EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named. Or if
+            memory does not suffice for one draw of one datum, or for the guide's draws of a block of data.
 
     Reference:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016). Pareto Smoothed Importance Sampling
