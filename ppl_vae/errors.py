@@ -34,7 +34,7 @@ class PairError(PplVaeError, ValueError):
 
 
 class EstimateError(PplVaeError, ArithmeticError):
-    """A number could not be computed honestly: non-finite loss, gradient or log-weight, or memory that does not suffice."""
+    """A number could not be computed honestly: a loss, gradient or weight not finite, or too little memory."""
 
 
 class GroupError(PplVaeError, RuntimeError):

@@ -111,11 +111,13 @@ class Prober:
 
     def _unconstrained(self, batch: Batch) -> Unconstrained | None:
         """Coordinates of the latents of a block; None where there are none to spread."""
-        few = tuple(a[:_FEW] for a in batch)
-        guide = run_program(self._pair, self._pair.guide, few, None, self._layout)
+        guide = run_program(self._pair, self._pair.guide, batch, None, self._layout)
         if set(guide.latents) != set(self._layout.local_latents):
             return None  # draws of its own: its density at given latents is an integral
-        model = run_program(self._pair, self._pair.model, few, None, self._layout, guide.latents)
+        event_dims = {name: guide.sites[name]["fn"].event_dim for name in guide.latents}
+        drawn, few = Proposal([guide.latents], event_dims, False, batch[0].new_empty(0)), slice(0, _FEW)
+        latents = drawn.part(self._layout, few, slice(0, 1))[0]
+        model = run_program(self._pair, self._pair.model, tuple(a[few] for a in batch), None, self._layout, latents)
         try:
             return Unconstrained(model, self._layout)
         except PairError:
