@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from ppl_vae.objectives import ELBO, IWAE, Renyi, Supervised, from_pyro, scale_latents
     from ppl_vae.pair import Pair, as_pair
     from ppl_vae.selftesting import SelfTest, selftest
-    from ppl_vae.svi import Fit, fit
+    from ppl_vae.svi import Fit, Replay, fit, replay
     from ppl_vae.vae import VAE
 
 __all__ = [
@@ -97,6 +97,7 @@ __all__ = [
     "PosteriorPredictive",
     "PplVaeError",
     "Renyi",
+    "Replay",
     "Sandwich",
     "SelfTest",
     "SemiSupervisedVAE",
@@ -128,6 +129,7 @@ __all__ = [
     "posterior_predictive",
     "priors",
     "quality",
+    "replay",
     "scale_latents",
     "schedules",
     "selftest",
@@ -145,32 +147,17 @@ _HOMES = {
         "StorageError",
     ),
     "evaluation": (
-        *("AnnealedLogLikelihood", "Annealing", "EscalatedLogLikelihood", "KCurve", "LogLikelihood", "Sandwich"),
-        *("annealed_importance_sampling", "bidirectional_monte_carlo", "escalate", "k_curve"),
-        *("log_evidence", "log_likelihood"),
-        *("AnnealedLogLikelihood", "Annealing", "LogLikelihood", "Sandwich"),
-        *("annealed_importance_sampling", "bidirectional_monte_carlo", "log_evidence", "log_likelihood"),
-        *("Calibration", "Ledger", "calibrate", "ledger"),
-        *("PosteriorPredictive", "posterior_predictive"),
-        *("Agreement", "AnnealedLogLikelihood", "Annealing", "Comparison", "LogLikelihood", "Sandwich"),
-        *(
-            "agreement",
-            "annealed_importance_sampling",
-            "bidirectional_monte_carlo",
-            "compare",
-            "log_evidence",
-            "log_likelihood",
-        ),
-        *("AnnealedLogLikelihood", "Annealing", "GapDecomposition", "LocalSearch", "LogLikelihood", "Sandwich"),
-        *("annealed_importance_sampling", "bidirectional_monte_carlo", "gap_decomposition"),
-        *("log_evidence", "log_likelihood"),
+        *("Agreement", "AnnealedLogLikelihood", "Annealing", "Calibration", "Comparison", "EscalatedLogLikelihood"),
+        *("GapDecomposition", "KCurve", "Ledger", "LocalSearch", "LogLikelihood", "PosteriorPredictive", "Sandwich"),
+        *("agreement", "annealed_importance_sampling", "bidirectional_monte_carlo", "calibrate", "compare", "escalate"),
+        *("gap_decomposition", "k_curve", "ledger", "log_evidence", "log_likelihood", "posterior_predictive"),
     ),
     "exact": ("GMM", "PPCA", "AmortisedCategorical", "TrainableGMM"),
     "hierarchical": ("HierarchicalVAE",),
     "objectives": ("ELBO", "IWAE", "Renyi", "Supervised", "from_pyro", "scale_latents"),
     "pair": ("Pair", "as_pair"),
     "selftesting": ("SelfTest", "selftest"),
-    "svi": ("Fit", "fit"),
+    "svi": ("Fit", "Replay", "fit", "replay"),
     "vae": ("VAE",),
 }
 

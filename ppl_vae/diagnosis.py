@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -10,7 +13,7 @@ from ppl_vae.reductions import bounded_log_prob, sum_to_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["NO_SITE", "explain_non_finite"]
+__all__ = ["NO_SITE", "SiteRange", "explain_non_finite", "site_ranges"]
 
 NO_SITE = "no single site is to blame: their sum overflows"
 
@@ -28,17 +31,54 @@ def explain_non_finite(pair: Pair, batch: Batch, layout: Layout, num_particles: 
         for name, parameter in pair.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 return f"parameter {name!r} is not finite"
-        for size in outer_plates(num_particles, layout):
-            guide = run_program(pair, pair.guide, batch, size, layout)
-            model = run_program(pair, pair.model, batch, size, layout, guide.replay)
-            for role, tape in (("guide", guide), ("model", model)):
-                for name, site in tape.sites.items():
-                    if what := _fault(site, layout):
-                        return f"site {name!r} of the {role} {what}"
+        for role, name, site in _sites(pair, batch, layout, num_particles):
+            if what := _fault(site, layout):
+                return f"site {name!r} of the {role} {what}"
     for name, parameter in pair.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"the gradient of parameter {name!r} is not finite"
     return NO_SITE
+
+
+class SiteRange(NamedTuple):
+    """What a site drew and scored."""
+
+    role: str
+    """"guide" or "model"."""
+    name: str
+    """Name of the site."""
+    value: tuple[float, float]
+    """Smallest and largest number drawn or observed; NaN where one is NaN."""
+    log_prob: tuple[float, float]
+    """Smallest and largest log-density of a draw, in nats."""
+
+    def __str__(self) -> str:
+        value, score = (f"{low:g} to {high:g}" for low, high in (self.value, self.log_prob))
+        return f"  {self.role} {self.name}: values {value}, log-density {score}"
+
+
+@torch.no_grad()
+def site_ranges(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> list[SiteRange]:
+    """The ranges of every site in one run of both programs, of the first particles where they run one by one."""
+    found: dict[tuple[str, str], SiteRange] = {}
+    for role, name, site in _sites(pair, batch, layout, num_particles):
+        score = bounded_log_prob(site, layout)
+        found.setdefault((role, name), SiteRange(role, name, _range(site["value"]), _range(score)))
+    return list(found.values())
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    return (float(values.min()), float(values.max())) if values.numel() else (float("nan"), float("nan"))
+
+
+def _sites(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> Iterator[tuple[str, str, Site]]:
+    """Every site of guide and model, in the order in which the programs run."""
+    for size in outer_plates(num_particles, layout):
+        guide = run_program(pair, pair.guide, batch, size, layout)
+        model = run_program(pair, pair.model, batch, size, layout, guide.replay)
+        for role, tape in (("guide", guide), ("model", model)):
+            for name, site in tape.sites.items():
+                yield role, name, site
 
 
 def _fault(site: Site, layout: Layout) -> str:

@@ -132,7 +132,7 @@ def test_ctrl_c_is_one_line_and_status_130(monkeypatch: pytest.MonkeyPatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ppl_vae.cli.work.train", interrupt)
+    monkeypatch.setattr("ppl_vae.cli.training.train", interrupt)
     result = call("fit", "vae")
     assert (result.exit_code, result.stderr) == (130, "ppl-vae: interrupted\n")
 
@@ -143,7 +143,7 @@ def test_debug_shows_where():
 
 
 def test_an_unforeseen_error_is_one_line_too(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ppl_vae.cli.work.train", lambda *_: 1 / 0)
+    monkeypatch.setattr("ppl_vae.cli.training.train", lambda *_: 1 / 0)
     result = call("fit", "vae")
     assert result.exit_code == 1
     assert result.stderr == "ppl-vae: ZeroDivisionError: division by zero (`ppl-vae --debug ...` shows where)\n"
@@ -174,7 +174,7 @@ def test_ctrl_c_during_an_import_is_quiet(module: str, tmp_path: Path):
 
 
 def test_an_error_outside_the_users_code_is_not_blamed_on_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("ppl_vae.cli.work.schedules", None)
+    monkeypatch.setattr("ppl_vae.cli.training.schedules", None)
     monkeypatch.setattr("ppl_vae.cli.pairs._ROOT", ROOT)  # this file is none of the user's
     result = call("fit", *SMALL_VAE, "--schedule", "cosine", "--run-dir", tmp_path / "run")
     assert result.stderr.startswith("ppl-vae: AttributeError: ")
@@ -185,7 +185,7 @@ def test_a_long_message_is_cut(monkeypatch: pytest.MonkeyPatch):
     def fail(*_: object) -> None:
         raise pv.DataError("x" * 5000)
 
-    monkeypatch.setattr("ppl_vae.cli.work.train", fail)
+    monkeypatch.setattr("ppl_vae.cli.training.train", fail)
     assert len(call("fit", "vae").stderr) < 700
 
 

@@ -311,7 +311,7 @@ def test_device_is_asked_for(command: str, copy: Path, tmp_path: Path, monkeypat
         asked.append(device)
         return torch.device("cpu")
 
-    monkeypatch.setattr("ppl_vae.cli.work.choose_device", choose)
+    monkeypatch.setattr("ppl_vae.cli.training.choose_device", choose)
     monkeypatch.setattr("ppl_vae.cli.evaluating.choose_device", choose)
     arguments = [copy] if command == "evaluate" else [*SMALL_VAE, "--run-dir", tmp_path / "new", "--eval-samples", "0"]
     for device in ("cpu", "auto"):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from statistical import assert_close
 
 import ppl_vae as pv
 from ppl_vae.distributed import Group, alone, current, started
+from ppl_vae.storage import steps
 from ppl_vae.svi.joint import Joint, begin_together
 from ppl_vae.svi.order import Order
 
@@ -48,6 +51,20 @@ def finish(process: subprocess.Popen[str]) -> SimpleNamespace:
             process.terminate()
             process.communicate(timeout=60)
     return SimpleNamespace(code=process.returncode, out=out, err=err)
+
+
+def begun(folder: Path, task: str, timeout: int, **environment: str) -> list[subprocess.Popen[str]]:
+    """Two processes that no torchrun looks after."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = [sys.executable, TESTS / "processes.py", folder, task, timeout]
+    return [start(*command, **address, **environment, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+
+
+def together(folder: Path, task: str, timeout: int, **environment: str) -> list[SimpleNamespace]:
+    """What became of both."""
+    return [finish(process) for process in begun(folder, task, timeout, **environment)]
 
 
 @pytest.fixture(scope="module")
@@ -161,17 +178,35 @@ def test_errors_reach_every_process(two: list[dict[str, np.ndarray]]):
 
 def test_nobody_waits_for_ever(tmp_path: Path):
     """Process 1 hangs: process 0 says so after the timeout of the group, here 3 seconds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = [sys.executable, TESTS / "processes.py", tmp_path, "hang", 3]
-    both = [start(*command, **address, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    both = begun(tmp_path, "hang", 3)
     try:
         assert finish(both[0]).code == 0
         assert "cannot be reached" in str(np.load(tmp_path / "0.npz")["error"])
     finally:
         both[1].kill()
         both[1].communicate(timeout=60)
+
+
+def test_a_fit_of_two_processes_survives_signals_and_kills(tmp_path: Path):
+    """F4, F5, F20: what is told to stop stops everywhere after the same step, a survivor does not wait, a relaunch
+    resumes, and the numbers are those of a fit that nothing happened to."""
+    straight, run = tmp_path / "straight", tmp_path / "struck"
+    straight.mkdir()
+    run.mkdir()
+    assert [done.code for done in together(straight, "survive", 60)] == [0, 0]
+    stopped = together(run, "survive", 60, FAULT=f"4:{int(signal.SIGTERM)}")
+    assert [done.code for done in stopped] == [143, 143], stopped[0].err
+    assert steps(run / "run" / "checkpoints")[-1] == 6  # the signal came after the vote of the fifth step
+    begin = time.monotonic()
+    killed = together(run, "survive", 60, FAULT=f"11:{int(signal.SIGKILL)}")
+    assert time.monotonic() - begin < 60
+    assert killed[1].code == -signal.SIGKILL
+    assert killed[0].code == 1
+    assert "GroupError: the other processes cannot be reached" in killed[0].err
+    assert [done.code for done in together(run, "survive", 60)] == [0, 0]
+    for rank in range(2):
+        wanted, found = (dict(np.load(folder / f"{rank}.npz")) for folder in (straight, run))
+        assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no list of threads on this system")

@@ -297,6 +297,15 @@ def test_another_run_is_not_resumed(tmp_path: Path):
         run(ModuleVAE, binary, {}, run_dir=tmp_path / "run")
 
 
+def test_a_run_that_ended_within_an_epoch_goes_on_in_its_middle(tmp_path: Path):
+    limits = {"epochs": None, "steps": 4}
+    run(ModuleVAE, binary, limits, run_dir=tmp_path / "run")
+    longer, result = run(ModuleVAE, binary, limits | {"steps": 9}, seed=1, run_dir=tmp_path / "run", resume=True)
+    straight, _ = run(ModuleVAE, binary, limits | {"steps": 9})
+    assert [record.step for record in result.history] == [3, 4, 6, 9]
+    assert all(map(torch.equal, as_pair(longer).parameters(), as_pair(straight).parameters()))
+
+
 def test_resume_says_what_is_missing(tmp_path: Path):
     with pytest.raises(CheckpointError, match="expected a checkpoint to resume from, found none"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume=True)

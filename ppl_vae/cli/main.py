@@ -64,6 +64,7 @@ def fit(
     beta_warmup: o.BetaWarmupOption = 0,
     validation: o.ValidationOption = True,
     patience: o.PatienceOption = None,
+    on_nonfinite: o.OnNonfiniteOption = "stop",
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
     compile: o.CompileOption = "auto",
@@ -81,13 +82,14 @@ def fit(
         raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
     if not learning_rate > 0:
         raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
-    from ppl_vae.cli.evaluating import EvaluationSettings
     from ppl_vae.cli.processes import processes
-    from ppl_vae.cli.work import Training, free_directory, train
+    from ppl_vae.cli.training import train
+    from ppl_vae.cli.work import free_directory
+    from ppl_vae.rundir import EvaluationSpec, TrainingSpec
 
     pair_spec = pair_spec_of(pair, latent_dim, hidden, seed)
     data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
-    training = Training(
+    training = TrainingSpec(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -101,10 +103,44 @@ def fit(
         seed=seed,
         device=device,
         compile="auto" if compile == "auto" else compile == "yes",
+        on_nonfinite=on_nonfinite,
     )
-    evaluation = EvaluationSettings(eval_samples, eval_limit, seed, device) if eval_samples else None
+    evaluation = EvaluationSpec(eval_samples, eval_limit) if eval_samples else None
     with processes() as group:
         train(pair_spec, data_spec, training, evaluation, run_dir or free_directory(pair, data), group)
+
+
+@app.command()
+def resume(
+    run: o.RunArgument,
+    pair: o.PairAgainOption = None,
+    data_dir: o.DataDirOption = None,
+    on_nonfinite: o.OnNonfiniteAgainOption = None,
+) -> None:
+    """Go on with a run of `fit` that was interrupted, killed or failed, from its newest checkpoint, and finish it.
+
+    The numbers are, bit by bit, those of a run that was never interrupted, on the same build of torch, device and
+    number of threads.
+    """
+    from ppl_vae.cli.processes import processes
+    from ppl_vae.cli.training import resume as work
+
+    with processes() as group:
+        work(run, pair, data_dir, on_nonfinite, group)
+
+
+@app.command()
+def replay(
+    run: o.RunArgument,
+    step: o.BadStepOption = None,
+    pair: o.PairAgainOption = None,
+    data_dir: o.DataDirOption = None,
+    device: o.DeviceOption = "auto",
+) -> None:
+    """Do a step again that was not finite, with its parameters, rows and noise; show what each site drew."""
+    from ppl_vae.cli.training import replay as work
+
+    work(run, step, pair, data_dir, device)
 
 
 @app.command()

@@ -13,6 +13,7 @@ __all__ = [
     "AnewPairsOption",
     "AnewSamplesOption",
     "ArraysOption",
+    "BadStepOption",
     "BatchSizeOption",
     "BetaOption",
     "BetaWarmupOption",
@@ -42,6 +43,8 @@ __all__ = [
     "NumSamplesOption",
     "NumberOption",
     "ObjectiveOption",
+    "OnNonfiniteAgainOption",
+    "OnNonfiniteOption",
     "OnlyOption",
     "OutOption",
     "PairAgainOption",
@@ -250,6 +253,27 @@ DeviceOption = Annotated[
 CompileOption = Annotated[
     Literal["auto", "yes", "no"],
     _option(_TRAINING, help="Compile the training step; auto does where the steps that are left earn it back."),
+]
+OnNonfiniteOption = Annotated[
+    Literal["stop", "skip", "rollback"],
+    _option(
+        _TRAINING,
+        help="What becomes of a step whose loss or gradient is not finite: stop ends the training, skip leaves its "
+        "rows out, rollback goes back to the end of an epoch with half the learning rate.",
+    ),
+]
+OnNonfiniteAgainOption = Annotated[
+    Literal["stop", "skip", "rollback"] | None,
+    _option(
+        None,
+        "--on-nonfinite",
+        help="What becomes of a step whose loss or gradient is not finite.",
+        show_default="as the run began",
+    ),
+]
+BadStepOption = Annotated[
+    int | None,
+    _option(None, "--step", min=0, help="Which step, by the number of steps before it.", show_default="the first"),
 ]
 RunDirOption = Annotated[
     Path | None,

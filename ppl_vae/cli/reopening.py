@@ -15,11 +15,28 @@ from ppl_vae.errors import DataError, PairError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory, RunRecord, fingerprint, read_run
 
-__all__ = ["as_parameters", "reopen", "reopen_named"]
+__all__ = ["as_parameters", "made_again", "reopen", "reopen_named"]
 
 
 def reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any, Splits]:
     """Make the pair of a run again, with its parameters, and load its data.
+
+    Raises:
+        PairError: The pair is code of the user's own that is not named, or cannot be made.
+        DataError: The data of the run cannot be had, or are not the same; or its parameters cannot be read.
+    """
+    record = read_run(root)
+    if record.status != "finished":
+        typer.echo(f"{root}: {_unfinished(record)}", err=True)
+    pair, splits = made_again(root, record, pair_name, data_dir)
+    with naming_the_line(f"pair {record.pair.name!r} failed on the data of {root}"):
+        as_pair(pair).prepare(*as_parameters(pair, tuple(x[:1] for x in splits.test)))
+    RunDirectory(root).read_parameters(as_pair(pair))
+    return pair, splits
+
+
+def made_again(root: Path, record: RunRecord, pair_name: str | None, data_dir: str | None) -> tuple[Any, Splits]:
+    """Make the pair of a run again, with its first parameters, and load its data.
 
     Code of the user's runs only because the user names it here: never by a name that stands in a file.
 
@@ -27,15 +44,12 @@ def reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any
         PairError: The pair is code of the user's own that is not named, or cannot be made.
         DataError: The data of the run cannot be had, or are not the same.
     """
-    record = read_run(root)
     spec = record.pair if pair_name is None else replace(record.pair, name=pair_name)
     if not is_recipe(spec.name) and pair_name is None:
         raise PairError(
             f"{root}: the pair of this run is your own code, which runs only if you name it: add --pair FILE.py:NAME "
             f"(the run was made with {spec.name!r})"
         )
-    if record.status != "finished":
-        typer.echo(f"{root}: {_unfinished(record)}", err=True)
     if record.data.is_file and not Path(record.data.name).is_file():
         raise DataError(
             f"{root}: expected the data of the run, {record.data.name}, found no such file: bring it back to that path"
@@ -46,11 +60,7 @@ def reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any
             f"{root}: the data are not those of the run ({record.data.name} has changed): its test rows may have been "
             "training rows; fit again, or bring the old file back"
         )
-    pair = make_pair(spec, splits.train)
-    with naming_the_line(f"pair {spec.name!r} failed on the data of {root}"):
-        as_pair(pair).prepare(*as_parameters(pair, tuple(x[:1] for x in splits.test)))
-    RunDirectory(root).read_parameters(as_pair(pair))
-    return pair, splits
+    return make_pair(spec, splits.train), splits
 
 
 def reopen_named(root: Path, pair_names: Sequence[str], data_dir: str | None) -> tuple[Any, Splits]:

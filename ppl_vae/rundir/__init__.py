@@ -1,9 +1,18 @@
 """What a run leaves on disk: its description, configuration, history, parameters and evaluations."""
 
-from ppl_vae.rundir.directory import RunDirectory, as_plain, check_free, described, record_as_plain, record_of_plain
+from ppl_vae.rundir.directory import (
+    RunDirectory,
+    as_plain,
+    check_free,
+    described,
+    described_again,
+    record_as_plain,
+    record_of_plain,
+)
 from ppl_vae.rundir.evaluations import (
     described_estimate,
     finite_or_none,
+    outdate_evaluation,
     read_arrays,
     read_evaluation,
     write_bounds,
@@ -11,17 +20,15 @@ from ppl_vae.rundir.evaluations import (
 )
 from ppl_vae.rundir.records import (
     RUN,
-    Binarization,
     Bounds,
-    DataSpec,
     Evaluation,
     Kind,
-    PairSpec,
     RunRecord,
     fingerprint,
     read_run,
     write_run,
 )
+from ppl_vae.rundir.specs import Binarization, DataSpec, EvaluationSpec, PairSpec, TrainingSpec
 
 __all__ = [
     "RUN",
@@ -29,16 +36,20 @@ __all__ = [
     "Bounds",
     "DataSpec",
     "Evaluation",
+    "EvaluationSpec",
     "Kind",
     "PairSpec",
     "RunDirectory",
     "RunRecord",
+    "TrainingSpec",
     "as_plain",
     "check_free",
     "described",
+    "described_again",
     "described_estimate",
     "fingerprint",
     "finite_or_none",
+    "outdate_evaluation",
     "read_arrays",
     "read_evaluation",
     "read_run",

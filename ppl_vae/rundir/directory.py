@@ -18,17 +18,25 @@ from typing import Any, Literal
 import torch
 
 from ppl_vae.distributed import current
-from ppl_vae.errors import DataError, PplVaeError, StorageError
+from ppl_vae.errors import DataError, LockedError, PplVaeError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 from ppl_vae.storage import LOCK, files, plain, tensors
 from ppl_vae.storage.versions import version_of
 
-__all__ = ["RunDirectory", "as_plain", "check_free", "described", "record_as_plain", "record_of_plain"]
+__all__ = [
+    "RunDirectory",
+    "as_plain",
+    "check_free",
+    "described",
+    "described_again",
+    "record_as_plain",
+    "record_of_plain",
+]
 
 _CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
-_OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints"}
+_OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints", "bad-steps"}
 _MAX_HISTORY = 2**30
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
@@ -145,6 +153,22 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
             files.remove([root / RUN])
             for folder in made:
                 files.remove_empty(folder)
+        raise
+
+
+@contextmanager
+def described_again(root: Path, record: RunRecord) -> Iterator[None]:
+    """Context of a fit that goes on in `root`: it trains again, whatever ends it.
+
+    A fit that finds another process at work there leaves the description to that one.
+    """
+    write_run(root, replace(record, status="training"))
+    try:
+        yield
+    except LockedError:
+        raise
+    except BaseException as error:
+        write_run(root, _ended(root, record, error))
         raise
 
 

@@ -18,7 +18,15 @@ from ppl_vae.errors import DataError
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_json
 from ppl_vae.storage import as_name, files
 
-__all__ = ["described_estimate", "finite_or_none", "read_arrays", "read_evaluation", "write_bounds", "write_evaluation"]
+__all__ = [
+    "described_estimate",
+    "finite_or_none",
+    "outdate_evaluation",
+    "read_arrays",
+    "read_evaluation",
+    "write_bounds",
+    "write_evaluation",
+]
 
 _NAME, _BOUNDS = "evaluation", "bounds"
 _ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance")
@@ -137,19 +145,41 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def outdate_evaluation(root: Path, steps: int) -> Path | None:
+    """Set an evaluation aside whose parameters the run will leave behind, those after some steps.
+
+    Returns:
+        Its new name; None where there is none.
+    """
+    if not (root / f"{_NAME}.json").is_file():
+        return None
+    return _move(root, f"{_name_of(_old(root))}-step{steps}")
+
+
 def _set_aside(root: Path, new: Evaluation) -> Path | None:
     if not (root / f"{_NAME}.json").is_file():
         return None
+    old = _old(root)
+    return None if old is not None and _identity(old) == _identity(new) else _move(root, _name_of(old))
+
+
+def _old(root: Path) -> Evaluation | None:
+    """The latest evaluation; None where it is of another version, or damaged: not ours to judge."""
     try:
-        old = read_evaluation(root)
-    except DataError:  # of another version, or damaged: not ours to judge
-        name = f"{_NAME}-earlier"
-    else:
-        if _identity(old) == _identity(new):
-            return None
-        method = "" if old.method == "is" else f"-{old.method}"
-        samples = "" if old.num_samples is None else f"-K{old.num_samples}"
-        name = as_name(f"{_NAME}{method}{samples}-N{old.num_data}-seed{old.seed}")
+        return read_evaluation(root)
+    except DataError:
+        return None
+
+
+def _name_of(old: Evaluation | None) -> str:
+    if old is None:
+        return f"{_NAME}-earlier"
+    method = "" if old.method == "is" else f"-{old.method}"
+    samples = "" if old.num_samples is None else f"-K{old.num_samples}"
+    return as_name(f"{_NAME}{method}{samples}-N{old.num_data}-seed{old.seed}")
+
+
+def _move(root: Path, name: str) -> Path:
     for suffix in (".npz", ".json"):
         if (root / f"{_NAME}{suffix}").is_file():
             files.move(root / f"{_NAME}{suffix}", root / f"{name}{suffix}")

@@ -15,16 +15,14 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import DataError, StorageError
+from ppl_vae.rundir.specs import DataSpec, EvaluationSpec, PairSpec, TrainingSpec
 from ppl_vae.storage import files, plain
 
 __all__ = [
-    "Binarization",
     "Bounds",
-    "DataSpec",
     "Evaluation",
     "Kind",
     "Method",
-    "PairSpec",
     "RunRecord",
     "fingerprint",
     "read_record",
@@ -35,49 +33,13 @@ __all__ = [
 
 T = TypeVar("T")
 
-Binarization = Literal["dynamic", "fixed", "none"]
 Kind = Literal["probability", "density"]
 Method = Literal["is", "ais", "exact"]
 
 RUN = "run.json"
 _MAX_BYTES = 2**24
-
-
-@dataclass(frozen=True)
-class PairSpec:
-    """Which pair, as the user named it."""
-
-    name: str
-    """A recipe, `path/to/file.py:factory` or `package.module:factory`."""
-    latent_dim: int | None = 50
-    """Dimension of z of a recipe; None for a pair of the user's own, which decides its sizes."""
-    hidden: tuple[int, ...] | None = (200, 200)
-    """Hidden layers of a recipe; None for a pair of the user's own."""
-    seed: int = 0
-    """Of the initial parameters."""
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """Which data, as the user named them."""
-
-    name: str
-    """A data set of `ppl_vae.data.load`, or a `.npy` or `.npz` file."""
-    binarize: Binarization = "none"
-    """What becomes of grey levels: training draws them anew in each step, or once, or takes them as they are."""
-    data_dir: str | None = None
-    """Folder of the data sets."""
-    arrays: tuple[str, ...] = ()
-    """Arrays of a `.npz`, in the order in which the programs take them."""
-    dequantize: int | None = None
-    """Number of grey levels to spread over their share of [0, 1]; None takes the data as they are."""
-    quantize: int | None = None
-    """Number of integer levels to turn grey images into; None takes the data as they are."""
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the name is that of a file."""
-        return Path(self.name).suffix != ""
+_SPECS: dict[str, type] = {"pair": PairSpec, "data": DataSpec}
+_OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": EvaluationSpec}
 
 
 @dataclass(frozen=True)
@@ -96,6 +58,10 @@ class RunRecord:
     """Where it trained."""
     num_parameters: int
     """Number of trained scalars."""
+    training: TrainingSpec | None = None
+    """How it trains; None where that was no command's."""
+    evaluation: EvaluationSpec | None = None
+    """The evaluation at the end, if there is one."""
     status: Literal["training", "finished", "interrupted", "failed"] = "training"
     """How far the training came; one that was killed stays at "training"."""
     steps: int = 0
@@ -187,7 +153,9 @@ def read_run(root: Path) -> RunRecord:
     """
     path = root / RUN
     fields = _json_object(path, "a run directory of `ppl-vae fit`")
-    specs = {"pair": _record(PairSpec, fields.get("pair"), path), "data": _record(DataSpec, fields.get("data"), path)}
+    specs: dict[str, Any] = {name: _record(kind, fields.get(name), path) for name, kind in _SPECS.items()}
+    optional = {name: kind for name, kind in _OPTIONAL_SPECS.items() if fields.get(name) is not None}
+    specs |= {name: _record(kind, fields[name], path) for name, kind in optional.items()}
     return _record(RunRecord, fields | specs, path)
 
 

@@ -1,6 +1,16 @@
 """What a run leaves on disk, and nothing of training: durable files, checkpoints, a lock, names."""
 
-from ppl_vae.storage.checkpoint import Checkpoint, discard_after, newest, prune, read, steps, verify, write
+from ppl_vae.storage.checkpoint import (
+    Checkpoint,
+    discard_after,
+    newest,
+    prune,
+    read,
+    step_folder,
+    steps,
+    verify,
+    write,
+)
 from ppl_vae.storage.files import remove_debris
 from ppl_vae.storage.lock import LOCK, locked
 from ppl_vae.storage.names import as_name, check_name
@@ -16,6 +26,7 @@ __all__ = [
     "prune",
     "read",
     "remove_debris",
+    "step_folder",
     "steps",
     "verify",
     "write",

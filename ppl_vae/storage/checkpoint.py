@@ -23,7 +23,7 @@ from ppl_vae.storage import files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
 from ppl_vae.storage.versions import version_of
 
-__all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "steps", "verify", "write"]
+__all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "step_folder", "steps", "verify", "write"]
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 MAX_STATE = 2**26
@@ -205,6 +205,18 @@ def steps(folder: Path) -> list[int]:
         CheckpointError: The folder cannot be read.
     """
     return sorted({entry.step for entry in _entries(folder)})
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """Returns where the last checkpoint of a step is.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    attempts = [entry for entry in _entries(folder) if entry.step == step]
+    if not attempts:
+        raise CheckpointError(f"{folder}: expected a checkpoint of step {step}, found {steps(folder) or 'none'}")
+    return folder / max(attempts).name
 
 
 def _entries(folder: Path) -> list[_Entry]:

@@ -22,11 +22,13 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, check_free
 from ppl_vae.schedules import Schedule
+from ppl_vae.svi.facts import facts_of
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
-from ppl_vae.svi.loop import Loop
-from ppl_vae.svi.saving import Every, Resume, check_options, facts_of, opened, shared
-from ppl_vae.svi.settings import FitSettings, OptimizerFactory
+from ppl_vae.svi.loop import Keeper, Loop
+from ppl_vae.svi.saving import Every, Following, Resume, Saving, check_options, opened, shared
+from ppl_vae.svi.settings import FitSettings, OnNonfinite, OptimizerFactory
+from ppl_vae.svi.signals import heard
 from ppl_vae.svi.state import restore
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.trial import check_single_row
@@ -49,6 +51,10 @@ class Fit:
     """Step of the parameters now in the pair: that of the best validation, or the last."""
     stopped_early: bool
     """Whether validation stopped improving for `patience` epochs."""
+    skipped: tuple[int, ...]
+    """Of each step that was left out because it was not finite, the steps before it."""
+    rolled_back: tuple[int, ...]
+    """Of each step from which the fit went back because it was not finite, the steps before it."""
     compiled: bool
     """Whether steps ran compiled to the end."""
     report: CheckReport
@@ -78,6 +84,7 @@ def fit(
     validation: Any = None,
     patience: int | None = None,
     record_kl: bool = False,
+    on_nonfinite: OnNonfinite = "stop",
     seed: int = 0,
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
@@ -118,6 +125,10 @@ def fit(
         patience: Stop after this many epochs without a better validation.
         record_kl: Keep the KL of each latent scalar on the validation data, every epoch: `history.kl(site)` and
             `figures.latent_curves` show which are used. Costs one more run of the programs on them.
+        on_nonfinite: What becomes of a step whose loss or gradient is not finite, which no parameter ever sees: "stop"
+            ends the fit; "skip" leaves the step and its rows out, `Fit.skipped` counts; "rollback" goes back to the end
+            of the last epoch (or the start, or the checkpoint that was resumed) with half the learning rate, ten times
+            at most. Site, parameter and rows are named, and `run_dir` gets what `replay` needs to do the step again.
         seed: Of the order of the data and of all noise.
         device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
         compile: Whether to compile the step: True before the first one, "auto" after it, if the steps that are left
@@ -148,7 +159,8 @@ def fit(
             is named; the error itself is the cause. If its parameters change during the fit in another way than in
             their numbers: one is frozen, replaced or added.
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
-        EstimateError: If the loss or a gradient stops being finite; site and rows are named.
+        EstimateError: If the loss or a gradient stops being finite, and `on_nonfinite` does not help; site and rows are
+            named.
         GroupError: If one of several processes ends, hangs, or was given something else.
         CheckpointError: If a checkpoint cannot be written, or the fit has to resume and cannot: none is there, all are
             damaged, or they are of another run; each is named, and why.
@@ -180,6 +192,7 @@ def fit(
         patience,
         record_kl,
         seed,
+        on_nonfinite,
     )
     for name, wanted in (("patience", patience is not None), ("record_kl", record_kl)):
         if wanted and validation is None:
@@ -194,10 +207,16 @@ def fit(
                 check_free(root, allowed={RUN})
             ready = _prepared(as_pair(pair), data, validation, settings, target, compile, group)
             stepper, rows, held_out = ready.stepper, ready.rows, ready.held_out
-            run = None
+            run: Saving | None = None
+            keeper: Keeper | None = None
+            if run_dir is not None:
+                signals = stack.enter_context(heard(alone=group.size == 1))
+                stepper.heed(signals)
+                keeper = Following(signals)
             if root is not None:
                 facts = facts_of(settings, rows, held_out, target, group)
-                run = stack.enter_context(opened(root, settings, target, facts, resume, checkpoint_every))
+                opening = opened(root, settings, target, facts, resume, checkpoint_every, signals)
+                keeper = run = stack.enter_context(opening)
         begin_together(group, stepper.pair, ready.report.layout, settings, (rows, held_out), target)
         state = shared(None if run is None else run.state, group, target)
         for caution in ready.report.cautions if group.leads else ():
@@ -209,7 +228,7 @@ def fit(
         if state is not None:
             restore(loop, state)
         try:
-            course = loop.run(progress and group.leads, run)
+            course = loop.run(progress and group.leads, keeper)
         finally:
             if run is not None:  # what was trained so far is not thrown away
                 run.directory.write_parameters(stepper.pair)
@@ -220,6 +239,8 @@ def fit(
         seconds=seconds,
         best_step=course.best_step,
         stopped_early=course.stopped_early,
+        skipped=tuple(loop.policy.skipped),
+        rolled_back=tuple(loop.policy.rolled_back),
         compiled=stepper.compiled is not None,
         report=ready.report,
         settings=settings,

@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-__all__ = ["Guard"]
+from ppl_vae.errors import EstimateError
+
+__all__ = ["BadStep", "Guard", "NotFiniteError"]
 
 _POLL_STEPS = 50
+
+
+class BadStep(NamedTuple):
+    """A step whose loss or gradient is not finite: all that it takes to do it again."""
+
+    step: int
+    """Steps done before it."""
+    rank: int
+    """The process on whose rows it was found."""
+    seed: int
+    """Of all that this process draws in the step."""
+    beta: float
+    """Weight of the rate."""
+    rows: Tensor
+    """Positions of its rows in the data."""
+    batch: tuple[Tensor, ...]
+    """The rows; probabilities where binary data are drawn from them in the step."""
+    reason: str
+    """The first site or parameter that is not finite, with the rows of the batch."""
+
+
+class NotFiniteError(EstimateError):
+    """A step that was not taken, because its loss or gradient is not finite.
+
+    Args:
+        message: What was found.
+        bad: The step.
+    """
+
+    def __init__(self, message: str, bad: BadStep) -> None:
+        super().__init__(message)
+        self.bad = bad
 
 
 class Guard:
@@ -18,11 +54,11 @@ class Guard:
 
     Args:
         device: Where the fit runs.
-        fused: Whether the optimiser can be told to skip a step.
+        may_be_late: Whether the optimiser can be told to skip steps, and a step that was noticed late does no harm.
     """
 
-    def __init__(self, device: torch.device, fused: bool) -> None:
-        self._lazy = device.type == "cuda" and fused
+    def __init__(self, device: torch.device, may_be_late: bool) -> None:
+        self._lazy = device.type == "cuda" and may_be_late
         self._first_bad = torch.full((), -1, device=device)
 
     @property
@@ -43,3 +79,7 @@ class Guard:
         """Waits for the device and returns the first bad step, if any."""
         first = int(self._first_bad)
         return first if first >= 0 else None
+
+    def forget(self) -> None:
+        """Lets the optimiser take steps again."""
+        self._first_bad.fill_(-1)

@@ -16,6 +16,7 @@ from ppl_vae.pair import Pair
 from ppl_vae.svi.gradient import NORM, Metrics
 from ppl_vae.svi.inputs import check_stated_size
 from ppl_vae.svi.settings import FitSettings
+from ppl_vae.svi.signals import Signals
 from ppl_vae.svi.update import laid_out
 from ppl_vae.tape import Layout
 
@@ -47,6 +48,7 @@ def begin_together(
         "steps": settings.total_steps(len(rows)),
         "seed": settings.seed,
         "patience": settings.patience,
+        "on_nonfinite": settings.on_nonfinite,
         "clip_norm": settings.clip_norm,
         "binarize": settings.binarize,
         "learning_rate": settings.learning_rate,
@@ -59,11 +61,14 @@ def begin_together(
     group.from_first([*pair.parameters(), *pair.buffers()])
 
 
+_LOOK_STEPS = 20
+
+
 class Joint:
     """Gradient and metrics of a step over all processes: means over rows, so each process counts by its rows.
 
-    One message a step carries the gradient of every parameter and the metrics. Buffers that training moves, such as the
-    running means of a batch norm, follow those of process 0 after every step.
+    One message a step carries the gradient of every parameter, the metrics, and whether a signal was received. Buffers
+    that training moves, such as the running means of a batch norm, follow those of process 0 after every step.
 
     Args:
         group: The processes, at least two.
@@ -79,6 +84,8 @@ class Joint:
         self._before: list[Tensor] | None = [b.clone() for b in buffers]
         self._moving: list[Tensor] = []
         self.reached: list[Tensor] = []
+        self.signals = Signals(alone=False)
+        self._calls = 0
 
     def __call__(
         self, share: float, metrics: Tensor | None, reached: Sequence[Tensor], gradients: Sequence[Tensor]
@@ -103,8 +110,13 @@ class Joint:
         device = self._parameters[0].device
         parts = [found[id(p)].flatten() if id(p) in found else p.new_zeros(p.numel()) for p in self.reached]
         parts.append(torch.zeros(len(Metrics._fields), device=device) if metrics is None else metrics)
-        flat = self._group.sum(_concatenated(parts).mul_(share))
-        joint, metrics = flat[: -len(Metrics._fields)], flat[-len(Metrics._fields) :]
+        parts.append(torch.zeros(1, device=device))
+        flat = _concatenated(parts).mul_(share)
+        flat[-1] = self.signals.vote
+        joint, metrics, votes = self._group.sum(flat).tensor_split([-1 - len(Metrics._fields), -1])
+        self._calls += 1
+        if device.type == "cpu" or self._calls % _LOOK_STEPS == 0:  # a look at a GPU waits for it
+            self.signals.agree(float(votes))
         metrics[NORM] = norm = torch.linalg.vector_norm(joint)
         if self._clip_norm is not None:
             joint.mul_((self._clip_norm / (norm + 1e-6)).clamp_max(1.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
@@ -19,11 +19,13 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
+from ppl_vae.svi.guard import BadStep, NotFiniteError
+from ppl_vae.svi.nonfinite import Policy
 from ppl_vae.svi.state import Best
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.usage import kl_of_scalars
 
-__all__ = ["Course", "Loop"]
+__all__ = ["Course", "Keeper", "Loop"]
 
 _VALIDATION_BLOCK = 512
 _VALIDATION = -2  # key of noise that belongs to no step
@@ -37,6 +39,9 @@ class Keeper(Protocol):
 
     def after_step(self, loop: Loop) -> None:
         """Is called between two steps; what it raises ends the fit."""
+
+    def after_bad_step(self, loop: Loop, bad: BadStep) -> None:
+        """Is called when a step is not finite, before anything is done about it."""
 
     def after_epoch(self, record: Record) -> None:
         """Is called with the record of every epoch."""
@@ -86,6 +91,7 @@ class Loop:
         self.step = self.epoch = self.seen = 0
         self.sums = torch.zeros(len(Metrics._fields), dtype=torch.float64, device=self.device)
         self.seconds_before, self._start = 0.0, start
+        self.policy = Policy(self)
 
     @property
     def seconds(self) -> float:
@@ -97,27 +103,55 @@ class Loop:
         total = self.settings.total_steps(len(self.stepper.feed.rows))
         if keeper is not None:
             keeper.at_start(self)
+        self.policy.remember()
         with Progress("fit", total, progress, "step") as bar:
-            while (self.step < total or self.seen) and not self._out_of_patience():
-                done = self.step - self.epoch * self.stepper.feed.order.per_epoch
-                for serving in self.stepper.feed.epoch(self.epoch, total - self.step, done):
-                    self._take(serving)
-                    if bar.due:
-                        bar.update(self.step, _progress_text(self.epoch + 1, self.sums / self.seen))
+            while (self.step < total or self._is_within_epoch) and not self._out_of_patience():
+                try:
+                    self._epoch(total, bar, keeper)
+                except NotFiniteError as error:
                     if keeper is not None:
-                        keeper.after_step(self)
-                self._end_epoch(bar, keeper)
+                        keeper.after_bad_step(self, error.bad)
+                    self.policy.roll_back(error)
         if keeper is not None:
             keeper.at_end(self)
         return Course(self.step, self._restore_best(self.step), self._out_of_patience())
 
-    def _take(self, serving: Serving) -> None:
+    @property
+    def _is_within_epoch(self) -> bool:
+        """Whether steps have been taken since the last record."""
+        return self.step > (self.history[-1].step if len(self.history) else 0)
+
+    def _servings(self, total: int) -> Iterator[Serving]:
+        """What is left of this pass over the data; nothing where only its end is."""
+        done_epochs, done = divmod(self.step, self.stepper.feed.order.per_epoch)
+        if not done and self._is_within_epoch:
+            return iter(())
+        return self.stepper.feed.epoch(done_epochs, total - self.step, done)
+
+    def _epoch(self, total: int, bar: Progress, keeper: Keeper | None) -> None:
+        """The steps of this epoch that are left, and its end."""
+        for serving in self._servings(total):
+            self._take(serving, keeper)
+            if bar.due:
+                bar.update(self.step, _progress_text(self.epoch + 1, self.sums / self.seen))
+            if keeper is not None:
+                keeper.after_step(self)
+        self._end_epoch(bar, keeper)
+        self.policy.remember()
+
+    def _take(self, serving: Serving, keeper: Keeper | None) -> None:
         rows = self.stepper.feed.order.size(self.step)
-        self.sums += rows * self.stepper(self.step, serving)
-        self.step, self.seen = self.step + 1, self.seen + rows
+        try:
+            self.sums += rows * self.stepper(self.step, serving)
+            self.seen += rows
+        except NotFiniteError as error:
+            if self.settings.on_nonfinite == "skip" and keeper is not None:
+                keeper.after_bad_step(self, error.bad)
+            self.policy.skip(error)
+        self.step += 1
 
     def _end_epoch(self, bar: Progress, keeper: Keeper | None) -> None:
-        self.stepper.finish()
+        self.stepper.finish(self.step)
         self.epoch += 1
         record = self._record(self.epoch, self.step, Metrics(*(self.sums / self.seen).tolist()))
         self.history.append(record)

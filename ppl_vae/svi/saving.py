@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 import warnings
@@ -10,34 +9,34 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ppl_vae.arrays import Rows
 from ppl_vae.distributed import Group
 from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
 from ppl_vae.options import whole_number
-from ppl_vae.rundir import RunDirectory, as_plain
+from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import discard_after, locked, newest, prune, remove_debris, steps, write
 from ppl_vae.storage.files import make_folder
+from ppl_vae.svi.facts import first_difference
+from ppl_vae.svi.guard import BadStep
 from ppl_vae.svi.loop import Loop
 from ppl_vae.svi.settings import FitSettings
-from ppl_vae.svi.signals import Signals, heard
-from ppl_vae.svi.state import FIELDS, State, captured
+from ppl_vae.svi.signals import Signals
+from ppl_vae.svi.state import FIELDS, State, bundle, captured
 
-__all__ = ["CHECKPOINTS", "Every", "Resume", "Saving", "check_options", "facts_of", "opened", "shared"]
+__all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Resume", "Saving", "check_options", "opened", "shared"]
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, BAD_STEPS = "checkpoints", "bad-steps"
 Every = int | timedelta | None
 Resume = Literal["auto"] | bool
 
 # By default a checkpoint is due once the steps since the last one took a hundred times what it took to write.
 _SHARE, _LEAST_SECONDS = 100.0, 10.0
-_KEPT = 2
-_ROWS = 1024
+_KEPT, _BAD_STEPS_KEPT = 2, 3
 
 
 class Saving:
@@ -65,9 +64,15 @@ class Saving:
 
     def after_step(self, loop: Loop) -> None:
         """Writes a checkpoint if one is due; ends the fit if a signal has asked for it."""
-        if self._signals.received is not None or self._is_due(loop.step):
+        if self._signals.agreed is not None or self._is_due(loop.step):
             self.keep(loop)
         self._signals.obey(f"step {loop.step} is done and saved in {self.folder}")
+
+    def after_bad_step(self, loop: Loop, bad: BadStep) -> None:
+        """Leaves what it takes to do the step again, of the first few."""
+        folder = self.directory.root / BAD_STEPS
+        if len(steps(folder)) < _BAD_STEPS_KEPT:
+            write(folder, bad.step, *bundle(loop, bad))
 
     def at_end(self, loop: Loop) -> None:
         """Writes the last checkpoint."""
@@ -80,8 +85,7 @@ class Saving:
 
     def keep(self, loop: Loop) -> None:
         """Writes a checkpoint, reads it back, and removes older ones."""
-        if (bad := loop.stepper.guard.poll()) is not None:  # a GPU looks late; what is not finite is never kept
-            loop.stepper.stop_at(bad, ())
+        loop.stepper.settle(loop.step)  # what is not finite is never kept
         start = time.monotonic()
         tensors, values = captured(loop)
         write(self.folder, loop.step, tensors, values | {"facts": self._facts})
@@ -96,9 +100,42 @@ class Saving:
         return waited > (self._cost * _SHARE if self._every is None else self._every.total_seconds())
 
 
+class Following:
+    """What other processes than the first do meanwhile: they stop where it stops.
+
+    Args:
+        signals: What the processes have agreed on.
+    """
+
+    def __init__(self, signals: Signals) -> None:
+        self._signals = signals
+
+    def at_start(self, loop: Loop) -> None:
+        """Does nothing."""
+
+    def after_step(self, loop: Loop) -> None:
+        """Ends the fit if a signal has asked for it."""
+        self._signals.obey(f"step {loop.step} is done")
+
+    def after_bad_step(self, loop: Loop, bad: BadStep) -> None:
+        """Does nothing."""
+
+    def after_epoch(self, record: Record) -> None:
+        """Does nothing."""
+
+    def at_end(self, loop: Loop) -> None:
+        """Does nothing."""
+
+
 @contextmanager
 def opened(
-    root: Path, settings: FitSettings, device: torch.device, facts: Mapping[str, Any], resume: Resume, every: Every
+    root: Path,
+    settings: FitSettings,
+    device: torch.device,
+    facts: Mapping[str, Any],
+    resume: Resume,
+    every: Every,
+    signals: Signals,
 ) -> Iterator[Saving]:
     """Context of a fit into a run directory, which no other process may enter meanwhile.
 
@@ -110,7 +147,7 @@ def opened(
     if resume is True:
         _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
     make_folder(root)
-    with locked(root), heard() as signals:
+    with locked(root):
         for folder in (root, root / CHECKPOINTS):
             remove_debris(folder)
         state = found_state(root / CHECKPOINTS, resume, facts)
@@ -155,12 +192,12 @@ def found_state(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> State
     for reason in found.skipped:
         warnings.warn(f"a checkpoint was skipped: {reason}", UserWarning, stacklevel=2)
     known = found.plain.pop("facts", {})
-    if (change := _first_difference(known, facts, "run")) is not None:
+    if (change := first_difference(known, facts, "run")) is not None:
         raise CheckpointError(
             f"{found.path}: this run began with {change.name} = {change.before!r}, found {change.now!r}: resume with "
             "what it began with, or choose another run_dir"
         )
-    if (change := _first_difference(known, facts, "machine")) is not None:
+    if (change := first_difference(known, facts, "machine")) is not None:
         warnings.warn(
             f"the run goes on, but not bit by bit as it would have: {change.name} was {change.before!r} and is "
             f"{change.now!r}",
@@ -173,47 +210,6 @@ def found_state(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> State
         )
     discard_after(found.path)
     return State(found.tensors, found.plain)
-
-
-def facts_of(
-    settings: FitSettings, rows: Rows, held_out: Rows | None, device: torch.device, group: Group
-) -> dict[str, Any]:
-    """What decides the numbers of a run: `run` may not change when it is resumed, `machine` is warned of."""
-    run = {name: value for name, value in as_plain(settings).items() if name not in ("epochs", "steps")}
-    run |= {"data": _fingerprint(rows), "validation": None if held_out is None else _fingerprint(held_out)}
-    machine = {
-        "torch": str(torch.__version__),
-        "device": device.type,
-        "threads": torch.get_num_threads(),
-        "processes": group.size,
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-    }
-    return {"run": run, "machine": machine}
-
-
-def _fingerprint(rows: Rows) -> str:
-    """A hash of number, shapes, types and about a thousand rows, evenly spread."""
-    digest = hashlib.sha256()
-    stride = max(1, len(rows) // _ROWS)
-    for array in rows.take(torch.arange(0, len(rows), stride), torch.device("cpu")):
-        digest.update(json.dumps([len(rows), list(array.shape), str(array.dtype)]).encode())
-        digest.update(array.contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-class _Change(NamedTuple):
-    """A fact that is not what it was."""
-
-    name: str
-    before: Any
-    now: Any
-
-
-def _first_difference(known: Any, facts: Mapping[str, Any], part: str) -> _Change | None:
-    before = known.get(part) if isinstance(known, Mapping) else None
-    before, now = before if isinstance(before, Mapping) else {}, facts[part]
-    changes = (_Change(name, before.get(name), now.get(name)) for name in {**before, **now})
-    return next((change for change in changes if change.before != change.now), None)
 
 
 def _any(folder: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import pyro
 import torch
@@ -14,9 +14,10 @@ from ppl_vae.objectives import ELBO, Objective
 from ppl_vae.options import finite_number, whole_number
 from ppl_vae.schedules import Schedule
 
-__all__ = ["FitSettings", "OptimizerFactory"]
+__all__ = ["FitSettings", "OnNonfinite", "OptimizerFactory"]
 
 OptimizerFactory = Callable[..., torch.optim.Optimizer]
+OnNonfinite = Literal["stop", "skip", "rollback"]
 
 _DEFAULT_EPOCHS = 50
 
@@ -49,6 +50,8 @@ class FitSettings:
     """Whether the history holds the KL of each latent scalar on the validation data."""
     seed: int = 0
     """Of the order of the data and of all noise."""
+    on_nonfinite: OnNonfinite = "stop"
+    """What becomes of a step whose loss or gradient is not finite."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "patience", "seed"):
@@ -70,6 +73,8 @@ class FitSettings:
             )
         if self.binarize not in (None, "dynamic", "fixed"):
             raise ValueError(f"binarize: expected None, 'dynamic' or 'fixed', found {self.binarize!r}")
+        if self.on_nonfinite not in get_args(OnNonfinite):
+            raise ValueError(f"on_nonfinite: expected 'stop', 'skip' or 'rollback', found {self.on_nonfinite!r}")
         if isinstance(self.objective, type) or not hasattr(self.objective, "evaluate"):
             mend = "; wrap it as from_pyro(...)" if isinstance(self.objective, pyro.infer.ELBO) else ""
             mend = "; call it, as in ELBO()" if isinstance(self.objective, type) else mend

@@ -11,6 +11,7 @@ from types import FrameType
 __all__ = ["Signals", "Terminated", "heard"]
 
 _HEARD = (signal.SIGINT, signal.SIGTERM)
+_VOTE_TO_END = 2.0**12  # above the number of processes
 
 
 class Terminated(SystemExit):
@@ -18,10 +19,31 @@ class Terminated(SystemExit):
 
 
 class Signals:
-    """The first signal that was received, if any."""
+    """The first signal that was received, if any, and what the processes of a fit have agreed on.
 
-    def __init__(self) -> None:
+    Args:
+        alone: Whether this process is the only one: then what it receives is agreed on.
+    """
+
+    def __init__(self, alone: bool = True) -> None:
         self.received: int | None = None
+        self._agreed: int | None = None
+        self._alone = alone
+
+    @property
+    def agreed(self) -> int | None:
+        """The signal that all processes obey at the end of this step."""
+        return self.received if self._alone else self._agreed
+
+    @property
+    def vote(self) -> float:
+        """A number whose sum over the processes says what one of them has received."""
+        return 0.0 if self.received is None else _VOTE_TO_END if self.received == signal.SIGTERM else 1.0
+
+    def agree(self, votes: float) -> None:
+        """Takes the sum of all votes."""
+        if votes:
+            self._agreed = signal.SIGTERM if votes >= _VOTE_TO_END else signal.SIGINT
 
     def obey(self, done: str) -> None:
         """Ends the work if a signal has asked for it: KeyboardInterrupt for SIGINT, exit with 143 for SIGTERM.
@@ -29,10 +51,10 @@ class Signals:
         Args:
             done: What is safe, for the message.
         """
-        if self.received == signal.SIGINT:
+        if self.agreed == signal.SIGINT:
             raise KeyboardInterrupt(done)
-        if self.received is not None:
-            raise Terminated(128 + self.received)
+        if self.agreed is not None:
+            raise Terminated(128 + self.agreed)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler: remembers the first one; the second leaves at once."""
@@ -44,13 +66,13 @@ class Signals:
 
 
 @contextmanager
-def heard() -> Iterator[Signals]:
-    """Context in which SIGINT and SIGTERM wait for the end of a step.
+def heard(alone: bool = True) -> Iterator[Signals]:
+    """Context in which SIGINT and SIGTERM wait for the end of a step, of all processes if this one is not alone.
 
     Only the main thread of a process receives signals: in another one nothing changes. One that is ignored stays so, as
     SIGINT is by jobs in the background.
     """
-    signals = Signals()
+    signals = Signals(alone)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return

@@ -13,16 +13,18 @@ from torch import Tensor
 from ppl_vae.errors import CheckpointError, first_line
 from ppl_vae.history import History
 from ppl_vae.pair import Pair
-from ppl_vae.rundir import record_as_plain, record_of_plain
+from ppl_vae.rundir import as_plain, record_as_plain, record_of_plain
+from ppl_vae.svi.guard import BadStep
 from ppl_vae.svi.update import Update
 
 if TYPE_CHECKING:
     from ppl_vae.svi.loop import Loop
 
-__all__ = ["FIELDS", "Best", "State", "captured", "restore"]
+__all__ = ["BATCH", "FIELDS", "ROWS", "Best", "State", "bundle", "captured", "put_parameters", "restore"]
 
 _PARAMETER, _BUFFER, _BEST, _OPTIMIZER, _VALUE, _SUMS = "parameter", "buffer", "best", "optimizer", "value", "sums"
-FIELDS = ("step", "epoch", "seen", "history", "seconds", "optimizer", "compile", "random", "values", "best")
+BATCH, ROWS = "batch", "rows"  # of a bad step
+FIELDS = ("step", "epoch", "seen", "history", "seconds", "optimizer", "compile", "random", "values", "best", "policy")
 _JSON = (bool, int, float, str, type(None))
 _TENSOR = {"tensor": True}  # stands in the plain part of an optimiser's state for what is among the tensors
 
@@ -65,12 +67,40 @@ def captured(loop: Loop) -> State:
         "random": _random_states(),
         "values": stepper.values.plain_now(),
         "best": None,
+        "policy": loop.policy.state(),
     }
     tensors |= {f"{_VALUE}/{name}": tensor for name, tensor in stepper.values.tensors_now().items()}
     if loop.best is not None:
         plain["best"] = {"bound": loop.best.bound, "step": loop.best.step, "epoch": loop.best.epoch}
         tensors |= {f"{_BEST}/{i}": tensor for i, tensor in enumerate(loop.best.state)}
     return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, plain)
+
+
+def bundle(loop: Loop, bad: BadStep) -> State:
+    """What it takes to do a bad step again; see `replay`."""
+    tensors = {**_named(loop.stepper.pair), ROWS: bad.rows} | {f"{BATCH}/{i}": x for i, x in enumerate(bad.batch)}
+    plain = {
+        "step": bad.step,
+        "seed": bad.seed,
+        "beta": bad.beta,
+        "rank": bad.rank,
+        "reason": bad.reason,
+        "objective": as_plain(loop.settings.objective),
+        "binarize": loop.settings.binarize == "dynamic",
+        "compiled": loop.stepper.compiled is not None,
+    }
+    return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, plain)
+
+
+@torch.no_grad()
+def put_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a pair the parameters and buffers of a state.
+
+    Raises:
+        CheckpointError: They are those of another pair; the first entry that differs is named.
+    """
+    for name, own in _named(pair).items():
+        own.copy_(_fitting(tensors, name, own))
 
 
 def restore(loop: Loop, state: State) -> None:
@@ -92,8 +122,7 @@ def restore(loop: Loop, state: State) -> None:
 @torch.no_grad()
 def _restore(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     stepper = loop.stepper
-    for name, own in _named(stepper.pair).items():
-        own.copy_(_fitting(tensors, name, own))
+    put_parameters(stepper.pair, tensors)
     _restore_optimizer(stepper.update, tensors, plain["optimizer"])
     loop.sums.copy_(_fitting(tensors, _SUMS, loop.sums))
     loop.step, loop.epoch, loop.seen = plain["step"], plain["epoch"], plain["seen"]
@@ -103,6 +132,7 @@ def _restore(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
         now = enumerate(loop.state_tensors())
         kept = [_fitting(tensors, f"{_BEST}/{i}", tensor).clone().to(tensor.device) for i, tensor in now]
         loop.best = Best(best["bound"], best["step"], best["epoch"], kept)
+    loop.policy.put(plain["policy"])
     stepper.restore_compile_state(plain["compile"])
     _restore_random_states(plain["random"])
     values = {name.removeprefix(f"{_VALUE}/"): t for name, t in tensors.items() if name.startswith(f"{_VALUE}/")}
@@ -149,6 +179,8 @@ def _restore_optimizer(update: Update, tensors: Mapping[str, Tensor], plain: Map
         raise CheckpointError(f"optimizer: expected {len(parameters)} parameters, found {len(entries)} in the state")
     for number, (parameter, entry) in enumerate(zip(parameters, entries, strict=True)):
         own = update.optimizer.state[parameter]
+        for name in own.keys() - entry.keys():  # made by steps after that state
+            del own[name]
         for name, value in entry.items():
             if value != _TENSOR:
                 own[name] = value

@@ -16,15 +16,17 @@ from ppl_vae.attributes import Attributes, Change
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
 from ppl_vae.diagnosis import NO_SITE, explain_non_finite
 from ppl_vae.distributed import Group
-from ppl_vae.errors import EstimateError, PairError, located
+from ppl_vae.errors import PairError, located
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
 from ppl_vae.svi.feed import Feed, Serving
 from ppl_vae.svi.gradient import LOSS, NORM, Gradient, binarized
-from ppl_vae.svi.guard import Guard
+from ppl_vae.svi.guard import BadStep, Guard, NotFiniteError
 from ppl_vae.svi.joint import Joint
+from ppl_vae.svi.moving import Moving
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.settings import FitSettings
+from ppl_vae.svi.signals import Signals
 from ppl_vae.svi.update import make_update
 from ppl_vae.svi.watch import Watch
 from ppl_vae.tape import Layout
@@ -67,7 +69,11 @@ class Stepper:
         self.feed = Feed(rows, order, device)
         self._usual = len(range(order.size(0))[group.share(order.size(0))])
         self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
-        self.guard = Guard(device, bool(self.update.optimizer.defaults.get("fused")))
+        self.moving = Moving(pair)
+        self.rate = 1.0
+        fused = bool(self.update.optimizer.defaults.get("fused"))
+        floating = any(buffer.is_floating_point() for buffer in pair.buffers())
+        self.guard = Guard(device, fused and not floating and settings.on_nonfinite != "skip")
         self.compiled: Compiled | None = None
         self._reached: list[Tensor] = []
         self._payback, self._total = Payback(compile), settings.total_steps(len(rows))
@@ -85,7 +91,11 @@ class Stepper:
 
         With several processes the rows are those of this process, what it draws depends on (seed, step, rank), and the
         step and its metrics are joint.
+
+        Raises:
+            NotFiniteError: The loss or its gradient is not finite; parameters and buffers are those before the step.
         """
+        self.moving.remember()
         if self._joint is None:
             metrics, gradients = self._own(step, serving)
             self._take(step, metrics, gradients, self._gradient.reached, gradients)
@@ -97,10 +107,30 @@ class Stepper:
         self._take(step, metrics, gradients, self._joint.reached, own)
         return metrics
 
-    def finish(self) -> None:
-        """Waits for the device, and raises if a step was not finite."""
-        if (bad_step := self.guard.poll()) is not None:
-            self.stop_at(bad_step, ())
+    def heed(self, signals: Signals) -> None:
+        """Tells the other processes of signals that this one receives."""
+        if self._joint is not None:
+            self._joint.signals = signals
+
+    def settle(self, step: int) -> None:
+        """Waits for the device, and makes sure that the next step can begin.
+
+        Args:
+            step: Steps done.
+
+        Raises:
+            NotFiniteError: A step was not finite that has not been noticed yet; or the last one, which was finite,
+                led to parameters or buffers that are not.
+        """
+        bad_step = self.guard.poll()
+        if bad_step is None and not all(map(_is_finite, [*self.parameters, *self.moving.tensors])):
+            bad_step = step
+        if bad_step is not None:
+            raise self._not_finite(bad_step, ())
+
+    def finish(self, step: int) -> None:
+        """Ends an epoch after some steps: `settle`, and gives all processes the buffers of the first."""
+        self.settle(step)
         self._watch.check()
         self.group.from_first([*self.pair.buffers()])
 
@@ -115,6 +145,8 @@ class Stepper:
 
     def restore_compile_state(self, state: Mapping[str, Any]) -> None:
         """Compiles before the next step if the other process had: compiled steps round in another way."""
+        if self.compiled is not None:
+            return
         if state["compiled"]:
             self._payback = Payback(True)
         else:
@@ -126,7 +158,8 @@ class Stepper:
         return beta(step) if callable(beta) else beta
 
     def _factor(self, step: int) -> float:
-        assert self.settings.schedule is not None
+        if self.settings.schedule is None:
+            return 1.0
         factor: Any = self.settings.schedule(step)
         try:
             finite = math.isfinite(factor)
@@ -163,9 +196,9 @@ class Stepper:
         """Updates the parameters, unless a number is not finite; `own` are the gradients before they became joint."""
         bad_step = self.guard.check(metrics[LOSS], metrics[NORM], step)
         if bad_step is not None:
-            self.stop_at(bad_step, own)
-        if self.settings.schedule is not None:
-            self.update.set_factor(self._factor(step))
+            raise self._not_finite(bad_step, own)
+        if self.settings.schedule is not None or self.rate != 1.0:
+            self.update.set_factor(self._factor(step) * self.rate)
         self.update(reached, gradients, self.guard.skip)
 
     def _arguments(self, step: int, serving: Serving) -> tuple[Tensor, ...]:
@@ -191,34 +224,55 @@ class Stepper:
             stacklevel=2,
         )
 
-    def _key(self, step: int) -> int:
-        """Seed of all that this process draws in a step."""
-        own = () if self._joint is None else (self.group.rank,)
+    def _key(self, step: int, rank: int | None = None) -> int:
+        """Seed of all that a process draws in a step; this one if no other is named."""
+        own = () if self._joint is None else (self.group.rank if rank is None else rank,)
         return key(self.settings.seed, step, *own)
 
-    def stop_at(self, step: int, gradients: Sequence[Tensor]) -> None:
-        """Ends the fit because of a step that is not finite; says where that began."""
+    def _not_finite(self, step: int, gradients: Sequence[Tensor]) -> NotFiniteError:
+        """What is wrong with a step, found out by all processes together."""
+        self.moving.put_back()
         reasons = self.group.texts(self._explain(step, gradients), self.device)
+        self.moving.put_back()  # for the explanation has run the programs again
         blamed = [(rank, reason) for rank, reason in enumerate(reasons) if reason != NO_SITE]
         rank, reason = blamed[0] if blamed else (0, NO_SITE)
         if self._joint is not None:
             reason = f"process {rank}, on its rows: {reason}"
-        raise EstimateError(
+        message = (
             f"step {step + 1}: the loss or its gradient is not finite: {reason}. The parameters are those before "
             "the step; try a smaller learning_rate, clip_norm=..., or a lower bound on scales"
         )
+        return NotFiniteError(message, self._bad_step(step, rank, reason))
+
+    def _bad_step(self, step: int, rank: int, reason: str) -> BadStep:
+        """The step as the process saw it that is to blame."""
+        rows, batch = self._rows_of(step)
+        own = {"rows": rows.cpu()} | {str(i): array.cpu() for i, array in enumerate(batch)}
+        theirs = self.group.gather(own, self.device)[rank]
+        arrays = tuple(theirs[str(i)] for i in range(len(batch)))
+        return BadStep(step, rank, self._key(step, rank), self.beta_at(step), theirs["rows"], arrays, reason)
 
     def _explain(self, step: int, gradients: Sequence[Tensor]) -> str:
         """What is not finite on the rows of this process."""
         if not math.isfinite(beta := self.beta_at(step)):
             return f"beta is {beta}"
+        if not all(map(_is_finite, self.moving.tensors)):
+            return "a buffer that training moves is not finite"
         for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
             parameter.grad = gradient
-        index = self.feed.order.at(step)
+        index, batch = self._rows_of(step)
         if not len(index):
             return NO_SITE
-        batch = self.feed.rows.take(index.to(self.device), self.device)
         reseed(self._key(step), self.device)
         if self._binarize:
             batch = (binarized(batch[0]), *batch[1:])
         return explain_non_finite(self.pair, batch, self.layout, self.settings.objective.num_particles)
+
+    def _rows_of(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Positions of the rows of this process in a step, and the rows."""
+        index = self.feed.order.at(step)
+        return index, self.feed.rows.take(index.to(self.device), self.device)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

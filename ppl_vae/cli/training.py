@@ -1,0 +1,257 @@
+"""What `ppl-vae fit` and `ppl-vae resume` do, and what they leave in a run directory."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import typer
+
+from ppl_vae import schedules
+from ppl_vae.checking import check
+from ppl_vae.cli.evaluating import EvaluationSettings, evaluate_run
+from ppl_vae.cli.inputs import Batch, Splits, load_splits
+from ppl_vae.cli.pairs import first_use, make_pair, naming_the_line
+from ppl_vae.cli.pictures import draw_fit
+from ppl_vae.cli.reopening import made_again
+from ppl_vae.cli.work import binary_batch
+from ppl_vae.device import choose_device
+from ppl_vae.distributed import Group
+from ppl_vae.errors import PplVaeError
+from ppl_vae.objectives import ELBO, IWAE
+from ppl_vae.rundir import (
+    DataSpec,
+    EvaluationSpec,
+    PairSpec,
+    RunRecord,
+    TrainingSpec,
+    check_free,
+    described,
+    described_again,
+    fingerprint,
+    outdate_evaluation,
+    read_run,
+    write_run,
+)
+from ppl_vae.storage import locked
+from ppl_vae.svi import Fit, fit
+from ppl_vae.svi import replay as do_again
+from ppl_vae.svi.settings import OnNonfinite
+
+__all__ = ["replay", "resume", "train"]
+
+
+class _Run(NamedTuple):
+    """A run about to train."""
+
+    root: Path
+    """Its directory."""
+    record: RunRecord
+    """Its description."""
+    training: TrainingSpec
+    """How it trains."""
+    pair: Any
+    """The pair."""
+    splits: Splits
+    """The data."""
+
+
+def train(
+    pair_spec: PairSpec,
+    data_spec: DataSpec,
+    training: TrainingSpec,
+    evaluation: EvaluationSpec | None,
+    root: Path,
+    group: Group,
+) -> None:
+    """Fit the pair, then leave configuration, history, parameters, figures and an evaluation in `root`."""
+    device = choose_device(training.device)
+    with group.together(device):
+        if group.leads:
+            check_free(root)
+        splits = load_splits(data_spec)
+        pair = make_pair(pair_spec, splits.train)
+        with naming_the_line(f"pair {pair_spec.name!r} failed"), first_use(pair_spec):
+            report = check(pair, binary_batch(data_spec, splits.train))
+    typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
+    for caution in report.cautions:
+        typer.echo(f"caution: {caution}")
+    record = RunRecord(
+        command=(Path(sys.argv[0]).name, *sys.argv[1:]),
+        pair=pair_spec,
+        data=_found_from_anywhere(data_spec),
+        data_sha256=fingerprint(*splits.test),
+        device=str(device),
+        num_parameters=report.num_parameters,
+        training=training,
+        evaluation=evaluation,
+    )
+    description = described(root, record) if group.leads else nullcontext()
+    _train(_Run(root, record, training, pair, splits), group, description, resume=False)
+
+
+def resume(
+    root: Path, pair_name: str | None, data_dir: str | None, on_nonfinite: OnNonfinite | None, group: Group
+) -> None:
+    """Go on with a run that was interrupted, from its newest checkpoint, and finish it as `train` would have."""
+    record, training = _trained(root)
+    if on_nonfinite is not None:
+        training = replace(training, on_nonfinite=on_nonfinite)
+        record = replace(record, training=training)
+    if record.status == "finished":
+        raise PplVaeError(
+            f"{root}: expected a run that was interrupted, found one that is finished; `ppl-vae evaluate {root}` "
+            "evaluates it again"
+        )
+    with group.together(choose_device(training.device)):
+        if group.leads:
+            with locked(root):  # whoever is at work in it is named before the data are read
+                pass
+        pair, splits = made_again(root, record, pair_name, data_dir)
+        _use_first(pair, record, splits)
+        if group.leads and (kept := outdate_evaluation(root, record.steps)) is not None:
+            typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
+    description = described_again(root, record) if group.leads else nullcontext()
+    _train(_Run(root, record, training, pair, splits), group, description, resume="auto")
+
+
+def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | None, device: str) -> None:
+    """Do a step of a run again that was not finite, and print what each site drew and scored."""
+    record, training = _trained(root)
+    pair, splits = made_again(root, record, pair_name, data_dir)
+    _use_first(pair, record, splits)
+    objective = _objective(training, len(_training_data(training, splits)[0]))
+    with naming_the_line(f"pair {record.pair.name!r} failed"):
+        typer.echo(str(do_again(pair, root, step=step, objective=objective, device=device)))
+
+
+def _trained(root: Path) -> tuple[RunRecord, TrainingSpec]:
+    record = read_run(root)
+    if record.training is None:
+        raise PplVaeError(f"{root}: expected a run of `ppl-vae fit`, found one of {' '.join(record.command[:2])}")
+    return record, record.training
+
+
+def _use_first(pair: Any, record: RunRecord, splits: Splits) -> None:
+    """Run the pair for the first time, as `train` has: parameters that `pyro.param` makes get the same numbers."""
+    with naming_the_line(f"pair {record.pair.name!r} failed"), first_use(record.pair):
+        check(pair, binary_batch(record.data, splits.train))
+
+
+def _train(run: _Run, group: Group, description: AbstractContextManager[None], resume: Literal["auto", False]) -> None:
+    root, record = run.root, run.record
+    try:
+        with description, naming_the_line(f"pair {record.pair.name!r} failed"), _cautions_said():
+            result = _fit(run, resume)
+    except (KeyboardInterrupt, SystemExit):
+        if root.exists():
+            typer.echo(
+                f"{root}: `ppl-vae resume {root}` goes on; `ppl-vae evaluate {root}` takes the parameters of the moment"
+            )
+        raise
+    if group.leads:
+        _finish(run, result)
+    if record.evaluation is not None:
+        settings = EvaluationSettings(
+            record.evaluation.num_samples, record.evaluation.limit, run.training.seed, run.training.device
+        )
+        with _training_is_kept(root):
+            evaluate_run(root, run.pair, run.splits, settings, group)
+    if group.leads:
+        typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
+
+
+@contextmanager
+def _training_is_kept(root: Path) -> Iterator[None]:
+    """Context of the evaluation at the end: whoever interrupts it learns that nothing of the training is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it")
+        raise
+
+
+@contextmanager
+def _cautions_said() -> Iterator[None]:
+    """Context in which `fit` does not warn of what the command has printed, perhaps of another number of rows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "site .* gives a density to data of only")
+        yield
+
+
+def _finish(run: _Run, result: Fit) -> None:
+    done = replace(
+        run.record,
+        status="finished",
+        steps=result.steps,
+        best_step=result.best_step,
+        seconds=result.history[-1].seconds,
+    )
+    write_run(run.root, done)
+    last, kind = result.history[-1], "compiled steps" if result.compiled else "steps"
+    reached = f"ELBO {last.elbo:.2f} = -({last.distortion:.2f} distortion + {last.rate:.2f} rate)"
+    if math.isnan(last.elbo):
+        reached = f"objective {last.objective:.2f}"
+    typer.echo(f"{result.steps} {kind} in {result.seconds:.1f} s: {reached} nats per datum in the last epoch")
+    name = "IWAE bound" if run.training.objective == "iwae" else "ELBO with beta"
+    draw_fit(run.root, run.pair, run.splits, result.history, name)
+
+
+def _fit(run: _Run, resume: Literal["auto", False]) -> Fit:
+    training, splits = run.training, run.splits
+    batch = _training_data(training, splits)
+    return fit(
+        run.pair,
+        batch,
+        objective=_objective(training, len(batch[0])),
+        epochs=training.epochs,
+        batch_size=training.batch_size,
+        learning_rate=training.learning_rate,
+        schedule=_schedule(training, len(batch[0])),
+        binarize="dynamic" if run.record.data.binarize == "dynamic" else None,
+        validation=splits.validation if training.validation else None,
+        patience=training.patience,
+        on_nonfinite=training.on_nonfinite,
+        seed=training.seed,
+        device=choose_device(training.device),
+        compile=training.compile,
+        run_dir=run.root,
+        resume=resume,
+    )
+
+
+def _training_data(training: TrainingSpec, splits: Splits) -> Batch:
+    """The training data, with those for validation where none are held out."""
+    if training.validation:
+        return splits.train
+    return tuple(torch.cat(parts) for parts in zip(splits.train, splits.validation, strict=True))
+
+
+def _found_from_anywhere(spec: DataSpec) -> DataSpec:
+    """The data with a file by its absolute path: `evaluate` may be run in another folder."""
+    return replace(spec, name=str(Path(spec.name).resolve())) if spec.is_file else spec
+
+
+def _objective(training: TrainingSpec, num_data: int) -> ELBO | IWAE:
+    if training.objective == "iwae":
+        return IWAE(training.num_particles)
+    if not training.beta_warmup:
+        return ELBO(training.num_particles, beta=training.beta)
+    warm = replace(training, epochs=training.beta_warmup).total_steps(num_data)
+    return ELBO(training.num_particles, beta=schedules.Linear(0.0, training.beta, warm))
+
+
+def _schedule(training: TrainingSpec, num_data: int) -> schedules.Schedule | None:
+    return schedules.Cosine(1.0, 0.0, training.total_steps(num_data)) if training.schedule == "cosine" else None
+
+
+def _sizes(splits: Splits, training: TrainingSpec) -> str:
+    validation = f"{len(splits.validation[0]):,} validation" if training.validation else "validation data train too"
+    return f"{len(splits.train[0]):,} training, {validation}, {len(splits.test[0]):,} test"

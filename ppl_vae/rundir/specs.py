@@ -1,0 +1,97 @@
+"""What the user of the command asked for: which pair, which data, how to train and how to evaluate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["Binarization", "DataSpec", "EvaluationSpec", "PairSpec", "TrainingSpec"]
+
+Binarization = Literal["dynamic", "fixed", "none"]
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """Which pair, as the user named it."""
+
+    name: str
+    """A recipe, `path/to/file.py:factory` or `package.module:factory`."""
+    latent_dim: int | None = 50
+    """Dimension of z of a recipe; None for a pair of the user's own, which decides its sizes."""
+    hidden: tuple[int, ...] | None = (200, 200)
+    """Hidden layers of a recipe; None for a pair of the user's own."""
+    seed: int = 0
+    """Of the initial parameters."""
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Which data, as the user named them."""
+
+    name: str
+    """A data set of `ppl_vae.data.load`, or a `.npy` or `.npz` file."""
+    binarize: Binarization = "none"
+    """What becomes of grey levels: training draws them anew in each step, or once, or takes them as they are."""
+    data_dir: str | None = None
+    """Folder of the data sets."""
+    arrays: tuple[str, ...] = ()
+    """Arrays of a `.npz`, in the order in which the programs take them."""
+    dequantize: int | None = None
+    """Number of grey levels to spread over their share of [0, 1]; None takes the data as they are."""
+    quantize: int | None = None
+    """Number of integer levels to turn grey images into; None takes the data as they are."""
+
+    @property
+    def is_file(self) -> bool:
+        """Whether the name is that of a file."""
+        return Path(self.name).suffix != ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSpec:
+    """Options of `ppl-vae fit` that decide the training."""
+
+    epochs: int
+    """Passes over the data."""
+    batch_size: int
+    """Rows a step."""
+    learning_rate: float
+    """Of Adam."""
+    schedule: Literal["constant", "cosine"]
+    """Of the learning rate."""
+    objective: Literal["elbo", "iwae"]
+    """What is maximised."""
+    num_particles: int
+    """K of it."""
+    beta: float
+    """Weight of the rate."""
+    beta_warmup: int
+    """Epochs over which beta rises from 0."""
+    validation: bool
+    """Whether the validation data are held out."""
+    patience: int | None
+    """Epochs without a better validation after which the training stops."""
+    seed: int
+    """Of the order of the data and of all noise."""
+    device: str
+    """Where it was asked to run."""
+    compile: Literal["auto", True, False]
+    """Whether to compile the step."""
+    on_nonfinite: Literal["stop", "skip", "rollback"]
+    """What becomes of a step whose loss or gradient is not finite."""
+
+    def total_steps(self, num_data: int) -> int:
+        """Number of steps on a data set."""
+        return self.epochs * math.ceil(num_data / self.batch_size)
+
+
+@dataclass(frozen=True)
+class EvaluationSpec:
+    """The evaluation at the end of `ppl-vae fit`."""
+
+    num_samples: int
+    """K."""
+    limit: int
+    """Number of test data, at most."""

@@ -1,0 +1,178 @@
+"""A step that was not finite, done again from what the fit has left of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ppl_vae.checking import check, check_for_pyro
+from ppl_vae.device import choose_device
+from ppl_vae.diagnosis import SiteRange, explain_non_finite, site_ranges
+from ppl_vae.errors import CheckpointError
+from ppl_vae.objectives import ELBO, FromPyro, Objective
+from ppl_vae.pair import Pair, as_pair, frozen_modes
+from ppl_vae.rng import reseed, seeded
+from ppl_vae.rundir import as_plain
+from ppl_vae.storage import read, step_folder, steps
+from ppl_vae.svi.gradient import Gradient, Metrics, binarized
+from ppl_vae.svi.saving import BAD_STEPS
+from ppl_vae.svi.state import BATCH, ROWS, put_parameters
+from ppl_vae.tape import Layout
+from ppl_vae.validation import validating
+
+__all__ = ["Replay", "replay"]
+
+T = TypeVar("T")
+_SHOWN = 16
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A step done again."""
+
+    step: int
+    """Steps done before it."""
+    loss: float
+    """What was to be minimised, in nats per datum."""
+    elbo: float
+    """True ELBO, in nats per datum; NaN where the objective does not tell."""
+    grad_norm: float
+    """Norm of the whole gradient."""
+    reason: str
+    """The first site or parameter that is not finite, with the rows of the batch; empty where the step is finite."""
+    rows: tuple[int, ...]
+    """Position in the data of each row of the batch."""
+    sites: tuple[SiteRange, ...]
+    """What each site of guide and model drew and scored."""
+    recorded: str
+    """What the fit said of it."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the step is finite now."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        found = self.reason or "it is finite now: the fit ran it compiled, or on another device"
+        lines = [
+            f"step {self.step + 1}: loss {self.loss:g}, norm of the gradient {self.grad_norm:g}: {found}",
+            *(str(site) for site in self.sites),
+            f"rows of the data: {', '.join(map(str, self.rows[:_SHOWN]))}{', ...' * (len(self.rows) > _SHOWN)}",
+        ]
+        return "\n".join(lines)
+
+
+class _Step(NamedTuple):
+    """A bad step as it was kept."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+
+    @property
+    def batch(self) -> tuple[Tensor, ...]:
+        """Its rows."""
+        count = sum(name.startswith(f"{BATCH}/") for name in self.tensors)
+        return tuple(self.tensors[f"{BATCH}/{i}"] for i in range(count))
+
+
+def replay(
+    pair: Any,
+    run_dir: str | Path,
+    *,
+    step: int | None = None,
+    objective: Objective = ELBO(),
+    device: str | torch.device = "cpu",
+) -> Replay:
+    """Does a step of a fit again that was not finite: with its parameters, rows and noise.
+
+    `fit(run_dir=...)` leaves the first three such steps in `bad-steps/`. Afterwards the pair has the parameters of
+    that step, and its gradients in `.grad`.
+
+    Args:
+        pair: A pair of the same programs.
+        run_dir: The run directory.
+        step: Which of the steps, by the number of steps before it; the first one if None.
+        objective: That of the fit.
+        device: Where to do it.
+
+    Returns:
+        A `Replay`.
+
+    Raises:
+        CheckpointError: There is no such step, or what was kept of it is damaged; or pair or objective are not those of
+            the fit.
+
+    Example:
+        >>> import tempfile, torch, ppl_vae as pv
+        >>> decoder, encoder = pv.decoders.Gaussian.mlp(1, [8], 2), pv.encoders.DiagonalNormal.mlp(2, [8], 1)
+        >>> vae = pv.VAE(pv.priors.StandardNormal(1), decoder, encoder)
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     try:
+        ...         _ = pv.fit(vae, torch.full((8, 2), 1e30), run_dir=run, epochs=1, progress=False)
+        ...     except pv.EstimateError:
+        ...         print(pv.replay(vae, run).reason)
+        site 'x' of the model has a log-density that is not finite (rows [0, 1, 2, 3, 4] of the batch)
+    """
+    kept, pair, target = _kept(Path(run_dir) / BAD_STEPS, step), as_pair(pair), choose_device(device)
+    if (wanted := kept.plain["objective"]) != (given := as_plain(objective)):
+        raise CheckpointError(f"objective: expected that of the fit, {wanted}, found {given}")
+    batch, binary = kept.batch, bool(kept.plain["binarize"])
+    layout = _layout(pair, batch, objective, binary)
+    if (begin := getattr(objective, "begin", None)) is not None:
+        begin(pair)
+    pair.to(target)
+    put_parameters(pair, kept.tensors)
+    with seeded(kept.plain["seed"], target), validating(False), frozen_modes(pair, training=True):
+        on_device = tuple(x.to(target) for x in batch)
+        return _again(pair, on_device, layout, objective, binary, kept)
+
+
+def _kept(folder: Path, step: int | None) -> _Step:
+    if not (there := steps(folder)):
+        raise CheckpointError(f"{folder}: expected a step that was not finite, found none: fit leaves one in run_dir")
+    found = read(step_folder(folder, there[0] if step is None else step))
+    return _Step(found.tensors, found.plain)
+
+
+def _layout(pair: Pair, batch: tuple[Tensor, ...], objective: Objective, binary: bool) -> Layout:
+    """The layout, found with the parameters that the pair has: those of the step may draw what nobody can score."""
+    first = (torch.bernoulli(batch[0]), *batch[1:]) if binary else batch
+    with seeded(0):
+        summed = check_for_pyro(pair, first) if isinstance(objective, FromPyro) else None
+        return (summed or check(pair, first)).layout
+
+
+def _again(
+    pair: Pair, batch: tuple[Tensor, ...], layout: Layout, objective: Objective, binary: bool, kept: _Step
+) -> Replay:
+    parameters = [p for p in pair.parameters() if p.requires_grad]
+    gradient = Gradient(pair, objective, layout, parameters, binarize=binary, clip_norm=None)
+    device = batch[0].device
+    beta = torch.tensor(kept.plain["beta"], dtype=torch.float64)
+    metrics, *gradients = gradient(torch.arange(len(batch[0]), device=device), beta, *batch)
+    for parameter, found in zip(gradient.reached, gradients, strict=True):
+        parameter.grad = found
+
+    def again(act: Callable[..., T]) -> T:
+        reseed(kept.plain["seed"], device)
+        data = (binarized(batch[0]), *batch[1:]) if binary else batch
+        return act(pair, data, layout, objective.num_particles)
+
+    seen = Metrics(*metrics.tolist())
+    finite = math.isfinite(seen.loss + seen.norm)
+    return Replay(
+        step=kept.plain["step"],
+        loss=seen.loss,
+        elbo=seen.elbo,
+        grad_norm=seen.norm,
+        reason="" if finite else again(explain_non_finite),
+        rows=tuple(kept.tensors[ROWS].tolist()),
+        sites=tuple(again(site_ranges)),
+        recorded=kept.plain["reason"],
+    )

@@ -1,0 +1,154 @@
+"""`ppl-vae resume`: a run that was stopped ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ppl_vae as pv
+from ppl_vae.rundir import RunDirectory, read_run
+from ppl_vae.storage import steps
+from tests.commands import SMALL_VAE, USERS_PAIR, call, read, succeed
+
+OPTIONS = ["--epochs", "4", "--eval-samples", "20", "--eval-limit", "30", "--schedule", "cosine", "--beta-warmup", "2"]
+
+
+def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Asks a fit to stop, as `kill` does, at the end of an epoch: the step after it is finished first.
+
+    Returns what `run.json` says at the end of every epoch.
+    """
+    append, seen = RunDirectory.append_history, []
+
+    def terminate(self: RunDirectory, record: pv.Fit) -> None:
+        append(self, record)
+        seen.append(read_run(self.root).status)
+        if record.epoch == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunDirectory, "append_history", terminate)
+    return seen
+
+
+def stopped(root: Path, *arguments: str | Path) -> Path:
+    """A run that was stopped after its second epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        stopped_after(2, patch)
+        result = call("fit", *arguments, "--run-dir", root)
+    assert result.exit_code == 143, result.output
+    assert f"`ppl-vae resume {root}` goes on" in " ".join(result.stdout.split())
+    return root
+
+
+def numbers(root: Path) -> tuple[bytes, list[dict], dict]:
+    """What training and evaluation have found, without times."""
+    history = RunDirectory(root).read_history()
+    evaluation = {k: v for k, v in read(root / "evaluation.json").items() if k not in ("seconds", "verdict")}
+    return (
+        (root / "parameters.safetensors").read_bytes(),
+        [{name: value for name, value in record.items() if name != "seconds"} for record in history],
+        evaluation,
+    )
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path):
+    straight = tmp_path / "straight"
+    succeed("fit", *SMALL_VAE, *OPTIONS, "--run-dir", straight)
+    root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
+    assert (read_run(root).status, steps(root / "checkpoints")[-1]) == ("interrupted", 21)
+    text = succeed("resume", root)
+    assert f"{root}: checkpoints" in text
+    assert numbers(root) == numbers(straight)
+    record = read_run(root)
+    assert (record.status, record.steps) == ("finished", 40)
+    assert (root / "figures" / "learning-curves.png").is_file()
+    assert record.training == read_run(straight).training
+    again = call("resume", root)
+    assert (again.exit_code, "expected a run that was interrupted, found one that is finished" in again.stderr) == (
+        1,
+        True,
+    )
+
+
+def test_an_evaluation_of_what_the_run_leaves_behind_is_set_aside(tmp_path: Path):
+    root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
+    succeed("evaluate", root, "--num-samples", "20", "--limit", "30")
+    before = read(root / "evaluation.json")
+    kept = root / "evaluation-K20-N30-seed0-step20.json"
+    assert str(kept) in succeed("resume", root)
+    assert read(kept) == before
+    assert read(root / "evaluation.json")["mean"] > before["mean"]
+
+
+def test_a_run_that_is_stopped_again_goes_on_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    straight = tmp_path / "straight"
+    succeed("fit", *SMALL_VAE, *OPTIONS, "--run-dir", straight)
+    root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
+    with monkeypatch.context() as patch:
+        seen = stopped_after(3, patch)
+        assert call("resume", root).exit_code == 143
+    assert seen == ["training"]
+    assert (read_run(root).status, steps(root / "checkpoints")[-1]) == ("interrupted", 31)
+    succeed("resume", root)
+    assert numbers(root) == numbers(straight)
+
+
+def test_code_of_the_users_own_is_named_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("users_pair.py").write_text(USERS_PAIR)
+    np.save("x.npy", np.random.default_rng(0).normal(size=(1000, 4)).astype(np.float32))
+    root = stopped(Path("run"), "users_pair.py:own", "--data", "x.npy", "--epochs", "3", "--eval-samples", "0")
+    refused = call("resume", root)
+    assert refused.exit_code == 1
+    assert "is your own code, which runs only if you name it: add --pair FILE.py:NAME" in refused.stderr
+    assert read_run(root).status == "interrupted"
+    succeed("resume", root, "--pair", "users_pair.py:own")
+    assert read_run(root).status == "finished"
+    assert len(RunDirectory(root).read_history()) == 3
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, run: Path):
+    root = tmp_path / "run"
+    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "20", "--eval-limit", "30", "--run-dir", root)
+    for path in [*root.glob("evaluation.*"), *root.glob("figures/*"), *root.glob("checkpoints/*/*")]:
+        path.unlink()
+    for folder in [root / "figures", *root.glob("checkpoints/*")]:
+        folder.rmdir()
+    (root / "run.json").write_text(json.dumps(read(root / "run.json") | {"status": "training"}))
+    succeed("resume", root)
+    assert numbers(root) == numbers(run)
+
+
+def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path):
+    root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
+    before = (root / "run.json").read_bytes()
+    code = f"""
+import pathlib, ppl_vae.storage
+with ppl_vae.storage.locked(pathlib.Path({str(root)!r})):
+    print("in", flush=True)
+    input()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        result = call("resume", root)
+        holder.communicate("\n")
+    assert result.exit_code == 1
+    assert f"found process {holder.pid} at work in it" in result.stderr
+    assert (root / "run.json").read_bytes() == before
+
+
+def test_a_run_of_no_command_and_a_directory_of_none_are_refused(tmp_path: Path, run: Path):
+    record = read(run / "run.json") | {"training": None, "status": "interrupted"}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    assert "expected a run of `ppl-vae fit`, found one of" in call("resume", tmp_path).stderr
+    assert "found no run.json in it" in call("resume", tmp_path / "nowhere").stderr

@@ -1,0 +1,350 @@
+"""What becomes of a step that is not finite (RELIABILITY F6): nothing of it stays, and it can be done again."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from commands import USERS_PAIR, call, read, succeed
+from pairs import ModuleVAE, binary_rows
+from torch import nn
+from training import fresh, state, train
+
+import ppl_vae as pv
+from ppl_vae.storage import newest, steps
+from ppl_vae.svi.order import Order
+
+ROWS, BATCH, POISONED = 12, 4, 5
+PER_EPOCH = ROWS // BATCH
+
+
+class Gaussian(nn.Module):
+    """A Gaussian VAE whose loss overflows on a row of 1e30, which is a number all the same."""
+
+    def __init__(self, *between: nn.Module) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Sequential(nn.Linear(3, 4), *between, nn.Linear(4, 4)), nn.Linear(2, 3)
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", x.shape[0]):
+            loc, raw = self.encoder(x.clamp(-9.0, 9.0)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+
+class Rare(ModuleVAE):
+    """NaN where a latent is drawn above 1.5."""
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            edge = torch.where(z[..., :1] > 1.5, torch.nan, 0.0)
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + edge).to_event(1), obs=x)
+
+
+def clean(generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(ROWS, 3, generator=generator)
+
+
+def poisoned(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone()
+    x[POISONED] = 1e30
+    return x
+
+
+def bad_steps(epochs: int, seed: int = 0) -> list[int]:
+    """The steps that see the row."""
+    order = Order(ROWS, BATCH, seed)
+    return [step for step in range(epochs * PER_EPOCH) if POISONED in order.at(step)]
+
+
+def sgd(pair: nn.Module, x: torch.Tensor, **options: object) -> pv.Fit:
+    return train(pair, x, epochs=3, optimizer=torch.optim.SGD, learning_rate=0.01, **options)
+
+
+def overflowing_at(count: int) -> type[torch.optim.SGD]:
+    """SGD whose update of this number, the first time, is infinite."""
+
+    class Overflowing(torch.optim.SGD):
+        updates = 0
+
+        def step(self, closure=None):
+            super().step()
+            Overflowing.updates += 1
+            if Overflowing.updates == count:
+                with torch.no_grad():
+                    self.param_groups[0]["params"][0].fill_(math.inf)
+
+    return Overflowing
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = state(a), state(b)
+    return all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.fixture
+def quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "step .* is not finite")
+        yield
+
+
+# Skip
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_step_that_is_skipped_is_a_step_of_length_zero(compile: bool, generator: torch.Generator):
+    x = clean(generator)
+    left_out, zero = fresh(make=Gaussian), fresh(make=Gaussian)
+    with pytest.warns(UserWarning, match=r"step \d+: the loss.*site 'x' of the model.*rows \[\d\].*step is skipped"):
+        result = sgd(left_out, poisoned(x), on_nonfinite="skip", compile=compile)
+    assert result.skipped == tuple(bad_steps(3))
+    assert len(result.skipped) == 3
+    sgd(zero, x, schedule=lambda step: 0.0 if step in result.skipped else 1.0, compile=compile)
+    assert same(left_out, zero)
+
+
+def test_means_of_an_epoch_are_of_the_rows_that_were_used(quiet: None, generator: torch.Generator):
+    x = poisoned(clean(generator))
+    result = sgd(fresh(make=Gaussian), x, on_nonfinite="skip", steps=PER_EPOCH)
+    assert math.isfinite(result.history[0].elbo)
+    seen = []
+
+    class Watched(pv.ELBO):
+        def evaluate(self, pair, batch, layout, beta):
+            values = super().evaluate(pair, batch, layout, beta)
+            seen.append(float(values.elbo))
+            return values
+
+    sgd(fresh(make=Gaussian), x, on_nonfinite="skip", steps=PER_EPOCH, objective=Watched(), compile=False)
+    used = [value for value in seen[-PER_EPOCH:] if math.isfinite(value)]
+    assert len(used) == PER_EPOCH - 1
+    assert result.history[0].elbo == pytest.approx(np.mean(used), rel=1e-6)
+
+
+def test_running_means_keep_nothing_of_a_skipped_step(quiet: None, generator: torch.Generator):
+    class Unclamped(Gaussian):
+        def guide(self, x):
+            with pyro.plate("data", x.shape[0]):
+                loc, raw = self.encoder(x).chunk(2, -1)
+                pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+
+    pair = fresh(make=lambda: Unclamped(nn.BatchNorm1d(4)))
+    result = sgd(pair, poisoned(clean(generator)), on_nonfinite="skip")
+    norm = pair.encoder[1]
+    assert int(norm.num_batches_tracked) == 3 * PER_EPOCH - len(result.skipped)
+    assert float(norm.running_var.max()) < 1e3
+
+
+def test_a_fit_that_stops_leaves_buffers_as_they_were_before_the_step(generator: torch.Generator):
+    pair = fresh(make=lambda: Gaussian(nn.BatchNorm1d(4)))
+    with pytest.raises(pv.EstimateError, match="site 'x' of the model"):
+        sgd(pair, poisoned(clean(generator)))
+    assert int(pair.encoder[1].num_batches_tracked) == bad_steps(3)[0]
+
+
+def test_the_explanation_sees_the_buffers_that_the_step_saw():
+    class Counting(ModuleVAE):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("runs", torch.zeros(()))
+
+        def model(self, x):
+            self.runs.add_(1.0)
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                edge = torch.where(self.runs == 4.0, torch.nan, 0.0)
+                pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + edge).to_event(1), obs=x)
+
+    pair = fresh(make=Counting)
+    with pytest.raises(pv.EstimateError, match=r"step 4: .*site 'x' of the model"):
+        train(pair, binary_rows(8), epochs=9)
+    assert float(pair.runs) == 3.0
+
+
+def test_steps_that_are_never_finite_are_not_skipped_for_ever(quiet: None, generator: torch.Generator):
+    x = torch.full((64, 3), 1e30)
+    with pytest.raises(pv.EstimateError, match="10 steps in a row were not finite, the last: step 10"):
+        train(fresh(make=Gaussian), x, batch_size=2, on_nonfinite="skip")
+
+
+# Rollback
+
+
+class TooFast(pv.ELBO):
+    """Not finite while the learning rate is too high: what the first parameter has become tells."""
+
+    def evaluate(self, pair, batch, layout, beta):
+        values = super().evaluate(pair, batch, layout, beta)
+        far = next(iter(pair.parameters())).abs().max() > 2.0
+        return values._replace(loss=values.loss + torch.where(far, torch.nan, 0.0))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, None, torch.optim.RMSprop])
+def test_a_fit_that_went_back_to_its_start_is_one_at_the_lower_rate(optimizer, quiet: None, generator: torch.Generator):
+    x = clean(generator)
+    back, lower = fresh(make=Gaussian), fresh(make=Gaussian)
+    options = {"objective": TooFast(), "optimizer": optimizer, "epochs": 1, "batch_size": 2}
+    result = train(back, x, on_nonfinite="rollback", learning_rate=2.0, **options)
+    times = len(result.rolled_back)
+    assert times >= 1
+    rate = 2.0 * 0.5**times
+    assert result.history[-1].learning_rate == rate
+    train(lower, x, learning_rate=rate, **options)
+    assert same(back, lower)
+
+
+def test_a_fit_goes_back_to_the_end_of_the_last_epoch(generator: torch.Generator):
+    x, pair, other = clean(generator), fresh(make=Gaussian), fresh(make=Gaussian)
+    with pytest.warns(UserWarning, match="goes back to step 6, with 0.5 times the learning rate"):
+        result = train(
+            pair, x, epochs=3, learning_rate=0.01, optimizer=overflowing_at(2 * PER_EPOCH + 1), on_nonfinite="rollback"
+        )
+    assert result.rolled_back == (2 * PER_EPOCH + 1,)
+    assert [record.learning_rate for record in result.history] == [0.01, 0.01, 0.005]
+    assert [record.step for record in result.history] == [3, 6, 9]
+    sgd(other, x, schedule=lambda step: 0.5 if step >= 2 * PER_EPOCH else 1.0)
+    assert same(pair, other)
+
+
+def test_going_back_has_an_end(quiet: None, generator: torch.Generator):
+    with pytest.raises(pv.EstimateError, match="went back 10 times and does not get on: step"):
+        sgd(fresh(make=Gaussian), poisoned(clean(generator)), on_nonfinite="rollback")
+
+
+# What stays on disk
+
+
+@pytest.mark.parametrize("policy", ["skip", "rollback"])
+def test_a_run_that_resumes_knows_what_it_has_left_out(policy: str, quiet: None, tmp_path: Path, generator):
+    x = poisoned(clean(generator)) if policy == "skip" else clean(generator)
+    objective = pv.ELBO() if policy == "skip" else TooFast()
+    options = {"objective": objective, "learning_rate": 0.01 if policy == "skip" else 2.0, "on_nonfinite": policy}
+    options |= {"batch_size": 2, "optimizer": torch.optim.SGD, "schedule": lambda _: 1.0}
+    straight, stopped = fresh(make=Gaussian), fresh(make=Gaussian)
+    wanted = train(straight, x, **options, epochs=4)
+    train(stopped, x, **options, epochs=2, run_dir=tmp_path / "run")
+    found = train(fresh(make=Gaussian), x, **options, epochs=4, run_dir=tmp_path / "run", resume=True)
+    assert (found.skipped, found.rolled_back) == (wanted.skipped, wanted.rolled_back)
+    assert found.skipped or found.rolled_back
+    assert found.history[-1].objective == wanted.history[-1].objective
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["mid-run", "last step"])
+def test_no_checkpoint_holds_what_is_not_finite(late: bool, tmp_path: Path):
+    """An update can overflow though loss and gradient were finite."""
+    bad = 4 if late else 3
+    options = {"optimizer": overflowing_at(bad), "run_dir": tmp_path, "checkpoint_every": 1}
+    with pytest.raises(pv.EstimateError, match=rf"step {bad + 1}: .*parameter '.*' is not finite"):
+        train(fresh(), binary_rows(8), **options)
+    assert steps(tmp_path / "checkpoints") == [bad - 2, bad - 1]
+    for tensor in newest(tmp_path / "checkpoints").tensors.values():
+        assert bool(torch.isfinite(tensor).all())
+
+
+def test_a_mask_that_is_infinite_by_design_is_no_fault(tmp_path: Path):
+    class Masked(ModuleVAE):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.full((3,), -math.inf))
+
+    result = train(fresh(make=Masked), binary_rows(8), run_dir=tmp_path / "run", checkpoint_every=1)
+    assert result.steps == 4
+
+
+# Replay
+
+
+@pytest.mark.parametrize("policy", ["stop", "skip"])
+def test_a_step_is_done_again_with_its_rows_and_its_noise(policy: str, quiet: None, tmp_path: Path):
+    pair, x = fresh(make=Rare), binary_rows(64)
+    found: list[str] = []
+    try:
+        train(pair, x, batch_size=8, epochs=20, run_dir=tmp_path, on_nonfinite=policy, compile=False)
+    except pv.EstimateError as error:
+        found.append(str(error))
+    first = steps(tmp_path / "bad-steps")[0]
+    assert len(steps(tmp_path / "bad-steps")) <= 3
+    again = pv.replay(fresh(seed=9, make=Rare), tmp_path)
+    assert (again.step, again.is_finite, again.reason) == (first, False, again.recorded)
+    assert again.reason.startswith("site 'x' of the model")
+    assert again.rows == tuple(Order(64, 8, 0).at(first).tolist())
+    assert math.isnan(again.loss)
+    assert all(again.reason in text for text in found)
+    drawn = {(site.role, site.name): site for site in again.sites}
+    assert drawn["guide", "z"].value[1] > 1.5
+    assert again.reason in str(again)
+    assert "guide z: values" in str(again)
+
+
+def test_binary_data_are_drawn_again(tmp_path: Path, quiet: None):
+    class Picky(ModuleVAE):
+        def model(self, x):
+            with pyro.plate("data", x.shape[0]):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+                all_ones = torch.where(x.sum(-1, keepdim=True) == 5, torch.nan, 0.0)
+                pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + all_ones).to_event(1), obs=x)
+
+    x = torch.full((64, 5), 0.4)
+    with pytest.raises(pv.EstimateError) as caught:
+        train(fresh(make=Picky), x, binarize="dynamic", run_dir=tmp_path, epochs=50)
+    again = pv.replay(fresh(make=Picky), tmp_path)
+    assert again.reason in str(caught.value)
+    assert again.reason == again.recorded
+
+
+def test_what_does_not_belong_to_the_step_is_refused(tmp_path: Path, quiet: None, generator: torch.Generator):
+    train(fresh(make=Gaussian), poisoned(clean(generator)), on_nonfinite="skip", run_dir=tmp_path)
+    with pytest.raises(pv.CheckpointError, match="objective: expected that of the fit"):
+        pv.replay(fresh(make=Gaussian), tmp_path, objective=pv.IWAE(5))
+    with pytest.raises(pv.CheckpointError, match="expected a tensor of shape"):
+        pv.replay(fresh(make=lambda: Gaussian(nn.BatchNorm1d(4))), tmp_path)
+    with pytest.raises(pv.CheckpointError, match="expected a checkpoint of step 77"):
+        pv.replay(fresh(make=Gaussian), tmp_path, step=77)
+    with pytest.raises(pv.CheckpointError, match="expected a step that was not finite, found none"):
+        pv.replay(fresh(make=Gaussian), tmp_path / "nowhere")
+    (file,) = (tmp_path / "bad-steps" / f"step-{bad_steps(1)[0]:09d}").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(pv.CheckpointError, match=r"tensors\.safetensors: expected"):
+        pv.replay(fresh(make=Gaussian), tmp_path)
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ValueError, match="on_nonfinite: expected 'stop', 'skip' or 'rollback', found 'ignore'"):
+        train(fresh(), binary_rows(4), on_nonfinite="ignore")
+
+
+def test_the_command_skips_and_does_the_step_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("users_pair.py").write_text(USERS_PAIR.replace("encoder(x)", "encoder(x.clamp(-9, 9))"))
+    x = np.random.default_rng(0).normal(size=(100, 4)).astype(np.float32)
+    parts = {"train": x.copy(), "validation": x[:10], "test": x[10:20]}
+    parts["train"][7] = 1e30
+    np.savez("x.npz", **parts)
+    options = ["users_pair.py:own", "--data", "x.npz", "--epochs", "1", "--batch-size", "10", "--eval-samples", "0"]
+    failed = call("fit", *options, "--run-dir", "stopped")
+    assert failed.exit_code == 1
+    assert "site 'x' of the model has a log-density that is not finite" in failed.stderr
+    assert read(Path("stopped/run.json"))["status"] == "failed"
+    text = succeed("replay", "stopped", "--pair", "users_pair.py:own")
+    assert "site 'x' of the model has a log-density that is not finite" in text
+    assert "model x: values" in text
+    assert "runs only if you name it" in call("replay", "stopped").stderr
+    with pytest.warns(UserWarning, match="The step is skipped"):
+        succeed("resume", "stopped", "--pair", "users_pair.py:own", "--on-nonfinite", "skip")
+    assert read(Path("stopped/run.json"))["status"] == "finished"
+    with pytest.warns(UserWarning, match="The step is skipped"):
+        succeed("fit", *options, "--on-nonfinite", "skip", "--run-dir", "skipped")
+    stopped, skipped = (newest(Path(name) / "checkpoints") for name in ("stopped", "skipped"))
+    assert all(torch.equal(stopped.tensors[name], tensor) for name, tensor in skipped.tensors.items())
