@@ -12,7 +12,7 @@ import torch
 from pyro.distributions import Distribution
 from torch import Tensor, nn
 
-from ppl_vae.errors import DataError, PairError
+from ppl_vae.errors import DataError, PairError, is_lack_of_memory
 from ppl_vae.options import whole_number
 from ppl_vae.rng import seeded
 
@@ -116,7 +116,7 @@ def given(role: str, part: nn.Module, z: Tensor) -> Distribution:
         return distribution(role, part(z))
     except (RuntimeError, DataError) as error:
         # With particles in front a part may fail by right: its pair then runs particle by particle.
-        if z.dim() > 2 or isinstance(error, torch.OutOfMemoryError):
+        if z.dim() > 2 or is_lack_of_memory(error):
             raise
         raise PairError(
             f"the {role} failed on z of shape {tuple(z.shape)}: {error}; "

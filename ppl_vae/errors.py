@@ -16,6 +16,7 @@ __all__ = [
     "PplVaeError",
     "StorageError",
     "first_line",
+    "is_lack_of_memory",
     "located",
 ]
 
@@ -33,7 +34,7 @@ class PairError(PplVaeError, ValueError):
 
 
 class EstimateError(PplVaeError, ArithmeticError):
-    """A number could not be computed honestly: non-finite loss, gradient or log-weight."""
+    """A number could not be computed honestly: a loss, gradient or weight not finite, or too little memory."""
 
 
 class GroupError(PplVaeError, RuntimeError):
@@ -60,10 +61,32 @@ def located(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (PplVaeError, torch.OutOfMemoryError):
+    except PplVaeError:
         raise
     except Exception as error:
+        if is_lack_of_memory(error):
+            raise
         raise PairError(f"{where}, failed: {type(error).__name__}: {first_line(error)}") from error
+
+
+# What torch calls it where it has no class of its own: on the CPU, in libraries, and in compiled code.
+_LACKS = (
+    *("DefaultCPUAllocator", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    "aoti_torch_empty_strided",
+)
+
+
+def is_lack_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that memory ran out, in Python or on a device of torch, or was raised from one that does.
+
+    Example:
+        >>> is_lack_of_memory(torch.OutOfMemoryError()), is_lack_of_memory(RuntimeError("out of range"))
+        (True, False)
+    """
+    if error is None:
+        return False
+    told = isinstance(error, RuntimeError) and any(lack in str(error) for lack in _LACKS)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError) or is_lack_of_memory(error.__cause__)
 
 
 _TENSOR = re.compile(r"\s*\btensor\(([^()]*)\)")

@@ -19,6 +19,7 @@ FOUNDATION = {
     "wording",
     "averages",
     "threads",
+    "shrinking",
     "storage",
 }
 CORE = {
@@ -51,6 +52,7 @@ MAY_IMPORT = {
     "wording": set(),
     "averages": set(),
     "threads": set(),
+    "shrinking": {"errors"},
     "pareto": set(),
     "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
@@ -31,6 +34,7 @@ from ppl_vae.checking.rules import (
 from ppl_vae.checking.sites import frame_of
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.pair import Pair, as_pair
+from ppl_vae.shrinking import Places, Shrinking, rows_of
 from ppl_vae.supports import is_fixed, support_of_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
 from ppl_vae.validation import validating
@@ -208,13 +212,19 @@ def check_observations(pair: Pair, rows: Rows, layout: Layout, skip: tuple[int, 
         observed = [s for n, s in tape.sites.items() if s["is_observed"] and n not in layout.bounded]
         sources = [_source(s, first) for s in observed]
         if any(i is None or not is_fixed(support_of_data(s["fn"])) for s, i in zip(observed, sources, strict=True)):
+            within_memory = Shrinking("the check of what is observed")
             for start, batch in rows.blocks(block, device):
-                check_observed(trace(pair, "model", batch), layout.bounded, start)
+                within_memory(partial(_check_observed, pair, batch, layout, start), range(len(batch[0])), range(1))
             return
         for start, batch in rows.blocks(block, device):
             for site, i in zip(observed, sources, strict=True):
                 if i is not None and i not in skip:
                     check_inside(site, batch[i].reshape(-1, *site["value"].shape[1:]), start)
+
+
+def _check_observed(pair: Pair, batch: Batch, layout: Layout, start: int, some: Places, _: range) -> tuple[Tensor, ...]:
+    check_observed(trace(pair, "model", rows_of(batch, some)), layout.bounded, start + int(some[0]))
+    return ()
 
 
 def check_draws(pair: Pair, rows: Rows, layout: Layout) -> None:
@@ -236,14 +246,21 @@ def check_rows(pair: Pair, rows: Rows, layout: Layout) -> None:
     Raises:
         PairError: Naming the site.
     """
+    within_memory = Shrinking("the check of the guide at every row")
     with quiet(pair), validating(False):
         for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
-            guide = trace(pair, "guide", batch)
-            model = trace(pair, "model", batch, guide)
-            check_sites(guide, model)
-            check_supports(guide, model, layout.bounded)
-            check_coverage(pair, batch, layout, _ROW_DRAWS)
-            check_gaps(pair, batch, layout, guide, model)
+            within_memory(partial(_check_some, pair, batch, layout), range(len(batch[0])), range(1))
+
+
+def _check_some(pair: Pair, batch: Batch, layout: Layout, some: Places, _: range) -> tuple[Tensor, ...]:
+    batch = rows_of(batch, some)
+    guide = trace(pair, "guide", batch)
+    model = trace(pair, "model", batch, guide)
+    check_sites(guide, model)
+    check_supports(guide, model, layout.bounded)
+    check_coverage(pair, batch, layout, _ROW_DRAWS)
+    check_gaps(pair, batch, layout, guide, model)
+    return ()
 
 
 def _source(site: Site, batch: Batch) -> int | None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ppl_vae.checking.rules import check_plates
 from ppl_vae.checking.sites import distribution_name, frame_of
-from ppl_vae.errors import PairError, PplVaeError, first_line
+from ppl_vae.errors import PairError, PplVaeError, first_line, is_lack_of_memory
 from ppl_vae.pair import Pair, Program, frozen_modes, kept_state
 from ppl_vae.reductions import sum_to_data
 from ppl_vae.rng import seeded
+from ppl_vae.shrinking import Places, Shrinking, rows_of
 from ppl_vae.supports import bounds, support_of
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms, run
@@ -121,6 +123,8 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
     except PplVaeError:
         raise
     except Exception as error:
+        if is_lack_of_memory(error):
+            raise
         return first_line(error)
     for at_once, single in zip(joint, zip(*one_by_one, strict=True), strict=True):
         if not _same(at_once, torch.cat(single)):
@@ -130,26 +134,35 @@ def _compare_runs(pair: Pair, batch: Batch, layout: Layout) -> str:
 
 def check_coverage(pair: Pair, batch: Batch, layout: Layout, num_draws: int) -> None:
     """Prior draws that the data allow must have positive density under the guide."""
-    outer = [num_draws] if layout.vectorized else [None] * min(num_draws, _LOOPED_DRAWS)
+    rows, within_memory = range(len(batch[0])), Shrinking("the check of what the guide covers")
+    work = partial(_check_covers, pair, batch, layout)
     with validating(False):
-        for size in outer:
-            prior = run_program(pair, pair.model, batch, size, layout)
-            try:
-                guide = run_program(pair, pair.guide, batch, size, layout, prior.replay)
-                densities = {n: _density(guide.sites[n], layout) for n in layout.local_latents}
-            except Exception:
-                return  # no density at arbitrary points, as a flow without inverse
-            if any((s["infer"] or {}).get("is_auxiliary") for s in guide.sites.values()):
-                return
-            possible = Terms([(prior, prior)], batch, layout).log_lik > -torch.inf
-            for name, density in densities.items():
-                if bool(((density == -torch.inf) & possible).any()):
-                    found = distribution_name(guide.sites[name]["fn"])
-                    raise PairError(
-                        f"site {name!r}: expected a guide with positive density wherever the model has some, found "
-                        f"{found} with density 0 at draws of the prior: every estimate would be biased; "
-                        "choose a guide with the model's support"
-                    )
+        for draws in [range(num_draws)] if layout.vectorized else [range(1)] * min(num_draws, _LOOPED_DRAWS):
+            within_memory(work, rows, draws)
+
+
+def _check_covers(pair: Pair, batch: Batch, layout: Layout, rows: Places, draws: range) -> tuple[Tensor, ...]:
+    batch, size = rows_of(batch, rows), len(draws) if layout.vectorized else None
+    prior = run_program(pair, pair.model, batch, size, layout)
+    try:
+        guide = run_program(pair, pair.guide, batch, size, layout, prior.replay)
+        densities = {n: _density(guide.sites[n], layout) for n in layout.local_latents}
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise
+        return ()  # no density at arbitrary points, as a flow without inverse
+    if any((s["infer"] or {}).get("is_auxiliary") for s in guide.sites.values()):
+        return ()
+    possible = Terms([(prior, prior)], batch, layout).log_lik > -torch.inf
+    for name, density in densities.items():
+        if bool(((density == -torch.inf) & possible).any()):
+            found = distribution_name(guide.sites[name]["fn"])
+            raise PairError(
+                f"site {name!r}: expected a guide with positive density wherever the model has some, found "
+                f"{found} with density 0 at draws of the prior: every estimate would be biased; "
+                "choose a guide with the model's support"
+            )
+    return ()
 
 
 def _density(site: Site, layout: Layout) -> Tensor:

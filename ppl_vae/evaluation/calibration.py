@@ -62,7 +62,7 @@ def calibrate(
         seed: Of simulations and draws.
         corrected: Resample the draws by their importance weights: the calibration of `log_likelihood(...).posterior`.
         num_samples: How many draws of the guide they are then resampled from.
-        memory: Bytes that the decoder may use at once, about.
+        memory: Bytes that the decoder may use at once, about; see `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
         progress: Show a progress bar where there is a terminal.
 

@@ -99,7 +99,7 @@ def k_curve(
         data: Data (N, *event) or a tuple of arrays.
         num_samples: K, a power of two.
         seed: Of the samples: those of `log_likelihood` with the same K and seed.
-        memory: Bytes that the decoder may use at once, about.
+        memory: Bytes that the decoder may use at once, about; see `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
         compile: Whether to compile guide and model, as for `log_likelihood`.
         progress: Show a progress bar where there is a terminal.

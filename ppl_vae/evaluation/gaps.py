@@ -67,7 +67,7 @@ def gap_decomposition(
         search: How each datum's best q is searched for.
         richer: Whether to try the richer family.
         exact: Take log p(x) from `log_evidence`: at most two continuous latent numbers.
-        memory: Bytes that the decoder may use at once in evaluation, about.
+        memory: Bytes that the decoder may use at once in evaluation, about; see `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
         compile: Whether to compile, as for `log_likelihood`.
         progress: Show a progress bar where there is a terminal.

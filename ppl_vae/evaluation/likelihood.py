@@ -26,6 +26,7 @@ from ppl_vae.options import finite_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
+from ppl_vae.shrinking import Shrinking
 from ppl_vae.tape import Batch, Layout
 
 __all__ = ["log_likelihood", "planned"]
@@ -77,7 +78,8 @@ def log_likelihood(
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
             `LogLikelihood.unseen`. 0 does without; so do pairs with discrete latents, and ten samples or less.
-        memory: Bytes that the decoder may use at once, about.
+        memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
+            at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
         compile: Whether to compile guide and model: True at once, "auto" if the draws that are left will earn back what
             compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a warning
@@ -91,7 +93,8 @@ def log_likelihood(
         PairError: If the pair is not valid, reconstructs the datum that it scores, has latents outside the data plate,
             subsamples within a datum, or raises on some rows, which are named; the error itself is the cause.
         DataError: If a datum lies outside the support of its site.
-        EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named.
+        EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named. Or if
+            memory does not suffice for one draw of one datum, or for the guide's draws of a block of data.
 
     Reference:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016). Pareto Smoothed Importance Sampling
@@ -118,6 +121,7 @@ def log_likelihood(
         pair, rows, layout, target, group = subject
         plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
         blocks, own = subject.blocks(plan.num_rows)
+        enumeration = Shrinking("the sum over all values of the latents")
         probe = Prober(pair, layout, weigher.score, num_probes if num_samples > _FEW else 0, target)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
@@ -127,7 +131,7 @@ def log_likelihood(
             with located(f"rows {first} to {first + len(batch[0]) - 1}"):
                 unseen = probe(batch, found.summary.value, found.num_drawn, key(seed, first, _PROBES))
             drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), num_samples)
-            arrays = judged(found.summary, pair, batch, layout, num_samples)._asdict()
+            arrays = judged(found.summary, pair, batch, layout, num_samples, enumeration)._asdict()
             summary.put(first, arrays | {"unseen": unseen, "num_drawn": drawn})
             posterior.put(first, found.draws)
             bar.update(first + len(batch[0]), "")
@@ -182,5 +186,6 @@ def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[in
     affordable = max(1, _BLOCK_SCALARS // latent_size)
     num_blocks = math.ceil(num_samples / affordable)
     if not layout.vectorized:
-        return layout.largest_batch(_MAX_ROWS), max(1, min(num_samples, affordable // _MAX_ROWS))
+        rows = min(_MAX_ROWS, affordable)
+        return layout.largest_batch(rows), max(1, min(num_samples, affordable // rows))
     return layout.largest_batch(min(_MAX_ROWS, max(1, affordable // num_samples))), math.ceil(num_samples / num_blocks)

@@ -75,7 +75,7 @@ def posterior_predictive(
         seed: Of the draws.
         corrected: Resample draws of the guide by their importance weights; False takes the guide as it is.
         num_samples: How many draws of the guide they are then resampled from, for each datum.
-        memory: Bytes that the decoder may use at once, about, where it scores samples.
+        memory: Bytes that the decoder may use at once, about, where it scores samples; see `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
         progress: Show a progress bar where there is a terminal.
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import PairError
+from ppl_vae.errors import PairError, is_lack_of_memory
 from ppl_vae.evaluation.proposal import Proposal, evaluate_guide, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.unconstrained import Unconstrained
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
+from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of
 from ppl_vae.tape import Batch, Layout, run_program
 
 __all__ = ["Prober", "widening"]
 
 _PROBES, _MEAN = 1, 2  # what noise is for
+_FEW = 2  # data of which a bound that moves from datum to datum has more than one value
 _SPREAD = 4.0  # 1 + chi2 of a normal posterior under a probe of its own shape, widened
 _RARE = 10.0  # a sample that counts for more than a tenth of all K is drawn rarely, if at all
 
@@ -62,6 +65,7 @@ class Prober:
     def __init__(self, pair: Pair, layout: Layout, score: Scorer, num_probes: int, device: torch.device) -> None:
         self._pair, self._layout, self._score = pair, layout, score
         self._num_probes, self._device = num_probes, device
+        self._within_memory = Shrinking("the guide's density of its draws, spread out")
         moves = layout.local_latents and not (layout.cardinalities or layout.may_leave_support)
         self._possible = bool(num_probes > 1 and layout.vectorized and moves)
 
@@ -87,8 +91,11 @@ class Prober:
         probes, log_wide = _spread(space, drawn, pilot)
         try:
             log_lik, log_prior = self._score(batch, probes, self._num_probes)
-            log_guide = evaluate_guide(self._pair, batch, probes.latents, self._layout, self._num_probes)
-        except (ArithmeticError, RuntimeError, ValueError):
+            density = partial(self._log_guide, batch, probes)
+            (log_guide,) = self._within_memory(density, range(len(batch[0])), range(self._num_probes))
+        except (ArithmeticError, RuntimeError, ValueError) as error:
+            if is_lack_of_memory(error):
+                raise
             return unknown  # programs need no answer where the guide does not go
         joint, wide, guide = (t.double().cpu().numpy() for t in (log_lik + log_prior, log_wide, log_guide))
         with np.errstate(invalid="ignore", over="ignore"):
@@ -96,12 +103,21 @@ class Prober:
             share = np.exp(joint - value - wide)
         return np.where(np.isfinite(wide).any(0), np.where(rare & np.isfinite(share), share, 0.0).mean(0), np.nan)
 
+    def _log_guide(self, batch: Batch, probes: Proposal, place: Places, draws: range) -> tuple[Tensor]:
+        """log q of some probes of some data."""
+        latents = probes.part(self._layout, as_index(place), slice(draws.start, draws.stop))
+        size = probes.outer_size(len(draws))
+        return (evaluate_guide(self._pair, rows_of(batch, place), latents, self._layout, size),)
+
     def _unconstrained(self, batch: Batch) -> Unconstrained | None:
         """Coordinates of the latents of a block; None where there are none to spread."""
         guide = run_program(self._pair, self._pair.guide, batch, None, self._layout)
         if set(guide.latents) != set(self._layout.local_latents):
             return None  # draws of its own: its density at given latents is an integral
-        model = run_program(self._pair, self._pair.model, batch, None, self._layout, guide.latents)
+        event_dims = {name: guide.sites[name]["fn"].event_dim for name in guide.latents}
+        drawn, few = Proposal([guide.latents], event_dims, False, batch[0].new_empty(0)), slice(0, _FEW)
+        latents = drawn.part(self._layout, few, slice(0, 1))[0]
+        model = run_program(self._pair, self._pair.model, tuple(a[few] for a in batch), None, self._layout, latents)
         try:
             return Unconstrained(model, self._layout)
         except PairError:

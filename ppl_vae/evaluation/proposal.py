@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.pair import Pair
 from ppl_vae.reductions import sum_to_data
+from ppl_vae.shrinking import undivided
 from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
@@ -58,7 +59,16 @@ class Proposal(NamedTuple):
 
 
 def propose(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Proposal:
-    """Draws K particles from the guide."""
+    """Draws K particles from the guide.
+
+    Raises:
+        EstimateError: Memory ran out: noise belongs to all of them.
+    """
+    with undivided(f"{num_particles} draws of the guide for each of {len(batch[0])} data"):
+        return _drawn(pair, batch, num_particles, layout)
+
+
+def _drawn(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Proposal:
     tapes = [run_program(pair, pair.guide, batch, size, layout) for size in outer_plates(num_particles, layout)]
     terms = Terms([(tape, tape) for tape in tapes], batch, layout, scaled=False)
     event_dims = {name: tapes[0].sites[name]["fn"].event_dim for name in layout.local_latents}

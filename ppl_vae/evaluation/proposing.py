@@ -9,6 +9,7 @@ from torch import Tensor
 from ppl_vae.compile import Lazy
 from ppl_vae.evaluation.proposal import Proposal, propose
 from ppl_vae.pair import Pair
+from ppl_vae.shrinking import undivided
 from ppl_vae.tape import Batch, Layout
 
 __all__ = ["Proposer"]
@@ -42,7 +43,8 @@ class Proposer:
             self._draw = Lazy(
                 self._as_tensors, self._pair, self._choice, self._num_blocks, len(batch), "the guide of this evaluation"
             )
-        log_guide, *latents = self._draw(*batch)
+        with undivided(f"{count} draws of the guide for each of {len(batch[0])} data"):
+            log_guide, *latents = self._draw(*batch)
         return Proposal([dict(zip(self._event_dims, latents, strict=True))], self._event_dims, True, log_guide)
 
     def _as_tensors(self, *batch: Tensor) -> tuple[Tensor, ...]:

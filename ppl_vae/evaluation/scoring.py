@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,12 +14,14 @@ from ppl_vae.compile import Lazy
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model
 from ppl_vae.operations import Operations
 from ppl_vae.pair import Pair
+from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of
 from ppl_vae.tape import Batch, Layout
 
 __all__ = ["CHUNK_ROWS", "Scorer"]
 
 # Decodes at once: more run no faster and fall out of the cache.
 CHUNK_ROWS = 1024
+_WORK = "scoring draws under the model"
 
 
 class Scorer:
@@ -27,7 +30,7 @@ class Scorer:
     Args:
         pair: The pair, in evaluation mode.
         layout: Layout of the pair.
-        memory: Bytes that one run of the model may make.
+        memory: Bytes that one run of the model may make; where less is left, runs score fewer draws.
         compile: Whether to compile the model: at once, never, or once it pays.
         num_scores: How many draws will be scored in all, over particles and data.
         rows: Data of a chunk, at most. Few, where draws of part of the data of a block will be scored.
@@ -44,7 +47,8 @@ class Scorer:
     ) -> None:
         self._pair, self._layout, self._memory = pair, layout, memory
         self._choice, self._num_scores, self._rows = compile, num_scores, rows
-        self._affordable = 0
+        self._within_memory: Shrinking | None = None
+        self._limit = 0
         self._usual: int | None = None
         self._score_usual: Lazy | None = None
 
@@ -53,9 +57,9 @@ class Scorer:
     ) -> tuple[Tensor, Tensor]:
         """Scores `count` draws for each datum of a block: (K, N) each, in nats; 0 where not `wanted` (N,)."""
         rows, particles = self._chunk_shape(batch, proposal, count)
+        draws = _parts(count, particles)
         if wanted is None:
-            places = [slice(i, i + rows) for i in range(0, len(batch[0]), rows)]
-            columns = [self._column(batch, proposal, count, particles, place) for place in places]
+            columns = [self._column(batch, proposal, place, draws) for place in _parts(len(batch[0]), rows)]
             log_lik, log_prior = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
             return log_lik, log_prior
         log_lik, log_prior = torch.zeros(2, *proposal.log_guide.shape).to(proposal.log_guide)
@@ -63,22 +67,22 @@ class Scorer:
         for some in chosen.split(rows):
             # The last one is repeated, so that compiled code finds the shape that it was made for.
             place = torch.cat([some, some[-1:].expand(rows - len(some))])
-            for whole, part in zip(
-                (log_lik, log_prior), self._column(batch, proposal, count, particles, place), strict=True
-            ):
+            column = self._column(batch, proposal, place, draws)
+            for whole, part in zip((log_lik, log_prior), column, strict=True):
                 whole[:, some] = part[:, : len(some)]
         return log_lik, log_prior
 
-    def _column(
-        self, batch: Batch, proposal: Proposal, count: int, particles: int, place: slice | Tensor
-    ) -> tuple[Tensor, ...]:
+    def _column(self, batch: Batch, proposal: Proposal, place: Places, draws: Sequence[range]) -> tuple[Tensor, ...]:
         """Scores of the draws of some data."""
-        part = tuple(a[place] for a in batch)
-        blocks = []
-        for k in range(0, count, particles):
-            latents = proposal.part(self._layout, place, slice(k, k + particles))
-            blocks.append(self._score(part, latents, proposal.outer_size(min(particles, count - k))))
+        assert self._within_memory is not None
+        score = partial(self._part, batch, proposal)
+        blocks = [self._within_memory(score, place, some) for some in draws]
         return tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+
+    def _part(self, batch: Batch, proposal: Proposal, place: Places, draws: range) -> tuple[Tensor, Tensor]:
+        """Scores of some draws of some data, in one run of the model."""
+        latents = proposal.part(self._layout, as_index(place), slice(draws.start, draws.stop))
+        return self._score(rows_of(batch, place), latents, proposal.outer_size(len(draws)))
 
     def _score(
         self, batch: Batch, latents: Sequence[dict[str, Tensor]], particles: int | None
@@ -100,19 +104,28 @@ class Scorer:
 
     def _chunk_shape(self, batch: Batch, proposal: Proposal, count: int) -> tuple[int, int]:
         """Rows and particles that one run of the model handles: as even as may be, so that most have one shape."""
-        if not self._affordable:
-            self._affordable = self._measure(batch, proposal)
-        rows = min(len(batch[0]), self._affordable, self._rows)
+        if self._within_memory is None:
+            self._within_memory = self._measured(batch, proposal)
+        affordable = self._within_memory.limit
+        if affordable != self._limit:  # code is compiled for one shape
+            self._limit, self._usual, self._score_usual = affordable, None, None
+        rows = min(len(batch[0]), affordable, self._rows)
         if not proposal.outer:
             return rows, 1
-        chunks = math.ceil(count / max(1, self._affordable // rows))
+        chunks = math.ceil(count / max(1, affordable // rows))
         particles = math.ceil(count / chunks)
         self._usual = self._usual or particles
         return rows, particles
 
-    def _measure(self, batch: Batch, proposal: Proposal) -> int:
-        """How many draws one run of the model may score within the memory."""
-        one = proposal.part(self._layout, slice(0, 1), slice(0, 1))
+    def _measured(self, batch: Batch, proposal: Proposal) -> Shrinking:
+        """Runs of as many draws as the memory allows, by what one of them makes."""
         with Operations() as operations:
-            evaluate_model(self._pair, tuple(a[:1] for a in batch), one, self._layout, proposal.outer_size(1))
-        return max(1, min(CHUNK_ROWS, self._memory // max(1, operations.bytes)))
+            Shrinking(_WORK)(partial(self._part, batch, proposal), range(1), range(1))
+        each = max(1, operations.bytes)
+        affordable = max(1, min(CHUNK_ROWS, self._memory // each))
+        return Shrinking(_WORK, affordable, lambda limit: f"memory={limit * each} has that from the beginning")
+
+
+def _parts(count: int, size: int) -> list[range]:
+    """The numbers below `count`, `size` by `size`."""
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]

@@ -14,6 +14,7 @@ from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group, current
 from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_state, on_device
+from ppl_vae.shrinking import undivided
 from ppl_vae.tape import Layout
 from ppl_vae.validation import validating
 
@@ -53,11 +54,13 @@ def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Sub
     Raises:
         PairError: If the pair is not valid, has latents outside the data plate, or subsamples within a datum.
         DataError: If a datum lies outside the support of its site.
+        EstimateError: If memory runs out where work cannot be divided.
     """
     pair = as_pair(pair)
     target = pair.device if device == "auto" else choose_device(device)
     group = current()
     with ExitStack() as stack:
+        stack.enter_context(undivided("this evaluation"))
         stack.enter_context(group.together(target))
         rows = as_rows(data).with_dtype(pair.dtype)
         layout = _checked(pair, rows)
