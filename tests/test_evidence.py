@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
+from pairs import DiscreteVAE, ModuleVAE, binary_rows, mixture_and_normal, scaled_guide, small_ppca
 from scipy import integrate, stats
 from statistical import assert_close, assert_estimates, assert_within
 from training import fresh
@@ -124,25 +124,6 @@ def of_normals(make, x_scale=1.0, prior=None):
             pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
 
     return pv.Pair(model, guide)
-
-
-def mixture_and_normal(x):
-    """c in {0, 1, 2}, z ~ N(mu_c, 1), x ~ N(z, 1/2): log p(x) is that of a mixture of normals."""
-    means, weights = torch.tensor([[-1.0, 2.0, 0.5], [0.3, 0.5, 0.2]], dtype=torch.float64)
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(weights))
-            z = pyro.sample("z", dist.Normal(means[c], 1.0))
-            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(torch.ones(len(x), 3).double() / 3))
-            pyro.sample("z", dist.Normal(0.8 * x + 0.2 * means[c], 0.5))
-
-    exact = np.log((weights.numpy() * stats.norm.pdf(x.numpy()[:, None], means.numpy(), np.sqrt(1.25))).sum(1))
-    return pv.Pair(model, guide), exact
 
 
 QUADRATURE = "1e-4 is promised, a smooth density gives far more"
