@@ -22,7 +22,7 @@ from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.refining import refine
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, has_unseen, verdict
 from ppl_vae.options import whole_number
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key
@@ -33,11 +33,12 @@ __all__ = ["EscalatedLogLikelihood", "escalate"]
 METHODS = ("guide", "more samples", "refined proposal", "annealing")
 _ROWS = 16
 _FEWEST = 1024  # samples of a fitted proposal
+_STANDARD_ERRORS = 3.0  # by which lower bounds of the same number differ by chance, at most
 
 
 @dataclass(frozen=True)
 class EscalatedLogLikelihood(MeanOverData):
-    """Estimate of log p(x) for each datum by the first method that served; every array has shape (N,), in nats."""
+    """Estimate of log p(x) for each datum, the most trustworthy that was found; every array has shape (N,), in nats."""
 
     value: np.ndarray
     """Estimate of log p(x)."""
@@ -46,9 +47,10 @@ class EscalatedLogLikelihood(MeanOverData):
     skewness: np.ndarray
     """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
     unseen: np.ndarray
-    """Share of p(x) where no sample can have been; NaN where not probed, as under a refined proposal."""
+    """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
     verdict: np.ndarray
-    """`reliable`, `noisy` or `unreliable`; annealed estimates are noisy at best."""
+    """`reliable`, `noisy` or `unreliable`; noisy at best where chains were annealed, or an earlier method of the datum
+    had left more unseen than an interval bears."""
     method: np.ndarray
     """What gave the estimate: guide, more samples, refined proposal or annealing."""
     seconds: float
@@ -62,13 +64,13 @@ class EscalatedLogLikelihood(MeanOverData):
     def interval(self, level: float = 0.95) -> Interval:
         """Interval of the mean of log p(x) over these data, in nats per datum.
 
-        Its upper end is infinite where most data are still unreliable.
+        It covers where all data are reliable; its upper end is infinite where one is still unreliable.
         """
         found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
         return found._replace(high=math.inf) if is_lower_bound(float((~self.trusted).mean())) else found
 
     def intervals(self, level: float = 0.95) -> Interval:
-        """Interval of log p(x) of each datum, (N,) and (N,), in nats."""
+        """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`."""
         return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -84,10 +86,11 @@ class EscalatedLogLikelihood(MeanOverData):
     def __str__(self) -> str:
         counts = self.counts()
         moved = int((self.method != METHODS[0]).sum())
-        left = float((self.verdict == UNRELIABLE).mean())
+        left = int((self.verdict == UNRELIABLE).sum())
+        size = len(self.value)
         lines = [
-            f"log p(x) = {in_words(self.mean, self.mean_stderr, left)} nats per datum ({len(self.value)} data, "
-            f"{moved} of them escalated, {left:.1%} still unreliable)",
+            f"log p(x) {'' if left else '= '}{in_words(self.mean, self.mean_stderr, left / size)} nats per datum "
+            f"({size} data, {moved} of them escalated, {left} still unreliable)",
             f"{'method':<18}{RELIABLE:>10}{NOISY:>10}{UNRELIABLE:>12}",
             *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
         ]
@@ -119,7 +122,12 @@ def escalate(
     """Estimates log p(x) anew where an estimate cannot be trusted, by ever dearer methods; each only where needed.
 
     First more samples of the guide; then samples of a mixture of the guide and a multivariate t fitted to the posterior
-    of the datum in unconstrained coordinates; then annealed importance sampling.
+    of the datum in unconstrained coordinates; then annealed importance sampling, whose estimates are noisy at best.
+
+    Of several estimates of a datum the one with the best verdict stays, the later one of equals; of unreliable ones the
+    highest, since all are lower bounds in mean. Evidence is not forgotten: where a method left more of p(x) unseen than
+    an interval bears, later ones are noisy at best; and what is lower than an earlier estimate by more than three
+    standard errors has missed what that one saw, so that it is unreliable.
 
     Args:
         ll: What `log_likelihood` said of these data.
@@ -159,6 +167,7 @@ def escalate(
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
     best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
+    missing = has_unseen(best.unseen, best.stderr)
     method = np.full(len(rows), METHODS[0], dtype=object)
 
     def more(some: Any, seed: int) -> _Found:
@@ -173,14 +182,37 @@ def escalate(
 
     steps: tuple[Callable[[Any, int], _Found], ...] = (more, refined, annealed)
     for i, (name, step) in enumerate(zip(METHODS[1:], steps, strict=True)):
-        left = np.flatnonzero(~np.isin(best.verdict, enough))
+        gains = (NOISY, *enough) if step is annealed else enough
+        left = np.flatnonzero(~np.isin(best.verdict, gains))
         if not len(left):
-            break
-        found = step(rows.take(torch.from_numpy(left)), key(seed, i))
-        for before, after in zip(best, found, strict=True):
-            before[left] = after
-        method[left] = name
+            continue
+        before = _Found(*(array[left] for array in best))
+        after = _in_view_of(before, missing[left], step(rows.take(torch.from_numpy(left)), key(seed, i)))
+        missing[left] |= has_unseen(after.unseen, after.stderr)
+        stays = _is_better(after, before)
+        for known, found in zip(best, after, strict=True):
+            known[left[stays]] = found[stays]
+        method[left[stays]] = name
     return EscalatedLogLikelihood(*best, method=method.astype(str), seconds=time.monotonic() - start)
+
+
+def _in_view_of(before: _Found, missing: np.ndarray, after: _Found) -> _Found:
+    """An estimate with the verdict that an earlier one of the same data, and what that had left unseen, allow."""
+    error = np.hypot(np.nan_to_num(before.stderr), np.nan_to_num(after.stderr))
+    words = np.where(missing & (after.verdict == RELIABLE), NOISY, after.verdict)
+    lower = after.value < before.value - _STANDARD_ERRORS * error
+    return after._replace(verdict=np.where(lower, UNRELIABLE, words))
+
+
+def _is_better(after: _Found, before: _Found) -> np.ndarray:
+    """Which of the later estimates to keep (n,)."""
+    rise = _rank(after.verdict) - _rank(before.verdict)
+    higher = (after.verdict != UNRELIABLE) | (after.value > before.value)
+    return (rise > 0) | ((rise == 0) & higher)
+
+
+def _rank(words: np.ndarray) -> np.ndarray:
+    return np.where(words == RELIABLE, 2, np.where(words == NOISY, 1, 0))
 
 
 def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool) -> _Found:
@@ -192,13 +224,12 @@ def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | to
             for first in blocks:
                 batch = rows.take(slice(first, first + blocks.step), target)
                 with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    summary = refine(pair, batch, layout, first, num_samples, seed, target)
-                found.put(first, summary._asdict())
+                    summary, unseen = refine(pair, batch, layout, first, num_samples, seed, target)
+                found.put(first, summary._asdict() | {"unseen": unseen})
                 bar.update(first + len(batch[0]), "")
     s = found.gather(group, own, target)
-    unseen = np.full(len(rows), np.nan)
-    words = verdict(s["khat"], s["stderr"], s["ess"], unseen, np.full(len(rows), num_samples))
-    return _Found(s["value"], s["stderr"], s["skewness"], unseen, words)
+    words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(rows), num_samples))
+    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], words)
 
 
 def _annealed(
@@ -206,5 +237,5 @@ def _annealed(
 ) -> _Found:
     """Chains whose weights are alike, half of them effective, are noisy: so few do not tell their own error well."""
     ais = annealed_importance_sampling(pair, data, annealing, seed, device=device, progress=progress)
-    words = np.where(ais.ess >= annealing.num_chains / 2, NOISY, UNRELIABLE)
+    words = np.where(ais.trusted & (ais.ess >= annealing.num_chains / 2), NOISY, UNRELIABLE)
     return _Found(ais.value, ais.stderr, np.zeros(len(words)), np.full(len(words), np.nan), words)
