@@ -22,7 +22,7 @@ from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.refining import refine
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, has_unseen, verdict
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
 from ppl_vae.options import whole_number
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key
@@ -124,10 +124,15 @@ def escalate(
     First more samples of the guide; then samples of a mixture of the guide and a multivariate t fitted to the posterior
     of the datum in unconstrained coordinates; then annealed importance sampling, whose estimates are noisy at best.
 
-    Of several estimates of a datum the one with the best verdict stays, the later one of equals; of unreliable ones the
-    highest, since all are lower bounds in mean. Evidence is not forgotten: where a method left more of p(x) unseen than
-    an interval bears, later ones are noisy at best; and what is lower than an earlier estimate by more than three
-    standard errors has missed what that one saw, so that it is unreliable.
+    Of several estimates of a datum the one with the best verdict stays, the later one of equals. Of unreliable ones,
+    which are lower bounds in mean, a later one stays if it is higher and has no larger standard error: what is higher
+    by chance has a large one. Evidence is not forgotten:
+
+    * What probes found that samples of the guide cannot have seen is not for more samples of it to mend: they are
+      skipped. Where those of a fitted proposal still cannot have seen much, an annealed estimate is unreliable.
+    * Where any method left more unseen than an interval bears, later ones are noisy at best.
+    * What is lower than an earlier estimate by more than three standard errors has missed what that one saw, and is
+      unreliable.
 
     Args:
         ll: What `log_likelihood` said of these data.
@@ -167,7 +172,8 @@ def escalate(
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
     best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
-    missing = has_unseen(best.unseen, best.stderr)
+    # What probes have found stays in mind: that something was missed, and that much of it is still missing.
+    missed, missing = misses_some(best.unseen, best.stderr), misses_much(best.unseen, best.stderr)
     method = np.full(len(rows), METHODS[0], dtype=object)
 
     def more(some: Any, seed: int) -> _Found:
@@ -182,13 +188,18 @@ def escalate(
 
     steps: tuple[Callable[[Any, int], _Found], ...] = (more, refined, annealed)
     for i, (name, step) in enumerate(zip(METHODS[1:], steps, strict=True)):
-        gains = (NOISY, *enough) if step is annealed else enough
-        left = np.flatnonzero(~np.isin(best.verdict, gains))
-        if not len(left):
+        wanting = ~np.isin(best.verdict, enough)
+        if step is more:
+            wanting &= ~missing
+        if step is annealed:
+            wanting &= best.verdict == UNRELIABLE
+        if not len(left := np.flatnonzero(wanting)):
             continue
         before = _Found(*(array[left] for array in best))
-        after = _in_view_of(before, missing[left], step(rows.take(torch.from_numpy(left)), key(seed, i)))
-        missing[left] |= has_unseen(after.unseen, after.stderr)
+        after = step(rows.take(torch.from_numpy(left)), key(seed, i))
+        missing[left] = misses_much(after.unseen, after.stderr) | (np.isnan(after.unseen) & missing[left])
+        after = _in_view_of(before, missed[left], missing[left], after)
+        missed[left] |= misses_some(after.unseen, after.stderr)
         stays = _is_better(after, before)
         for known, found in zip(best, after, strict=True):
             known[left[stays]] = found[stays]
@@ -196,19 +207,19 @@ def escalate(
     return EscalatedLogLikelihood(*best, method=method.astype(str), seconds=time.monotonic() - start)
 
 
-def _in_view_of(before: _Found, missing: np.ndarray, after: _Found) -> _Found:
-    """An estimate with the verdict that an earlier one of the same data, and what that had left unseen, allow."""
+def _in_view_of(before: _Found, missed: np.ndarray, missing: np.ndarray, after: _Found) -> _Found:
+    """An estimate with the verdict that earlier ones of the same data, and what probes have found, allow."""
     error = np.hypot(np.nan_to_num(before.stderr), np.nan_to_num(after.stderr))
-    words = np.where(missing & (after.verdict == RELIABLE), NOISY, after.verdict)
     lower = after.value < before.value - _STANDARD_ERRORS * error
-    return after._replace(verdict=np.where(lower, UNRELIABLE, words))
+    words = np.where(missed & (after.verdict == RELIABLE), NOISY, after.verdict)
+    return after._replace(verdict=np.where(lower | missing, UNRELIABLE, words))
 
 
 def _is_better(after: _Found, before: _Found) -> np.ndarray:
     """Which of the later estimates to keep (n,)."""
     rise = _rank(after.verdict) - _rank(before.verdict)
-    higher = (after.verdict != UNRELIABLE) | (after.value > before.value)
-    return (rise > 0) | ((rise == 0) & higher)
+    no_luck = (after.value > before.value) & (after.stderr <= np.nan_to_num(before.stderr, nan=np.inf))
+    return (rise > 0) | ((rise == 0) & ((after.verdict != UNRELIABLE) | no_luck))
 
 
 def _rank(words: np.ndarray) -> np.ndarray:

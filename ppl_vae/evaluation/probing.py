@@ -123,14 +123,14 @@ class Prober:
 
     def _log_guide_given_discrete(self, tape: Tape, batch: Batch) -> Tensor:
         terms = Terms([(tape, tape)], batch, self._layout, scaled=False, enumerated=self._layout.cardinalities)
-        if terms.particle_weights is None:
+        if (weights := terms.particle_weights) is None:
             return terms.log_guide
         others = Tape()
         others.sites = {name: site for name, site in tape.sites.items() if name not in self._layout.cardinalities}
         plain = Terms([(others, others)], batch, self._layout, scaled=False).log_guide
         # Of a masked value, which has no density of its own, the guide's draws are averaged: it counts by q.
-        masked = terms.log_guide - (terms.particle_weights * self._num_probes).log()
-        return torch.where(terms.log_guide.isneginf(), plain, masked)
+        masked = terms.log_guide - (weights * self._num_probes).log()
+        return torch.where(weights > 0, masked, plain)  # q may be too small for a number
 
     def _spread(self, space: Unconstrained, drawn: Proposal, pilot: Proposal) -> tuple[Proposal, Tensor]:
         """Draws spread around the mean of a pilot at the same discrete values, and their own log-density (n, N)."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from ppl_vae.pareto import khat_noise, khat_threshold
 
-__all__ = ["NOISY", "RELIABLE", "UNRELIABLE", "has_unseen", "pooled", "verdict"]
+__all__ = ["NOISY", "RELIABLE", "UNRELIABLE", "misses_much", "misses_some", "pooled", "verdict"]
 
 RELIABLE, NOISY, UNRELIABLE = "reliable", "noisy", "unreliable"
 
@@ -50,15 +50,20 @@ def verdict(
     """
     limit = np.array([khat_threshold(int(k)) for k in num_samples])
     equal = khat == -np.inf
-    heavy = ~(equal | (khat < limit)) | _exceeds(unseen, stderr, _MUCH)
+    heavy = ~(equal | (khat < limit)) | misses_much(unseen, stderr)
     light = (pooled(khat, num_samples) < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
-    sound = (equal | light) & ~np.isnan(unseen) & ~has_unseen(unseen, stderr)
+    sound = (equal | light) & ~np.isnan(unseen) & ~misses_some(unseen, stderr)
     return np.where(heavy, UNRELIABLE, np.where(sound, RELIABLE, NOISY))
 
 
-def has_unseen(unseen: np.ndarray, stderr: np.ndarray) -> np.ndarray:
-    """Whether probes found more of p(x) where no sample can have been than an interval bears, (N,)."""
+def misses_some(unseen: np.ndarray, stderr: np.ndarray) -> np.ndarray:
+    """Whether probes found more of p(x) where no sample can have been than a `reliable` interval bears, (N,)."""
     return _exceeds(unseen, stderr, _LITTLE)
+
+
+def misses_much(unseen: np.ndarray, stderr: np.ndarray) -> np.ndarray:
+    """Whether they found so much that the estimate is `unreliable` for that alone, (N,)."""
+    return _exceeds(unseen, stderr, _MUCH)
 
 
 def _exceeds(unseen: np.ndarray, stderr: np.ndarray, times: float) -> np.ndarray:
