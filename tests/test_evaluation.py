@@ -319,7 +319,6 @@ def test_finitely_many_values_are_summed_over(share):
         assert (ll.stderr == 0).all()
         assert (ll.verdict == "reliable").all()
         assert ll.interval() == (ll.mean, ll.mean)
-    assert (ll.ess < 1000).any()  # of the samples
     one = estimate(pv.Pair(model, guide), x, 1)  # not summed: two values
     assert not one.trusted.any()
 
@@ -334,7 +333,7 @@ def test_a_sum_that_is_not_finite_is_no_answer():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Categorical(torch.tensor([1.0, 0.0]).expand(len(x), 2)))
+            pyro.sample("z", dist.Categorical(torch.tensor([1 - 1e-9, 1e-9]).expand(len(x), 2)))
 
     ll = estimate(pv.Pair(model, guide), torch.zeros(3), 100)
     assert_close(ll.value, dist.Normal(0.0, 1.0).log_prob(torch.zeros(3)))
