@@ -20,7 +20,7 @@ ABSENT = "–"
 UNIT = "nats per datum, higher is better"
 LEGEND = (
     "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7), or too few samples to tell it, or part of "
-    "the posterior unseen; their estimate is rather too low, and ± does not cover that. ≥: most data are untrusted; "
+    "the posterior unseen; their estimate is rather too low, and ± does not cover that. ≥: some data are untrusted; "
     "the number is a lower bound in mean, and has no ±. seconds: wall time of training."
 )
 
@@ -44,7 +44,7 @@ class ModelRow:
     ess: float | None = None
     """Median effective sample size of the importance weights of a datum."""
     share_untrusted: float | None = None
-    """Share of the data whose Pareto k-hat is above the threshold for K, `weights.khat_threshold`; in [0, 1]."""
+    """Share of the data whose estimate cannot be trusted, in [0, 1]."""
     seconds: float | None = None
     """Wall time of training, seconds."""
     rank: str | None = None
@@ -52,7 +52,7 @@ class ModelRow:
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether most data are untrusted: the estimate is then rather too low, by more than its error tells."""
+        """Whether a datum is untrusted: the estimate is then rather too low, by more than its error tells."""
         return self.log_likelihood_stderr is not None and is_lower_bound(self.share_untrusted or 0.0)
 
 

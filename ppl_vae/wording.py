@@ -1,4 +1,4 @@
-"""How an estimate of log p(x) is written: with its error, or as a lower bound where most data do not bear it."""
+"""How an estimate of log p(x) is written: with its error, or as a lower bound where some data do not bear it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ __all__ = ["in_words", "is_lower_bound"]
 
 
 def is_lower_bound(share_untrusted: float) -> bool:
-    """Whether a mean over data is only a lower bound: most of them have a k-hat above its threshold.
+    """Whether a mean over data is only a lower bound: the estimate of one of them, at least, cannot be trusted.
 
-    The estimate is then rather too low, by more than its error tells.
+    That one is rather too low, by an unknown amount, so that no error of the mean covers it.
     """
-    return share_untrusted > 0.5
+    return share_untrusted > 0
 
 
 def in_words(value: float, stderr: float | None, share_untrusted: float) -> str:
@@ -21,10 +21,10 @@ def in_words(value: float, stderr: float | None, share_untrusted: float) -> str:
     Args:
         value: The estimate, nats per datum.
         stderr: Its Monte Carlo standard error; None if it is exact.
-        share_untrusted: Share of the data whose k-hat is above its threshold, in [0, 1].
+        share_untrusted: Share of the data whose estimate cannot be trusted, in [0, 1].
 
     Example:
-        >>> in_words(-22.3111, 0.0123, 0.1), in_words(-22.3111, 0.0123, 0.9), in_words(-22.3111, None, 0.0)
+        >>> in_words(-22.3111, 0.0123, 0.0), in_words(-22.3111, 0.0123, 0.1), in_words(-22.3111, None, 0.0)
         ('-22.311 ± 0.012', '≥ -22.31', '-22.31 exact')
     """
     if stderr is None:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pairs import DiscreteVAE, ModuleVAE, binary_rows, of_two_kinds, scaled_guide, small_ppca
 from running import estimate
+from statistical import assert_mean
 from test_verdict import positive_latent
 
 import ppl_vae as pv
 from ppl_vae.checking import check
-from ppl_vae.evaluation import escalation
+from ppl_vae.evaluation import escalation, refining
+from ppl_vae.evaluation.path import Path
 from ppl_vae.evaluation.refining import refine
 from ppl_vae.pair import as_pair
+from ppl_vae.rng import seeded
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -23,7 +28,7 @@ CPU = torch.device("cpu")
 def refined(pair, x, k):
     pair = as_pair(pair)
     with torch.no_grad():
-        return refine(pair, (x,), check(pair, (x,)).layout, 0, k, 0, CPU)
+        return refine(pair, (x,), check(pair, (x,)).layout, 0, k, 0, CPU).summary
 
 
 @pytest.mark.parametrize(("s", "dim"), [(0.4, 2), (0.6, 10), (2.5, 10)])
@@ -52,6 +57,111 @@ def test_a_fitted_proposal_of_a_neural_vae_against_quadrature():
     assert found.stderr.max() < 0.05
 
 
+# What is known of a datum
+
+
+def two_modes(scale: float, mode: float = 6.0) -> pv.Pair:
+    """z ~ 1/2 N(-6, 1) + 1/2 N(6, 1) whatever x ~ N(0, 1); the guide knows of the second mode."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            modes = dist.Normal(torch.tensor([-mode, mode]), 1.0)
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), modes))
+            pyro.sample("x", dist.Normal(0 * z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full_like(x, mode), scale))
+
+    return pv.Pair(model, guide)
+
+
+def test_fitted_proposals_are_probed():
+    """A t fitted to one of two modes, whose estimate is p(x) / 2: the other is as much again."""
+    pair, x = as_pair(two_modes(1.0)), torch.zeros(200)
+    with torch.no_grad(), seeded(0, CPU):
+        path = Path(pair, (x,), check(pair, (x,)).layout, 256, "guide")
+        one_mode = refining.Fitted(torch.full((200, 1), 6.0), torch.ones(200, 1, 1))
+        half = dist.Normal(0.0, 1.0).log_prob(x).numpy() - np.log(2)
+        assert_mean(refining._unseen(path, one_mode, half, 1024), 1.0, effect=0.5)
+        both = refining.Fitted(torch.zeros(200, 1), torch.full((200, 1, 1), 6.0))
+        assert (refining._unseen(path, both, half + np.log(2), 1024) == 0).all()
+
+
+def test_escalation_is_not_sure_of_one_mode_of_two():
+    """Fits find one mode or both; where one, nobody may say reliable, nor a fit noisy."""
+    x = torch.randn(30, generator=torch.Generator().manual_seed(0))
+    pair = two_modes(0.5)
+    ll = estimate(pair, x, 500, num_draws=0)
+    found = pv.escalate(ll, pair, x, annealing=pv.Annealing(8, 20, 2), progress=False)
+    half = found.value < dist.Normal(0.0, 1.0).log_prob(x).numpy() - 0.3
+    assert half.any()
+    assert not (half & (found.verdict == "reliable")).any()
+    assert not (half & (found.method == "refined proposal") & (found.verdict == "noisy")).any()
+    assert found.interval().high == np.inf
+    assert str(found).startswith("log p(x) ≥ ")
+
+
+def test_escalation_leaves_nothing_worse():
+    """In 30 dimensions, four short chains are worse than the guide, and few heavy weights too high by chance."""
+    d, x = 30, torch.randn(8, generator=torch.Generator().manual_seed(1))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(d), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(0 * z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            t = dist.StudentT(torch.tensor(5.0), torch.zeros(d), 0.5 * torch.ones(d)).to_event(1)
+            pyro.sample("z", t.expand([len(x)]))
+
+    pair = pv.Pair(model, guide)
+    ll = estimate(pair, x, 1000, num_draws=0)
+    found = pv.escalate(ll, pair, x, annealing=pv.Annealing(4, 10, 2), until="reliable", progress=False)
+    assert (found.value >= ll.value)[found.verdict == "unreliable"].all()
+    error = found.value - dist.Normal(0.0, 1.0).log_prob(x).numpy()
+    assert (np.abs(error) <= 5.91 * found.stderr)[found.verdict != "unreliable"].all()
+
+
+def of_three(value, stderr, words):
+    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.array(words))
+    return escalation._Found(*arrays)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kept"),
+    [
+        (("noisy", -2.0, 0.1), ("reliable", -2.0, 0.1), True),
+        (("noisy", -2.0, 0.1), ("noisy", -2.0, 0.1), True),
+        (("noisy", -2.0, 0.1), ("unreliable", -1.0, 0.1), False),
+        (("unreliable", -2.0, 0.1), ("unreliable", -1.0, 0.1), True),
+        (("unreliable", -2.0, 0.1), ("unreliable", -2.1, 0.1), False),
+        (("unreliable", -2.0, 0.1), ("unreliable", -1.0, 0.9), False),
+        (("unreliable", -2.0, 0.1), ("noisy", -1.9, 0.9), True),
+    ],
+)
+def test_which_of_two_estimates_stays(before, after, kept):
+    old, new = (of_three([v] * 3, [s] * 3, [w] * 3) for w, v, s in (before, after))
+    assert (escalation._is_better(new, old) == kept).all()
+
+
+def test_what_earlier_estimates_and_probes_say_is_not_forgotten():
+    """Of a later one: lower than an earlier one, some of p(x) missed before, and much of it missing still."""
+    before, after = (
+        of_three([-2.0] * 3, [0.1] * 3, ["noisy"] * 3),
+        of_three([-2.5, -2, -2], [0.1] * 3, ["reliable"] * 3),
+    )
+    no = np.zeros(3, dtype=bool)
+    second, third = np.eye(3, dtype=bool)[1:]
+    assert escalation._in_view_of(before, no, no, after).verdict.tolist() == ["unreliable", "reliable", "reliable"]
+    found = escalation._in_view_of(before, second, third, after)
+    assert found.verdict.tolist() == ["unreliable", "noisy", "unreliable"]
+
+
+# Who goes which way
+
+
 def test_only_what_cannot_be_trusted_is_estimated_anew():
     ppca = small_ppca()
     pair, x = of_two_kinds(ppca, 0.4), ppca.sample(60, seed=1)
@@ -77,9 +187,10 @@ def test_only_what_cannot_be_trusted_is_estimated_anew():
 
 
 def test_reliable_may_be_asked_for():
-    ppca = small_ppca()
-    pair, x = scaled_guide(ppca, 0.7), ppca.sample(20, seed=1)
+    ppca = small_ppca(8, 6)
+    pair, x = scaled_guide(ppca, 2.0), ppca.sample(20, seed=1)
     ll = estimate(pair, x, 300, num_draws=0)
+    assert (ll.unseen < 1e-4).all()
     found = pv.escalate(ll, pair, x, until="reliable", progress=False)
     assert (found.method != "guide").sum() >= (ll.verdict != "reliable").sum() > 0
     assert (found.verdict == "reliable").all()

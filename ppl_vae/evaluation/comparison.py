@@ -37,8 +37,8 @@ def compare(
     .. math:: d_n = \log \hat p_a(x_n) - \log \hat p_b(x_n)
 
     Differences are taken datum by datum: what makes a datum hard is common to all pairs, so that their error is far
-    smaller than that of either mean. Noise belongs to (seed, datum, sample): pairs whose latents have the same size
-    share it, and much of their Monte Carlo error.
+    smaller than that of either mean. Noise belongs to the seed and to blocks of data and samples: pairs whose latents
+    have the same size share it, and much of their Monte Carlo error.
 
     Args:
         pairs: Name -> pair, each as for `log_likelihood`.

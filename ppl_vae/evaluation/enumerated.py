@@ -1,4 +1,4 @@
-"""The exact answer where latents have finitely many values, or there are none: k-hat has nothing to say of them."""
+"""log p(x) itself where latents have finitely many values, or there are none: their weights tell nothing of it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,40 @@ from ppl_vae.shrinking import Places, Shrinking, rows_of
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Summary
 
-__all__ = ["judged"]
-
-_STANDARD_ERRORS, _MOST, _ROUNDING = 4.0, 0.2, 1e-3
+__all__ = ["is_exact", "made_exact"]
 
 
-def judged(
+def is_exact(layout: Layout, num_samples: int) -> bool:
+    """Whether going through all values of the latents costs no more than the samples do; true without latents."""
+    every = set(layout.local_latents) == set(layout.cardinalities)
+    few = math.prod(layout.cardinalities.values()) <= num_samples
+    summed = every and few and layout.vectorized and not layout.may_leave_support
+    return summed or not layout.local_latents
+
+
+def made_exact(
     summary: Summary, pair: Pair, batch: Batch, layout: Layout, num_samples: int, within_memory: Shrinking
 ) -> Summary:
-    """The summary with a k-hat that says whether the estimate of a datum agrees with the sum over all values of z.
+    """The summary with log p(x) = log sum_z p(x, z) in the place of its estimate, error 0 and k-hat -inf.
 
-    Weights of finitely many values have no tail to fit, and values that were never drawn leave no trace in them. Where
-    going through all values costs no more than the samples did, k-hat is -inf for an estimate within four of its
-    standard errors, and 0.2 nats, of log sum_z p(x, z), +inf for any other. Without latents every weight is p(x).
+    Weights of finitely many values have no tail to fit, and values that were never drawn leave no trace in them: an
+    estimate that agrees with its own error may lack them all the same. Without latents every weight is p(x). Where the
+    sum is not finite, a density being NaN at values that the guide does not draw, the estimate stays, with k-hat +inf.
     """
+    zero = np.zeros_like(summary.value)
     if not layout.local_latents:
-        zero, every = np.zeros_like(summary.value), np.full_like(summary.value, num_samples)
+        every = np.full_like(zero, num_samples)
         return summary._replace(stderr=zero, ess=every, khat=np.full_like(zero, -np.inf))
-    if not _is_enumerable(layout, num_samples):
-        return summary
 
     def enumerated(some: Places, _: range) -> tuple[Tensor]:
         return (enumerate_latents(pair, rows_of(batch, some), layout).unsqueeze(0),)
 
     exact = within_memory(enumerated, range(len(batch[0])), range(1))[0][0].cpu().numpy()
-    error = np.abs(summary.value - exact)
-    agrees = error <= np.minimum(_STANDARD_ERRORS * np.nan_to_num(summary.stderr), _MOST) + _ROUNDING
-    return summary._replace(khat=np.where(agrees, -np.inf, np.inf))
-
-
-def _is_enumerable(layout: Layout, num_samples: int) -> bool:
-    every = bool(layout.local_latents) and set(layout.local_latents) == set(layout.cardinalities)
-    few = math.prod(layout.cardinalities.values()) <= num_samples
-    return every and few and layout.vectorized and not layout.may_leave_support
+    summed = np.isfinite(exact)
+    return summary._replace(
+        value=np.where(summed, exact, summary.value),
+        stderr=np.where(summed, 0.0, summary.stderr),
+        skewness=np.where(summed, 0.0, summary.skewness),
+        smoothed=np.where(summed, exact, np.nan),
+        khat=np.where(summed, -np.inf, np.inf),
+    )

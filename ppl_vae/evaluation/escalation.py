@@ -22,7 +22,7 @@ from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.refining import refine
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
 from ppl_vae.options import whole_number
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key
@@ -33,11 +33,12 @@ __all__ = ["EscalatedLogLikelihood", "escalate"]
 METHODS = ("guide", "more samples", "refined proposal", "annealing")
 _ROWS = 16
 _FEWEST = 1024  # samples of a fitted proposal
+_STANDARD_ERRORS = 3.0  # by which lower bounds of the same number differ by chance, at most
 
 
 @dataclass(frozen=True)
 class EscalatedLogLikelihood(MeanOverData):
-    """Estimate of log p(x) for each datum by the first method that served; every array has shape (N,), in nats."""
+    """Estimate of log p(x) for each datum, the most trustworthy that was found; every array has shape (N,), in nats."""
 
     value: np.ndarray
     """Estimate of log p(x)."""
@@ -46,9 +47,10 @@ class EscalatedLogLikelihood(MeanOverData):
     skewness: np.ndarray
     """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
     unseen: np.ndarray
-    """Share of p(x) where no sample can have been; NaN where not probed, as under a refined proposal."""
+    """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
     verdict: np.ndarray
-    """`reliable`, `noisy` or `unreliable`; annealed estimates are noisy at best."""
+    """`reliable`, `noisy` or `unreliable`; noisy at best where chains were annealed, or an earlier method of the datum
+    had left more unseen than an interval bears."""
     method: np.ndarray
     """What gave the estimate: guide, more samples, refined proposal or annealing."""
     seconds: float
@@ -62,13 +64,13 @@ class EscalatedLogLikelihood(MeanOverData):
     def interval(self, level: float = 0.95) -> Interval:
         """Interval of the mean of log p(x) over these data, in nats per datum.
 
-        Its upper end is infinite where most data are still unreliable.
+        It covers where all data are reliable; its upper end is infinite where one is still unreliable.
         """
         found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
         return found._replace(high=math.inf) if is_lower_bound(float((~self.trusted).mean())) else found
 
     def intervals(self, level: float = 0.95) -> Interval:
-        """Interval of log p(x) of each datum, (N,) and (N,), in nats."""
+        """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`."""
         return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -84,10 +86,11 @@ class EscalatedLogLikelihood(MeanOverData):
     def __str__(self) -> str:
         counts = self.counts()
         moved = int((self.method != METHODS[0]).sum())
-        left = float((self.verdict == UNRELIABLE).mean())
+        left = int((self.verdict == UNRELIABLE).sum())
+        size = len(self.value)
         lines = [
-            f"log p(x) = {in_words(self.mean, self.mean_stderr, left)} nats per datum ({len(self.value)} data, "
-            f"{moved} of them escalated, {left:.1%} still unreliable)",
+            f"log p(x) {'' if left else '= '}{in_words(self.mean, self.mean_stderr, left / size)} nats per datum "
+            f"({size} data, {moved} of them escalated, {left} still unreliable)",
             f"{'method':<18}{RELIABLE:>10}{NOISY:>10}{UNRELIABLE:>12}",
             *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
         ]
@@ -119,7 +122,17 @@ def escalate(
     """Estimates log p(x) anew where an estimate cannot be trusted, by ever dearer methods; each only where needed.
 
     First more samples of the guide; then samples of a mixture of the guide and a multivariate t fitted to the posterior
-    of the datum in unconstrained coordinates; then annealed importance sampling.
+    of the datum in unconstrained coordinates; then annealed importance sampling, whose estimates are noisy at best.
+
+    Of several estimates of a datum the one with the best verdict stays, the later one of equals. Of unreliable ones,
+    which are lower bounds in mean, a later one stays if it is higher and has no larger standard error: what is higher
+    by chance has a large one. Evidence is not forgotten:
+
+    * What probes found that samples of the guide cannot have seen is not for more samples of it to mend: they are
+      skipped. Where those of a fitted proposal still cannot have seen much, an annealed estimate is unreliable.
+    * Where any method left more unseen than an interval bears, later ones are noisy at best.
+    * What is lower than an earlier estimate by more than three standard errors has missed what that one saw, and is
+      unreliable.
 
     Args:
         ll: What `log_likelihood` said of these data.
@@ -159,6 +172,8 @@ def escalate(
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
     best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
+    # What probes have found stays in mind: that something was missed, and that much of it is still missing.
+    missed, missing = misses_some(best.unseen, best.stderr), misses_much(best.unseen, best.stderr)
     method = np.full(len(rows), METHODS[0], dtype=object)
 
     def more(some: Any, seed: int) -> _Found:
@@ -173,14 +188,42 @@ def escalate(
 
     steps: tuple[Callable[[Any, int], _Found], ...] = (more, refined, annealed)
     for i, (name, step) in enumerate(zip(METHODS[1:], steps, strict=True)):
-        left = np.flatnonzero(~np.isin(best.verdict, enough))
-        if not len(left):
-            break
-        found = step(rows.take(torch.from_numpy(left)), key(seed, i))
-        for before, after in zip(best, found, strict=True):
-            before[left] = after
-        method[left] = name
+        wanting = ~np.isin(best.verdict, enough)
+        if step is more:
+            wanting &= ~missing
+        if step is annealed:
+            wanting &= best.verdict == UNRELIABLE
+        if not len(left := np.flatnonzero(wanting)):
+            continue
+        before = _Found(*(array[left] for array in best))
+        after = step(rows.take(torch.from_numpy(left)), key(seed, i))
+        missing[left] = misses_much(after.unseen, after.stderr) | (np.isnan(after.unseen) & missing[left])
+        after = _in_view_of(before, missed[left], missing[left], after)
+        missed[left] |= misses_some(after.unseen, after.stderr)
+        stays = _is_better(after, before)
+        for known, found in zip(best, after, strict=True):
+            known[left[stays]] = found[stays]
+        method[left[stays]] = name
     return EscalatedLogLikelihood(*best, method=method.astype(str), seconds=time.monotonic() - start)
+
+
+def _in_view_of(before: _Found, missed: np.ndarray, missing: np.ndarray, after: _Found) -> _Found:
+    """An estimate with the verdict that earlier ones of the same data, and what probes have found, allow."""
+    error = np.hypot(np.nan_to_num(before.stderr), np.nan_to_num(after.stderr))
+    lower = after.value < before.value - _STANDARD_ERRORS * error
+    words = np.where(missed & (after.verdict == RELIABLE), NOISY, after.verdict)
+    return after._replace(verdict=np.where(lower | missing, UNRELIABLE, words))
+
+
+def _is_better(after: _Found, before: _Found) -> np.ndarray:
+    """Which of the later estimates to keep (n,)."""
+    rise = _rank(after.verdict) - _rank(before.verdict)
+    no_luck = (after.value > before.value) & (after.stderr <= np.nan_to_num(before.stderr, nan=np.inf))
+    return (rise > 0) | ((rise == 0) & ((after.verdict != UNRELIABLE) | no_luck))
+
+
+def _rank(words: np.ndarray) -> np.ndarray:
+    return np.where(words == RELIABLE, 2, np.where(words == NOISY, 1, 0))
 
 
 def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool) -> _Found:
@@ -192,13 +235,12 @@ def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | to
             for first in blocks:
                 batch = rows.take(slice(first, first + blocks.step), target)
                 with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    summary = refine(pair, batch, layout, first, num_samples, seed, target)
-                found.put(first, summary._asdict())
+                    summary, unseen = refine(pair, batch, layout, first, num_samples, seed, target)
+                found.put(first, summary._asdict() | {"unseen": unseen})
                 bar.update(first + len(batch[0]), "")
     s = found.gather(group, own, target)
-    unseen = np.full(len(rows), np.nan)
-    words = verdict(s["khat"], s["stderr"], s["ess"], unseen, np.full(len(rows), num_samples))
-    return _Found(s["value"], s["stderr"], s["skewness"], unseen, words)
+    words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(rows), num_samples))
+    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], words)
 
 
 def _annealed(
@@ -206,5 +248,5 @@ def _annealed(
 ) -> _Found:
     """Chains whose weights are alike, half of them effective, are noisy: so few do not tell their own error well."""
     ais = annealed_importance_sampling(pair, data, annealing, seed, device=device, progress=progress)
-    words = np.where(ais.ess >= annealing.num_chains / 2, NOISY, UNRELIABLE)
+    words = np.where(ais.trusted & (ais.ess >= annealing.num_chains / 2), NOISY, UNRELIABLE)
     return _Found(ais.value, ais.stderr, np.zeros(len(words)), np.full(len(words), np.nan), words)

@@ -13,7 +13,7 @@ import torch
 from ppl_vae.errors import located
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK
-from ppl_vae.evaluation.enumerated import judged
+from ppl_vae.evaluation.enumerated import is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober
 from ppl_vae.evaluation.proposal import propose
@@ -56,9 +56,12 @@ def log_likelihood(
 
     .. math:: \log \hat p(x) = \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
-    p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Of a pair without latents it is
-    log p(x) itself, with error 0. Exactly K samples are drawn whatever
-    the chunking; noise belongs to fixed blocks of data and samples, so that `memory` changes no number beyond rounding.
+    p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Of a pair without latents, or whose
+    latents are all discrete with no more than K joint values, over which it sums, it is log p(x) itself, with error 0.
+
+    Exactly K samples are drawn whatever the chunking. Noise belongs to the seed and to fixed blocks of data and
+    samples, so that `memory` changes no number beyond rounding. The data of a block share it: the same datum in another
+    place, or among fewer data, has other samples. The verdict on a datum, too, looks at the data of the whole call.
 
     With a `target_stderr`, a twentieth of `num_samples` is drawn for each datum as a pilot that says how many samples
     it needs for that error, and for the tail of its weights. As many are drawn afresh, at most `num_samples`: the pilot
@@ -77,7 +80,10 @@ def log_likelihood(
             over N data has 1 / sqrt(N) of it.
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
-            `LogLikelihood.unseen`. 0 does without; so do pairs with discrete latents, and ten samples or less.
+            `LogLikelihood.unseen`. Discrete latents go through all their values so many times, as far as that takes no
+            more draws than K. 0 does without, and no verdict is better than `noisy` then; so do ten samples or less,
+            pairs that cannot run many particles at once, discrete latents without end or of more than K / 2 joint
+            values, guides that leave the support of the model, or with draws beside its latents.
         memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
             at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
@@ -122,17 +128,21 @@ def log_likelihood(
         plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
         blocks, own = subject.blocks(plan.num_rows)
         enumeration = Shrinking("the sum over all values of the latents")
-        probe = Prober(pair, layout, weigher.score, num_probes if num_samples > _FEW else 0, target)
+        exact = is_exact(layout, num_samples)
+        probe = Prober(pair, layout, weigher.score, num_probes if num_samples > _FEW else 0, num_samples, target)
         summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
         bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
         for first in blocks:
             batch = rows.take(slice(first, first + plan.num_rows), target)
             found = weigh(batch, first, plan, weigher)
-            with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                unseen = probe(batch, found.summary.value, found.num_drawn, key(seed, first, _PROBES))
+            said, unseen = found.summary, np.zeros(len(batch[0]))
+            if exact:
+                said = made_exact(said, pair, batch, layout, num_samples, enumeration)
+            else:
+                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
+                    unseen = probe(batch, said.value, found.num_drawn, key(seed, first, _PROBES))
             drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), num_samples)
-            arrays = judged(found.summary, pair, batch, layout, num_samples, enumeration)._asdict()
-            summary.put(first, arrays | {"unseen": unseen, "num_drawn": drawn})
+            summary.put(first, said._asdict() | {"unseen": unseen, "num_drawn": drawn})
             posterior.put(first, found.draws)
             bar.update(first + len(batch[0]), "")
     values, draws_of_all = (collection.gather(group, own, target) for collection in (summary, posterior))

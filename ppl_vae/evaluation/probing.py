@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -10,15 +11,16 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import PairError, is_lack_of_memory
-from ppl_vae.evaluation.proposal import Proposal, evaluate_guide, propose
+from ppl_vae.evaluation.proposal import Proposal, evaluate_guide
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.unconstrained import Unconstrained
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
-from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of
-from ppl_vae.tape import Batch, Layout, run_program
+from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of, undivided
+from ppl_vae.tape import Batch, Layout, Tape, run_program
+from ppl_vae.terms import Terms
 
-__all__ = ["Prober", "widening"]
+__all__ = ["Prober", "looked", "unseen_shares", "widening"]
 
 _PROBES, _MEAN = 1, 2  # what noise is for
 _FEW = 2  # data of which a bound that moves from datum to datum has more than one value
@@ -48,26 +50,36 @@ class Prober:
     .. math:: \mathrm{unseen} = \frac{1}{n} \sum_i \frac{w'_i}{\hat p(x)} \,
               \mathbb{1}\left[\frac{p(x, u'_i)}{q(u'_i)} > \frac{K \hat p(x)}{10}\right]
 
-    estimates the posterior mass where a single sample of the guide would count for more than a tenth of all K. Mass
-    that is further away, in a mode of its own, is not found.
+    estimates the posterior mass where a single sample of the guide would count for more than a tenth of all K. Discrete
+    latents are not drawn but go through all their joint values, n probes for each; q' is that of the others, given
+    these, and the n-th part of the sum over all probes takes the place of the mean. Mass that is further away, in a
+    mode of its own, is not found.
 
     Args:
         pair: The pair, in evaluation mode.
         layout: Layout of the pair.
         score: What scores draws under the model.
         num_probes: n for each datum.
+        most: Probes of a datum, at most, where n would be for each of many values.
         device: Where it runs.
 
     Reference:
         Hesterberg (1995), Weighted Average Importance Sampling and Defensive Mixture Distributions.
     """
 
-    def __init__(self, pair: Pair, layout: Layout, score: Scorer, num_probes: int, device: torch.device) -> None:
-        self._pair, self._layout, self._score = pair, layout, score
-        self._num_probes, self._device = num_probes, device
+    def __init__(
+        self, pair: Pair, layout: Layout, score: Scorer, num_probes: int, most: int, device: torch.device
+    ) -> None:
+        self._pair, self._layout, self._score, self._device = pair, layout, score, device
+        self._num_values = math.prod(layout.cardinalities.values())
+        self._num_probes = min(num_probes, most // self._num_values) if layout.cardinalities else num_probes
+        self._num_draws = self._num_probes * self._num_values
         self._within_memory = Shrinking("the guide's density of its draws, spread out")
-        moves = layout.local_latents and not (layout.cardinalities or layout.may_leave_support)
-        self._possible = bool(num_probes > 1 and layout.vectorized and moves)
+        continuous = tuple(name for name in layout.local_latents if name not in layout.cardinalities)
+        self._spread_out = layout._replace(local_latents=continuous)
+        self._possible = bool(
+            self._num_probes > 1 and layout.vectorized and continuous and not layout.may_leave_support
+        )
 
     def __call__(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> np.ndarray:
         """Unseen share of each datum of a block, (N,); NaN where the pair cannot be probed.
@@ -85,23 +97,56 @@ class Prober:
             space = self._unconstrained(batch)
             if space is None:
                 return unknown
-            pilot = propose(self._pair, batch, self._num_probes, self._layout)
+            pilot = self._drawn(batch)
         with seeded(key(seed, _PROBES), self._device):
-            drawn = propose(self._pair, batch, self._num_probes, self._layout)
-        probes, log_wide = _spread(space, drawn, pilot)
-        try:
-            log_lik, log_prior = self._score(batch, probes, self._num_probes)
+            drawn = self._drawn(batch)
+        probes, log_wide = self._spread(space, drawn, pilot)
+
+        def look() -> np.ndarray:
+            log_lik, log_prior = self._score(batch, probes, self._num_draws)
             density = partial(self._log_guide, batch, probes)
-            (log_guide,) = self._within_memory(density, range(len(batch[0])), range(self._num_probes))
-        except (ArithmeticError, RuntimeError, ValueError) as error:
-            if is_lack_of_memory(error):
-                raise
-            return unknown  # programs need no answer where the guide does not go
-        joint, wide, guide = (t.double().cpu().numpy() for t in (log_lik + log_prior, log_wide, log_guide))
-        with np.errstate(invalid="ignore", over="ignore"):
-            rare = joint - value - guide > np.log(num_samples / _RARE)
-            share = np.exp(joint - value - wide)
-        return np.where(np.isfinite(wide).any(0), np.where(rare & np.isfinite(share), share, 0.0).mean(0), np.nan)
+            (log_guide,) = self._within_memory(density, range(len(batch[0])), range(self._num_draws))
+            shares = unseen_shares(log_lik + log_prior, log_wide, log_guide, value, num_samples)
+            return np.where(log_wide.isfinite().any(0).cpu().numpy(), shares.sum(0) / self._num_probes, np.nan)
+
+        return looked(look, len(value))
+
+    def _drawn(self, batch: Batch) -> Proposal:
+        """Draws of the guide, discrete latents at all their values in turn; log q is that of the others given these."""
+        values = self._layout.cardinalities
+        with undivided(f"{self._num_draws} draws of the guide for each of {len(batch[0])} data"):
+            tape = run_program(self._pair, self._pair.guide, batch, self._num_draws, self._layout, enumerated=values)
+            log_guide = self._log_guide_given_discrete(tape, batch)
+        latents = {name: tape.latents[name] for name in self._layout.local_latents}
+        event_dims = {name: tape.sites[name]["fn"].event_dim for name in latents}
+        return Proposal([latents], event_dims, True, log_guide)
+
+    def _log_guide_given_discrete(self, tape: Tape, batch: Batch) -> Tensor:
+        terms = Terms([(tape, tape)], batch, self._layout, scaled=False, enumerated=self._layout.cardinalities)
+        if (weights := terms.particle_weights) is None:
+            return terms.log_guide
+        others = Tape()
+        others.sites = {name: site for name, site in tape.sites.items() if name not in self._layout.cardinalities}
+        plain = Terms([(others, others)], batch, self._layout, scaled=False).log_guide
+        # Of a masked value, which has no density of its own, the guide's draws are averaged: it counts by q.
+        masked = terms.log_guide - (weights * self._num_probes).log()
+        return torch.where(weights > 0, masked, plain)  # q may be too small for a number
+
+    def _spread(self, space: Unconstrained, drawn: Proposal, pilot: Proposal) -> tuple[Proposal, Tensor]:
+        """Draws spread around the mean of a pilot at the same discrete values, and their own log-density (n, N)."""
+        points = space.points(drawn.latents[0])
+        size = space.flat(points).shape[-1]
+        centres = {name: self._means(u) for name, u in space.points(pilot.latents[0]).items()}
+        spread = {name: centres[name] + widening(size) * (u - centres[name]) for name, u in points.items()}
+        _, log_det = space.values(points)
+        values, log_det_spread = space.values(spread)
+        log_wide = drawn.log_guide + log_det - log_det_spread - size * math.log(widening(size))
+        return drawn._replace(latents=[drawn.latents[0] | values]), log_wide
+
+    def _means(self, u: Tensor) -> Tensor:
+        """The mean of draws at each joint value of the discrete latents, in the place of each draw."""
+        of_value = u.unflatten(0, (self._num_probes, self._num_values))
+        return of_value.mean(0, keepdim=True).expand_as(of_value).flatten(0, 1)
 
     def _log_guide(self, batch: Batch, probes: Proposal, place: Places, draws: range) -> tuple[Tensor]:
         """log q of some probes of some data."""
@@ -110,7 +155,7 @@ class Prober:
         return (evaluate_guide(self._pair, rows_of(batch, place), latents, self._layout, size),)
 
     def _unconstrained(self, batch: Batch) -> Unconstrained | None:
-        """Coordinates of the latents of a block; None where there are none to spread."""
+        """Coordinates of the continuous latents of a block; None where they cannot be spread."""
         guide = run_program(self._pair, self._pair.guide, batch, None, self._layout)
         if set(guide.latents) != set(self._layout.local_latents):
             return None  # draws of its own: its density at given latents is an integral
@@ -119,18 +164,35 @@ class Prober:
         latents = drawn.part(self._layout, few, slice(0, 1))[0]
         model = run_program(self._pair, self._pair.model, tuple(a[few] for a in batch), None, self._layout, latents)
         try:
-            return Unconstrained(model, self._layout)
+            return Unconstrained(model, self._spread_out)
         except PairError:
-            return None  # a discrete latent, or a support that moves
+            return None  # a discrete latent without end, or a support that moves
 
 
-def _spread(space: Unconstrained, drawn: Proposal, pilot: Proposal) -> tuple[Proposal, Tensor]:
-    """Draws spread around the mean of a pilot, and their own log-density (n, N)."""
-    points = space.points(drawn.latents[0])
-    size = space.flat(points).shape[-1]
-    centres = {name: u.mean(0) for name, u in space.points(pilot.latents[0]).items()}
-    spread = {name: centres[name] + widening(size) * (u - centres[name]) for name, u in points.items()}
-    _, log_det = space.values(points)
-    values, log_det_spread = space.values(spread)
-    log_wide = drawn.log_guide + log_det - log_det_spread - size * math.log(widening(size))
-    return drawn._replace(latents=[values]), log_wide
+def unseen_shares(
+    log_joint: Tensor, log_wide: Tensor, log_proposal: Tensor, value: np.ndarray, num_samples: np.ndarray | int
+) -> np.ndarray:
+    """What each probe says of the mass that K samples of a proposal cannot have seen, w' / p-hat or 0, (n, N).
+
+    Args:
+        log_joint: log p(x, u') of probes (n, N), in nats.
+        log_wide: Their own log-density.
+        log_proposal: Log-density of the proposal there.
+        value: Estimates of log p(x) (N,).
+        num_samples: K, one for all data or one each (N,).
+    """
+    joint, wide, proposal = (t.double().cpu().numpy() for t in (log_joint, log_wide, log_proposal))
+    with np.errstate(invalid="ignore", over="ignore"):
+        rare = joint - value - proposal > np.log(num_samples / _RARE)
+        share = np.exp(joint - value - wide)
+    return np.where(rare & np.isfinite(share), share, 0.0)
+
+
+def looked(look: Callable[[], np.ndarray], num_data: int) -> np.ndarray:
+    """What a look at probes finds, (N,); NaN where it fails: programs need no answer where the guide does not go."""
+    try:
+        return look()
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        if is_lack_of_memory(error):
+            raise
+        return np.full(num_data, np.nan)

@@ -14,11 +14,11 @@ import numpy as np
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError
 from ppl_vae.options import finite_number
-from ppl_vae.wording import is_lower_bound
 
 __all__ = ["Comparison", "Difference", "Estimate", "check_level"]
 
 
+_MOST = 0.5  # with a larger share of untrusted data a mean is a bound, which has no place among means
 _MISSED = 0.5  # guides of scale 0.1 to 0.5 leave 3 to 27 % of the data trusted, those that are lowest
 
 
@@ -119,7 +119,7 @@ class Comparison:
     @cached_property
     def bounds(self) -> tuple[str, ...]:
         """Names of those whose mean is but a lower bound, most of their data being untrusted."""
-        return tuple(name for name in self.names if is_lower_bound(self.share_untrusted(name)))
+        return tuple(name for name in self.names if self.share_untrusted(name) > _MOST)
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:

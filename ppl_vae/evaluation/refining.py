@@ -6,24 +6,25 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.path import Ends, Path
-from ppl_vae.evaluation.probing import widening
+from ppl_vae.evaluation.probing import looked, unseen_shares, widening
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
 
-__all__ = ["refine"]
+__all__ = ["Refined", "refine"]
 
 _CHUNK = 256  # samples of each datum at once
 _ROUNDS, _FIT_CHUNKS = 5, 4
 _FIT_SHARE, _HALVINGS, _NEVER = 0.1, 20, 1e4  # effective draws of a fit, steps to find them, a log-weight of zero
 _FREEDOM = 5.0  # of Student's t: tails heavier than those of most posteriors
-_GUIDE_SHARE = 0.2
+_GUIDE_CHUNK = round(0.2 * _CHUNK)  # samples of the guide among them
 _FIRST = 1  # key of the first noise after that of the fit
 
 
@@ -40,10 +41,19 @@ class Fitted(NamedTuple):
         return dist.MultivariateStudentT(_FREEDOM, self.loc, self.scale_tril)
 
 
+class Refined(NamedTuple):
+    """What samples of a fitted proposal say of a block of data."""
+
+    summary: Summary
+    """Of their weights."""
+    unseen: np.ndarray
+    """Share of p(x) where none of them can have been (N,), by 256 draws of the proposal, spread out; see `Prober`."""
+
+
 def refine(
     pair: Pair, batch: Batch, layout: Layout, first: int, num_samples: int, seed: int, device: torch.device
-) -> Summary:
-    r"""Summary of K weights of each datum under a mixture of the guide and a t fitted to its posterior.
+) -> Refined:
+    r"""Weighs K samples of each datum from a mixture of the guide and a t fitted to its posterior.
 
     Draws of the guide, spread out, give weighted moments of the posterior; a multivariate t with these moments gives
     better ones, and so on. Weights of which few would count are flattened to w^b, 0 < b < 1: each round comes as near
@@ -75,7 +85,10 @@ def refine(
     for j in range(chunks):
         with seeded(key(seed, first, _FIRST + j), device):
             stream.add(_defensive_weights(path, fitted))
-    return stream.summary()
+    summary = stream.summary()
+    with seeded(key(seed, first, _FIRST + chunks), device):
+        unseen = looked(lambda: _unseen(path, fitted, summary.value, chunks * _CHUNK), len(batch[0]))
+    return Refined(summary, unseen)
 
 
 def _fit(path: Path) -> Fitted:
@@ -123,16 +136,35 @@ def _covariance(points: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
 
 
 def _defensive_weights(path: Path, fitted: Fitted) -> Tensor:
-    """Log-weights of a chunk of samples, (k, N): the guide's share first, then draws of the t."""
+    """Log-weights of a chunk of samples, (k, N)."""
     pattern = path.draw()
-    own = path.space.flat(pattern)
-    t = fitted.distribution()
-    num_guide = round(_GUIDE_SHARE * _CHUNK)
-    points = torch.cat([own[:num_guide], t.sample((_CHUNK - num_guide,))])
-    ends = _ends(path, points, pattern)
-    share = num_guide / _CHUNK
-    mixture = torch.logaddexp(math.log(share) + ends.start, math.log1p(-share) + t.log_prob(points))
-    return torch.where(ends.joint.isnan(), -torch.inf, ends.joint - mixture)
+    joint, mixture = _densities(path, fitted, _proposed(path, fitted, pattern), pattern)
+    return torch.where(joint.isnan(), -torch.inf, joint - mixture)
+
+
+def _proposed(path: Path, fitted: Fitted, pattern: Mapping[str, Tensor]) -> Tensor:
+    """A chunk of samples (k, N, D): the guide's share first, then draws of the t."""
+    own = path.space.flat(pattern)[:_GUIDE_CHUNK]
+    return torch.cat([own, fitted.distribution().sample((_CHUNK - len(own),))])
+
+
+def _densities(path: Path, fitted: Fitted, points: Tensor, pattern: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """log p(x, u) and the log-density of the mixture, (k, N)."""
+    share, ends = _GUIDE_CHUNK / _CHUNK, _ends(path, points, pattern)
+    log_t = fitted.distribution().log_prob(points)
+    return ends.joint, torch.logaddexp(math.log(share) + ends.start, math.log1p(-share) + log_t)
+
+
+def _unseen(path: Path, fitted: Fitted, value: np.ndarray, num_samples: int) -> np.ndarray:
+    """Share of p(x) that samples of the mixture cannot have seen (N,): a chunk of them, spread around the t."""
+    pattern = path.draw()
+    drawn = _proposed(path, fitted, pattern)
+    size = drawn.shape[-1]
+    factor = widening(size)
+    probes = fitted.loc + factor * (drawn - fitted.loc)
+    log_wide = _densities(path, fitted, drawn, pattern)[1] - size * math.log(factor)
+    joint, mixture = _densities(path, fitted, probes, pattern)
+    return unseen_shares(joint, log_wide, mixture, value, num_samples).mean(0)
 
 
 def _ends(path: Path, points: Tensor, pattern: Mapping[str, Tensor]) -> Ends:

@@ -24,16 +24,17 @@ class LogLikelihood(MeanOverData):
     """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
 
     value: np.ndarray
-    """log 1/K sum_k p(x, z_k) / q(z_k given x)."""
+    """log 1/K sum_k p(x, z_k) / q(z_k given x).
+
+    Without latents, and where all are discrete with no more than K joint values: log p(x), summed, its error 0.
+    """
     stderr: np.ndarray
     """Monte Carlo standard error of `value` (delta method); see `trusted`."""
     ess: np.ndarray
     """Effective number of the K samples."""
     khat: np.ndarray
-    """Pareto k-hat of the weights: -inf for equal weights (a perfect guide), +inf where it cannot be told.
-
-    Where latents have finitely many values: -inf where the estimate agrees with the exact sum, +inf where not.
-    """
+    """Pareto k-hat of the weights: -inf for equal weights (a perfect guide) and where `value` is exact, +inf where it
+    cannot be told."""
     elbo: np.ndarray
     """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
     zero_weights: np.ndarray
@@ -43,7 +44,8 @@ class LogLikelihood(MeanOverData):
     smoothed: np.ndarray
     """Estimate of the Pareto-smoothed weights: less noise for a little bias; NaN where k-hat is above its threshold."""
     unseen: np.ndarray
-    """Share of p(x) where no sample can have been, by probes spread wider than the guide; NaN where not probed.
+    """Share of p(x) where no sample can have been, by probes spread wider than the guide; NaN where not probed, 0 where
+    `value` is exact.
 
     There a single sample would count for more than a tenth of all K. A share of 0.01 is 0.01 nats that the estimate
     is too low by, about. A mode of its own, far away, is not found.
@@ -68,7 +70,10 @@ class LogLikelihood(MeanOverData):
 
     @property
     def verdict(self) -> np.ndarray:
-        """`reliable`, `noisy` or `unreliable`, for each datum: `ppl_vae.evaluation.verdict` says by what rule."""
+        """`reliable`, `noisy` or `unreliable`, for each datum: `ppl_vae.evaluation.verdict` says by what rule.
+
+        It draws k-hat of a datum towards those of the other data: ask of all data together, not of one at a time.
+        """
         return verdict(self.khat, self.stderr, self.ess, self.unseen, self.num_drawn)
 
     @property
@@ -83,7 +88,8 @@ class LogLikelihood(MeanOverData):
     def interval(self, level: float = 0.95) -> Interval:
         """Interval of the mean of log p(x) over these data, in nats per datum.
 
-        It covers where most data are reliable; the upper end is infinite where most are unreliable.
+        It covers where all data are reliable; noisy ones may make it too narrow. One that is unreliable may be too low
+        by any amount, and the mean with it: the upper end is then infinite. `trusted` says which data to do better.
         """
         found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
         return found._replace(high=math.inf) if self.is_lower_bound else found
@@ -94,7 +100,7 @@ class LogLikelihood(MeanOverData):
 
     @property
     def is_lower_bound(self) -> bool:
-        """Whether most data are untrusted: `mean` is then rather too low, by more than its error tells."""
+        """Whether a datum is untrusted: `mean` is then rather too low, by more than its error tells."""
         return is_lower_bound(self._share_untrusted())
 
     def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
