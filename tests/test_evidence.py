@@ -135,7 +135,7 @@ def test_discrete_latents_beside_a_continuous_one_are_summed():
     assert_within(evidence(pair, x), exact, absolute=1e-8, reason=QUADRATURE)
 
 
-@pytest.mark.parametrize("scale", [0.1, 0.003])
+@pytest.mark.parametrize("scale", [0.1, 0.001])
 def test_no_mode_is_lost(scale: float):
     """x ~ N(z^2, s) has two modes, each s / (2 sqrt(x)) wide; log p(x) by scipy around one of them."""
     x = torch.tensor([0.5, 1.7, 2.3, 4.0], dtype=torch.float64)

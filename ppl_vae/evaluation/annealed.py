@@ -198,9 +198,9 @@ def _of_other(log_weight: Tensor | None, num_data: int) -> dict[str, np.ndarray]
     none = (log_weight == -torch.inf).all(0)
     stream = Stream(num_data, len(log_weight))
     stream.add(torch.where(none, 0.0, log_weight))
-    summary, none = stream.summary(), none.cpu().numpy()
+    summary = stream.summary()
     found = {"other": summary.value, "other_stderr": summary.stderr, "other_ess": summary.ess}
-    return {name: np.where(none, np.nan, value) for name, value in found.items()}
+    return {name: np.where(none.cpu().numpy(), np.nan, value) for name, value in found.items()}
 
 
 def _summary(log_weight: Tensor, first: int, start: str) -> Summary:
