@@ -253,6 +253,11 @@ def test_no_checkpoint_holds_what_is_not_finite(late: bool, tmp_path: Path):
         assert bool(torch.isfinite(tensor).all())
 
 
+def test_parameters_are_finite_when_they_are_handed_over():
+    with pytest.raises(pv.EstimateError, match=r"step 5: .*parameter '.*' is not finite"):
+        train(fresh(), binary_rows(8), optimizer=overflowing_at(4))
+
+
 def test_a_mask_that_is_infinite_by_design_is_no_fault(tmp_path: Path):
     class Masked(ModuleVAE):
         def __init__(self):
