@@ -12,7 +12,17 @@ from torch import Tensor
 from ppl_vae.errors import EstimateError
 from ppl_vae.pareto import fit_tails, khat_threshold, pareto_khat, tail_size
 
-__all__ = ["Stream", "Summary", "khat_threshold", "leave_one_out", "log_mean_exp", "pareto_khat", "tail_size"]
+__all__ = [
+    "Stream",
+    "Summary",
+    "check_possible",
+    "check_weights",
+    "khat_threshold",
+    "leave_one_out",
+    "log_mean_exp",
+    "pareto_khat",
+    "tail_size",
+]
 
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
@@ -46,6 +56,35 @@ def leave_one_out(log_weight: Tensor) -> Tensor:
     logs_after = torch.cat([log_weight.flip(0)[:-1].cumsum(0).flip(0), zero])
     geometric = (logs_before + logs_after) / (num - 1)
     return torch.logaddexp(torch.logaddexp(before, after), geometric) - math.log(num)
+
+
+def check_weights(log_weight: Tensor, first_row: int) -> None:
+    """No log-weight (K, N) is NaN or plus infinity.
+
+    Raises:
+        EstimateError: Naming the row, whose first is `first_row`.
+    """
+    bad = torch.isnan(log_weight) | (log_weight == torch.inf)
+    if bad.any():
+        k, column = (int(i) for i in bad.nonzero()[0])
+        raise EstimateError(
+            f"row {first_row + column}: expected finite log-weights, found {float(log_weight[k, column])}; "
+            "ppl_vae.check(pair, batch) and a look at the densities of that row will tell which site"
+        )
+
+
+def check_possible(log_sum: Tensor, num_samples: Tensor, first_row: int) -> None:
+    """The sum of the weights of no datum is zero: `log_sum` (N,) of `num_samples` (N,) weights.
+
+    Raises:
+        EstimateError: Naming the row, whose first is `first_row`.
+    """
+    if (empty := log_sum == -torch.inf).any():
+        column = int(empty.nonzero()[0])
+        raise EstimateError(
+            f"row {first_row + column}: all {int(num_samples[column])} weights are zero: the guide proposes only what "
+            "the model excludes"
+        )
 
 
 # Weights that differ by no more than the rounding of their own sums are equal: a perfect guide.
@@ -114,7 +153,7 @@ class Stream:
         block = log_weight.detach().to("cpu", torch.float64)
         if wanted is not None:
             block = torch.where(wanted, block, -torch.inf)
-        self._check(block)
+        check_weights(block, self.first_row)
         counted = torch.ones(block.shape[1], dtype=torch.bool) if wanted is None else wanted
         self._epsilon = max(self._epsilon, torch.finfo(log_weight.dtype).eps)
         self._count += len(block) * counted
@@ -133,12 +172,7 @@ class Stream:
             expected, found = int(self.num_samples[column]), int(self._count[column])
             raise EstimateError(f"expected {expected} draws per datum, found {found}")
         log_sum = self._log_sums[0]
-        if (empty := log_sum == -torch.inf).any():
-            column = int(empty.nonzero()[0])
-            raise EstimateError(
-                f"row {self.first_row + column}: all {int(self.num_samples[column])} weights are zero: the guide "
-                "proposes only what the model excludes"
-            )
+        check_possible(log_sum, self.num_samples, self.first_row)
         k = self.num_samples.double()
         largest = self._largest[0]
         rounding = _ROUNDING * self._epsilon * largest.abs().clamp_min(1.0)
@@ -168,12 +202,3 @@ class Stream:
         variance, centred = second - 1, third - 3 * second + 2
         skewness = centred / variance.clamp_min(_SMALLEST_VARIANCE) ** 1.5 / k.sqrt()
         return torch.where(variance > _SMALLEST_VARIANCE, skewness, 0.0)
-
-    def _check(self, block: Tensor) -> None:
-        bad = torch.isnan(block) | (block == torch.inf)
-        if bad.any():
-            k, column = (int(i) for i in bad.nonzero()[0])
-            raise EstimateError(
-                f"row {self.first_row + column}: expected finite log-weights, found {float(block[k, column])}; "
-                "ppl_vae.check(pair, batch) and a look at the densities of that row will tell which site"
-            )

@@ -24,6 +24,7 @@ from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout, run_program
+from ppl_vae.weights import check_weights
 
 __all__ = ["calibrate"]
 
@@ -120,6 +121,7 @@ def _of_block(
     draws = _quantities(drawn.particles_first(layout), log_lik, log_prior)
     if plan.corrected:
         log_weight = log_lik + log_prior - drawn.log_guide
+        check_weights(log_weight, first)
         generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
         choice = resample(log_weight, plan.num_draws, generator)
         draws = {name: pick(value, choice) for name, value in draws.items()}

@@ -40,52 +40,51 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
         counts = mask_of(as_given.sites[name]).expand(value.shape)
         if not bool(counts.any()):
             continue
-        places = _places(name, value, counts, as_given, batch)
-        i = places[0] if len(places) == 1 else _observed(name, value, counts, places, pair, batch, guide, layout)
-        new, own = value.reshape(batch[i].shape).to(batch[i].dtype), counts.reshape(batch[i].shape)
+        i = _argument(name, _Drawn(value, counts), as_given, pair, batch, layout)
+        own, new = counts.reshape(batch[i].shape), _Drawn(value, counts).into(batch[i])
+        if torch.equal(new, batch[i]):  # equal arguments cannot be told apart by that, and need not be
+            continue
         if bool((filled[i] & own).any()):
             raise PairError(
                 f"site {name!r}: expected an argument of its own, found that another site observes the same entries of "
-                f"argument {i}: data that two sites draw cannot be simulated"
+                f"argument {i}: what two sites draw cannot be one datum"
             )
         made[i], filled[i] = torch.where(own, new, made[i]), filled[i] | own
     return Simulated(tuple(made), drawn.latents)
 
 
-def _places(name: str, drawn: Tensor, counts: Tensor, as_given: Tape, batch: Batch) -> list[int]:
-    """Arguments that a site may be observed at: the one that it is given as it is, or those of the same numbers."""
-    value = as_given.sites[name]["value"]
+class _Drawn(NamedTuple):
+    """A simulated value of an observed site."""
+
+    value: Tensor
+    """The value."""
+    counts: Tensor
+    """Where no mask takes it away."""
+
+    def into(self, array: Tensor) -> Tensor:
+        """An argument with the value in it."""
+        new = self.value.reshape(array.shape).to(array.dtype)
+        return torch.where(self.counts.reshape(array.shape), new, array)
+
+    def is_at(self, observed: Tensor, array: Tensor) -> bool:
+        """Whether what a site observes, where it counts, is an argument, row by row."""
+        alike = observed.numel() == array.numel() and len(observed) == len(array)
+        return alike and bool(((observed.reshape(array.shape) == array) | ~self.counts.reshape(array.shape)).all())
+
+
+def _argument(name: str, drawn: _Drawn, as_given: Tape, pair: Pair, batch: Batch, layout: Layout) -> int:
+    """Which argument a site observes: that tensor, or the one that it follows to the simulated value."""
+    observed = as_given.sites[name]["value"]
     for i, array in enumerate(batch):
-        if value is array:
-            return [i]
-    alike = [i for i, array in enumerate(batch) if _agree(value, array, counts)]
-    if not alike:
-        raise _not_simulated(name)
-    return [*alike, -1]  # equal numbers are no proof
-
-
-def _observed(
-    name: str, drawn: Tensor, counts: Tensor, places: list[int], pair: Pair, batch: Batch, guide: Tape, layout: Layout
-) -> int:
-    """The one argument that the site follows when simulated data are put there."""
-    for i in places[:-1]:
-        new, own = drawn.reshape(batch[i].shape).to(batch[i].dtype), counts.reshape(batch[i].shape)
-        tried = torch.where(own, new, batch[i])
-        with_new = [*batch[:i], tried, *batch[i + 1 :]]
-        tape = run_program(pair, pair.model, with_new, None, layout, guide.latents)
-        if _agree(tape.sites[name]["value"], tried, counts):
+        if observed is array:
             return i
-    raise _not_simulated(name)
-
-
-def _agree(value: Tensor, array: Tensor, counts: Tensor) -> bool:
-    """Whether a site is observed at the numbers of an argument, row by row, where it counts."""
-    alike = value.numel() == array.numel() and len(value) == len(array)
-    return alike and bool(((value.reshape(array.shape) == array) | ~counts.reshape(array.shape)).all())
-
-
-def _not_simulated(name: str) -> PairError:
-    return PairError(
+    for i, array in enumerate(batch):
+        if drawn.is_at(observed, array):  # equal numbers alone are no proof
+            new = drawn.into(array)
+            tape = run_program(pair, pair.model, [*batch[:i], new, *batch[i + 1 :]], None, layout, as_given.replay)
+            if drawn.is_at(tape.sites[name]["value"], new):
+                return i
+    raise PairError(
         f"site {name!r}: expected to be observed at one of the arguments of the model, row by row, found other values: "
         "data cannot be simulated; pass what is observed as an argument"
     )
