@@ -16,10 +16,10 @@ __all__ = [
     "Stream",
     "Summary",
     "check_possible",
-    "check_weights",
     "khat_threshold",
     "leave_one_out",
     "log_mean_exp",
+    "not_a_weight",
     "pareto_khat",
     "tail_size",
 ]
@@ -58,19 +58,9 @@ def leave_one_out(log_weight: Tensor) -> Tensor:
     return torch.logaddexp(torch.logaddexp(before, after), geometric) - math.log(num)
 
 
-def check_weights(log_weight: Tensor, first_row: int) -> None:
-    """No log-weight (K, N) is NaN or plus infinity.
-
-    Raises:
-        EstimateError: Naming the row, whose first is `first_row`.
-    """
-    bad = torch.isnan(log_weight) | (log_weight == torch.inf)
-    if bad.any():
-        k, column = (int(i) for i in bad.nonzero()[0])
-        raise EstimateError(
-            f"row {first_row + column}: expected finite log-weights, found {float(log_weight[k, column])}; "
-            "ppl_vae.check(pair, batch) and a look at the densities of that row will tell which site"
-        )
+def not_a_weight(log_weight: Tensor) -> Tensor:
+    """Where log-weights are NaN or plus infinity."""
+    return torch.isnan(log_weight) | (log_weight == torch.inf)
 
 
 def check_possible(log_sum: Tensor, num_samples: Tensor, first_row: int) -> None:
@@ -153,7 +143,7 @@ class Stream:
         block = log_weight.detach().to("cpu", torch.float64)
         if wanted is not None:
             block = torch.where(wanted, block, -torch.inf)
-        check_weights(block, self.first_row)
+        self._check(block)
         counted = torch.ones(block.shape[1], dtype=torch.bool) if wanted is None else wanted
         self._epsilon = max(self._epsilon, torch.finfo(log_weight.dtype).eps)
         self._count += len(block) * counted
@@ -202,3 +192,11 @@ class Stream:
         variance, centred = second - 1, third - 3 * second + 2
         skewness = centred / variance.clamp_min(_SMALLEST_VARIANCE) ** 1.5 / k.sqrt()
         return torch.where(variance > _SMALLEST_VARIANCE, skewness, 0.0)
+
+    def _check(self, block: Tensor) -> None:
+        if (bad := not_a_weight(block)).any():
+            k, column = (int(i) for i in bad.nonzero()[0])
+            raise EstimateError(
+                f"row {self.first_row + column}: expected finite log-weights, found {float(block[k, column])}; "
+                "ppl_vae.check(pair, batch) and a look at the densities of that row will tell which site"
+            )

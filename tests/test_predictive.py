@@ -135,9 +135,15 @@ def test_weights_that_are_none_are_refused(corrected: bool):
     """A density that is NaN beyond z = 2: no draw of such a datum is one of its posterior, in any estimate."""
     pair = with_likelihood(lambda z: torch.where(z > 2, torch.nan, z))
     x = torch.zeros(300)
-    with pytest.raises(pv.EstimateError, match=r"row \d+: expected finite log-weights, found nan"):
+    with pytest.raises(
+        pv.EstimateError,
+        match=r"row \d+: expected finite log-weights, found nan at draw \d+: the density of site 'x' of the model",
+    ):
         pv.posterior_predictive(pair, x, corrected=corrected, progress=False)
-    with pytest.raises(pv.EstimateError, match=r"row \d+: expected finite log-weights, found nan"):
+    with pytest.raises(
+        pv.EstimateError,
+        match=r"row \d+: expected finite log-weights, found nan at draw \d+: the density of site 'x' of the model",
+    ):
         pv.k_curve(pair, x, 256, progress=False)
 
 

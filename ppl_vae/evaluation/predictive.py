@@ -14,7 +14,7 @@ from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError, located
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, resample
-from ppl_vae.evaluation.proposal import Proposal, propose
+from ppl_vae.evaluation.proposal import Proposal, check_weights, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import whole_number
@@ -23,7 +23,7 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import outer_plates
-from ppl_vae.weights import check_possible, check_weights
+from ppl_vae.weights import check_possible
 
 __all__ = ["PosteriorPredictive", "posterior_predictive"]
 
@@ -126,7 +126,7 @@ def _of_block(
         proposal = propose(pair, batch, plan.num_proposed, layout)
     log_lik, log_prior = score(batch, proposal, plan.num_proposed)
     log_weight = log_lik + log_prior - proposal.log_guide
-    check_weights(log_weight, first)
+    check_weights(pair, batch, proposal, log_weight, layout, first)
     choice = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0]))
     if plan.corrected:
         generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))

@@ -13,12 +13,13 @@ from torch import Tensor
 from ppl_vae.errors import located
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.evaluation.precision import samples_needed
-from ppl_vae.evaluation.proposal import Proposal
+from ppl_vae.evaluation.proposal import Proposal, check_weights
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.scoring import Scorer
+from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
-from ppl_vae.weights import Stream, Summary, check_possible, check_weights
+from ppl_vae.weights import Stream, Summary, check_possible
 
 __all__ = ["Block", "Plan", "Weighed", "Weigher", "all_weights", "weigh"]
 
@@ -56,6 +57,8 @@ class Weighed(NamedTuple):
 class Weigher(NamedTuple):
     """Draws samples of the guide and weighs them, unit by unit."""
 
+    pair: Pair
+    """The pair, in evaluation mode."""
     layout: Layout
     """Layout of the pair."""
     draw: Proposer
@@ -74,7 +77,9 @@ class Weigher(NamedTuple):
             with seeded(key(seed, first, j), self.device):
                 proposal = self.draw(batch, count)
             log_lik, log_prior = self.score(batch, proposal, count, wanted)
-        return Weighed(log_lik + log_prior - proposal.log_guide, log_lik, proposal, key(seed, first, j, 1))
+            log_weight = log_lik + log_prior - proposal.log_guide
+            check_weights(self.pair, batch, proposal, log_weight, self.layout, first)
+        return Weighed(log_weight, log_lik, proposal, key(seed, first, j, 1))
 
 
 class Block(NamedTuple):
@@ -119,7 +124,6 @@ def all_weights(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Tenso
     """
     units = _units(plan, plan.num_samples)
     found = torch.cat([weigher.unit(batch, first, j, count, plan.seed).log_weight for j, _, count in units])
-    check_weights(found, first)
     check_possible(found.logsumexp(0), torch.tensor(plan.num_samples).expand(found.shape[1]), first)
     return found
 
