@@ -40,16 +40,17 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
         counts = mask_of(as_given.sites[name]).expand(value.shape)
         if not bool(counts.any()):
             continue
-        i = _argument(name, _Drawn(value, counts), as_given, pair, batch, layout)
-        own, new = counts.reshape(batch[i].shape), _Drawn(value, counts).into(batch[i])
-        if torch.equal(new, batch[i]):  # equal arguments cannot be told apart by that, and need not be
+        sampled = _Drawn(value, counts)
+        i = _argument(name, sampled, as_given, pair, batch, layout)
+        if torch.equal(sampled.into(batch[i]), batch[i]):  # equal arguments cannot be told apart by it, and need not be
             continue
+        own = counts.reshape(batch[i].shape)
         if bool((filled[i] & own).any()):
             raise PairError(
                 f"site {name!r}: expected an argument of its own, found that another site observes the same entries of "
                 f"argument {i}: what two sites draw cannot be one datum"
             )
-        made[i], filled[i] = torch.where(own, new, made[i]), filled[i] | own
+        made[i], filled[i] = sampled.into(made[i]), filled[i] | own
     return Simulated(tuple(made), drawn.latents)
 
 

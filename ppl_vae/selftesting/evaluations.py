@@ -33,14 +33,21 @@ def bound_taken_apart(setting: Setting) -> Iterator[Row]:
     """The posterior widened by s leaves KL(q, posterior), all of it for want of amortisation; the rate is a KL."""
     pair = LinearGaussian(_DIM, _LATENT, _WIDE)
     x, device = pair.draw(32, setting.seed), setting.device
-    options = {"device": device, "progress": False}
     found = gap_decomposition(
-        pair, x, 1000, setting.seed, search=LocalSearch(100, 1), richer=False, compile=False, **options
+        pair,
+        x,
+        1000,
+        setting.seed,
+        search=LocalSearch(100, 1),
+        richer=False,
+        compile=False,
+        device=device,
+        progress=False,
     )
     whole, left = found.mean("gap"), found.mean("approximation")
     yield estimated("gap decomposition: log p(x) - ELBO, a KL", whole.value, _KL, whole.stderr)
     yield between("its approximation gap, which a full covariance closes", left.value, 0.0, 0.002, left.stderr)
-    entries = ledger(pair, x, 200, setting.seed, num_aggregate=0, **options)
+    entries = ledger(pair, x, 200, setting.seed, num_aggregate=0, device=device, progress=False)
     exact = float(pair.exact(x).mean()) - _KL
     yield estimated("ledger: ELBO, log p(x) - KL", entries.elbo.mean, exact, entries.elbo.mean_stderr)
     loc, covariance = pair.posterior(x)
@@ -59,8 +66,10 @@ def calibration(setting: Setting) -> Iterator[Row]:
     )
     share, every = found.ranks["log p(x, z)"][:, 0] / num_draws, np.arange(num_draws + 1) / num_draws
     for what, moment in (("mean", 1), ("mean square", 2)):
-        exact, error = np.mean(every**moment), np.std(every**moment) / math.sqrt(len(share))
-        yield estimated(f"calibrate: {what} of the ranks of an exact guide", np.mean(share**moment), exact, error)
+        exact, error = float(np.mean(every**moment)), float(np.std(every**moment)) / math.sqrt(len(share))
+        yield estimated(
+            f"calibrate: {what} of the ranks of an exact guide", float(np.mean(share**moment)), exact, error
+        )
 
 
 def escalation(setting: Setting) -> Iterator[Row]:
@@ -112,7 +121,7 @@ def comparison(setting: Setting) -> Iterator[Row]:
     """The model that made the data against one whose mean is off: guides as wide and the same noise leave no other."""
     right, wrong = LinearGaussian(_DIM, _LATENT, _WIDE), LinearGaussian(_DIM, _LATENT, _WIDE)
     with torch.no_grad():
-        wrong.bias += 0.3
+        wrong.bias.add_(0.3)
     x = right.draw(300, setting.seed)
     found = compare(
         {"right": right, "wrong": wrong}, x, 200, setting.seed, device=setting.device, compile=False, progress=False
