@@ -57,7 +57,8 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
 
     Raises:
         PairError: A latent is discrete, or a datum has more than two numbers of them.
-        EstimateError: The grids differ by more than 1e-4 nats: the density is too rough, or too narrow to be found.
+        EstimateError: A density is NaN; or the grids differ by more than 1e-4 nats: it is too rough, or too narrow to
+            be found.
 
     Reference:
         Trefethen and Weideman (2014), The Exponentially Convergent Trapezoidal Rule.
@@ -74,6 +75,11 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     def log_joint(points: Tensor) -> Tensor:
         parts = [_padded(part) for part in points.split(_CHUNK)]
         found = torch.cat([path.ends(path.space.from_flat(part, pattern)).joint for part in parts])
+        if bool((wrong := found[: len(points)].isnan()).any()):
+            row = int(wrong.any(0).nonzero()[0])
+            raise EstimateError(
+                f"row {first_row + row}: expected a density at every value of the latents, found NaN at some of them"
+            )
         return found[: len(points)].double()
 
     box = _Box(drawn.mean(0) - _WIDTH * drawn.std(0), drawn.mean(0) + _WIDTH * drawn.std(0))
