@@ -102,6 +102,20 @@ def test_escalation_is_not_sure_of_one_mode_of_two():
     assert str(found).startswith("log p(x) ≥ ")
 
 
+def test_methods_that_only_do_worse_change_nothing(monkeypatch):
+    """All data miss much: more samples of the same guide are not drawn, and lower bounds that are lower do not stay."""
+    ppca = small_ppca()
+    pair, x = scaled_guide(ppca, 0.3), ppca.sample(3, seed=1)
+    ll = estimate(pair, x, 200, num_draws=0)
+    assert (ll.verdict == "unreliable").all()
+    worse = of_three(ll.value - 5.0, [0.1] * 3, ["noisy"] * 3)
+    for method in ("_refined", "_annealed"):
+        monkeypatch.setattr(escalation, method, lambda *_: worse)
+    found = pv.escalate(ll, pair, x, progress=False)
+    np.testing.assert_array_equal(found.value, ll.value)
+    assert set(found.method) == {"guide"}
+
+
 def test_escalation_leaves_nothing_worse():
     """In 30 dimensions, four short chains are worse than the guide, and few heavy weights too high by chance."""
     d, x = 30, torch.randn(8, generator=torch.Generator().manual_seed(1))

@@ -250,7 +250,7 @@ def test_all_that_score_draws_shrink(armed, name):
 
 @pytest.mark.usefixtures("float64")
 def test_the_sum_over_latents_shrinks(armed):
-    """Three values of 40 data: their sum, which says whether to trust the samples."""
+    """Three values of 40 data: their sum is the estimate."""
     x, pair = binary_rows(40), DiscreteVAE()
     whole = estimate(pair, x, 30)
     short = armed(short_of(pair.decoder, more_than(60)))
