@@ -99,4 +99,6 @@ def test_a_posterior_narrow_in_single_precision_is_refined():
     layout = pv.check(pair, x).layout
     with torch.no_grad():
         found = refine(as_pair(pair), (x,), layout, 0, 512, 0, torch.device("cpu"))
-    assert_within(found.summary.value, stats.norm.logpdf(x, 0, math.sqrt(2)), absolute=1.0, reason="estimates of a ridge")
+    assert_within(
+        found.summary.value, stats.norm.logpdf(x, 0, math.sqrt(2)), absolute=1.0, reason="estimates of a ridge"
+    )
