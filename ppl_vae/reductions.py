@@ -33,7 +33,9 @@ def is_local(site: Site) -> bool:
 
 
 def site_log_prob(site: Site) -> Tensor:
-    """The log-density of a site at its value, as its distribution gives it."""
+    """The log-density of a site at its value, as its distribution gives it, or as a run kept it."""
+    if "unscaled_log_prob" in site:
+        return site["unscaled_log_prob"]
     return site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
 
 

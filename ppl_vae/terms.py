@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +11,10 @@ import torch
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
+from ppl_vae.along import run_along
 from ppl_vae.errors import PairError
 from ppl_vae.kl import analytic_kl
-from ppl_vae.pair import Pair, kept_buffers
+from ppl_vae.pair import Pair
 from ppl_vae.reductions import (
     bounded_log_prob,
     draw_log_prob,
@@ -236,8 +235,8 @@ def run(
         layout: The layout that `ppl_vae.check` found.
         enumerate_discrete: Let the particles go through every joint value of the discrete local latents (each K times),
             weighted by q, instead of drawing them.
-        path_only: Evaluate log q(z given x) with the guide's parameters detached, so that its gradient reaches them
-            only through the draws z (Roeder et al. 2017).
+        path_only: Evaluate log q(z given x) as a function of the draws z alone, so that its gradient reaches the
+            guide's parameters only through them (Roeder et al. 2017), wherever its distributions keep these.
         detach_draws: Cut the pathwise gradient at every draw, for the score-function estimator.
     """
     enumerated = layout.cardinalities if enumerate_discrete else {}
@@ -251,9 +250,8 @@ def run(
         values = guide.replay
         if path_only:
             values = {name: v.view_as(v) if v.requires_grad else v for name, v in values.items()}
-            restore_state(noise)  # dropout and the like must be what the draws saw
-            with _constant_parameters(pair):
-                guide = run_program(pair, pair.guide, batch, size, layout, values, redraw=True)
+            restore_state(noise)
+            guide = run_along(pair, batch, size, layout, values)
         runs.append((guide, run_program(pair, pair.model, batch, size, layout, values)))
     return Terms(runs, batch, layout, enumerated=enumerated)
 
@@ -263,18 +261,3 @@ def outer_plates(num_particles: int, layout: Layout) -> list[int | None]:
     if num_particles == 1:
         return [None]
     return [num_particles] if layout.vectorized else [None] * num_particles
-
-
-@contextmanager
-def _constant_parameters(pair: Pair) -> Iterator[None]:
-    """Context in which no parameter takes part in gradients, wherever the programs keep it, and no buffer moves."""
-    trained = [p for p in pair.parameters() if p.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        with kept_buffers(pair), warnings.catch_warnings():  # pyro.module remarks on parameters without a gradient
-            warnings.simplefilter("ignore", UserWarning)
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -12,7 +12,17 @@ from torch import Tensor
 from ppl_vae.errors import EstimateError
 from ppl_vae.pareto import fit_tails, khat_threshold, pareto_khat, tail_size
 
-__all__ = ["Stream", "Summary", "khat_threshold", "leave_one_out", "log_mean_exp", "pareto_khat", "tail_size"]
+__all__ = [
+    "Stream",
+    "Summary",
+    "check_possible",
+    "khat_threshold",
+    "leave_one_out",
+    "log_mean_exp",
+    "not_a_weight",
+    "pareto_khat",
+    "tail_size",
+]
 
 
 def log_mean_exp(log_weight: Tensor, dim: int = 0) -> Tensor:
@@ -46,6 +56,25 @@ def leave_one_out(log_weight: Tensor) -> Tensor:
     logs_after = torch.cat([log_weight.flip(0)[:-1].cumsum(0).flip(0), zero])
     geometric = (logs_before + logs_after) / (num - 1)
     return torch.logaddexp(torch.logaddexp(before, after), geometric) - math.log(num)
+
+
+def not_a_weight(log_weight: Tensor) -> Tensor:
+    """Where log-weights are NaN or plus infinity."""
+    return torch.isnan(log_weight) | (log_weight == torch.inf)
+
+
+def check_possible(log_sum: Tensor, num_samples: Tensor, first_row: int) -> None:
+    """The sum of the weights of no datum is zero: `log_sum` (N,) of `num_samples` (N,) weights.
+
+    Raises:
+        EstimateError: Naming the row, whose first is `first_row`.
+    """
+    if (empty := log_sum == -torch.inf).any():
+        column = int(empty.nonzero()[0])
+        raise EstimateError(
+            f"row {first_row + column}: all {int(num_samples[column])} weights are zero: the guide proposes only what "
+            "the model excludes"
+        )
 
 
 # Weights that differ by no more than the rounding of their own sums are equal: a perfect guide.
@@ -133,12 +162,7 @@ class Stream:
             expected, found = int(self.num_samples[column]), int(self._count[column])
             raise EstimateError(f"expected {expected} draws per datum, found {found}")
         log_sum = self._log_sums[0]
-        if (empty := log_sum == -torch.inf).any():
-            column = int(empty.nonzero()[0])
-            raise EstimateError(
-                f"row {self.first_row + column}: all {int(self.num_samples[column])} weights are zero: the guide "
-                "proposes only what the model excludes"
-            )
+        check_possible(log_sum, self.num_samples, self.first_row)
         k = self.num_samples.double()
         largest = self._largest[0]
         rounding = _ROUNDING * self._epsilon * largest.abs().clamp_min(1.0)
@@ -170,8 +194,7 @@ class Stream:
         return torch.where(variance > _SMALLEST_VARIANCE, skewness, 0.0)
 
     def _check(self, block: Tensor) -> None:
-        bad = torch.isnan(block) | (block == torch.inf)
-        if bad.any():
+        if (bad := not_a_weight(block)).any():
             k, column = (int(i) for i in bad.nonzero()[0])
             raise EstimateError(
                 f"row {self.first_row + column}: expected finite log-weights, found {float(block[k, column])}; "

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 import ppl_vae as pv
@@ -142,3 +144,22 @@ def binary_rows(n: int = 6, seed: int = 0) -> Tensor:
     """Binary data (n, WIDTH) in the default dtype."""
     generator = torch.Generator().manual_seed(seed)
     return torch.bernoulli(torch.full((n, WIDTH), 0.4), generator=generator)
+
+
+def mixture_and_normal(x):
+    """c in {0, 1, 2}, z ~ N(mu_c, 1), x ~ N(z, 1/2): log p(x) is that of a mixture of normals."""
+    means, weights = torch.tensor([[-1.0, 2.0, 0.5], [0.3, 0.5, 0.2]], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(weights))
+            z = pyro.sample("z", dist.Normal(means[c], 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(len(x), 3).double() / 3))
+            pyro.sample("z", dist.Normal(0.8 * x + 0.2 * means[c], 0.5))
+
+    exact = np.log((weights.numpy() * stats.norm.pdf(x.numpy()[:, None], means.numpy(), np.sqrt(1.25))).sum(1))
+    return pv.Pair(model, guide), exact

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, binary_rows, scaled_guide, small_ppca
+from pairs import DiscreteVAE, binary_rows, mixture_and_normal, scaled_guide, small_ppca
 from scipy import integrate, stats
 from statistical import assert_close, assert_estimates, assert_mean
 
@@ -167,7 +167,9 @@ def test_constrained_latents_against_quadrature():
         return integrate.dblquad(joint, 0, 1, 0, 25, epsabs=1e-9)[0]
 
     exact = np.log([evidence(float(v)) for v in x])
-    found = pv.annealed_importance_sampling(positive(), x, pv.Annealing(200, 30, start="guide"), progress=False)
+    found = pv.annealed_importance_sampling(
+        positive(), x, pv.Annealing(200, 30, start="guide"), compare_starts=False, progress=False
+    )
     assert_estimates(found.value, found.stderr, exact, effect=0.5, degrees=199)
 
 
@@ -190,30 +192,218 @@ def test_noise_belongs_to_the_seed_and_the_pair_is_left_alone():
     pair, x = as_pair(scaled_guide(ppca, 1.3)), ppca.sample(4)
     before = torch.get_rng_state()
     first, again, other = (
-        pv.annealed_importance_sampling(pair, x, pv.Annealing(2, 3), seed, progress=False).value for seed in (0, 0, 1)
+        pv.annealed_importance_sampling(pair, x, pv.Annealing(2, 3), seed, compare_starts=False, progress=False).value
+        for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_estimate_of_few_chains_is_not_trusted():
-    how = pv.Annealing(num_chains=8)
-    ess = np.array([1.0, 1.99, 2.0, 8.0])
-    found = pv.AnnealedLogLikelihood(np.zeros(4), np.ones(4), ess, np.ones(4), how, 0.0)
-    assert found.trusted.tolist() == [False, False, True, True]
-    assert "of 2 of 4 data fewer than a quarter of the chains count" in str(found)
-    assert how.in_words() in str(found)
-    alone = pv.AnnealedLogLikelihood(*np.ones((4, 1)), pv.Annealing(num_chains=1), 0.0)
+# Discrete latents beside continuous ones
+
+
+@pytest.mark.parametrize("chains", [1, 3])
+def test_ends_are_sums_over_discrete_latents(chains: int):
+    x = torch.tensor([-1.0, 0.3, 4.0], dtype=torch.float64)
+    pair, _ = mixture_and_normal(x)
+    path = path_of(pair, x, chains, "guide")
+    with seeded(0):
+        z = path.draw()["z"]
+    ends = path.ends({"z": z})
+    means, weights = torch.tensor([[-1.0, 2.0, 0.5], [0.3, 0.5, 0.2]], dtype=torch.float64)
+    prior = dist.Normal(means, 1.0).log_prob(z[..., None]) + weights.log()
+    guide = dist.Normal(0.8 * x[:, None] + 0.2 * means, 0.5).log_prob(z[..., None]) - np.log(3)
+    joint = prior.logsumexp(-1) + dist.Normal(z, 0.5).log_prob(x)
+    assert_close(ends.start, guide.logsumexp(-1).reshape(chains, 3))
+    assert_close(ends.joint, joint.reshape(chains, 3))
+
+
+def test_chains_beside_discrete_latents_find_the_evidence():
+    x = torch.tensor([-1.0, 0.3, 4.0], dtype=torch.float64)
+    pair, exact = mixture_and_normal(x)
+    found = pv.annealed_importance_sampling(pair, x, pv.Annealing(300, 12, 3), compare_starts=False, progress=False)
+    assert_estimates(found.value, found.stderr, exact, effect=0.5, degrees=299)
+    both = pv.bidirectional_monte_carlo(pair, x.repeat(10), pv.Annealing(8, 20, 4), progress=False)
+    exact = mixture_and_normal(torch.as_tensor(both.x[0]))[1]
+    assert_mean(both.lower - exact, 0.0, effect=0.5)
+    assert_mean(both.upper - exact, 0.0, effect=0.5)
+
+
+def test_a_masked_discrete_latent_is_not_summed():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(torch.ones(2) / 2).mask(x > 0))
+            z = pyro.sample("z", dist.Normal(c * 1.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Categorical(torch.ones(len(x), 2) / 2).mask(x > 0))
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    with pytest.raises(pv.PairError, match=r"site 'c': .*without a mask.*use log_likelihood"):
+        pv.annealed_importance_sampling(pv.Pair(model, guide), torch.tensor([-1.0, 1.0]), progress=False)
+
+
+# How far they can be trusted
+
+
+def test_starts_that_agree_are_trusted_and_their_intervals_cover(seed: int):
+    ppca = small_ppca()
+    x = ppca.sample(64)
+    found = pv.annealed_importance_sampling(scaled_guide(ppca, 1.3), x, pv.Annealing(16, 30, 4), seed, progress=False)
+    low, high = found.intervals()
+    exact = ppca.log_prob(x).numpy()
+    covered = ((low <= exact) & (exact <= high))[found.trusted]
+    assert found.trusted.sum() > 30
+    assert covered.mean() > 0.95 - 5.91 * np.sqrt(0.95 * 0.05 / len(covered))
+    assert np.isinf(high[~found.trusted]).all()
+    assert np.allclose((high - low)[found.trusted] / found.stderr[found.trusted], 2 * stats.t.ppf(0.975, 15))
+
+
+def test_chains_that_all_miss_a_mode_are_not_trusted():
+    """The prior is the posterior and has two modes; the guide is one of them: all weights are alike, log 2 too low."""
+    modes = torch.tensor([-6.0, 6.0], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(modes, 1.0))
+            z = pyro.sample("z", mixture)
+            pyro.sample("x", dist.Normal(z * 0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full_like(x, 6.0), 1.0))
+
+    x = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    found = pv.annealed_importance_sampling(pv.Pair(model, guide), x, pv.Annealing(8, 5, 2), progress=False)
+    exact = dist.Normal(0.0, 1.0).log_prob(x).numpy()
+    assert_close(found.value, exact - np.log(2))
+    assert_close(found.other, exact)
+    assert found.ess.min() > 7.9
+    assert not found.trusted.any()
+    assert "3 of 3 data are untrusted, chains from guide and prior differing" in str(found)
+
+
+def test_chains_that_lag_behind_are_not_trusted():
+    """Thirty numbers, a guide half as wide: of eight chains more than two count often, two nats too low."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(30), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1) * 0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 30), 0.5).to_event(1))
+
+    x = torch.linspace(-2, 2, 40, dtype=torch.float64)
+    found = pv.annealed_importance_sampling(pv.Pair(model, guide), x, pv.Annealing(8, 10, 2), progress=False)
+    error = found.value - dist.Normal(0.0, 1.0).log_prob(x).numpy()
+    many = found.ess >= 2
+    assert many.sum() > 5
+    assert error[many].mean() < -1.5
+    assert not found.trusted.any()
+
+
+def test_few_chains_are_not_trusted():
+    how = pv.Annealing(num_chains=16)
+
+    def judged(ess, other, stderr=0.1, how=how):
+        one = np.ones(1)
+        return pv.AnnealedLogLikelihood(
+            0 * one, stderr * one, ess * one, one, other * one, stderr * one, 16 * one, how, 0
+        )
+
+    assert judged(8.0, 0.0).trusted.all()
+    assert not judged(7.9, 0.0).trusted.any()
+    assert not judged(8.0, 0.3).trusted.any()  # t times its error of 0.14 is 0.29
+    assert judged(8.0, 0.3, 0.2).trusted.all()
+    assert not judged(8.0, 0.4, 0.2).trusted.any()  # never further than a third of a nat
+    assert not judged(3.0, 0.0, how=pv.Annealing(num_chains=4)).trusted.any()
+    assert not judged(1.0, 0.0, how=pv.Annealing(num_chains=1)).trusted.any()
+    assert how.in_words() in str(judged(1.0, 0.0))
+
+
+def test_without_another_start_nothing_is_trusted():
+    ppca = small_ppca()
+    how, x = pv.Annealing(8, 3, 2), ppca.sample(3)
+    both = pv.annealed_importance_sampling(ppca, x, how, progress=False)
+    alone = pv.annealed_importance_sampling(ppca, x, how, compare_starts=False, progress=False)
+    assert_close(both.value, alone.value)
+    assert np.isnan(alone.other).all()
     assert not alone.trusted.any()
+    assert "no chains from another start to hold theirs against" in str(alone)
 
 
 # What cannot be annealed
 
 
 def test_discrete_latents_are_refused_by_name():
-    with pytest.raises(pv.PairError, match=r"site 'z': expected a continuous latent.*log_evidence"):
+    with pytest.raises(pv.PairError, match=r"site 'z': .*latents all have finitely many values: use log_evidence"):
         pv.annealed_importance_sampling(DiscreteVAE(), binary_rows(3), progress=False)
+
+
+def test_discrete_latents_of_infinitely_many_values_are_refused_by_name():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Poisson(torch.tensor(2.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Poisson(torch.full((len(x),), 2.5)))
+
+    for estimate in (pv.annealed_importance_sampling, pv.bidirectional_monte_carlo):
+        with pytest.raises(pv.PairError, match=r"site 'z': expected a continuous latent.*use log_likelihood"):
+            estimate(pv.Pair(model, guide), torch.ones(3), progress=False)
+
+
+def exponential_and_normal(x):
+    """z ~ Exponential(1), x ~ N(z, 1), and a normal guide, which leaves the half line."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(x.new_ones(len(x))))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    return pv.Pair(model, guide), stats.exponnorm.logpdf(x, 1.0)
+
+
+def test_a_guide_that_leaves_the_support_is_refused_before_any_chain(monkeypatch: pytest.MonkeyPatch):
+    x = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    pair, exact = exponential_and_normal(x)
+    found = pv.annealed_importance_sampling(pair, x, pv.Annealing(200, 15, 3, start="prior"), progress=False)
+    assert_estimates(found.value, found.stderr, exact, effect=0.5, degrees=199)
+    assert np.isnan(found.other).all()  # the guide is no start
+    assert not found.trusted.any()
+    monkeypatch.setattr("ppl_vae.evaluation.annealed.tune", None)
+    for estimate in (pv.annealed_importance_sampling, pv.bidirectional_monte_carlo):
+        with pytest.raises(
+            pv.PairError, match=r"site 'z': expected a guide that stays in.*start='prior' does not need"
+        ):
+            estimate(pair, x, progress=False)
+
+
+def test_chains_that_all_start_where_the_datum_is_impossible():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Exponential(x.new_ones(len(x))))
+            pyro.sample("x", dist.Uniform(x.new_zeros(len(x)), top), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("top", dist.Exponential(x.new_ones(len(x)) / 50))
+
+    with pytest.raises(pv.EstimateError, match=r"row 0: all 2 chains have weight zero: each started from the prior"):
+        pv.annealed_importance_sampling(
+            pv.Pair(model, guide), torch.full((2,), 50.0), pv.Annealing(2, 2, 1, start="prior"), progress=False
+        )
 
 
 def test_a_support_that_depends_on_latents_is_refused_by_name():

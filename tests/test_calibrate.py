@@ -77,6 +77,56 @@ def test_an_exact_guide_of_layers_passes(seed):
     assert_calibrated(run(pair, torch.zeros(1, 1), seed=seed))
 
 
+def two_observed(form) -> pv.Pair:
+    """z ~ N(0, 1), x ~ N(z, 1), y ~ N(z, 2), with the posterior as guide; `form` is what the sites are given."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("y", dist.Normal(z, 2.0), obs=form(y))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=form(x))
+
+    def guide(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x + y / 4) / 2.25, 1 / 1.5))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize(
+    "form", [lambda v: v, lambda v: v.reshape(-1), lambda v: v + 0.0], ids=["as it is", "view", "new"]
+)
+def test_equal_placeholders_are_told_apart(form, seed):
+    """Both arguments zeros: each site draws its own."""
+    assert_calibrated(run(two_observed(form), (torch.zeros(4), torch.zeros(4)), seed=seed))
+
+
+def simulated(pair, batch):
+    with seeded(0), torch.no_grad():
+        return simulate(as_pair(pair), batch, check(pair, batch).layout).batch
+
+
+def test_what_no_argument_moves_is_not_simulated():
+    """Zeros that the model makes itself equal an argument, and are none; two sites draw no one datum."""
+
+    def factor(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("zero", dist.Normal(z, 1.0), obs=torch.zeros(len(x)))
+
+    def twice(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("again", dist.Normal(z, 2.0), obs=x)
+
+    guide = two_observed(lambda v: v).guide
+    for model, message in ((factor, "'zero'.*found other values"), (twice, "'again'.*another site observes")):
+        with pytest.raises(pv.PairError, match=message):
+            simulated(pv.Pair(model, guide), (torch.ones(4), torch.zeros(4)))
+
+
 def test_labels_are_used_as_they_are(seed):
     torch.manual_seed(0)
     pair = ByClass().conditional()

@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
+from pairs import DiscreteVAE, ModuleVAE, binary_rows, mixture_and_normal, scaled_guide, small_ppca
 from scipy import integrate, stats
 from statistical import assert_close, assert_mean, assert_within
 from training import fresh
@@ -112,34 +112,125 @@ def test_too_many_latents_are_refused():
         evidence(ppca, ppca.sample(2))
 
 
-def test_latents_of_both_kinds_are_refused_by_name():
+def of_normals(make, x_scale=1.0, prior=None):
+    """z from a prior, N(0, 1) unless given, x ~ N(make(z), x_scale); the guide is asked for nothing but its site."""
+
     def model(x):
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(torch.ones(2) / 2))
-            z = pyro.sample("z", dist.Normal(c.float(), 1.0))
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0) if prior is None else prior)
+            pyro.sample("x", dist.Normal(make(z), x_scale), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+
+    return pv.Pair(model, guide)
+
+
+QUADRATURE = "1e-4 is promised, a smooth density gives far more"
+
+
+def test_discrete_latents_beside_a_continuous_one_are_summed():
+    x = torch.tensor([-1.0, 0.3, 4.0], dtype=torch.float64)
+    pair, exact = mixture_and_normal(x)
+    assert_within(evidence(pair, x), exact, absolute=1e-8, reason=QUADRATURE)
+
+
+@pytest.mark.parametrize("scale", [0.1, 0.001])
+def test_no_mode_is_lost(scale: float):
+    """x ~ N(z^2, s) has two modes, each s / (2 sqrt(x)) wide; log p(x) by scipy around one of them."""
+    x = torch.tensor([0.5, 1.7, 2.3, 4.0], dtype=torch.float64)
+
+    def by_scipy(value):
+        root = np.sqrt(value)
+        width = 12 * scale / (2 * root)
+        joint = lambda z: stats.norm.pdf(z) * stats.norm.pdf(value, z * z, scale)  # noqa: E731
+        return np.log(2 * integrate.quad(joint, max(root - width, 0), root + width, epsabs=0, epsrel=1e-10)[0])
+
+    exact = np.array([by_scipy(float(v)) for v in x])
+    assert_within(evidence(of_normals(torch.square, scale), x), exact, absolute=1e-8, reason=QUADRATURE)
+
+
+def test_no_mode_of_two_numbers_is_lost():
+    """Four modes: the square of what one number gives."""
+    x = torch.tensor([0.7, 2.0], dtype=torch.float64)
+    alone = evidence(of_normals(torch.square, 0.05), x)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.square(), 0.05).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+
+    found = evidence(pv.Pair(model, guide), x[None])
+    assert_within(found, alone.sum(keepdims=True), absolute=1e-8, reason=QUADRATURE)
+
+
+def test_a_datum_far_out_keeps_all_of_its_posterior():
+    x = torch.tensor([6.0, 12.0, 40.0], dtype=torch.float64)
+    exact = stats.norm.logpdf(x, scale=np.sqrt(2))
+    assert_within(evidence(of_normals(lambda z: z), x), exact, absolute=1e-8, reason=QUADRATURE)
+
+
+@pytest.mark.parametrize("df", [1.0, 1.5, 3.0])
+def test_heavy_tails_are_not_cut(df: float):
+    """A prior symmetric around 0 and a logistic likelihood: p(1) = 1/2, half of it far out."""
+    prior = dist.StudentT(torch.tensor(df, dtype=torch.float64), 0.0, 1.0)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior.expand([len(x)]))
+            pyro.sample("x", dist.Bernoulli(logits=z), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", prior.expand([len(x)]))
+
+    found = evidence(pv.Pair(model, guide), torch.ones(1, dtype=torch.float64))
+    assert_within(found, np.log([0.5]), absolute=1e-8, reason=QUADRATURE)
+
+
+def test_jumps_of_a_density_are_found():
+    """x ~ N(floor(5 z), 1/20): only 1/5 <= z < 2/5 gives 1."""
+    x = torch.tensor([1.0], dtype=torch.float64)
+    exact = np.log(stats.norm.cdf(0.4) - stats.norm.cdf(0.2)) + stats.norm.logpdf(1, 1, 0.05)
+    found = evidence(of_normals(lambda z: torch.floor(5 * z), 0.05), x)
+    assert_within(found, [exact], absolute=1e-4, reason="the tolerance of quadrature")
+
+
+def test_a_density_too_rough_for_any_grid_is_an_error_with_its_row():
+    with pytest.raises(pv.EstimateError, match=r"row 0: expected two rules that agree to 0.0001 nats"):
+        evidence(of_normals(lambda z: 1e6 * torch.sin(1e6 * z)), torch.tensor([1.0, 2.0]).double())
+
+
+def test_a_density_that_does_not_end_is_an_error_with_its_row():
+    prior = dist.StudentT(torch.tensor(0.1), 0.0, 1.0)
+    with pytest.raises(pv.EstimateError, match=r"row 0: expected p.x, z. to fall off on all sides"):
+        evidence(of_normals(lambda z: z * 0, prior=prior), torch.tensor([1.0, 2.0]))
+
+
+def test_a_density_that_is_no_number_is_an_error_with_its_row():
+    with pytest.raises(
+        pv.EstimateError, match=r"row 0: expected a finite log p\(x, z\) at all latents, found nan at -[78]"
+    ):
+        evidence(of_normals(lambda z: torch.log(z + 7)), torch.tensor([1.0, 2.0]))
+
+
+def test_latents_of_infinitely_many_values_are_refused_by_name():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Poisson(torch.tensor(2.0)))
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Categorical(torch.ones(len(x), 2) / 2))
-            pyro.sample("z", dist.Normal(x, 1.0))
+            pyro.sample("z", dist.Poisson(torch.full((len(x),), 2.5)))
 
-    with pytest.raises(pv.PairError, match="site 'c': expected latents that are all discrete or all continuous"):
+    with pytest.raises(pv.PairError, match=r"site 'z': expected a continuous latent, or one of.*use log_likelihood"):
         evidence(pv.Pair(model, guide), torch.randn(3))
-
-
-def test_a_density_too_rough_for_a_grid_is_an_error_with_its_row():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(torch.floor(5 * z), 0.05), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
-
-    with pytest.raises(pv.EstimateError, match=r"row 0: expected two grids that agree"):
-        evidence(pv.Pair(model, guide), torch.tensor([1.0, 2.0]))
 
 
 def test_every_parameter_stays():

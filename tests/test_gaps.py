@@ -90,6 +90,58 @@ def test_the_evidence_is_that_of_the_richest_q():
     assert_close(found.best_elbo, plain.best_elbo)
 
 
+@pytest.mark.parametrize("richer", [False, True])
+def test_a_mode_beside_the_best_q_leaves_the_approximation_gap_open(richer: bool):
+    """Two modes at -4 and 4, the guide one of them: all weights are alike, log 2 too low; probes find the other."""
+    modes = torch.tensor([-4.0, 4.0], dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(modes, 1.0))
+            z = pyro.sample("z", mixture)
+            pyro.sample("x", dist.Normal(z * 0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full_like(x, 4.0), 1.0))
+
+    x = torch.linspace(-1, 1, 4, dtype=torch.float64)
+    found = split(pv.Pair(model, guide), x, 300, pv.LocalSearch(5, 1, 64), richer=richer)
+    assert not found.trusted.any()
+    assert np.abs(found.approximation).max() < 0.1  # of the log 2 that it is
+    lines = str(found).splitlines()
+    assert lines[0].startswith("log p(x) - ELBO ≥ ")
+    assert lines[1].startswith("  approximation gap  at least ")
+    assert "±" not in lines[1]
+
+
+@pytest.mark.parametrize("richer", [False, True])
+def test_a_q_that_misses_nothing_is_trusted(richer: bool):
+    ppca = correlated_ppca()
+    pair = scaled_guide(ppca, 1.3) if not richer else diagonal(ppca, 0.2, 1.15)[0]
+    found = split(pair, ppca.sample(8), 500, richer=richer)
+    assert found.trusted.all()
+    assert "approximation gap  at" not in str(found)
+
+
+def test_draws_of_an_affine_map_spread_out_have_the_density_of_such_draws():
+    """Three times as far from the mean: a normal of three times the covariance's root, with its log-density."""
+    ppca = correlated_ppca()
+    x = ppca.sample(3)
+    with evaluating(scaled_guide(ppca, 1.0), x, "cpu") as subject, seeded(1):
+        pair, batch, layout = subject.pair, (x,), subject.layout
+        family = GuideFamily(pair, batch, layout)
+        affine = AffineFamily(family, pair, batch, layout)
+        start = family.start(3, x.device)
+        context = affine.context(start, batch, 4000)
+        free = torch.zeros(3, affine.size, dtype=torch.float64)
+        wide = affine.propose(free, context, batch, 500, widen=3.0)
+    centre, posterior = context[1], ppca.posterior(x)
+    loc = centre + 3 * (posterior.loc - centre)
+    exact = dist.MultivariateNormal(loc, scale_tril=3 * posterior.scale_tril).log_prob(wide.latents[0]["z"])
+    assert_close(wide.log_guide, exact)
+
+
 def test_differences_are_on_the_same_noise():
     """Errors of parts are those of paired draws: repetitions scatter by them, far less than ELBOs do."""
     ppca = correlated_ppca()
@@ -345,7 +397,7 @@ def test_errors_of_parts_are_those_of_a_jackknife():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(400, 3))
     guide, best, richer = -0.5 * noise, -0.3 * noise + 0.1 * rng.normal(size=noise.shape), 0.1 * noise
-    found = sampled_parts(guide, best, richer, None, 0)
+    found = sampled_parts(guide, best, richer, None, 0, np.zeros_like)
 
     def parts(kept):
         log_p = np.log(np.exp(richer[kept]).mean(0))
@@ -372,7 +424,7 @@ def test_a_weight_that_is_not_finite_names_its_row():
     bad = weights.copy()
     bad[4, 1] = -np.inf
     with pytest.raises(EstimateError, match="row 8: expected finite log-weights, found -inf"):
-        sampled_parts(weights, bad, None, None, 7)
+        sampled_parts(weights, bad, None, None, 7, np.zeros_like)
 
 
 def test_the_figure_says_which_part_is_larger():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pairs import ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
 from running import estimate
-from scipy import special
-from statistical import assert_close, assert_mean
+from scipy import integrate, special, stats
+from statistical import assert_close, assert_estimates, assert_mean
 
 import ppl_vae as pv
 from ppl_vae.evaluation.curve import _bounds
@@ -69,6 +71,40 @@ def test_a_bound_that_still_rises_is_said_to():
     assert not curve.follows_law
     assert "still rising" in str(curve)
     assert curve.extrapolated.mean() < ppca.log_prob(ppca.sample(500, seed=1)).mean()
+
+
+@pytest.mark.parametrize("n", [1, 5, 300])
+def test_the_bound_of_a_perfect_guide_follows_any_law(n):
+    """All that rises is rounding; so it is without latents."""
+    ppca = small_ppca()
+    for pair, x in ((ppca, ppca.sample(n, seed=1)), (pv.autoregressive.MADE(5, [8]), binary_rows(n))):
+        curve = curve_of(pair, x, 16)
+        assert abs(curve.rise[-1]) < 1e-9
+        assert curve.follows_law
+        assert str(curve).endswith("it follows chi2 / 2K")
+
+
+def test_weights_of_zero_are_no_warnings():
+    """Half of the draws of a normal guide lie outside the support of Exponential(1): L_1 is minus infinity."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(torch.ones(len(x))))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+
+    x = torch.linspace(0.0, 1.0, 5)
+    curve = curve_of(pv.Pair(model, guide), x, 1024)
+    exact = [integrate.quad(lambda z, v=v: np.exp(-z) * stats.norm.pdf(v - z), 0, 50)[0] for v in x.tolist()]
+    assert np.isneginf(curve.mean[0])
+    assert not np.isnan(curve.rise).any()
+    assert np.isposinf(curve.rise).any()
+    assert_estimates(curve.extrapolated, np.sqrt(curve.chi_square / 1024), np.log(exact), effect=0.7)
+    assert curve.follows_law
+    assert "nats per datum extrapolated" in str(curve)
 
 
 @pytest.mark.parametrize(("k", "message"), [(100, "a power of two, such as 4096, found 100"), (1, "at least 2")])

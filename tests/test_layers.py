@@ -23,7 +23,8 @@ FOUNDATION = {
     "storage",
 }
 CORE = {
-    *("discovery", "holders", "attributes", "pair", "tape", "reductions", "terms", "checking", "diagnosis", "weights"),
+    *("discovery", "holders", "attributes", "pair", "tape", "reductions", "along", "terms", "checking", "diagnosis"),
+    "weights",
     *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
     "coordinates",
     *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
@@ -61,7 +62,8 @@ MAY_IMPORT = {
     "pair": FOUNDATION | {"discovery", "attributes"},
     "tape": FOUNDATION | {"pair"},
     "reductions": FOUNDATION | {"tape"},
-    "terms": FOUNDATION | {"pair", "tape", "reductions"},
+    "along": FOUNDATION | {"pair", "tape", "reductions"},
+    "terms": FOUNDATION | {"pair", "tape", "reductions", "along"},
     "coordinates": FOUNDATION | {"tape"},
     "checking": FOUNDATION | {"pair", "tape", "reductions", "terms"},
     "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms"},

@@ -113,3 +113,43 @@ def test_bad_input_is_named():
         pv.posterior_predictive(pv.autoregressive.MADE(5, [8]), binary_rows(3), progress=False)
     with pytest.raises(ValueError, match="num_draws"):
         pv.posterior_predictive(small_ppca(), small_ppca().sample(2), 0)
+
+
+def with_likelihood(log_lik) -> pv.Pair:
+    """z ~ N(0, 1), and any log p(x given z); the guide is the prior."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(log_lik(z), 1.0, validate_args=False), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize("corrected", [False, True])
+def test_weights_that_are_none_are_refused(corrected: bool):
+    """A density that is NaN beyond z = 2: no draw of such a datum is one of its posterior, in any estimate."""
+    pair = with_likelihood(lambda z: torch.where(z > 2, torch.nan, z))
+    x = torch.zeros(300)
+    with pytest.raises(
+        pv.EstimateError,
+        match=r"row \d+: expected finite log-weights, found nan at draw \d+: the density of site 'x' of the model",
+    ):
+        pv.posterior_predictive(pair, x, corrected=corrected, progress=False)
+    with pytest.raises(
+        pv.EstimateError,
+        match=r"row \d+: expected finite log-weights, found nan at draw \d+: the density of site 'x' of the model",
+    ):
+        pv.k_curve(pair, x, 256, progress=False)
+
+
+def test_draws_of_no_weight_are_refused():
+    """Every draw makes the datum impossible: there is nothing to resample."""
+    pair = with_likelihood(lambda z: torch.full_like(z, 1e200))
+    for estimate in (pv.posterior_predictive, lambda *a, **k: pv.k_curve(*a, 64, **k)):
+        with pytest.raises(pv.EstimateError, match=r"row 0: all \d+ weights are zero"):
+            estimate(pair, torch.zeros(3), progress=False)

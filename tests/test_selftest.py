@@ -37,6 +37,58 @@ def test_the_quick_cases_pass(seed: int):
     assert str(result).splitlines()[-1].startswith("all 20 lines pass")
 
 
+@pytest.mark.parametrize(
+    ("case", "lines"),
+    [
+        ("gaps-and-ledger", 4),
+        ("calibration", 2),
+        ("escalation", 2),
+        ("precision", 2),
+        ("k-curve", 2),
+        ("comparison", 1),
+        ("predictive", 1),
+    ],
+)
+def test_what_is_built_on_the_estimates_passes(case: str, lines: int, seed: int):
+    result = selftest(case, seed=seed)
+    assert result.passed, str(result)
+    assert len(result.rows["cpu"]) == lines
+
+
+def shifted(name: str, fields: dict[str, float]):
+    """An estimator of `ppl_vae` whose arrays are off by so many nats."""
+
+    def estimate(*arguments, **options):
+        found = getattr(pv, name)(*arguments, **options)
+        return replace(found, **{field: getattr(found, field) + amount for field, amount in fields.items()})
+
+    return estimate
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "fields", "failures"),
+    [
+        ("gaps-and-ledger", "gap_decomposition", {"log_evidence": 0.1}, 2),
+        ("escalation", "escalate", {"value": -0.05}, 1),
+        ("precision", "log_likelihood", {"value": 0.05}, 2),
+        ("k-curve", "k_curve", {"bounds": 0.05}, 1),
+        ("predictive", "posterior_predictive", {"log_lik": 0.2}, 1),
+    ],
+)
+def test_what_is_built_on_the_estimates_fails_where_it_is_off(monkeypatch, case, name, fields, failures):
+    monkeypatch.setattr(f"ppl_vae.selftesting.evaluations.{name}", shifted(name, fields))
+    assert list(verdicts(selftest(case)).values()).count("FAIL") == failures
+
+
+@pytest.mark.slow
+def test_the_line_of_annealing_sees_a_tenth_of_a_nat(monkeypatch: pytest.MonkeyPatch):
+    """Forward chains have mean weight p(x), to 0.1 nat at five standard errors."""
+    lines = [row for row in selftest("annealing").rows["cpu"] if row.what.startswith("annealed")]
+    assert len(lines) == 1
+    assert lines[0].verdict == "pass"
+    assert lines[0].allowed < 0.1
+
+
 @pytest.mark.slow
 def test_all_cases_pass_in_less_than_a_minute(device: torch.device):
     result = pv.selftest(device, progress=False)
@@ -145,6 +197,21 @@ def test_the_linear_gaussian_pair_has_the_density_of_scipy():
     weight, bias = pair.weight.detach().numpy(), pair.bias.detach().numpy()
     exact = stats.multivariate_normal(bias, weight @ weight.T + 0.49 * np.eye(5)).logpdf(x)
     assert_within(pair.exact(x), exact, relative=1e-10, reason="rounding of an inverse")
+
+
+def test_the_linear_gaussian_pair_has_the_posterior_of_ppca():
+    pair = LinearGaussian(5, 2)
+    ppca = pv.PPCA(pair.weight.detach(), pair.bias.detach(), 0.7)
+    x = pair.draw(20, 0)
+    loc, covariance = pair.posterior(x)
+    q = ppca.posterior(x)
+    assert_within(loc, q.loc, relative=1e-9, absolute=1e-9, reason="rounding of an inverse")
+    assert_within(covariance, q.covariance_matrix[0], relative=1e-9, absolute=1e-9, reason="rounding of an inverse")
+    kl = torch.distributions.kl_divergence(
+        q, torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    )
+    whole = pair.mean_log_lik(x) - kl.numpy()  # the ELBO of the posterior
+    assert_within(whole, pair.exact(x), relative=1e-9, reason="rounding of an inverse")
 
 
 @pytest.mark.parametrize("num_particles", [1, 2])

@@ -59,6 +59,20 @@ class Flow(Plain):
             pyro.sample("z", dist.TransformedDistribution(base, [self.flow]))
 
 
+class Held(Plain):
+    """Distributions that are given parameters as they are: a root of the covariance, and a shift of its draws."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(6, 2))
+        self.root, self.shift = nn.Parameter(torch.tensor([[0.8, 0.0], [0.3, 0.6]])), nn.Parameter(torch.ones(2))
+
+    def guide(self, x):
+        with pyro.plate("data", x.shape[0]):
+            base = dist.MultivariateNormal(self.encoder(x), scale_tril=self.root)
+            shift = dist.transforms.AffineTransform(self.shift, 1.0, event_dim=1)
+            pyro.sample("z", dist.TransformedDistribution(base, [shift]))
+
+
 def batch_norm() -> Plain:
     """Buffers that move, and dropout."""
     return Plain(
@@ -155,6 +169,8 @@ ZOO: dict[str, Case] = {
     "score function": Case(ModuleVAE, pv.ELBO(3, gradient="score"), _BINARY),
     "IWAE": Case(ModuleVAE, pv.IWAE(4), _BINARY),
     "DReG": Case(ModuleVAE, pv.IWAE(4, gradient="dreg"), _BINARY),
+    "DReG, parameters held by distributions": Case(Held, pv.IWAE(4, gradient="dreg"), _REAL),
+    "path gradients, parameters held by distributions": Case(Held, pv.ELBO(2, gradient="stl"), _REAL),
     "VIMCO": Case(DiscreteVAE, pv.IWAE(4, gradient="vimco"), _BINARY),
     "Renyi": Case(ModuleVAE, pv.Renyi(0.5, 3), _BINARY),
     "hierarchy": Case(HierarchicalVAE, pv.ELBO(), _BINARY),

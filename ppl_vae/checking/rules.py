@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.checking.sites import distribution_name, frame_of, is_point, mask_of
 from ppl_vae.errors import DataError, PairError
+from ppl_vae.reductions import site_log_prob
 from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of, support_of_data
 from ppl_vae.tape import DATA, Layout, Site, Tape
 
@@ -122,6 +123,11 @@ def check_agreement(guide: Tape, model: Tape) -> None:
     """Each latent has the same event shape, plates and masks in both programs."""
     for name in model.latents:
         q, p = guide.sites[name], model.sites[name]
+        if not p["value"].numel():
+            raise PairError(
+                f"site {name!r}: expected a latent of at least one number, found shape "
+                f"{tuple(p['value'].shape)}; leave the statement out of both programs"
+            )
         if q["fn"].event_shape != p["fn"].event_shape:
             raise PairError(
                 f"site {name!r}: expected event shape {tuple(p['fn'].event_shape)} as in the model, found "
@@ -193,8 +199,21 @@ def check_observed(model: Tape, bounded: frozenset[str], start: int = 0) -> None
         start: The first row in the data set.
     """
     for name, site in model.sites.items():
+        if site["is_observed"] and site["value"].dtype == torch.bool:
+            _check_booleans(site)
         if site["is_observed"] and name not in bounded:
             check_inside(site, site["value"], start)
+
+
+def _check_booleans(site: Site) -> None:
+    """The distribution of a site takes booleans; most of them compute with numbers."""
+    try:
+        site_log_prob(site)
+    except RuntimeError as error:
+        raise DataError(
+            f"site {site['name']!r}: expected numbers for {distribution_name(site['fn'])}, "
+            "found booleans; pass x.float()"
+        ) from error
 
 
 def check_inside(site: Site, value: Tensor, start: int) -> None:

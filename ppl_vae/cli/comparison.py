@@ -24,6 +24,8 @@ from ppl_vae.rundir import Evaluation, Kind, RunRecord, fingerprint, read_arrays
 
 __all__ = ["Anew", "compare_anew", "compare_records"]
 
+_ROUNDING = 2.0**-23  # of float32: records do not say in which precision a run computes
+
 Form = Literal["table", "markdown", "json"]
 
 
@@ -158,7 +160,8 @@ def _print_all(groups: Sequence[_Group], form: Form, level: float, figure: Path 
             f"{figure}: expected NAME.png and one table, found {len(groups)}: compare runs of the same data"
         )
     for group in groups:
-        found = Comparison({name: run.estimate for name, run in group.runs.items()}, level)
+        exact = frozenset(name for name, run in group.runs.items() if run.row.log_likelihood_stderr is None)
+        found = Comparison({name: run.estimate for name, run in group.runs.items()}, level, exact, _ROUNDING)
         _print(group, found, form)
         if figure is not None:
             figures.save(figures.comparison(found, group.title), figure)

@@ -160,7 +160,7 @@ def _of_datum(result: _Estimate, settings: EvaluationSettings) -> _OfDatum:
         return _OfDatum(khat, "k-hat", khat_threshold(settings.num_samples))
     if isinstance(result, _Exact):
         return _OfDatum(None, "k-hat")
-    criterion = "verdict" if isinstance(result, EscalatedLogLikelihood) else "ESS"
+    criterion = "verdict" if isinstance(result, EscalatedLogLikelihood) else "agreement of two starts"
     return _OfDatum(np.where(result.trusted, -np.inf, np.inf), criterion)
 
 

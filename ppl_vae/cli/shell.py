@@ -32,7 +32,9 @@ _OPTIONS = {
     "device: expected": "--device: expected",
     "use bidirectional_monte_carlo, or annealed_importance_sampling": "use --method ais, and --method bdmc beside it",
     "use bidirectional_monte_carlo": "use --method ais, and --method bdmc beside it",
-    "use log_likelihood, or": "use --method is, or",
+    "use log_likelihood": "use --method is",
+    "start='prior'": "--start prior",
+    "start='guide'": "--start guide",
     "log_evidence": "--method exact",
     "annealed_importance_sampling": "evaluate --method ais",
 }

@@ -1,105 +1,33 @@
-"""Annealed importance sampling of any pair of continuous latents, and bounds from both sides on simulated data."""
+"""Annealed importance sampling of any pair with continuous latents, and bounds from both sides on simulated data."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.averages import population_stderr
-from ppl_vae.errors import located
-from ppl_vae.evaluation.annealing import Annealing, forward, reverse, tune
+from ppl_vae.errors import EstimateError, PplVaeError, is_lack_of_memory, located
+from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood, Sandwich
+from ppl_vae.evaluation.annealing import Annealing, Frozen, forward, reverse, tune
 from ppl_vae.evaluation.collect import Collection
-from ppl_vae.evaluation.means import MeanOverData
-from ppl_vae.evaluation.path import Path
+from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.evaluation.simulation import simulate
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import whole_number
+from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
+from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
-from ppl_vae.wording import in_words, is_lower_bound
 
-__all__ = ["AnnealedLogLikelihood", "Sandwich", "annealed_importance_sampling", "bidirectional_monte_carlo"]
+__all__ = ["annealed_importance_sampling", "bidirectional_monte_carlo"]
 
 _ROWS = 64
-_TUNING, _FORWARD, _REVERSE, _DATA = range(4)
-
-
-@dataclass(frozen=True)
-class AnnealedLogLikelihood(MeanOverData):
-    """Annealed estimate of log p(x) for each datum; arrays (N,), in nats: in mean a lower bound."""
-
-    value: np.ndarray
-    """log 1/K sum_k w_k over K chains."""
-    stderr: np.ndarray
-    """Monte Carlo standard error of `value` (delta method)."""
-    ess: np.ndarray
-    """Effective number of the K chains."""
-    acceptance: np.ndarray
-    """Mean probability with which the moves of a datum's chains were accepted; in [0, 1]."""
-    annealing: Annealing
-    """How it was annealed."""
-    seconds: float
-    """Wall time."""
-
-    @property
-    def trusted(self) -> np.ndarray:
-        """Whether at least two chains of a datum count, and a quarter: `value` is then too low by 3/(2K) at most.
-
-        The bias of the log of a mean of K weights is -(K / ESS - 1) / (2K) to first order.
-        """
-        return self.ess >= max(2.0, self.annealing.num_chains / 4)
-
-    def __str__(self) -> str:
-        share = float((~self.trusted).mean())
-        text = (
-            f"log p(x) {'' if is_lower_bound(share) else '= '}{in_words(self.mean, self.mean_stderr, share)} nats per "
-            f"datum ({len(self.value)} data, {self.annealing.in_words()}; "
-            f"median ESS {np.median(self.ess):.1f}, acceptance {self.acceptance.mean():.2f})"
-        )
-        if doubtful := int((~self.trusted).sum()):
-            text += (
-                f"; of {doubtful} of {len(self.value)} data fewer than a quarter of the chains count: their estimate "
-                "is too low; take more temperatures"
-            )
-        return text
-
-
-@dataclass(frozen=True)
-class Sandwich:
-    """Bounds on log p(x) from both sides for data simulated from the model; arrays (N,), in nats."""
-
-    lower: np.ndarray
-    """Annealed estimate, in mean below log p(x)."""
-    upper: np.ndarray
-    """Reverse annealed estimate from the latents that made the data, in mean above log p(x)."""
-    x: tuple[np.ndarray, ...]
-    """The simulated data: arguments of the programs."""
-    annealing: Annealing
-    """How it was annealed."""
-    seconds: float
-    """Wall time."""
-
-    @property
-    def gap(self) -> float:
-        """Mean of upper - lower: how much an annealed estimate of such data can be wrong, in nats per datum."""
-        return float((self.upper - self.lower).mean())
-
-    @property
-    def gap_stderr(self) -> float:
-        """Standard error of `gap` over data."""
-        return population_stderr(self.upper - self.lower)
-
-    def __str__(self) -> str:
-        return (
-            f"{self.lower.mean():.3f} <= log p(x) <= {self.upper.mean():.3f} nats per datum in mean over "
-            f"{len(self.lower)} simulated data; gap {self.gap:.3f} ± {self.gap_stderr:.3f}"
-        )
+_TUNING, _FORWARD, _REVERSE, _DATA, _OTHER_TUNING, _OTHER_FORWARD = range(6)
 
 
 def annealed_importance_sampling(
@@ -108,26 +36,32 @@ def annealed_importance_sampling(
     annealing: Annealing = Annealing(),
     seed: int = 0,
     *,
+    compare_starts: bool = True,
     device: str | torch.device = "auto",
     progress: bool = True,
 ) -> AnnealedLogLikelihood:
     r"""Estimates log p(x) of every datum by annealing from the guide, or the prior, to the posterior.
 
     Each datum has K chains of Hamiltonian Monte Carlo at T temperatures. Step sizes are tuned on chains of their own
-    and then frozen, so that the mean weight is p(x) exactly. Constrained latents move in unconstrained coordinates.
+    and then frozen, so that the mean weight is p(x) exactly. Constrained latents move in unconstrained coordinates;
+    latents of finitely many values beside them are summed out at every step.
 
     Args:
-        pair: A `Pair`, or any object with `.model` and `.guide`; its latents are continuous and inside the data plate.
+        pair: A `Pair`, or any object with `.model` and `.guide`; its latents are inside the data plate, and those that
+            are discrete have at most 256 joint values.
         data: Data (N, *event) or a tuple of arrays.
         annealing: Chains, temperatures and their schedule.
         seed: Of the chains.
+        compare_starts: Run as many chains from the other start, too, which takes as long again: without them no datum
+            is trusted.
         device: Where to evaluate; "auto" is where the parameters are.
         progress: Show a progress bar where there is a terminal.
 
     Raises:
-        PairError: A latent is discrete or has a support that depends on others, or the pair is not valid.
+        PairError: A latent is discrete with infinitely many values, or has a support that depends on others; the guide
+            is the start and may leave the support of the model; or the pair is not valid.
         DataError: A datum lies outside the support of its site.
-        EstimateError: A weight is NaN or infinite; the row is named.
+        EstimateError: A weight is NaN or infinite, or all of a datum are zero; the row is named.
 
     Reference:
         Neal (2001), Annealed Importance Sampling; Wu, Burda, Salakhutdinov and Grosse (2017), On the Quantitative
@@ -147,21 +81,21 @@ def annealed_importance_sampling(
     with evaluating(pair, data, device) as subject:
         pair, rows, layout, target, group = subject
         found = Collection(len(rows))
-        blocks, own = subject.blocks(layout.largest_batch(_ROWS))
+        blocks, own = subject.blocks(_num_rows(layout))
         with Progress("annealing", own.stop, progress and group.leads, "data") as bar:
             for first in blocks:
                 batch = rows.take(slice(first, first + blocks.step), target)
+                run = _Run(pair, batch, layout, target)
                 with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    with seeded(key(seed, first, _TUNING), target):
-                        path = Path(pair, batch, layout, annealing.num_chains, annealing.start)
-                        frozen = tune(path, annealing, len(batch[0]))
-                    with seeded(key(seed, first, _FORWARD), target):
-                        log_weight, accepted = forward(path, frozen, annealing.num_leapfrog)
-                summary = _summary(log_weight, first)
+                    log_weight, accepted = run.chains(annealing, key(seed, first, _TUNING), key(seed, first, _FORWARD))
+                    keys = key(seed, first, _OTHER_TUNING), key(seed, first, _OTHER_FORWARD)
+                    other = run.other_chains(annealing, *keys) if compare_starts else None
+                summary = _summary(log_weight, first, annealing.start)
                 found.put(
                     first,
                     {"value": summary.value, "stderr": summary.stderr, "ess": summary.ess}
-                    | {"acceptance": accepted.double().cpu().numpy()},
+                    | {"acceptance": accepted.double().cpu().numpy()}
+                    | _of_other(other, len(batch[0])),
                 )
                 bar.update(first + len(batch[0]), "")
     values = found.gather(group, own, target)
@@ -201,28 +135,81 @@ def bidirectional_monte_carlo(
     start = time.monotonic()
     with evaluating(pair, data, device) as (pair, rows, layout, target, _):
         lower, upper, made = [], [], []
-        step = layout.largest_batch(_ROWS)
+        step = _num_rows(layout)
         with Progress("annealing both ways", len(rows), progress, "data") as bar:
             for first in range(0, len(rows), step):
                 given = rows.take(slice(first, first + step), target)
                 with seeded(key(seed, first, _DATA), target):
                     batch, latents = simulate(pair, given, layout)
-                with seeded(key(seed, first, _TUNING), target):
-                    path = Path(pair, batch, layout, annealing.num_chains, annealing.start)
-                    frozen = tune(path, annealing, len(batch[0]))
+                run = _Run(pair, batch, layout, target)
+                path, frozen = run.tuned(annealing, key(seed, first, _TUNING))
                 with seeded(key(seed, first, _FORWARD), target):
                     log_weight, _ = forward(path, frozen, annealing.num_leapfrog)
                 with seeded(key(seed, first, _REVERSE), target):
                     back = reverse(path, frozen, annealing.num_leapfrog, path.at(latents))
-                lower.append(_summary(log_weight, first).value)
-                upper.append(-_summary(-back, first).value)
+                lower.append(_summary(log_weight, first, annealing.start).value)
+                upper.append(-_summary(-back, first, annealing.start).value)
                 made.append(batch)
                 bar.update(first + len(batch[0]), "")
     x = tuple(np.concatenate([array.cpu().numpy() for array in arrays]) for arrays in zip(*made, strict=True))
     return Sandwich(np.concatenate(lower), np.concatenate(upper), x, annealing, time.monotonic() - start)
 
 
-def _summary(log_weight: Tensor, first: int) -> Summary:
+class _Run(NamedTuple):
+    """What the chains of a block of data run on."""
+
+    pair: Pair
+    batch: Batch
+    layout: Layout
+    device: torch.device
+
+    def tuned(self, annealing: Annealing, seed: int) -> tuple[Path, Frozen]:
+        """The path, and what tuning found on it."""
+        with seeded(seed, self.device):
+            path = Path(self.pair, self.batch, self.layout, annealing.num_chains, annealing.start)
+            return path, tune(path, annealing, len(self.batch[0]))
+
+    def chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Log-weights (K, N), and how often each datum's moves were taken."""
+        path, frozen = self.tuned(annealing, tuning_seed)
+        with seeded(seed, self.device):
+            return forward(path, frozen, annealing.num_leapfrog)
+
+    def other_chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> Tensor | None:
+        """Log-weights of chains from the other start; None where the pair allows none."""
+        start: Literal["prior", "guide"] = "prior" if annealing.start == "guide" else "guide"
+        try:
+            return self.chains(replace(annealing, start=start), tuning_seed, seed)[0]
+        except (PplVaeError, ArithmeticError, RuntimeError, ValueError) as error:
+            if is_lack_of_memory(error):
+                raise
+            return None  # programs need no answer where this start goes
+
+
+def _num_rows(layout: Layout) -> int:
+    """Data of a block: fewer where discrete latents are summed out at each point."""
+    return layout.largest_batch(max(1, _ROWS // num_values(layout)))
+
+
+def _of_other(log_weight: Tensor | None, num_data: int) -> dict[str, np.ndarray]:
+    """What chains from the other start say; NaN where they say nothing."""
+    if log_weight is None or not bool((log_weight < torch.inf).all()):
+        return {name: np.full(num_data, np.nan) for name in ("other", "other_stderr", "other_ess")}
+    none = (log_weight == -torch.inf).all(0)
+    stream = Stream(num_data, len(log_weight))
+    stream.add(torch.where(none, 0.0, log_weight))
+    summary = stream.summary()
+    found = {"other": summary.value, "other_stderr": summary.stderr, "other_ess": summary.ess}
+    return {name: np.where(none.cpu().numpy(), np.nan, value) for name, value in found.items()}
+
+
+def _summary(log_weight: Tensor, first: int, start: str) -> Summary:
+    if bool((none := (log_weight == -torch.inf).all(0)).any()):
+        other = "guide" if start == "prior" else "prior"
+        raise EstimateError(
+            f"row {first + int(none.nonzero()[0])}: all {len(log_weight)} chains have weight zero: each started from "
+            f"the {start} where the model excludes the datum; take more chains, or start={other!r}"
+        )
     stream = Stream(log_weight.shape[1], len(log_weight), first)
     stream.add(log_weight)
     return stream.summary()

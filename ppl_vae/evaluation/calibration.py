@@ -15,7 +15,7 @@ from ppl_vae.coordinates import by_datum
 from ppl_vae.errors import EstimateError, PairError, located
 from ppl_vae.evaluation.calibrated import LOG_JOINT, LOG_LIK, Calibration
 from ppl_vae.evaluation.draws import DrawPlan, pick, resample
-from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
+from ppl_vae.evaluation.proposal import Proposal, check_weights, evaluate_model, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.simulation import Simulated, simulate
 from ppl_vae.evaluation.subject import evaluating
@@ -120,6 +120,7 @@ def _of_block(
     draws = _quantities(drawn.particles_first(layout), log_lik, log_prior)
     if plan.corrected:
         log_weight = log_lik + log_prior - drawn.log_guide
+        check_weights(pair, made.batch, drawn, log_weight, layout, first)
         generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
         choice = resample(log_weight, plan.num_draws, generator)
         draws = {name: pick(value, choice) for name, value in draws.items()}

@@ -20,6 +20,7 @@ from ppl_vae.progress import Progress
 __all__ = ["KCurve", "k_curve"]
 
 _STANDARD_ERRORS, _TOLERANCE = 3.0, 0.15
+_ROUNDING = 1e-6  # nats: a rise below it is that of a perfect guide
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,16 @@ class KCurve:
     @property
     def rise(self) -> np.ndarray:
         """L_2k - L_k, means over data, (L - 1,)."""
-        return np.diff(self.bounds, axis=0).mean(1)
+        return self._rises.mean(1)
 
     @property
     def rise_stderr(self) -> np.ndarray:
         """Standard error of `rise` over data, (L - 1,)."""
-        rises = np.diff(self.bounds, axis=0)
-        return rises.std(1, ddof=1) / np.sqrt(rises.shape[1]) if rises.shape[1] > 1 else np.full(len(rises), np.nan)
+        rises = self._rises
+        if rises.shape[1] < 2:
+            return np.full(len(rises), np.nan)
+        with np.errstate(invalid="ignore"):  # of rises that are infinite
+            return rises.std(1, ddof=1) / np.sqrt(rises.shape[1])
 
     @property
     def law(self) -> np.ndarray:
@@ -58,8 +62,11 @@ class KCurve:
 
     @property
     def follows_law(self) -> bool:
-        """Whether the last rise is that of the law, within three standard errors and 15 %: then so is what is left."""
-        allowed = _STANDARD_ERRORS * np.nan_to_num(self.rise_stderr[-1]) + _TOLERANCE * self.law[-1]
+        """Whether the last rise is that of the law, within three standard errors and 15 %: then so is what is left.
+
+        A rise of less than a millionth of a nat, as of a perfect guide, follows any law.
+        """
+        allowed = _STANDARD_ERRORS * np.nan_to_num(self.rise_stderr[-1]) + _TOLERANCE * self.law[-1] + _ROUNDING
         return bool(abs(self.rise[-1] - self.law[-1]) <= allowed)
 
     @property
@@ -68,7 +75,13 @@ class KCurve:
 
         Too low where `follows_law` is false.
         """
-        return 2 * self.bounds[-1] - self.bounds[-2]
+        return self.bounds[-1] + np.where(np.isfinite(self._rises[-1]), self._rises[-1], 0.0)
+
+    @property
+    def _rises(self) -> np.ndarray:
+        """L_2k - L_k of each datum, (L - 1, N); infinite from minus infinity, where weights are zero, and 0 between."""
+        low, high = self.bounds[:-1], self.bounds[1:]
+        return np.subtract(high, low, out=np.zeros_like(low), where=~np.isneginf(high))
 
     def __str__(self) -> str:
         verdict = "follows chi2 / 2K" if self.follows_law else "does not yet follow chi2 / 2K: still rising"
@@ -108,6 +121,7 @@ def k_curve(
         ValueError: K is no power of two.
         PairError: The pair is not valid.
         DataError: A datum lies outside the support of its site.
+        EstimateError: A weight is NaN or infinite, or all weights of a datum are zero.
 
     Reference:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders; Domke and Sheldon (2018), Importance

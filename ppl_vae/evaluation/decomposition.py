@@ -52,7 +52,7 @@ class GapDecomposition:
     richer_gain_stderr: np.ndarray
     """Monte Carlo standard error of `richer_gain`."""
     trusted: np.ndarray
-    """Whether log p(x) is exact, or the k-hat of its weights is below its threshold; else it is rather too low."""
+    """Whether log p(x) is exact, or the verdict on its weights and probes is not `unreliable`; else it is too low."""
     late_gain: np.ndarray
     """What the last round of the search for `best_elbo` gained: near zero at the optimum."""
     late_gain_stderr: np.ndarray
@@ -104,11 +104,16 @@ class GapDecomposition:
 
     def __str__(self) -> str:
         of = ", ".join(dict.fromkeys(self.family.values()))
-        lines = [f"log p(x) - ELBO = {self._in_words('gap')} nats per datum ({len(self.elbo)} data, q: {of})"]
-        at_most, at_least = ("", "") if self.is_supremum else ("at most ", "at least ")
-        lines.append(
-            f"  approximation gap  {at_most}{self._in_words('approximation')}  left by the best q of each datum"
-        )
+        is_known = bool(self.trusted.all())
+        sign = "=" if is_known else "≥"
+        lines = [
+            f"log p(x) - ELBO {sign} {self._in_words('gap', is_known)} nats per datum ({len(self.elbo)} data, q: {of})"
+        ]
+        at_least = "" if self.is_supremum else "at least "
+        # A log p(x) that is too low makes the gap larger than is said, a q that is not the best makes it smaller.
+        bound = {(True, True): "", (True, False): "at most ", (False, True): "at least ", (False, False): "about "}
+        approximation = bound[is_known, self.is_supremum] + self._in_words("approximation", is_known)
+        lines.append(f"  approximation gap  {approximation}  left by the best q of each datum")
         lines.append(
             f"  amortisation gap   {at_least}{self._in_words('amortisation')}  lost by one encoder for all data"
         )
@@ -116,9 +121,9 @@ class GapDecomposition:
             lines.append(f"  an affine map of q for each datum gains {self._in_words('richer_gain')}")
         return "\n".join(lines + self._cautions())
 
-    def _in_words(self, part: Part) -> str:
+    def _in_words(self, part: Part, is_known: bool = True) -> str:
         found = self.mean(part)
-        return in_words(found.value, found.stderr, 0.0)
+        return in_words(found.value, found.stderr, 0.0) if is_known else f"{found.value:.2f}"
 
     def _cautions(self) -> list[str]:
         num, found = len(self.elbo), []
@@ -126,6 +131,7 @@ class GapDecomposition:
             found.append(f"  {late} of {num} searches have not converged: allow more rounds or steps")
         if doubtful := int((~self.trusted).sum()):
             found.append(
-                f"  {doubtful} of {num} log p(x) cannot be trusted, and are rather too low: so is the approximation gap"
+                f"  {doubtful} of {num} log p(x) cannot be trusted, and are rather too low, by nobody knows how much: "
+                "so is the approximation gap"
             )
         return found

@@ -164,23 +164,26 @@ class AffineFamily:
         """Mean over draws."""
         proposal = self.propose(free, context, batch, num_particles)
         if self._family.has_density:
-            log_guide = self._log_density(free.detach(), context, batch, proposal.latents[0], num_particles)
+            log_guide = self.log_density(free.detach(), context, batch, proposal.latents[0], num_particles)
             proposal = proposal._replace(log_guide=log_guide)
         return _elbo(self._pair, batch, proposal, self._layout, num_particles)
 
-    def propose(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Proposal:
-        """Draws of the guide's family, moved."""
+    def propose(
+        self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int, widen: float = 1.0
+    ) -> Proposal:
+        """Draws of the guide's family, moved; `widen` times as far from their mean, with the density of such draws."""
         best, centre, scale = context
         plain = self._family.propose(best, (), batch, num_particles)
         points = self._space.points(plain.latents[0])
         log_det_start = self._space.values(points)[1]
         shift, root = self._map(free)
+        root = widen * root
         w = torch.einsum("nij,knj->kni", root, (self._space.flat(points) - centre) / scale) + shift
         values, log_det = self._space.values(self._space.from_flat(centre + scale * w, points))
         log_guide = plain.log_guide + log_det_start - _log_det(root) - log_det
         return plain._replace(latents=[values], log_guide=log_guide)
 
-    def _log_density(
+    def log_density(
         self,
         free: Tensor,
         context: tuple[Tensor, ...],

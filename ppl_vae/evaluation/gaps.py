@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, is_enumerable
 from ppl_vae.evaluation.local import Found, LocalSearch, Searcher
 from ppl_vae.evaluation.parts import exact_parts, sampled_parts
+from ppl_vae.evaluation.probing import Prober, looked, unseen_shares, widening
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.options import whole_number
@@ -26,9 +28,9 @@ from ppl_vae.tape import Batch
 
 __all__ = ["gap_decomposition"]
 
-_ROWS, _PARTICLES, _CONTEXT_DRAWS, _PROBE_ROWS = 256, 128, 256, 2
+_ROWS, _PARTICLES, _CONTEXT_DRAWS, _PROBE_ROWS, _PROBES = 256, 128, 256, 2, 64
 _SCALARS, _ROOT_SCALARS = 1 << 22, 1 << 22  # of a block: in the draws of a family, in its affine maps
-_SEARCH, _RICHER, _CONTEXT, _EVALUATION = range(4)
+_SEARCH, _RICHER, _CONTEXT, _EVALUATION, _LOOK = range(5)
 
 
 def gap_decomposition(
@@ -55,7 +57,8 @@ def gap_decomposition(
     optimised datum by datum, from where the encoder puts them. Where latents are continuous, a richer local family is
     tried too: q_n* pushed through an affine map of all latents, which for a normal guide gives the normals of full
     covariance. log p(x) is estimated by importance sampling with the best q that was found, on draws that no search
-    has seen; of latents with finitely many values it is their sum. The guide, q_n* and the richer q are compared on the
+    has seen, and is trusted as by `log_likelihood`: probes spread wider than that q look for what its draws cannot have
+    seen; of latents with finitely many values it is their sum. The guide, q_n* and the richer q are compared on the
     same noise. Nothing of the pair is changed.
 
     Args:
@@ -165,7 +168,35 @@ class _Splitter:
             moved = self._richer(context, batch, key(seed, _RICHER))
             richer = self._log_weights(self._affine, moved.free, context, batch, seed)
             late["richer_converged"] = moved.converged.cpu().numpy()
-        return late | sampled_parts(guide, best, richer, known, first)
+            look = partial(self._unseen_by_richer, moved.free, context, batch, seed)
+        else:
+            look = partial(self._unseen_by_best, found.free, batch, seed)
+        return late | sampled_parts(guide, best, richer, known, first, look)
+
+    def _unseen_by_best(self, free: Tensor, batch: Batch, seed: int, value: np.ndarray) -> np.ndarray:
+        """Share of p(x) that draws of the best q of the guide's family cannot have seen (N,)."""
+        best, size = self.family.freed(free), self._num_samples
+        probe = Prober(best, self._layout, self._score, _PROBES, size, self._device)
+        return probe(batch, value, np.full(len(value), size), key(seed, _LOOK))
+
+    def _unseen_by_richer(
+        self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int, value: np.ndarray
+    ) -> np.ndarray:
+        """The same of the best q of the richer family, whose draws spread out are those of a wider affine map."""
+        affine = self._affine
+        assert affine is not None
+        if not self.family.has_density:
+            return np.full(len(value), np.nan)
+
+        def look() -> np.ndarray:
+            reseed(key(seed, _LOOK), self._device)
+            probes = affine.propose(free, context, batch, _PROBES, widening(affine.dim))
+            log_lik, log_prior = self._score(batch, probes, _PROBES)
+            log_q = affine.log_density(free, context, batch, probes.latents[0], _PROBES)
+            shares = unseen_shares(log_lik + log_prior, probes.log_guide, log_q, value, self._num_samples)
+            return shares.mean(0)
+
+        return looked(look, len(value))
 
     def _log_weights(
         self, family: LocalFamily, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int

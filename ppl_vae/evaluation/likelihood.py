@@ -181,7 +181,7 @@ def planned(
     # Data that need more samples than others are few: chunks of few data are full.
     narrow = max(1, CHUNK_ROWS // plan.num_particles) if adaptive else CHUNK_ROWS
     score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
-    return plan, Weigher(layout, draw, score, device)
+    return plan, Weigher(pair, layout, draw, score, device)
 
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:

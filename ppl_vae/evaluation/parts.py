@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.weights import Stream, khat_threshold
+from ppl_vae.evaluation.verdict import UNRELIABLE, verdict
+from ppl_vae.weights import Stream
 
 __all__ = ["exact_parts", "sampled_parts"]
 
@@ -26,7 +28,12 @@ def exact_parts(log_evidence: Tensor, elbo: Tensor, best_elbo: Tensor) -> dict[s
 
 
 def sampled_parts(
-    guide: np.ndarray, best: np.ndarray, richer: np.ndarray | None, known: np.ndarray | None, first: int
+    guide: np.ndarray,
+    best: np.ndarray,
+    richer: np.ndarray | None,
+    known: np.ndarray | None,
+    first: int,
+    look: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, np.ndarray]:
     r"""Parts from log-weights (K, N) of the three on the same noise, with the errors of differences.
 
@@ -39,6 +46,7 @@ def sampled_parts(
         richer: log w of the best q of the richer family, if there is one: log p(x) is estimated with it.
         known: log p(x) where it is exact (N,).
         first: Row of the first datum, for messages.
+        look: Estimates of log p(x) (N,) to the share of p(x) that draws of the best q cannot have seen.
 
     Raises:
         EstimateError: A weight is zero, infinite or NaN; the row is named.
@@ -56,7 +64,9 @@ def sampled_parts(
         stream = Stream(num_data, num_samples, first)
         stream.add(torch.from_numpy(proposal))
         summary = stream.summary()
-        value, trusted = summary.value, (summary.khat == -np.inf) | (summary.khat < khat_threshold(num_samples))
+        counts, value = np.full(num_data, num_samples), summary.value
+        words = verdict(summary.khat, summary.stderr, summary.ess, look(value), counts)
+        trusted = words != UNRELIABLE
         of_evidence = np.exp(proposal - value) - 1
     else:
         value, trusted, of_evidence = known, np.ones(num_data, dtype=bool), np.zeros_like(guide)

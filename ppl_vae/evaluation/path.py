@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.hamiltonian import Density
 from ppl_vae.evaluation.unconstrained import Unconstrained
@@ -15,7 +17,9 @@ from ppl_vae.pair import Pair, Program
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms
 
-__all__ = ["Ends", "Path"]
+__all__ = ["Ends", "Path", "num_values"]
+
+_MOST_VALUES = 256
 
 
 class Ends(NamedTuple):
@@ -35,7 +39,11 @@ class Ends(NamedTuple):
 
 
 class Path:
-    """Densities between p(z), or q(z given x), and p(x, z), for the K chains of each datum of a block.
+    r"""Densities between p(z), or q(z given x), and p(x, z), for the K chains of each datum of a block.
+
+    Latents c of finitely many values are summed out at every point, of both ends, so that chains move the others alone:
+
+    .. math:: f_1(u) = \sum_c p(x, z(u), c) \, |dz / du|
 
     Args:
         pair: The pair, in evaluation mode.
@@ -45,22 +53,33 @@ class Path:
         start: Where the path starts.
 
     Raises:
-        PairError: A latent is discrete or its support moves; or the guide cannot be the start, having draws of its own
-            beside the model's latents.
+        PairError: A latent has infinitely many discrete values, or too many, or a mask on them; its support moves; or
+            the guide cannot be the start, since it leaves the model's support, or has draws of its own beside the
+            model's latents.
     """
 
     def __init__(
         self, pair: Pair, batch: Batch, layout: Layout, num_chains: int, start: Literal["prior", "guide"]
     ) -> None:
         self._pair, self._batch, self._layout, self._start = pair, batch, layout, start
-        self._size = num_chains if num_chains > 1 else None
+        self._num_chains, self._size = num_chains, num_chains if num_chains > 1 else None
+        self._num_values = num_values(layout)
+        if start == "guide" and layout.may_leave_support:
+            raise PairError(
+                f"site {min(layout.may_leave_support)!r}: expected a guide that stays in the model's support, where "
+                "densities on the way from it to the posterior are known, found one that may leave it; start='prior' "
+                "does not need it"
+            )
         guide = self._run(pair.guide)
         if start == "guide" and (extra := [name for name in guide.latents if name not in layout.local_latents]):
             raise PairError(
                 f"site {extra[0]!r}: expected a guide whose density can be evaluated at any latent, found a draw of "
                 "its own beside the model's latents; start='prior' does not need it"
             )
-        self.space = Unconstrained(self._run(pair.model, guide.latents), layout)
+        # Draws outside the model's support have no point in R^n; its sites are known without them.
+        model = self._run(pair.model, None if layout.may_leave_support else guide.latents)
+        _check_masks([guide, model], layout)
+        self.space = Unconstrained(model, layout, layout.cardinalities)
 
     def draw(self) -> dict[str, Tensor]:
         """Points of the start, one for each chain and datum."""
@@ -69,17 +88,19 @@ class Path:
     def at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Points where every chain of a datum has its latents (N, *event)."""
         if self._size is not None:
-            latents = {name: self.space.repeated(z, name, self._size) for name, z in latents.items()}
+            latents = self._repeated(latents, self._size)
         return self.space.points(latents)
 
     def ends(self, points: Mapping[str, Tensor]) -> Ends:
         """Log-densities of both ends."""
         values, log_det = self.space.values(points)
-        model = self._run(self._pair.model, values)
-        guide = self._run(self._pair.guide, values) if self._start == "guide" else model
+        if self._num_values > 1:
+            values = self._for_every_value(values)
+        model = self._run(self._pair.model, values, summed=True)
+        guide = self._run(self._pair.guide, values, summed=True) if self._start == "guide" else model
         terms = Terms([(guide, model)], self._batch, self._layout, scaled=False)
         start = terms.log_guide if self._start == "guide" else terms.log_prior
-        return Ends(start + log_det, terms.log_lik + terms.log_prior + log_det)
+        return Ends(self._summed(start) + log_det, self._summed(terms.log_lik + terms.log_prior) + log_det)
 
     def density(self, temperature: float) -> Density:
         """log f_t with its gradient."""
@@ -93,5 +114,50 @@ class Path:
 
         return evaluate
 
-    def _run(self, program: Program, values: Mapping[str, Tensor] | None = None) -> Tape:
-        return run_program(self._pair, program, self._batch, self._size, self._layout, values)
+    def _for_every_value(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Values of continuous latents, each chain as often as the others have joint values."""
+        if self._size is None:
+            return self._repeated(values, self._num_values)
+        return {name: z.repeat_interleave(self._num_values, 0) for name, z in values.items()}
+
+    def _repeated(self, values: Mapping[str, Tensor], times: int) -> dict[str, Tensor]:
+        return {n: self.space.repeated(z, n, times) for n, z in values.items() if n not in self._layout.cardinalities}
+
+    def _summed(self, log_density: Tensor) -> Tensor:
+        """Log of the sum over the values of discrete latents, (K, N)."""
+        if self._num_values == 1:
+            return log_density
+        every = log_density.expand(self._num_chains * self._num_values, -1)
+        return every.unflatten(0, (self._num_chains, self._num_values)).logsumexp(1)
+
+    def _run(self, program: Program, values: Mapping[str, Tensor] | None = None, summed: bool = False) -> Tape:
+        if not summed or self._num_values == 1:
+            return run_program(self._pair, program, self._batch, self._size, self._layout, values)
+        size, every = self._num_chains * self._num_values, self._layout.cardinalities
+        return run_program(self._pair, program, self._batch, size, self._layout, values, enumerated=every)
+
+
+def num_values(layout: Layout) -> int:
+    """Joint values of the latents that a path sums out.
+
+    Raises:
+        PairError: They are too many.
+    """
+    found = math.prod(layout.cardinalities.values())
+    if found > _MOST_VALUES:
+        raise PairError(
+            f"site {next(iter(layout.cardinalities))!r}: expected at most {_MOST_VALUES} joint values of discrete "
+            f"latents to sum over beside the continuous ones, found {found}: use log_likelihood"
+        )
+    return found
+
+
+def _check_masks(tapes: Iterable[Tape], layout: Layout) -> None:
+    """Where a discrete latent is masked its values are not to be summed."""
+    for tape in tapes:
+        for name in layout.cardinalities:
+            if not bool(mask_of(tape.sites[name]).all()):
+                raise PairError(
+                    f"site {name!r}: expected a discrete latent without a mask, to sum over its values, found rows "
+                    "where it is masked: use log_likelihood"
+                )

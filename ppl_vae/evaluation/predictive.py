@@ -14,7 +14,7 @@ from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError, located
 from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, resample
-from ppl_vae.evaluation.proposal import Proposal, propose
+from ppl_vae.evaluation.proposal import Proposal, check_weights, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import whole_number
@@ -23,6 +23,7 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import outer_plates
+from ppl_vae.weights import check_possible
 
 __all__ = ["PosteriorPredictive", "posterior_predictive"]
 
@@ -82,6 +83,7 @@ def posterior_predictive(
     Raises:
         PairError: The pair is not valid, or has no latents.
         DataError: A datum lies outside the support of its site.
+        EstimateError: A weight is NaN or infinite, or all weights of a datum whose draws are resampled are zero.
 
     Reference:
         Gelman, Meng and Stern (1996), Posterior Predictive Assessment of Model Fitness via Realized Discrepancies.
@@ -123,10 +125,13 @@ def _of_block(
     with seeded(key(plan.seed, first, _LATENTS), device):
         proposal = propose(pair, batch, plan.num_proposed, layout)
     log_lik, log_prior = score(batch, proposal, plan.num_proposed)
+    log_weight = log_lik + log_prior - proposal.log_guide
+    check_weights(pair, batch, proposal, log_weight, layout, first)
     choice = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0]))
     if plan.corrected:
         generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
-        choice = resample(log_lik + log_prior - proposal.log_guide, plan.num_draws, generator)
+        check_possible(log_weight.logsumexp(0), torch.tensor(plan.num_proposed).expand(len(batch[0])), first)
+        choice = resample(log_weight, plan.num_draws, generator)
     latents = _chosen(proposal, choice, layout)
     with seeded(key(plan.seed, first, _DATA), device):
         runs = [_run(pair, batch, n, values, layout) for n, values in _by_run(latents, plan.num_draws, layout)]

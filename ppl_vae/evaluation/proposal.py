@@ -8,14 +8,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.errors import EstimateError
 from ppl_vae.pair import Pair
-from ppl_vae.reductions import sum_to_data
+from ppl_vae.reductions import bounded_log_prob, sum_to_data
 from ppl_vae.shrinking import undivided
 from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
+from ppl_vae.weights import not_a_weight
 
-__all__ = ["Proposal", "evaluate_guide", "evaluate_model", "propose"]
+__all__ = ["Proposal", "check_weights", "evaluate_guide", "evaluate_model", "propose"]
 
 
 class Proposal(NamedTuple):
@@ -75,6 +77,31 @@ def _drawn(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Prop
     latents = [{name: tape.latents[name] for name in layout.local_latents} for tape in tapes]
     outer = layout.vectorized and num_particles > 1
     return Proposal(latents, event_dims, outer, terms.log_guide)
+
+
+def check_weights(
+    pair: Pair, batch: Batch, proposal: Proposal, log_weight: Tensor, layout: Layout, first_row: int
+) -> None:
+    """No log-weight (K, N) of a block is NaN or plus infinity.
+
+    Raises:
+        EstimateError: Naming the row, whose first is `first_row`, and the first site of such a density.
+    """
+    bad = not_a_weight(log_weight)
+    if not bool(bad.any()):
+        return
+    k, n = (int(i) for i in bad.nonzero()[0])
+    latents = proposal.part(layout, slice(n, n + 1), slice(k, k + 1))[0]
+    row, size = tuple(array[n : n + 1] for array in batch), proposal.outer_size(1)
+    where = "no single density is to blame, but their difference"
+    for role, program in (("guide", pair.guide), ("model", pair.model)):
+        sites = run_program(pair, program, row, size, layout, latents).sites
+        if faults := [name for name, s in sites.items() if bool(not_a_weight(bounded_log_prob(s, layout)).any())]:
+            where = f"the density of site {faults[0]!r} of the {role} is none there"
+            break
+    raise EstimateError(
+        f"row {first_row + n}: expected finite log-weights, found {float(log_weight[k, n])} at draw {k}: {where}"
+    )
 
 
 def evaluate_guide(

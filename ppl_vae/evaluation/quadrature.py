@@ -1,53 +1,59 @@
-"""The evidence of a block of data as an integral over at most two numbers, by the trapezoidal rule."""
+"""The evidence of a block of data as an integral over at most two numbers, by adaptive quadrature."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError, PairError
-from ppl_vae.evaluation.path import Path
+from ppl_vae.evaluation.cells import Cells, integrated
+from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
 
 __all__ = ["MOST_DIMENSIONS", "integrate"]
 
 MOST_DIMENSIONS = 2
-# The rule converges faster than any power for smooth functions that vanish at the ends: two sizes that agree are right.
-_POINTS = {1: (301, 401), 2: (91, 121)}
-_SEARCH, _ROUNDS = {1: 201, 2: 61}, 4
-_CHUNK = 2048
-_WIDTH, _NEGLIGIBLE, _TOLERANCE = 8.0, 35.0, 1e-4
+_CHUNK = 1024  # points of each datum in one run
+_GRID = {1: 256, 2: 32}  # that looks for the ends
+_MARGIN, _ROUNDS, _SAFE = 1.0, 400, 1e-3  # squares of latents, in units of their scale, are finite
+_NEGLIGIBLE = 25.0  # nats below the largest value: less than 1e-10 of it
+
+LogDensity = Callable[[Tensor], Tensor]
 
 
-class _Box(NamedTuple):
-    """An interval, or a rectangle, for each datum, on a path with one of its points as pattern."""
+class _Line(NamedTuple):
+    r"""All of R^D by u = c + s sinh v: heavy tails in u fall off exponentially in v."""
 
-    low: Tensor
-    """Lower ends (N, D)."""
-    high: Tensor
-    """Upper ends (N, D)."""
+    centre: Tensor
+    """Median of the prior (N, D)."""
+    scale: Tensor
+    """Half the width of the middle two thirds of the prior (N, D)."""
 
-    def grid(self, points: int) -> Tensor:
-        """Points of a regular grid, (points^D, N, D)."""
-        share = torch.linspace(0, 1, points, dtype=self.low.dtype, device=self.low.device)
-        corner = torch.cartesian_prod(*[share] * self.low.shape[1]).reshape(-1, 1, self.low.shape[1])
-        return self.low + corner * (self.high - self.low)
+    def points(self, v: Tensor) -> Tensor:
+        """u of v (K, N, D)."""
+        return self.centre + self.scale * v.sinh()
 
-    def cell(self, points: int) -> Tensor:
-        """Sides of a cell of that grid, (N, D)."""
-        return (self.high - self.low) / (points - 1)
+    def inverse(self, u: Tensor) -> Tensor:
+        """v of u."""
+        return ((u - self.centre) / self.scale).asinh()
+
+    def log_slope(self, v: Tensor) -> Tensor:
+        """log |du / dv|, (K, N)."""
+        return (self.scale.log() + v.cosh().log()).sum(-1)
 
 
 def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tensor:
     r"""log p(x) of each datum, (N,): the integral of p(x, z) over all latents.
 
-    .. math:: \log p(x) = \log \int p(x, z(u)) \, |dz / du| \, du
+    .. math:: \log p(x) = \log \int p(x, z(u(v))) \, |dz / du| \, |du / dv| \, dv
 
-    A box is shrunk around all that is not negligible, e^-35 of the largest value, then two grids of it have to agree.
+    A box around draws of the prior is widened until all that is outside is negligible, then cut into cells, of which
+    those that count are halved until the rule in each of them has converged.
 
     Args:
         pair: The pair, in evaluation mode; only its model is integrated.
@@ -56,13 +62,14 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         first_row: Row of its first datum, for messages.
 
     Raises:
-        PairError: A latent is discrete, or a datum has more than two numbers of them.
-        EstimateError: The grids differ by more than 1e-4 nats: the density is too rough, or too narrow to be found.
+        PairError: A datum has more than two continuous latent numbers, or discrete ones of infinitely many values.
+        EstimateError: The density is NaN or infinite somewhere, or does not end, or is too rough or too narrow.
 
     Reference:
-        Trefethen and Weideman (2014), The Exponentially Convergent Trapezoidal Rule.
+        Takahasi and Mori (1974), Double Exponential Formulas for Numerical Integration.
     """
-    path = Path(pair, batch, layout, _CHUNK, "prior")
+    chunk = max(1, _CHUNK // num_values(layout))
+    path = Path(pair, batch, layout, max(2, chunk), "prior")
     pattern = path.draw()
     drawn = path.space.flat(pattern)
     if (size := drawn.shape[-1]) > MOST_DIMENSIONS:
@@ -70,40 +77,63 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
             f"expected at most {MOST_DIMENSIONS} latent numbers a datum for quadrature, found {size}: use "
             "bidirectional_monte_carlo, or annealed_importance_sampling"
         )
+    line = _line(drawn.double())
 
-    def log_joint(points: Tensor) -> Tensor:
-        parts = [_padded(part) for part in points.split(_CHUNK)]
-        found = torch.cat([path.ends(path.space.from_flat(part, pattern)).joint for part in parts])
-        return found[: len(points)].double()
+    def log_density(v: Tensor) -> Tensor:
+        u = line.points(v).to(drawn.dtype)
+        parts = [_padded(part, len(drawn)) for part in u.split(len(drawn))]
+        joint = torch.cat([path.ends(path.space.from_flat(part, pattern)).joint for part in parts])
+        found = joint[: len(v)].double() + line.log_slope(v)
+        _check(found, u, first_row)
+        return found
 
-    box = _Box(drawn.mean(0) - _WIDTH * drawn.std(0), drawn.mean(0) + _WIDTH * drawn.std(0))
+    starts = line.inverse(drawn.double())
+    kind = torch.finfo(drawn.dtype)
+    furthest = ((_SAFE * math.sqrt(kind.max) - line.centre.abs()) / line.scale).asinh()
+    box = _wide_enough(log_density, starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN, furthest, first_row)
+    return integrated(log_density, box, kind.eps, first_row)
+
+
+def _line(drawn: Tensor) -> _Line:
+    """The line whose middle is that of the draws (K, N, D)."""
+    low, centre, high = drawn.quantile(drawn.new_tensor([1 / 6, 0.5, 5 / 6]), 0)
+    scale = (high - low) / 2
+    return _Line(centre, torch.where(scale > 0, scale, 1.0))
+
+
+def _wide_enough(log_density: LogDensity, low: Tensor, high: Tensor, furthest: Tensor, first_row: int) -> Cells:
+    """One cell for each datum, widened until its sides are negligible."""
+    points = _GRID[low.shape[-1]]
+    share = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device)
+    corner = torch.cartesian_prod(*[share] * low.shape[-1]).reshape(-1, 1, low.shape[-1])
     for _ in range(_ROUNDS):
-        box = _shrunk(box, log_joint(box.grid(_SEARCH[size])), _SEARCH[size])
-    coarse, fine = (_on_grid(box, log_joint(box.grid(points)), points) for points in _POINTS[size])
-    error = (coarse - fine).abs().nan_to_num(math.inf)
-    if not bool((error <= _TOLERANCE).all()):
-        row = int(error.argmax())
+        value = log_density(low + corner * (high - low))[..., None]
+        counts = value > value.amax(0) - _NEGLIGIBLE
+        down, up = (counts & (corner == 0)).any(0), (counts & (corner == 1)).any(0)
+        if not bool((down | up).any()):
+            return Cells(low[None], high - low, torch.ones_like(low[None, :, 0], dtype=torch.bool))
+        low, high = low - down * _MARGIN, high + up * _MARGIN
+        if bool((over := torch.maximum(low.abs(), high.abs()) > furthest).any()):
+            break
+    row = first_row + int((over if bool(over.any()) else down | up).any(-1).nonzero()[0])
+    raise EstimateError(
+        f"row {row}: expected p(x, z) to fall off on all sides, found that it still counts where latents are near the "
+        "largest number there is: use bidirectional_monte_carlo"
+    )
+
+
+def _check(value: Tensor, points: Tensor, first_row: int) -> None:
+    wrong = value.isnan() | (value == torch.inf)
+    if bool(wrong.any()):
+        k, row = (int(i) for i in wrong.nonzero()[0])
+        at = ", ".join(f"{float(u):.4g}" for u in points[k, row])
         raise EstimateError(
-            f"row {first_row + row}: expected two grids that agree to {_TOLERANCE} nats, found {float(error[row]):.3g} "
-            "between them: the density is too rough for quadrature; use bidirectional_monte_carlo"
+            f"row {first_row + row}: expected a finite log p(x, z) at all latents, found {float(value[k, row])} at "
+            f"{at} (in unconstrained coordinates): mend the density there"
         )
-    return fine
 
 
-def _on_grid(box: _Box, log_joint: Tensor, points: int) -> Tensor:
-    return log_joint.logsumexp(0) + box.cell(points).double().log().sum(-1)
-
-
-def _shrunk(box: _Box, log_joint: Tensor, points: int) -> _Box:
-    """The box around the points that are not negligible, one cell wider on every side."""
-    grid = box.grid(points)
-    matters = (log_joint > log_joint.amax(0) - _NEGLIGIBLE)[..., None]
-    low = torch.where(matters, grid, torch.inf).amin(0) - box.cell(points)
-    high = torch.where(matters, grid, -torch.inf).amax(0) + box.cell(points)
-    return _Box(low, high)
-
-
-def _padded(points: Tensor) -> Tensor:
+def _padded(points: Tensor, size: int) -> Tensor:
     """As many points as a run takes; the last one is repeated."""
-    missing = _CHUNK - len(points)
+    missing = size - len(points)
     return torch.cat([points, points[-1:].expand(missing, *points.shape[1:])]) if missing else points

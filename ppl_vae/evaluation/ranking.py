@@ -19,6 +19,7 @@ __all__ = ["Comparison", "Difference", "Estimate", "check_level"]
 
 
 _MOST = 0.5  # with a larger share of untrusted data a mean is a bound, which has no place among means
+_ROUNDINGS, _LARGEST_ROUNDING = 200.0, 1e-3  # as for weights that are equal
 _MISSED = 0.5  # guides of scale 0.1 to 0.5 leave 3 to 27 % of the data trusted, those that are lowest
 
 
@@ -66,11 +67,17 @@ class Comparison:
     above 0 at half the level, after Holm's correction for all pairs of pairs. s^2 / 2 is how much an estimate with
     standard error s is too low. Where the estimate of b is untrusted, log p_b(x_n) may be anything above it: a positive
     d_n then counts as 0. k-hat misses some such data, so that half as many of the largest d_n among the trusted count
-    as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is known well.
+    as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is known well. A d_n below the
+    rounding of the two estimates is 0.
+
+    The level is that of estimates whose errors can be believed where they are trusted. A guide that misses a mode of
+    its own, far away, is not seen by k-hat nor by probes, and its pair may be ranked too low.
 
     Args:
         estimates: Name -> estimate, such as a `LogLikelihood`, all of the same N data in the same order.
         level: Probability, at most, of any wrong order among those told.
+        exact: Names of those whose estimates are log p(x) itself, so that they have no error.
+        rounding: Relative rounding of the estimates, that of the least precise pair.
 
     Raises:
         DataError: There are none, or of different numbers of data.
@@ -84,6 +91,10 @@ class Comparison:
     """Name -> estimate, as given."""
     level: float = 0.05
     """Family-wise error of the order."""
+    exact: frozenset[str] = frozenset()
+    """Names of those that are log p(x) itself."""
+    rounding: float = 2.0**-52
+    """Relative rounding of the estimates."""
 
     def __post_init__(self) -> None:
         check_level(self.level)
@@ -105,7 +116,7 @@ class Comparison:
     def differences(self) -> tuple[Difference, ...]:
         """All pairs of pairs, in the order of `names`."""
         couples = list(combinations(self.names, 2))
-        p_values = _holm([_p_value(_credited(self.estimates[a], self.estimates[b])) for a, b in couples])
+        p_values = _holm([_p_value(_credited(self.estimates[a], self.estimates[b], self.rounding)) for a, b in couples])
         return tuple(self._difference(a, b, p) for (a, b), p in zip(couples, p_values, strict=True))
 
     @cached_property
@@ -170,9 +181,11 @@ def check_level(level: float) -> None:
         raise ValueError(f"level: expected a probability between 0 and 1, found {level}")
 
 
-def _credited(a: Estimate, b: Estimate) -> np.ndarray:
+def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
     """What a is above b for each datum, as far as the estimate of b bears it (N,)."""
+    size = np.maximum(np.maximum(np.abs(a.value), np.abs(b.value)), 1.0)
     gain = a.value - (b.value + np.square(np.nan_to_num(b.stderr)) / 2)
+    gain = np.where(np.abs(gain) <= np.minimum(_ROUNDINGS * rounding * size, _LARGEST_ROUNDING), 0.0, gain)
     num_missed = math.ceil(_MISSED * int((~b.trusted).sum()))
     largest_first = np.argsort(np.where(b.trusted, -gain, np.inf), kind="stable")
     doubted = ~b.trusted

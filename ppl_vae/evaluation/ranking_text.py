@@ -31,12 +31,13 @@ def notes(comparison: Comparison) -> list[str]:
 
 def _order(comparison: Comparison) -> list[str]:
     groups, bounds = comparison.groups, comparison.bounds
-    lines = []
+    placed, lines = {name for group in groups for name in group}, []
     if sum(map(len, groups)) > 1:
         text = f"order: {' > '.join(' = '.join(group) for group in groups)}"
         if any(len(group) > 1 for group in groups):
             text += "; = joins pairs that cannot all be told apart, more data may"
-        lines.append(f"{text} (any mistake in it: probability at most {comparison.level:g})")
+        assumed = "" if comparison.exact.issuperset(placed) else ", as long as no guide misses a mode"
+        lines.append(f"{text} (any mistake in it: probability at most {comparison.level:g}{assumed})")
     if len(bounds) > 1:
         lines.append(
             f"{', '.join(bounds)}: lower bounds, which cannot rank each other: take more samples, a better guide, or "
@@ -63,7 +64,7 @@ def _row(comparison: Comparison, name: str) -> tuple[str, ...]:
     return (
         f"{best}" if best == worst else f"{best} to {worst}",
         name,
-        in_words(float(estimate.value.mean()), stderr or None, share),
+        in_words(float(estimate.value.mean()), None if name in comparison.exact else stderr, share),
         "" if behind is None else in_words(behind.mean, behind.stderr, 0.0),
         "" if behind is None else f"{behind.monte_carlo:.2g}",
         f"{share:.1%}",

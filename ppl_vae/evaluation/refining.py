@@ -116,7 +116,7 @@ def _moments(points: Tensor, log_weight: Tensor, fallback: Tensor) -> Fitted:
     own = 2 * points.shape[-1]
     share = (ess / (ess + own))[:, None, None]
     covariance = share * _covariance(points, weight, mean) + (1 - share) * fallback
-    return Fitted(mean, torch.linalg.cholesky(covariance))
+    return Fitted(mean, _root(covariance).to(points.dtype))
 
 
 def _flattened(log_weight: Tensor) -> Tensor:
@@ -130,8 +130,22 @@ def _flattened(log_weight: Tensor) -> Tensor:
     return (low.clamp_max(1.0) * log_weight).softmax(0)
 
 
+def _root(covariance: Tensor) -> Tensor:
+    """Cholesky factors (N, D, D); where rounding has left a covariance without one, its diagonal grows."""
+    root, info = torch.linalg.cholesky_ex(covariance)
+    size = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(torch.finfo(covariance.dtype).tiny)
+    for power in range(-14, 1):
+        if not bool((info != 0).any()):
+            break
+        grown = covariance + torch.diag_embed((10.0**power * size) * (info != 0)[:, None])
+        again, info_again = torch.linalg.cholesky_ex(grown)
+        root, info = torch.where((info != 0)[:, None, None], again, root), info_again
+    return root
+
+
 def _covariance(points: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
-    centred = points - mean
+    """Weighted covariance (N, D, D), in double precision: numbers of single precision may be all but dependent."""
+    centred, weight = (points - mean).double(), weight.double()
     return torch.einsum("kn,knd,kne->nde", weight, centred, centred)
 
 

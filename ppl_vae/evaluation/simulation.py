@@ -35,23 +35,56 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
     guide = run_program(pair, pair.guide, batch, None, layout)
     as_given = run_program(pair, pair.model, batch, None, layout, guide.latents)
     drawn = run_program(pair, pair.model, batch, None, layout, simulate=True)
-    made = list(batch)
+    made, filled = list(batch), [torch.zeros_like(array, dtype=torch.bool) for array in batch]
     for name, value in drawn.simulated.items():
         counts = mask_of(as_given.sites[name]).expand(value.shape)
-        if bool(counts.any()):
-            i = _argument(name, as_given, batch, counts)
-            new = value.reshape(batch[i].shape).to(batch[i].dtype)
-            made[i] = torch.where(counts.reshape(batch[i].shape), new, batch[i])
+        if not bool(counts.any()):
+            continue
+        sampled = _Drawn(value, counts)
+        i = _argument(name, sampled, as_given, pair, batch, layout)
+        if torch.equal(sampled.into(batch[i]), batch[i]):  # equal arguments cannot be told apart by it, and need not be
+            continue
+        own = counts.reshape(batch[i].shape)
+        if bool((filled[i] & own).any()):
+            raise PairError(
+                f"site {name!r}: expected an argument of its own, found that another site observes the same entries of "
+                f"argument {i}: what two sites draw cannot be one datum"
+            )
+        made[i], filled[i] = sampled.into(made[i]), filled[i] | own
     return Simulated(tuple(made), drawn.latents)
 
 
-def _argument(name: str, as_given: Tape, batch: Batch, counts: Tensor) -> int:
-    """Which argument a site is observed at, where it counts."""
-    value = as_given.sites[name]["value"]
+class _Drawn(NamedTuple):
+    """A simulated value of an observed site."""
+
+    value: Tensor
+    """The value."""
+    counts: Tensor
+    """Where no mask takes it away."""
+
+    def into(self, array: Tensor) -> Tensor:
+        """An argument with the value in it."""
+        new = self.value.reshape(array.shape).to(array.dtype)
+        return torch.where(self.counts.reshape(array.shape), new, array)
+
+    def is_at(self, observed: Tensor, array: Tensor) -> bool:
+        """Whether what a site observes, where it counts, is an argument, row by row."""
+        alike = observed.numel() == array.numel() and len(observed) == len(array)
+        return alike and bool(((observed.reshape(array.shape) == array) | ~self.counts.reshape(array.shape)).all())
+
+
+def _argument(name: str, drawn: _Drawn, as_given: Tape, pair: Pair, batch: Batch, layout: Layout) -> int:
+    """Which argument a site observes: that tensor, or the one that it follows to the simulated value."""
+    observed = as_given.sites[name]["value"]
     for i, array in enumerate(batch):
-        alike = value.numel() == array.numel() and len(value) == len(array)
-        if alike and bool(((value.reshape(array.shape) == array) | ~counts.reshape(array.shape)).all()):
+        if observed is array:
             return i
+    for i, array in enumerate(batch):
+        if drawn.is_at(observed, array):  # equal numbers alone are no proof
+            new = drawn.into(array)
+            tape = run_program(pair, pair.model, [*batch[:i], new, *batch[i + 1 :]], None, layout, as_given.replay)
+            if drawn.is_at(tape.sites[name]["value"], new):
+                return i
     raise PairError(
         f"site {name!r}: expected to be observed at one of the arguments of the model, row by row, found other values: "
         "data cannot be simulated; pass what is observed as an argument"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -24,24 +24,32 @@ class Unconstrained:
     Args:
         model: A run of the model, whose supports decide.
         layout: Layout of the pair.
+        summed: Sites that are summed out, and have no coordinates.
 
     Raises:
-        PairError: There is no latent, one is discrete, or its support depends on other latents.
+        PairError: There is no other latent, one is discrete, or its support depends on other latents.
     """
 
-    def __init__(self, model: Tape, layout: Layout) -> None:
+    def __init__(self, model: Tape, layout: Layout, summed: Collection[str] = ()) -> None:
         self._layout = layout
         if not layout.local_latents:
             raise PairError("expected latents to move, found a pair without: its log_likelihood is exact at any K")
+        if set(layout.local_latents) <= set(summed):
+            raise PairError(
+                f"site {layout.local_latents[0]!r}: expected a continuous latent to move, found a pair whose latents "
+                "all have finitely many values: use log_evidence, which sums over them"
+            )
         self._transforms: dict[str, Transform] = {}
         self._event_dims: dict[str, int] = {}
         for name in layout.local_latents:
+            if name in summed:
+                continue
             fn = model.sites[name]["fn"]
             support = unmixed(support_of(fn))
             if support.is_discrete:
                 raise PairError(
-                    f"site {name!r}: expected a continuous latent, which Hamiltonian dynamics can move, found a "
-                    "discrete one; log_evidence sums over latents of finitely many values"
+                    f"site {name!r}: expected a continuous latent, or one of finitely many values to sum over, found "
+                    "another discrete one: use log_likelihood, which needs no more than draws of it"
                 )
             if not is_fixed(support):
                 raise PairError(

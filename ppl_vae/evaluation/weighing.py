@@ -13,12 +13,13 @@ from torch import Tensor
 from ppl_vae.errors import located
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.evaluation.precision import samples_needed
-from ppl_vae.evaluation.proposal import Proposal
+from ppl_vae.evaluation.proposal import Proposal, check_weights
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.scoring import Scorer
+from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
-from ppl_vae.weights import Stream, Summary
+from ppl_vae.weights import Stream, Summary, check_possible
 
 __all__ = ["Block", "Plan", "Weighed", "Weigher", "all_weights", "weigh"]
 
@@ -56,6 +57,8 @@ class Weighed(NamedTuple):
 class Weigher(NamedTuple):
     """Draws samples of the guide and weighs them, unit by unit."""
 
+    pair: Pair
+    """The pair, in evaluation mode."""
     layout: Layout
     """Layout of the pair."""
     draw: Proposer
@@ -74,7 +77,9 @@ class Weigher(NamedTuple):
             with seeded(key(seed, first, j), self.device):
                 proposal = self.draw(batch, count)
             log_lik, log_prior = self.score(batch, proposal, count, wanted)
-        return Weighed(log_lik + log_prior - proposal.log_guide, log_lik, proposal, key(seed, first, j, 1))
+            log_weight = log_lik + log_prior - proposal.log_guide
+            check_weights(self.pair, batch, proposal, log_weight, self.layout, first)
+        return Weighed(log_weight, log_lik, proposal, key(seed, first, j, 1))
 
 
 class Block(NamedTuple):
@@ -94,9 +99,12 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
     units = _units(plan, plan.num_samples)
     if plan.target_stderr is not None:
         pilot = Stream(len(batch[0]), plan.num_particles, first)
-        pilot.add(weigher.unit(batch, first, 0, plan.num_particles, plan.seed).log_weight)
+        first_weights = weigher.unit(batch, first, 0, plan.num_particles, plan.seed).log_weight
+        hopeless = (first_weights == -torch.inf).all(0)
+        pilot.add(torch.where(hopeless, 0.0, first_weights))
         needed = samples_needed(pilot.summary(), plan.num_particles, plan.target_stderr, plan.num_samples)
-        wanted = torch.from_numpy(needed)
+        # Nothing but zero weights says nothing of how many samples will do: all that are allowed.
+        wanted = torch.where(hopeless.cpu(), wanted, torch.from_numpy(needed))
         # The pilot has said how many samples there will be: an estimate that used it again would be biased by that.
         units = _units(plan, int(wanted.max()), start=1)
     stream, draws = Stream(len(batch[0]), wanted, first), PosteriorDraws(plan.num_draws, weigher.layout)
@@ -109,9 +117,15 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
 
 
 def all_weights(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Tensor:
-    """All K log-weights of a block whose first datum is `first`, (K, N), in nats: those that `weigh` streams."""
+    """All K log-weights of a block whose first datum is `first`, (K, N), in nats: those that `weigh` streams.
+
+    Raises:
+        EstimateError: As from `weigh`: a weight is NaN or infinite, or all weights of a datum are zero.
+    """
     units = _units(plan, plan.num_samples)
-    return torch.cat([weigher.unit(batch, first, j, count, plan.seed).log_weight for j, _, count in units])
+    found = torch.cat([weigher.unit(batch, first, j, count, plan.seed).log_weight for j, _, count in units])
+    check_possible(found.logsumexp(0), torch.tensor(plan.num_samples).expand(found.shape[1]), first)
+    return found
 
 
 def _units(plan: Plan, num_samples: int, start: int = 0) -> Iterator[tuple[int, int, int]]:

@@ -86,14 +86,16 @@ def quadrature(setting: Setting) -> Iterator[Row]:
 
 def annealing(setting: Setting) -> Iterator[Row]:
     """Chains from the prior, with mean weight p(x), and bounds from both sides."""
-    pair, how = LinearGaussian(4, _LATENT, _WIDEN), Annealing(8, 80, 5, start="prior")
-    x = pair.draw(48, setting.seed)
-    annealed = annealed_importance_sampling(pair, x, how, setting.seed, device=setting.device, progress=False)
+    pair, how = LinearGaussian(4, _LATENT, _WIDEN), Annealing(8, 100, 5, start="prior")
+    x = pair.draw(160, setting.seed)
+    annealed = annealed_importance_sampling(
+        pair, x, how, setting.seed, compare_starts=False, device=setting.device, progress=False
+    )
     ratio = np.exp(annealed.value - pair.exact(x))
     error = float(ratio.std(ddof=1)) / math.sqrt(len(x))
     yield estimated("annealed: log of mean p-hat / p", math.log(ratio.mean()), 0.0, error)
     near = Annealing(8, 40, 5)
-    both = bidirectional_monte_carlo(pair, x, near, setting.seed, device=setting.device, progress=False)
+    both = bidirectional_monte_carlo(pair, x[:48], near, setting.seed, device=setting.device, progress=False)
     exact = pair.exact(both.x[0])
     for side, found, low, high in (("lower", both.lower, -0.05, 0.0), ("upper", both.upper, 0.0, 0.05)):
         off = found - exact

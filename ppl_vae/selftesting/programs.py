@@ -69,6 +69,19 @@ class LinearGaussian(nn.Module):
         marginal = dist.MultivariateNormal(bias, covariance)
         return marginal.log_prob(torch.as_tensor(x).cpu().double()).numpy()
 
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (N, d) and covariance (d, d) of p(z given x)."""
+        weight, bias = (p.detach().cpu().double() for p in (self.weight, self.bias))
+        covariance = torch.linalg.inv(torch.eye(self.latent, dtype=torch.float64) + weight.mT @ weight / _SCALE**2)
+        return (x.cpu().double() - bias) @ weight @ covariance / _SCALE**2, covariance
+
+    def mean_log_lik(self, x: Tensor) -> np.ndarray:
+        """E log p(x given z) over the posterior, (N,)."""
+        weight, bias = (p.detach().cpu().double() for p in (self.weight, self.bias))
+        loc, covariance = self.posterior(x)
+        at_mean = dist.Normal(loc @ weight.mT + bias, _SCALE).log_prob(x.cpu().double()).sum(-1)
+        return (at_mean - torch.trace(weight @ covariance @ weight.mT) / (2 * _SCALE**2)).numpy()
+
     def _marginal(self, generator: torch.Generator, n: int) -> Tensor:
         weight, bias = (p.detach().cpu().double() for p in (self.weight, self.bias))
         z, e = (torch.randn(n, m, generator=generator, dtype=torch.float64) for m in weight.shape[::-1])

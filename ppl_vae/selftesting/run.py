@@ -10,6 +10,15 @@ import torch
 
 from ppl_vae.device import choose_device
 from ppl_vae.progress import Progress
+from ppl_vae.selftesting.evaluations import (
+    bound_taken_apart,
+    calibration,
+    comparison,
+    curve,
+    escalation,
+    precision,
+    predictive,
+)
 from ppl_vae.selftesting.likelihoods import annealing, exact_guides, importance_sampling, mixture, quadrature
 from ppl_vae.selftesting.machinery import compiled_steps, noise
 from ppl_vae.selftesting.objectives import bounds, gradients
@@ -26,6 +35,13 @@ CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "mixture": mixture,
     "quadrature": quadrature,
     "annealing": annealing,
+    "gaps-and-ledger": bound_taken_apart,
+    "calibration": calibration,
+    "escalation": escalation,
+    "precision": precision,
+    "k-curve": curve,
+    "comparison": comparison,
+    "predictive": predictive,
     "noise": noise,
     "compiled-steps": compiled_steps,
 }

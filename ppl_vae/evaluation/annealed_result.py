@@ -1,0 +1,121 @@
+"""What annealed estimates say of each datum, and how far to trust them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppl_vae.averages import population_stderr
+from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.intervals import Interval
+from ppl_vae.evaluation.means import MeanOverData
+from ppl_vae.wording import in_words, is_lower_bound
+
+__all__ = ["AnnealedLogLikelihood", "Sandwich"]
+
+# Chains that count, at least; how near two starts agree at least, in nats: half of p(x) lost are 0.69; and what nobody
+# reads.
+_FEWEST, _CLOSE, _NOTHING = 4.0, 0.35, 1e-3
+
+
+@dataclass(frozen=True)
+class AnnealedLogLikelihood(MeanOverData):
+    """Annealed estimate of log p(x) for each datum; arrays (N,), in nats: in mean a lower bound."""
+
+    value: np.ndarray
+    """log 1/K sum_k w_k over K chains."""
+    stderr: np.ndarray
+    """Monte Carlo standard error of `value` (delta method), itself an estimate from K chains: see `intervals`."""
+    ess: np.ndarray
+    """Effective number of the K chains."""
+    acceptance: np.ndarray
+    """Mean probability with which the moves of a datum's chains were accepted; in [0, 1]."""
+    other: np.ndarray
+    """The same by K chains from the other start, the prior instead of the guide or the reverse; NaN without them."""
+    other_stderr: np.ndarray
+    """Standard error of `other`."""
+    other_ess: np.ndarray
+    """Effective number of its chains."""
+    annealing: Annealing
+    """How it was annealed."""
+    seconds: float
+    """Wall time."""
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether chains from guide and prior agree: within their errors, and to a third of a nat.
+
+        Of both at least four chains have to count, and a half: chains that lag behind the path, or that all miss a
+        mode, may have weights that are alike. What neither start finds is not seen.
+        """
+        from scipy.stats import t
+
+        chains = self.annealing.num_chains
+        enough = np.minimum(self.ess, self.other_ess) >= max(_FEWEST, chains / 2)
+        error = t.ppf(0.975, max(1, 2 * chains - 2)) * np.hypot(self.stderr, self.other_stderr)
+        return enough & (np.abs(self.value - self.other) <= np.minimum(error + _NOTHING, _CLOSE))
+
+    def intervals(self, level: float = 0.95) -> Interval:
+        """Interval of log p(x) of each datum by Student's t with K - 1 degrees, (N,) and (N,), in nats.
+
+        The upper end is infinite where a datum is not trusted.
+        """
+        from scipy.stats import t
+
+        half = t.ppf(0.5 + level / 2, max(1, self.annealing.num_chains - 1)) * self.stderr
+        return Interval(self.value - half, np.where(self.trusted, self.value + half, np.inf))
+
+    def __str__(self) -> str:
+        share = float((~self.trusted).mean())
+        text = (
+            f"log p(x) {'' if is_lower_bound(share) else '= '}{in_words(self.mean, self.mean_stderr, share)} nats per "
+            f"datum ({len(self.value)} data, {self.annealing.in_words()}; "
+            f"median ESS {np.median(self.ess):.1f}, acceptance {self.acceptance.mean():.2f})"
+        )
+        if doubtful := int((~self.trusted).sum()):
+            text += f"; {doubtful} of {len(self.value)} data are untrusted, {self._doubt()}"
+        return text
+
+    def _doubt(self) -> str:
+        """Why data are untrusted, and what to do."""
+        if np.isnan(self.other).all():
+            why = "there being no chains from another start to hold theirs against"
+        else:
+            why = "chains from guide and prior differing, or fewer than half of them counting"
+        return (
+            f"{why}: rather too low; more temperatures close the gap, bidirectional_monte_carlo tells how wide it is "
+            "on simulated data"
+        )
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """Bounds on log p(x) from both sides for data simulated from the model; arrays (N,), in nats."""
+
+    lower: np.ndarray
+    """Annealed estimate, in mean below log p(x)."""
+    upper: np.ndarray
+    """Reverse annealed estimate from the latents that made the data, in mean above log p(x)."""
+    x: tuple[np.ndarray, ...]
+    """The simulated data: arguments of the programs."""
+    annealing: Annealing
+    """How it was annealed."""
+    seconds: float
+    """Wall time."""
+
+    @property
+    def gap(self) -> float:
+        """Mean of upper - lower: how much an annealed estimate of such data can be wrong, in nats per datum."""
+        return float((self.upper - self.lower).mean())
+
+    @property
+    def gap_stderr(self) -> float:
+        """Standard error of `gap` over data."""
+        return population_stderr(self.upper - self.lower)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lower.mean():.3f} <= log p(x) <= {self.upper.mean():.3f} nats per datum in mean over "
+            f"{len(self.lower)} simulated data; gap {self.gap:.3f} ± {self.gap_stderr:.3f}"
+        )

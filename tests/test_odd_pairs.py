@@ -1,0 +1,104 @@
+"""Pairs at the edge of what can be estimated: every error is typed, and names the site."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import small_ppca
+from scipy import stats
+from statistical import assert_close, assert_within
+from torch import Tensor
+
+import ppl_vae as pv
+from ppl_vae.evaluation.refining import _root, refine
+from ppl_vae.pair import as_pair
+
+NONE_THERE = (
+    r"row \d+: expected finite log-weights, found nan at draw \d+: the density of site 'x' of the model is none there"
+)
+
+
+def undefined() -> pv.Pair:
+    """x ~ N(z, 1), but where z is above 2.5, and there is no such density."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            loc = torch.where(z > 2.5, torch.nan, z)
+            pyro.sample("x", dist.Normal(loc, 1.0, validate_args=False), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize("estimate", [pv.log_likelihood, pv.k_curve, pv.posterior_predictive])
+def test_the_site_of_a_density_that_is_none_is_named(estimate):
+    with pytest.raises(pv.EstimateError, match=NONE_THERE):
+        estimate(undefined(), torch.zeros(8), 1024, progress=False)
+
+
+def test_quadrature_names_what_is_no_density():
+    with pytest.raises(pv.EstimateError, match=r"row 0: expected a finite log p.x, z. at all latents, found nan"):
+        pv.log_evidence(undefined(), torch.zeros(2), progress=False)
+
+
+def test_a_latent_of_no_numbers_is_refused():
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(0), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(0), 1.0).to_event(1).expand([len(x)]))
+
+    pair, x = pv.Pair(model, guide), torch.zeros(5)
+    for estimate in (pv.log_likelihood, pv.log_evidence, pv.calibrate, pv.posterior_predictive):
+        with pytest.raises(
+            pv.PairError, match=r"site 'z': expected a latent of at least one number, found shape \(5, 0\)"
+        ):
+            estimate(pair, x, progress=False)
+
+
+def test_booleans_are_refused_where_a_density_cannot_take_them():
+    x = torch.tensor([[True, False, True, True]])
+    with pytest.raises(pv.DataError, match=r"site 'x': expected numbers for Normal, found booleans; pass x.float\(\)"):
+        pv.log_likelihood(small_ppca(), x, 20, progress=False)
+
+
+def test_a_covariance_without_a_root_grows_until_it_has_one():
+    singular = torch.ones(2, 2, dtype=torch.float64).expand(3, 2, 2).clone()
+    singular[1] = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
+    singular[2, 1, 1] = 1 - 1e-6
+    root = _root(singular)
+    assert_close(root[1], torch.linalg.cholesky(singular[1]))
+    assert_within(root @ root.mT, singular, absolute=1e-5, reason="how far the diagonal has to grow")
+
+
+def test_a_posterior_narrow_in_single_precision_is_refined():
+    """x = z1 - z2 + e of size 1e-4: a ridge; log p(x) is that of N(0, 2)."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[..., 0] - z[..., 1], torch.tensor(1e-4)), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            root = torch.tensor([[0.5, 0.0], [0.5, 3e-5]])
+            pyro.sample("z", dist.MultivariateNormal(torch.stack([x / 2, -x / 2], -1), scale_tril=root))
+
+    pair, x = pv.Pair(model, guide), torch.randn(5, generator=torch.Generator().manual_seed(0))
+    layout = pv.check(pair, x).layout
+    with torch.no_grad():
+        found = refine(as_pair(pair), (x,), layout, 0, 512, 0, torch.device("cpu"))
+    assert_within(
+        found.summary.value, stats.norm.logpdf(x, 0, math.sqrt(2)), absolute=1.0, reason="estimates of a ridge"
+    )
