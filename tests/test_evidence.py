@@ -9,7 +9,7 @@ import pytest
 import torch
 from pairs import DiscreteVAE, ModuleVAE, binary_rows, mixture_and_normal, scaled_guide, small_ppca
 from scipy import integrate, stats
-from statistical import assert_close, assert_mean, assert_within
+from statistical import assert_close, assert_estimates, assert_mean, assert_within
 from training import fresh
 
 import ppl_vae as pv
