@@ -4,11 +4,11 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PEERS := .venv-peers/.installed
 
-.PHONY: help demo test lint types bench mutants clean
+.PHONY: help demo test lint types bench mutants experiments clean
 .DEFAULT_GOAL := help
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,6 +41,10 @@ bench: $(INSTALLED)  ## time and memory, beside Pyro, PyTorch by hand, NumPyro, 
 
 mutants: $(INSTALLED)  ## seeded errors, each of which the tests must catch
 	$(BIN)/python tests/mutants.py
+
+experiments: $(INSTALLED)  ## every experiment in full, two at a time: hours
+	ls experiments/[a-z]*.py | xargs -n 1 basename -s .py \
+		| OMP_NUM_THREADS=1 xargs -P 2 -I {} $(BIN)/python -m experiments.{}
 
 clean:  ## remove the environments and all caches
 	rm -rf .venv .venv-peers .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
