@@ -211,7 +211,7 @@ def family_of(name: str) -> str:
 def draw(found: Findings) -> Figure:
     """Signal-to-noise and bias of each estimator, and signal-to-noise against K."""
     numbers = found.numbers
-    figure = new_figure(14, 5)
+    figure = new_figure(14, 5.6)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.2, 0.8, 1.1])
     rows = numbers["estimators"][::-1]
     draw_estimators(left, middle, rows)
@@ -268,11 +268,9 @@ def draw_particles(axes: Axes, rows: list[dict[str, Any]], slope: dict[str, floa
         end = np.exp(np.mean(np.log(own)))
         axes.plot(counts, end * (counts / counts[-1]) ** power, color=MIDDLE, linewidth=0.8, label=label)
     axes.set(xscale="log", yscale="log", xlabel="K particles", ylabel="signal-to-noise of the guide's gradient")
-    powers = " and ".join(f"{name}'s as K^{slope[f'{name}, {data}']:+.2f}" for name in ("pathwise", "DReG"))
-    axes.set_title(f"Signal-to-noise for the IWAE bound goes\n{powers} ({data})")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low, high * (high / low) ** 0.6)
-    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
+    powers = ", ".join(f"{name} K^{slope[f'{name}, {data}']:+.2f}" for name in ("pathwise", "DReG"))
+    axes.set_title(f"{data[0].upper() + data[1:]}, IWAE bound:\n{powers}")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2)
 
 
 STUDY = Study(
