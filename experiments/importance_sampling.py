@@ -1,7 +1,7 @@
 """How fast does the importance-sampled log-likelihood approach log p(x) as K grows? (claims C1, C4, C5).
 
 Do its reported errors tell how far it is, and what do m samples buy the ELBO? log p(x) is known: for probabilistic PCA
-in closed form, for a Gaussian mixture as a finite sum, for a VAE with two latents by quadrature. With the exact
+in closed form, for a blurred Gaussian mixture as a finite sum, for a VAE with two latents by quadrature. With the exact
 posterior of PPCA widened by a factor s as guide the laws are known too: the variance of one weight is
 chi2 = (s^2 / sqrt(2 s^2 - 1))^d - 1.
 
@@ -50,6 +50,7 @@ class Config:
     num_known: int = 360
     num_seeds: int = 5
     num_components: int = 10
+    blur: float = 0.1
     vae_epochs: int = 200
     seed: int = 0
 
@@ -73,14 +74,38 @@ def widened(ppca: pv.PPCA, s: float) -> pv.Pair:
     return pv.Pair(ppca.model, guide)
 
 
-def flattened(gmm: pv.GMM) -> pv.Pair:
-    """A mixture with the square root of its posterior, normalised, as guide."""
+class BlurredMixture:
+    """z of a Gaussian mixture, x ~ N(z, v I): again a mixture. The guide is the exact posterior, s times as wide.
 
-    def guide(x: torch.Tensor) -> None:
+    log p(x) of a pair whose latent is the component itself is not estimated but summed.
+
+    Args:
+        gmm: The mixture of z, with full covariances.
+        v: Variance of the blur.
+        s: Width of each component of the guide.
+    """
+
+    def __init__(self, gmm: pv.GMM, v: float, s: float) -> None:
+        self.gmm, self.v, self.s = gmm, v, s
+        self._identity = torch.eye(gmm.means.shape[1], dtype=gmm.means.dtype)
+        self.of_data = pv.GMM(gmm.weights, gmm.means, gmm.covariances + v * self._identity)
+
+    def model(self, x: Tensor) -> None:
+        """p(x, z)."""
+        parts = dist.MultivariateNormal(self.gmm.means, self.gmm.covariances)
         with pyro.plate("data", x.shape[0]):
-            pyro.sample("z", dist.Categorical(logits=gmm.posterior(x).logits / 2))
+            z = pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(self.gmm.weights), parts))
+            pyro.sample("x", dist.Normal(z, self.v**0.5).to_event(1), obs=x)
 
-    return pv.Pair(gmm.model, guide)
+    def guide(self, x: Tensor) -> None:
+        """Each component's posterior, N(m + G (x - m), C - G C) with G = C (C + v I)^-1, wider, in its proportion."""
+        covariance = self.gmm.covariances
+        gain = torch.linalg.solve(covariance + self.v * self._identity, covariance).mT
+        means = self.gmm.means + ((x[:, None] - self.gmm.means)[:, :, None] @ gain.mT)[:, :, 0]
+        root = torch.linalg.cholesky(covariance - gain @ covariance)
+        parts = dist.MultivariateNormal(means, scale_tril=self.s * root)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=self.of_data.posterior(x).logits), parts))
 
 
 def random_ppca(config: Config) -> pv.PPCA:
@@ -122,17 +147,18 @@ def _known(config: Config, ppca: pv.PPCA, x: Tensor) -> Iterator[tuple[str, Know
     widest = max(config.widths)
     yield f"PPCA, posterior x {widest}", Known(widened(ppca, widest), x, ppca.log_prob(x).numpy())
     digits = images("digits", num_test=config.num_known)
-    yield "mixture, root of posterior", _mixture(config, digits.train)
+    yield f"mixture, posterior x {widest}", _mixture(config, digits.train, widest)
     yield "VAE, two latents", _vae(config, digits.train, digits.test)
 
 
-def _mixture(config: Config, train: Tensor) -> Known:
-    """A mixture of the first two principal components of digits; its guide is the posterior's square root."""
+def _mixture(config: Config, train: Tensor, widest: float) -> Known:
+    """A blurred mixture of the first two principal components of digits."""
     centred = (train - train.mean(0)).double()
     axes = torch.linalg.svd(centred, full_matrices=False).Vh[:2]
     gmm = pv.GMM.fit(centred @ axes.T, config.num_components, seed=config.seed, covariance_floor=1e-2)
-    x = gmm.sample(config.num_known, seed=config.seed)
-    return Known(flattened(gmm), x, gmm.log_prob(x).numpy())
+    pair = BlurredMixture(gmm, config.blur, widest)
+    x = pair.of_data.sample(config.num_known, seed=config.seed)
+    return Known(pair, x, pair.of_data.log_prob(x).numpy())
 
 
 def _vae(config: Config, train: Tensor, test: Tensor) -> Known:

@@ -300,7 +300,7 @@ def test_gradients_are_of_the_density_that_is_drawn_from(name: str):
         affine = AffineFamily(family, pair, batch, layout)
         context, moved = affine.context(free, batch, 64), 0.3 * torch.randn(5, affine.size)
         drawn = affine.propose(moved, context, batch, 4)
-        again = affine._log_density(moved, context, batch, drawn.latents[0], 4)
+        again = affine.log_density(moved, context, batch, drawn.latents[0], 4)
         assert_within(again, drawn.log_guide, absolute=1e-3, reason="a triangular system in single precision")
 
 
