@@ -78,6 +78,7 @@ def test_a_covariance_without_a_root_grows_until_it_has_one():
     singular[1] = torch.tensor([[2.0, 0.5], [0.5, 1.0]])
     singular[2, 1, 1] = 1 - 1e-6
     root = _root(singular)
+    assert bool((root.diagonal(dim1=-2, dim2=-1) > 0).all())
     assert_close(root[1], torch.linalg.cholesky(singular[1]))
     assert_within(root @ root.mT, singular, absolute=1e-5, reason="how far the diagonal has to grow")
 
