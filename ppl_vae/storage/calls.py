@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ppl_vae.errors import StorageError
 
-__all__ = ["NEW", "Written", "do", "failing", "opened", "opened_folder", "pieces", "sync", "write"]
+__all__ = ["NEW", "Written", "do", "failing", "hashed", "opened", "opened_folder", "pieces", "sync", "write"]
 
 T = TypeVar("T")
 
@@ -62,14 +62,25 @@ def opened(path: Path, flags: int) -> Iterator[int]:
 
 def write(file: int, chunks: Iterable[Any]) -> Written:
     """Writes buffers of bytes and hashes them on the way."""
+
+    def pieces() -> Iterator[Any]:
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                done = do(os.write, file, rest[:_CHUNK])
+                yield rest[:done]
+                rest = rest[done:]
+
+    return hashed(pieces())
+
+
+def hashed(pieces: Iterable[Any]) -> Written:
+    """Size and hash of pieces of bytes; one is hashed while the next one is written or read."""
     digest, size = hashlib.sha256(), 0
-    for chunk in chunks:
-        rest = memoryview(chunk)
-        size += len(rest)
-        while rest:
-            done = do(os.write, file, rest[:_CHUNK])
-            digest.update(rest[:done])
-            rest = rest[done:]
+    with ThreadPoolExecutor(1) as hasher:
+        for piece in pieces:
+            size += len(piece)
+            hasher.submit(digest.update, piece)
     return Written(size, digest.hexdigest())
 
 

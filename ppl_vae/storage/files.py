@@ -7,7 +7,6 @@ or written, so that a pipe cannot block and a device cannot be touched.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 import stat
@@ -145,11 +144,7 @@ def measured(path: Path, max_bytes: int) -> Written:
     Raises:
         StorageError: As `read`.
     """
-    digest, size = hashlib.sha256(), 0
-    for piece in calls.pieces(path, max_bytes):
-        digest.update(piece)
-        size += len(piece)
-    return Written(size, digest.hexdigest())
+    return calls.hashed(calls.pieces(path, max_bytes))
 
 
 def make_folder(path: Path) -> list[Path]:
