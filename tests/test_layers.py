@@ -12,22 +12,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 
 FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
-    "validation",
-    "pareto",
-    "options",
-    "operations",
-    "wording",
-    "averages",
-    "threads",
-    "shrinking",
-    "storage",
+    *("validation", "pareto", "options", "operations", "wording", "averages", "threads", "shrinking", "storage"),
 }
 CORE = {
-    *("discovery", "holders", "attributes", "pair", "tape", "reductions", "along", "terms", "checking", "diagnosis"),
-    "weights",
-    *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
-    "coordinates",
-    *("schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
+    *("discovery", "holders", "attributes", "pair", "tape", "reductions", "along", "terms", "coordinates", "checking"),
+    *("diagnosis", "weights", "schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {
     *("distributions", "networks", "flows", "drawing", "priors", "encoders", "decoders", "vae", "hierarchical"),
