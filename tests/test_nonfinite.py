@@ -17,8 +17,9 @@ from torch import nn
 from training import fresh, state, train
 
 import ppl_vae as pv
-from ppl_vae.storage import newest, steps
+from ppl_vae.storage import newest, steps, write
 from ppl_vae.svi.order import Order
+from ppl_vae.svi.saving import Saving
 
 ROWS, BATCH, POISONED = 12, 4, 5
 PER_EPOCH = ROWS // BATCH
@@ -218,6 +219,31 @@ def test_a_fit_goes_back_to_the_end_of_the_last_epoch(generator: torch.Generator
     assert same(pair, other)
 
 
+def test_checkpoints_of_steps_that_were_taken_back_are_given_up(
+    quiet: None, tmp_path: Path, generator: torch.Generator
+):
+    """Killed right after it went back from step 8 to step 6, the fit goes on from 6, at the lower rate."""
+    x, bad = clean(generator), 2 * PER_EPOCH + 2
+    options = {"epochs": 3, "learning_rate": 0.01, "on_nonfinite": "rollback", "checkpoint_every": 1}
+    straight, resumed = fresh(make=Gaussian), fresh(make=Gaussian)
+    train(straight, x, optimizer=overflowing_at(bad), run_dir=tmp_path / "straight", **options)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        give_up = Saving.after_roll_back
+
+        def kill(self, loop):
+            give_up(self, loop)
+            raise RuntimeError("killed")
+
+        patch.setattr(Saving, "after_roll_back", kill)
+        optimizer = overflowing_at(bad)
+        train(resumed, x, optimizer=optimizer, run_dir=tmp_path / "run", **options)
+    assert steps(tmp_path / "run" / "checkpoints")[-1] == 2 * PER_EPOCH
+    result = train(resumed, x, optimizer=optimizer, run_dir=tmp_path / "run", resume=True, **options)
+    assert result.rolled_back == (bad,)
+    assert result.history[-1].learning_rate == 0.005
+    assert same(straight, resumed)
+
+
 def test_going_back_has_an_end(quiet: None, generator: torch.Generator):
     with pytest.raises(pv.EstimateError, match="went back 10 times and does not get on: step"):
         sgd(fresh(make=Gaussian), poisoned(clean(generator)), on_nonfinite="rollback")
@@ -319,6 +345,9 @@ def test_what_does_not_belong_to_the_step_is_refused(tmp_path: Path, quiet: None
         pv.replay(fresh(make=Gaussian), tmp_path, step=77)
     with pytest.raises(pv.CheckpointError, match="expected a step that was not finite, found none"):
         pv.replay(fresh(make=Gaussian), tmp_path / "nowhere")
+    write(tmp_path / "other" / "bad-steps", 3, {"x": torch.ones(2)}, {"step": 3})
+    with pytest.raises(pv.CheckpointError, match="expected a step that this version of fit has kept"):
+        pv.replay(fresh(make=Gaussian), tmp_path / "other")
     (file,) = (tmp_path / "bad-steps" / f"step-{bad_steps(1)[0]:09d}").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(pv.CheckpointError, match=r"tensors\.safetensors: expected"):

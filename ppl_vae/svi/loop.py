@@ -43,6 +43,9 @@ class Keeper(Protocol):
     def after_bad_step(self, loop: Loop, bad: BadStep) -> None:
         """Is called when a step is not finite, before anything is done about it."""
 
+    def after_roll_back(self, loop: Loop) -> None:
+        """Is called when the fit has gone back, before it takes steps again."""
+
     def after_epoch(self, record: Record) -> None:
         """Is called with the record of every epoch."""
 
@@ -112,6 +115,8 @@ class Loop:
                     if keeper is not None:
                         keeper.after_bad_step(self, error.bad)
                     self.policy.roll_back(error)
+                    if keeper is not None:
+                        keeper.after_roll_back(self)
         if keeper is not None:
             keeper.at_end(self)
         return Course(self.step, self._restore_best(self.step), self._out_of_patience())

@@ -30,6 +30,7 @@ __all__ = ["Replay", "replay"]
 
 T = TypeVar("T")
 _SHOWN = 16
+_FIELDS = {"step", "seed", "beta", "reason", "objective", "binarize"}
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,9 @@ class _Step(NamedTuple):
     """A bad step as it was kept."""
 
     tensors: dict[str, Tensor]
+    """Parameters and buffers before it, its rows, and where they stand in the data."""
     plain: dict[str, Any]
+    """Seed, beta, objective, and what the fit said."""
 
     @property
     def batch(self) -> tuple[Tensor, ...]:
@@ -137,6 +140,8 @@ def _kept(folder: Path, step: int | None) -> _Step:
     if not (there := steps(folder)):
         raise CheckpointError(f"{folder}: expected a step that was not finite, found none: fit leaves one in run_dir")
     found = read(step_folder(folder, there[0] if step is None else step))
+    if not found.plain.keys() >= _FIELDS or ROWS not in found.tensors or f"{BATCH}/0" not in found.tensors:
+        raise CheckpointError(f"{found.path}: expected a step that this version of fit has kept, found something else")
     return _Step(found.tensors, found.plain)
 
 

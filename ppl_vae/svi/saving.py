@@ -19,7 +19,7 @@ from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
 from ppl_vae.options import whole_number
 from ppl_vae.rundir import RunDirectory
-from ppl_vae.storage import discard_after, locked, newest, prune, remove_debris, steps, write
+from ppl_vae.storage import discard_after, locked, newest, prune, remove_debris, step_folder, steps, write
 from ppl_vae.storage.files import make_folder
 from ppl_vae.svi.facts import first_difference
 from ppl_vae.svi.guard import BadStep
@@ -74,6 +74,11 @@ class Saving:
         if len(steps(folder)) < _BAD_STEPS_KEPT:
             write(folder, bad.step, *bundle(loop, bad))
 
+    def after_roll_back(self, loop: Loop) -> None:
+        """Gives up the checkpoints of the steps that the fit has taken back: it would go on from them otherwise."""
+        self.keep(loop)
+        discard_after(step_folder(self.folder, loop.step))
+
     def at_end(self, loop: Loop) -> None:
         """Writes the last checkpoint."""
         if (loop.step, loop.epoch) != self._last:
@@ -118,6 +123,9 @@ class Following:
         self._signals.obey(f"step {loop.step} is done")
 
     def after_bad_step(self, loop: Loop, bad: BadStep) -> None:
+        """Does nothing."""
+
+    def after_roll_back(self, loop: Loop) -> None:
         """Does nothing."""
 
     def after_epoch(self, record: Record) -> None:
