@@ -163,3 +163,50 @@ def mixture_and_normal(x):
 
     exact = np.log((weights.numpy() * stats.norm.pdf(x.numpy()[:, None], means.numpy(), np.sqrt(1.25))).sum(1))
     return pv.Pair(model, guide), exact
+
+
+def two_modes(at: float) -> pv.Pair:
+    """A latent with modes at -a and a that the data say nothing of, and a guide that is one of them."""
+    modes = torch.tensor([-at, at], dtype=torch.float64)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(modes, 1.0))
+            z = pyro.sample("z", mixture)
+            pyro.sample("x", dist.Normal(z * 0, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full_like(x, at), 1.0))
+
+    return pv.Pair(model, guide)
+
+
+def count_and_normal() -> pv.Pair:
+    """z ~ Poisson(2), x ~ N(z, 1): a latent of infinitely many values."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Poisson(torch.tensor(2.0)))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Poisson(torch.full((len(x),), 2.5)))
+
+    return pv.Pair(model, guide)
+
+
+def exponential_and_normal(slope: float, shift: float) -> pv.Pair:
+    """z ~ Exponential(1), x ~ N(z, 1), and a guide N(slope x + shift, 1), which leaves the half line."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Exponential(x.new_ones(len(x))))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(slope * x + shift, 1.0))
+
+    return pv.Pair(model, guide)

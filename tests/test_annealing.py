@@ -7,7 +7,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, binary_rows, mixture_and_normal, scaled_guide, small_ppca
+from pairs import (
+    DiscreteVAE,
+    binary_rows,
+    count_and_normal,
+    exponential_and_normal,
+    mixture_and_normal,
+    scaled_guide,
+    small_ppca,
+    two_modes,
+)
 from scipy import integrate, stats
 from statistical import assert_close, assert_estimates, assert_mean
 
@@ -264,20 +273,8 @@ def test_starts_that_agree_are_trusted_and_their_intervals_cover(seed: int):
 
 def test_chains_that_all_miss_a_mode_are_not_trusted():
     """The prior is the posterior and has two modes; the guide is one of them: all weights are alike, log 2 too low."""
-    modes = torch.tensor([-6.0, 6.0], dtype=torch.float64)
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(modes, 1.0))
-            z = pyro.sample("z", mixture)
-            pyro.sample("x", dist.Normal(z * 0, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.full_like(x, 6.0), 1.0))
-
     x = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
-    found = pv.annealed_importance_sampling(pv.Pair(model, guide), x, pv.Annealing(8, 5, 2), progress=False)
+    found = pv.annealed_importance_sampling(two_modes(6.0), x, pv.Annealing(8, 5, 2), progress=False)
     exact = dist.Normal(0.0, 1.0).log_prob(x).numpy()
     assert_close(found.value, exact - np.log(2))
     assert_close(found.other, exact)
@@ -346,38 +343,14 @@ def test_discrete_latents_are_refused_by_name():
 
 
 def test_discrete_latents_of_infinitely_many_values_are_refused_by_name():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Poisson(torch.tensor(2.0)))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Poisson(torch.full((len(x),), 2.5)))
-
     for estimate in (pv.annealed_importance_sampling, pv.bidirectional_monte_carlo):
         with pytest.raises(pv.PairError, match=r"site 'z': expected a continuous latent.*use log_likelihood"):
-            estimate(pv.Pair(model, guide), torch.ones(3), progress=False)
-
-
-def exponential_and_normal(x):
-    """z ~ Exponential(1), x ~ N(z, 1), and a normal guide, which leaves the half line."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Exponential(x.new_ones(len(x))))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 1.0))
-
-    return pv.Pair(model, guide), stats.exponnorm.logpdf(x, 1.0)
+            estimate(count_and_normal(), torch.ones(3), progress=False)
 
 
 def test_a_guide_that_leaves_the_support_is_refused_before_any_chain(monkeypatch: pytest.MonkeyPatch):
     x = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    pair, exact = exponential_and_normal(x)
+    pair, exact = exponential_and_normal(1.0, 0.0), stats.exponnorm.logpdf(x, 1.0)
     found = pv.annealed_importance_sampling(pair, x, pv.Annealing(200, 15, 3, start="prior"), progress=False)
     assert_estimates(found.value, found.stderr, exact, effect=0.5, degrees=199)
     assert np.isnan(found.other).all()  # the guide is no start

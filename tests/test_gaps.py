@@ -11,7 +11,7 @@ import pytest
 import torch
 from linear import chain
 from mixtures import random_gmm
-from pairs import binary_rows, scaled_guide, small_ppca
+from pairs import binary_rows, scaled_guide, small_ppca, two_modes
 from splitting import split
 from statistical import assert_close, assert_estimates, assert_within
 from torch.distributions import kl_divergence
@@ -93,20 +93,8 @@ def test_the_evidence_is_that_of_the_richest_q():
 @pytest.mark.parametrize("richer", [False, True])
 def test_a_mode_beside_the_best_q_leaves_the_approximation_gap_open(richer: bool):
     """Two modes at -4 and 4, the guide one of them: all weights are alike, log 2 too low; probes find the other."""
-    modes = torch.tensor([-4.0, 4.0], dtype=torch.float64)
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            mixture = dist.MixtureSameFamily(dist.Categorical(torch.ones(2).double()), dist.Normal(modes, 1.0))
-            z = pyro.sample("z", mixture)
-            pyro.sample("x", dist.Normal(z * 0, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.full_like(x, 4.0), 1.0))
-
     x = torch.linspace(-1, 1, 4, dtype=torch.float64)
-    found = split(pv.Pair(model, guide), x, 300, pv.LocalSearch(5, 1, 64), richer=richer)
+    found = split(two_modes(4.0), x, 300, pv.LocalSearch(5, 1, 64), richer=richer)
     assert not found.trusted.any()
     assert np.abs(found.approximation).max() < 0.1  # of the log 2 that it is
     lines = str(found).splitlines()

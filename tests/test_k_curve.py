@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
+from pairs import ModuleVAE, binary_rows, chi_square, exponential_and_normal, scaled_guide, small_ppca
 from running import estimate
 from scipy import integrate, special, stats
 from statistical import assert_close, assert_estimates, assert_mean
@@ -86,18 +84,8 @@ def test_the_bound_of_a_perfect_guide_follows_any_law(n):
 
 def test_weights_of_zero_are_no_warnings():
     """Half of the draws of a normal guide lie outside the support of Exponential(1): L_1 is minus infinity."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Exponential(torch.ones(len(x))))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.0 * x, 1.0))
-
     x = torch.linspace(0.0, 1.0, 5)
-    curve = curve_of(pv.Pair(model, guide), x, 1024)
+    curve = curve_of(exponential_and_normal(0.0, 0.0), x, 1024)
     exact = [integrate.quad(lambda z, v=v: np.exp(-z) * stats.norm.pdf(v - z), 0, 50)[0] for v in x.tolist()]
     assert np.isneginf(curve.mean[0])
     assert not np.isnan(curve.rise).any()

@@ -227,16 +227,16 @@ def test_checkpoints_of_steps_that_were_taken_back_are_given_up(
     options = {"epochs": 3, "learning_rate": 0.01, "on_nonfinite": "rollback", "checkpoint_every": 1}
     straight, resumed = fresh(make=Gaussian), fresh(make=Gaussian)
     train(straight, x, optimizer=overflowing_at(bad), run_dir=tmp_path / "straight", **options)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        give_up = Saving.after_roll_back
+    give_up, optimizer = Saving.after_roll_back, overflowing_at(bad)
 
-        def kill(self, loop):
-            give_up(self, loop)
-            raise RuntimeError("killed")
+    def kill(self, loop):
+        give_up(self, loop)
+        raise RuntimeError("killed")
 
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Saving, "after_roll_back", kill)
-        optimizer = overflowing_at(bad)
-        train(resumed, x, optimizer=optimizer, run_dir=tmp_path / "run", **options)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(resumed, x, optimizer=optimizer, run_dir=tmp_path / "run", **options)
     assert steps(tmp_path / "run" / "checkpoints")[-1] == 2 * PER_EPOCH
     result = train(resumed, x, optimizer=optimizer, run_dir=tmp_path / "run", resume=True, **options)
     assert result.rolled_back == (bad,)

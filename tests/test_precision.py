@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pairs import HierarchicalVAE, ModuleVAE, binary_rows, of_two_kinds, scaled_guide, small_ppca
+from pairs import (
+    HierarchicalVAE,
+    ModuleVAE,
+    binary_rows,
+    exponential_and_normal,
+    of_two_kinds,
+    scaled_guide,
+    small_ppca,
+)
 from running import estimate
 from statistical import assert_mean
 
@@ -112,17 +118,7 @@ def test_samples_that_a_datum_needs():
 
 def test_a_pilot_of_zeros_asks_for_all_samples():
     """Two and a half standard deviations from the support: 1 of 161 draws counts, none of 250 for some data."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Exponential(torch.ones(len(x))))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x - 3.0, 1.0))
-
-    pair, x = pv.Pair(model, guide), torch.full((20,), 0.5)
+    pair, x = exponential_and_normal(1.0, -3.0), torch.full((20,), 0.5)
     ll = estimate(pair, x, 5000, target_stderr=0.05, num_draws=0, num_probes=0)
     assert (ll.num_drawn == 5000).all()
     assert np.isfinite(ll.value).all()
