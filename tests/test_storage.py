@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ppl_vae import storage
 from ppl_vae.errors import CheckpointError, StorageError
-from ppl_vae.storage import checkpoint, files, plain, tensors
+from ppl_vae.storage import calls, checkpoint, files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, Manifest
 from tests.faults import holds, save, tensors_of
 
@@ -348,3 +350,30 @@ def test_nothing_but_regular_files_is_read_or_written(tmp_path: Path):
     assert target.read_bytes() == b"secret"
     files.replace(link, [b"new"])
     assert (link.read_bytes(), link.is_symlink(), target.read_bytes()) == (b"new", False, b"secret")
+
+
+def test_no_more_than_two_pieces_wait_for_their_hash(monkeypatch: pytest.MonkeyPatch):
+    """Files are read faster than they are hashed: a checkpoint must not pile up in memory when it is read back."""
+    true, done, waiting = hashlib.sha256, [], []
+
+    class Slow:
+        def __init__(self) -> None:
+            self.digest = true()
+
+        def update(self, piece: bytes) -> None:
+            time.sleep(0.002)
+            self.digest.update(piece)
+            done.extend(piece)
+
+        def hexdigest(self) -> str:
+            return self.digest.hexdigest()
+
+    def pieces() -> Iterator[bytes]:
+        for i in range(20):
+            waiting.append(i + 1 - len(done))
+            yield bytes([i])
+
+    monkeypatch.setattr(hashlib, "sha256", Slow)
+    found = calls.hashed(pieces())
+    assert found == (20, true(bytes(range(20))).hexdigest())
+    assert max(waiting) <= 2

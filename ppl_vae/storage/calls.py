@@ -75,12 +75,14 @@ def write(file: int, chunks: Iterable[Any]) -> Written:
 
 
 def hashed(pieces: Iterable[Any]) -> Written:
-    """Size and hash of pieces of bytes; one is hashed while the next one is written or read."""
+    """Size and hash of pieces of bytes; one is hashed while the next one is written or read, and no more wait."""
     digest, size = hashlib.sha256(), 0
     with ThreadPoolExecutor(1) as hasher:
+        hashing = hasher.submit(digest.update, b"")
         for piece in pieces:
             size += len(piece)
-            hasher.submit(digest.update, piece)
+            hashing.result()
+            hashing = hasher.submit(digest.update, piece)
     return Written(size, digest.hexdigest())
 
 
