@@ -79,6 +79,25 @@ class Fail:
         raise OSError(self.code, os.strerror(self.code))
 
 
+class Flip:
+    """A disk that fails without a word: one bit of what the n-th call of a kind writes or reads is another one."""
+
+    def __init__(self, operation: Callable[..., Any], at: int) -> None:
+        self.operation, self.left = operation, at
+
+    def __call__(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        due = operation is self.operation and self.left == 0
+        self.left -= operation is self.operation
+        if not due:
+            return operation(*arguments)
+        if operation is os.write:
+            return os.write(arguments[0], self.changed(bytes(arguments[1])))
+        return self.changed(os.read(*arguments))
+
+    def changed(self, content: bytes) -> bytes:
+        return bytes([content[0] ^ 1]) + content[1:] if content else b"?"
+
+
 class Call(NamedTuple):
     """A system call that was made."""
 
@@ -333,7 +352,7 @@ def recovered(folder: Path, allowed: Sequence[int], num_bytes: int = 2000) -> st
 def _damage(path: Path) -> str:
     try:
         if path.name.startswith("step-"):
-            storage.verify(path)
+            storage.read(path)
     except CheckpointError as error:
         return str(error)
     return ""

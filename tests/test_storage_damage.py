@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ppl_vae import storage
 from ppl_vae.errors import CheckpointError
-from tests.faults import holds, save, tensors_of, values_of
+from ppl_vae.storage import calls, files
+from tests.faults import Flip, Recorder, fault, holds, save, tensors_of, values_of
 
 
 @pytest.fixture
@@ -86,17 +88,36 @@ def test_flips_in_a_megabyte_are_noticed(number: int, fast_path: Path, seed: int
     assert unnoticed(path, random_flips(path, number, random.Random(seed))) == []
 
 
-@pytest.mark.parametrize("name", ["tensors.safetensors", "state.json", "manifest.json"])
-def test_a_flip_is_noticed_before_an_old_checkpoint_is_removed(name: str, fast_path: Path):
-    for step in (1, 2):
-        save(fast_path, step)
-    file = fast_path / "step-000000002" / name
-    content = bytearray(file.read_bytes())
-    content[-5] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=f"step-000000002/{name}: expected"):
-        storage.prune(fast_path, keep_last=1)
-    assert storage.steps(fast_path) == [1, 2]
+@pytest.mark.parametrize("operation", [os.write, os.read], ids=["write", "read"])
+def test_a_checkpoint_is_read_back_before_it_gets_its_name(operation: Callable[..., Any], fast_path: Path):
+    save(fast_path, 1)
+    recorder = Recorder()
+    with fault(recorder):
+        save(fast_path, 2)
+    shutil.rmtree(fast_path / "step-000000002")
+    total = sum(call.name == operation.__name__ for call in recorder.calls)
+    assert total >= 3  # one for each file
+    for at in range(total):
+        with fault(Flip(operation, at)), pytest.raises(CheckpointError, match="found other bytes"):
+            save(fast_path, 2)
+        assert files.listed(fast_path) == ["step-000000001"], f"{operation.__name__} {at} of {total}"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "expected"),
+    [
+        ([b"abc"], True),
+        ([b"a", b"", b"bc"], True),
+        ([b"ab"], False),
+        ([b"abcd"], False),
+        ([b"abd"], False),
+        ([], False),
+    ],
+)
+def test_what_a_file_holds_is_compared_to_its_end(chunks: list[bytes], expected: bool, tmp_path: Path):
+    files.create(tmp_path / "file", [b"abc"])
+    with calls.opened(tmp_path / "file", os.O_RDONLY) as file:
+        assert calls.holds(file, chunks) is expected
 
 
 def test_bytes_in_another_order_are_noticed(small: Path):

@@ -8,7 +8,6 @@ from ppl_vae.storage.checkpoint import (
     read,
     step_folder,
     steps,
-    verify,
     write,
 )
 from ppl_vae.storage.files import remove_debris
@@ -28,6 +27,5 @@ __all__ = [
     "remove_debris",
     "step_folder",
     "steps",
-    "verify",
     "write",
 ]

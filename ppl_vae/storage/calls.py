@@ -5,26 +5,24 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ppl_vae.errors import StorageError
 
-__all__ = ["NEW", "Written", "do", "failing", "hashed", "opened", "opened_folder", "pieces", "sync", "write"]
+__all__ = ["NEW", "Written", "do", "failing", "holds", "opened", "opened_folder", "pieces", "summed", "write"]
 
 T = TypeVar("T")
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-_CHUNK = 2**20  # what has been written is hashed while it is in the cache
+_CHUNK = 2**20
 _PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class Written(NamedTuple):
-    """What was written into a file."""
+    """What a file must be."""
 
     num_bytes: int
     """Its size."""
@@ -60,30 +58,33 @@ def opened(path: Path, flags: int) -> Iterator[int]:
         do(os.close, file)
 
 
-def write(file: int, chunks: Iterable[Any]) -> Written:
-    """Writes buffers of bytes and hashes them on the way."""
-
-    def pieces() -> Iterator[Any]:
-        for chunk in chunks:
-            rest = memoryview(chunk)
-            while rest:
-                done = do(os.write, file, rest[:_CHUNK])
-                yield rest[:done]
-                rest = rest[done:]
-
-    return hashed(pieces())
+def write(file: int, chunks: Iterable[Any]) -> None:
+    """Writes buffers of bytes."""
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            rest = rest[do(os.write, file, rest[:_CHUNK]) :]
 
 
-def hashed(pieces: Iterable[Any]) -> Written:
-    """Size and hash of pieces of bytes; one is hashed while the next one is written or read, and no more wait."""
+def summed(chunks: Iterable[Any]) -> Written:
+    """Size and hash of buffers of bytes."""
     digest, size = hashlib.sha256(), 0
-    with ThreadPoolExecutor(1) as hasher:
-        hashing = hasher.submit(digest.update, b"")
-        for piece in pieces:
-            size += len(piece)
-            hashing.result()
-            hashing = hasher.submit(digest.update, piece)
+    for chunk in chunks:
+        digest.update(chunk)
+        size += len(chunk)
     return Written(size, digest.hexdigest())
+
+
+def holds(file: int, chunks: Iterable[Any]) -> bool:
+    """Whether buffers of bytes, and no more, are what is read from a file."""
+    for chunk in chunks:
+        rest = memoryview(chunk)
+        while rest:
+            piece = do(os.read, file, min(len(rest), _CHUNK))
+            if not piece or piece != bytes(rest[: len(piece)]):
+                return False
+            rest = rest[len(piece) :]
+    return not do(os.read, file, 1)
 
 
 @contextmanager
@@ -94,12 +95,6 @@ def opened_folder(path: Path) -> Iterator[int]:
         yield folder
     finally:
         do(os.close, folder)
-
-
-def sync(files: Sequence[int]) -> None:
-    """Makes files and folders durable at the same time: a disk flushes once for all of them."""
-    with ThreadPoolExecutor(len(files)) as pool:
-        list(pool.map(partial(do, os.fsync), files))
 
 
 def pieces(path: Path, max_bytes: int) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from ppl_vae.storage import files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
 from ppl_vae.storage.versions import version_of
 
-__all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "step_folder", "steps", "verify", "write"]
+__all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "step_folder", "steps", "write"]
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 MAX_STATE = 2**26
@@ -60,7 +60,7 @@ class _Entry(NamedTuple):
 
 
 def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[str, Any]) -> Path:
-    """Writes a checkpoint; when this returns, it is durable, and at no moment it stands there in part.
+    """Writes a checkpoint; when this returns, it is durable and was read back, and at no moment it is there in part.
 
     Args:
         folder: The folder of checkpoints, made if it is missing.
@@ -73,7 +73,7 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
 
     Raises:
         ValueError: A tensor or a value cannot be stored; its name is in the message.
-        CheckpointError: The disk refuses; earlier checkpoints are as they were.
+        CheckpointError: The disk refuses or gives back other bytes; earlier checkpoints are as they were.
 
     Example:
         >>> import tempfile, torch
@@ -150,23 +150,8 @@ def read(path: Path, max_bytes: int = tensors.MAX_BYTES) -> Checkpoint:
     return Checkpoint(manifest.step, named, state, path, manifest.library)
 
 
-def verify(path: Path, max_bytes: int = tensors.MAX_BYTES) -> None:
-    """Reads a checkpoint back and compares every byte with the hashes that were taken while it was written.
-
-    Raises:
-        CheckpointError: It is damaged.
-    """
-    try:
-        manifest = _manifest(path)
-        for name, limit in ((STATE, MAX_STATE), (TENSORS, max_bytes)):
-            expected = manifest.files[name]
-            _compare(path / name, files.measured(path / name, min(expected.num_bytes, limit)), expected)
-    except StorageError as error:
-        raise CheckpointError(str(error)) from error
-
-
 def prune(folder: Path, keep_last: int = 2, best: int | None = None) -> list[Path]:
-    """Removes old checkpoints, once the newest one is durable and has been read back.
+    """Removes old checkpoints; the newest one is durable and has been read back, or `write` would have failed.
 
     Args:
         folder: The folder of checkpoints.
@@ -177,15 +162,12 @@ def prune(folder: Path, keep_last: int = 2, best: int | None = None) -> list[Pat
         The folders removed.
 
     Raises:
-        CheckpointError: The newest one is damaged, and nothing was removed; or the disk refuses.
+        CheckpointError: The disk refuses.
     """
     whole_number("keep_last", keep_last, least=1)
     last = {entry.step: entry for entry in _entries(folder)}
     kept = {last[step] for step in last if step == best or step in sorted(last)[-keep_last:]}
-    old = [entry for entry in _entries(folder) if entry not in kept]
-    if old:
-        verify(folder / max(kept).name)
-    return _remove([folder / entry.name for entry in old])
+    return _remove([folder / entry.name for entry in _entries(folder) if entry not in kept])
 
 
 def discard_after(path: Path) -> list[Path]:
@@ -243,15 +225,14 @@ def _verified(path: Path, name: str, manifest: Manifest, max_bytes: int) -> byte
     """The bytes of a file, which are those that were written."""
     expected = manifest.files[name]
     content = files.read(path / name, min(expected.num_bytes, max_bytes))
-    _compare(path / name, files.Written(len(content), hashlib.sha256(content).hexdigest()), expected)
-    return content
-
-
-def _compare(path: Path, found: files.Written, expected: files.Written) -> None:
+    found = files.Written(len(content), hashlib.sha256(content).hexdigest())
     if found.num_bytes != expected.num_bytes:
-        raise StorageError(f"{path}: expected {expected.num_bytes} bytes, found {found.num_bytes}")
+        raise StorageError(f"{path / name}: expected {expected.num_bytes} bytes, found {found.num_bytes}")
     if found.sha256 != expected.sha256:
-        raise StorageError(f"{path}: expected SHA-256 {expected.sha256}, found {found.sha256}: the file is damaged")
+        raise StorageError(
+            f"{path / name}: expected SHA-256 {expected.sha256}, found {found.sha256}: the file is damaged"
+        )
+    return content
 
 
 def _check_like(found: Checkpoint, like: Mapping[str, Tensor]) -> None:

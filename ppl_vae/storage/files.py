@@ -11,6 +11,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ __all__ = [
     "create",
     "listed",
     "make_folder",
-    "measured",
     "move",
     "read",
     "remove",
@@ -45,7 +45,7 @@ _TEMPORARY = ".tmp-"
 Create = Callable[[str, Iterable[Any]], Written]
 
 
-def create(path: Path, chunks: Iterable[Any]) -> Written:
+def create(path: Path, chunks: Iterable[Any]) -> None:
     """Writes a new file; its name is durable only after `sync_folder`.
 
     Args:
@@ -56,12 +56,11 @@ def create(path: Path, chunks: Iterable[Any]) -> Written:
         StorageError: It exists, or the disk refuses.
     """
     with calls.failing("cannot be written", path), calls.opened(path, calls.NEW) as file:
-        written = calls.write(file, chunks)
+        calls.write(file, chunks)
         calls.do(os.fsync, file)
-    return written
 
 
-def replace(path: Path, chunks: Iterable[Any]) -> Written:
+def replace(path: Path, chunks: Iterable[Any]) -> None:
     """Writes a file that is whole, or as it was before, whenever the process or the machine stops.
 
     Raises:
@@ -69,34 +68,43 @@ def replace(path: Path, chunks: Iterable[Any]) -> Written:
     """
     part = temporary(path)
     with _discarded_unless_done(part):
-        written = create(part, chunks)
+        create(part, chunks)
         move(part, path)
-    return written
 
 
 def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
     """Makes a new folder of files that is whole or absent, whenever the process or the machine stops.
 
+    Before it gets its name, everything in it is durable and has been read back.
+
     Args:
         path: The folder, which must not exist.
-        fill: Is given a function (name, chunks) -> `Written` that creates a file in the folder.
+        fill: Is given a function (name, chunks) -> `Written` that creates a file in the folder. It goes through the
+            chunks three times: to write, to hash while the disk is at work, and to compare.
 
     Raises:
-        StorageError: The disk refuses; what was begun is removed again where that is possible.
+        StorageError: The disk refuses, or gives back other bytes; what was begun is removed again where that is
+            possible.
     """
-    part = temporary(path)
+    part, written = temporary(path), dict[str, Iterable[Any]]()
     with _discarded_unless_done(part):
-        with calls.failing("cannot be written", path), ExitStack() as stack:
-            opened = []
+        with calls.failing("cannot be written", path), ExitStack() as opened, ThreadPoolExecutor() as pool:
+            syncing = []
 
             def create(name: str, chunks: Iterable[Any]) -> Written:
-                opened.append(stack.enter_context(calls.opened(part / name, calls.NEW)))
-                return calls.write(opened[-1], chunks)
+                file = opened.enter_context(calls.opened(part / name, calls.NEW))
+                calls.write(file, chunks)
+                syncing.append(pool.submit(calls.do, os.fsync, file))
+                written[name] = chunks
+                return calls.summed(chunks)
 
             calls.do(os.mkdir, part)
             fill(create)
-            opened.append(stack.enter_context(calls.opened_folder(part)))
-            calls.sync(opened)
+            sync_folder(part)
+            for done in syncing:
+                done.result()
+        for name, chunks in written.items():
+            _read_back(part / name, chunks)
         move(part, path)
 
 
@@ -136,15 +144,6 @@ def read(path: Path, max_bytes: int) -> bytes:
         StorageError: There is none, it is something else, it has more bytes, or the disk refuses.
     """
     return b"".join(calls.pieces(path, max_bytes))
-
-
-def measured(path: Path, max_bytes: int) -> Written:
-    """Reads a file as `read` does, but keeps its size and hash alone.
-
-    Raises:
-        StorageError: As `read`.
-    """
-    return calls.hashed(calls.pieces(path, max_bytes))
 
 
 def make_folder(path: Path) -> list[Path]:
@@ -240,6 +239,12 @@ def remove_debris(folder: Path) -> list[str]:
 def temporary(path: Path) -> Path:
     """A name beside a path, on the same file system, that nobody else has."""
     return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+
+
+def _read_back(path: Path, chunks: Iterable[Any]) -> None:
+    with calls.failing("cannot be read back", path), calls.opened(path, os.O_RDONLY) as file:
+        if not calls.holds(file, chunks):
+            raise StorageError(f"{path}: expected what was written into it, found other bytes: the disk is failing")
 
 
 def _unlink(path: Path) -> None:

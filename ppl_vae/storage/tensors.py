@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -41,19 +41,18 @@ _DTYPES = {
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-def to_chunks(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
-    """Returns the bytes of a safetensors file in pieces: size of the header, header, numbers of each tensor.
+def to_chunks(tensors: Mapping[str, Tensor]) -> Iterable[Any]:
+    """Returns the bytes of a safetensors file in pieces, as often as they are asked for.
 
-    A tensor is taken to the processor when its turn comes, and copied only if it is not contiguous. Tensors that share
-    memory are written once each.
+    The pieces are the header after its size, and the numbers of each tensor. A tensor is taken to the processor when
+    its turn comes, and copied only if it is not contiguous. Tensors that share memory are written once each.
 
     Raises:
         ValueError: A name is empty or too long, a dtype has no place in the format, or a tensor is not dense.
     """
     # Safetensors wants large items first, so that every tensor begins at a multiple of the size of its items.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header = _header({name: tensors[name] for name in names})
-    return chain([struct.pack("<Q", len(header)), header], (_bytes(tensors[name]) for name in names))
+    return _Chunks(_header({name: tensors[name] for name in names}), [tensors[name] for name in names])
 
 
 def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -67,6 +66,16 @@ def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
         return load(content)
     except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
         raise StorageError(f"{path}: expected readable tensors, found damage ({error})") from error
+
+
+@dataclass(frozen=True)
+class _Chunks(Iterable[Any]):
+    header: bytes
+    tensors: list[Tensor]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield struct.pack("<Q", len(self.header)) + self.header
+        yield from map(_bytes, self.tensors)
 
 
 def _bytes(tensor: Tensor) -> Any:
