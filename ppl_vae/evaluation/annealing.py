@@ -17,10 +17,8 @@ from ppl_vae.options import whole_number
 
 __all__ = ["Annealing", "Frozen", "forward", "reverse", "tune"]
 
-_TARGET, _RATE = (
-    0.65,
-    0.2,
-)  # acceptance that leapfrog steps do best at (Beskos et al. 2013), and how fast to approach it
+# The acceptance that leapfrog steps do best at (Beskos et al. 2013), and how fast to approach it.
+_TARGET, _RATE = 0.65, 0.2
 _FIRST_STEP, _SETTLING = 0.2, 30
 _STEEPNESS = 4.0
 
