@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import ppl_vae as pv
 from ppl_vae.cli.inputs import random_rows
 from ppl_vae.cli.reopening import reopen
-from ppl_vae.cli.shell import _in_options
+from ppl_vae.cli.shell import _OPTIONS, _in_options
 from ppl_vae.rundir import read_evaluation
 from tests.commands import TINY, call, read, succeed
 
@@ -133,6 +134,29 @@ def test_what_the_library_advises_is_said_in_options():
     with pytest.raises(pv.PairError) as error:
         pv.log_evidence(ppca, ppca.sample(2), progress=False)
     assert _in_options(str(error.value)).endswith("found 3: use --method ais, and --method bdmc beside it")
+
+
+THEIRS = [
+    "log_evidence.npy: expected an existing regular file, found none",
+    "runs/start='prior'/x: cannot be made",
+    "use log_likelihood/x.npy: expected a file",
+    "x-log_evidence, x.log_evidence: expected one array",
+    "expected the name of one of its arrays, log_evidence, found 'log_evidence'",
+    "expected a file, found 'pass key'",
+]
+
+
+@pytest.mark.parametrize("message", THEIRS)
+def test_the_users_own_words_are_never_translated(message: str):
+    assert _in_options(message) == message
+
+
+def test_what_is_translated_is_what_the_library_says():
+    library = Path(pv.__file__).parent
+    sources = [path for path in library.rglob("*.py") if path.parent.name != "cli"]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    said = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert [advice for advice in _OPTIONS if not any(advice in text for text in said)] == []
 
 
 # Comparison
