@@ -252,7 +252,7 @@ def check(
 def compare(
     runs: o.RunsArgument,
     form: o.FormatOption = "table",
-    level: o.LevelOption = 0.05,
+    level: o.LevelOption = 0.95,
     figure: o.FigureOption = None,
     num_samples: o.AnewSamplesOption = None,
     limit: o.AnewLimitOption = None,

@@ -305,7 +305,7 @@ AnewPairsOption = Annotated[
     ),
 ]
 LevelOption = Annotated[
-    float, _option(None, help="Probability, at most, that any two runs are told apart in the wrong order.")
+    float, _option(None, help="Probability, at least, that no two runs are told apart in the wrong order.")
 ]
 FigureOption = Annotated[
     Path | None, _option(None, metavar="NAME.png", help="Draw the comparison too.", show_default="no")
