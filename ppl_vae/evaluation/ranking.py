@@ -64,14 +64,14 @@ class Comparison:
 
     .. math:: d_n = \log \hat p_a(x_n) - [\log \hat p_b(x_n) + s_{b,n}^2 / 2]
 
-    above 0 with an error of at most (1 - level) / 2, after Holm's correction for all pairs of pairs. s^2 / 2 is how much an estimate with
-    standard error s is too low. Where the estimate of b is untrusted, log p_b(x_n) may be anything above it: a positive
-    d_n then counts as 0. k-hat misses some such data, so that half as many of the largest d_n among the trusted count
-    as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is known well. A d_n below the
-    rounding of the two estimates is 0.
+    above 0 with an error of at most (1 - level) / 2, after Holm's correction for all pairs of pairs. s^2 / 2 is how
+    much an estimate with standard error s is too low. Where the estimate of b is untrusted, log p_b(x_n) may be
+    anything above it: a positive d_n then counts as 0. k-hat misses some such data, so that half as many of the largest
+    d_n among the trusted count as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is
+    known well. A d_n below the rounding of the two estimates is 0.
 
-    The level holds where errors can be believed of estimates that are trusted. A guide that misses a mode of
-    its own, far away, is not seen by k-hat nor by probes, and its pair may be ranked too low.
+    The level holds where errors can be believed of estimates that are trusted. A guide that misses a mode of its own,
+    far away, is not seen by k-hat nor by probes, and its pair may be ranked too low.
 
     Args:
         estimates: Name -> estimate, such as a `LogLikelihood`, all of the same N data in the same order.
