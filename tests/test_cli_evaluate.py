@@ -78,7 +78,7 @@ def test_bounds_are_of_simulated_data_and_stand_beside_the_evaluation(copy: Path
 @pytest.mark.parametrize("method", ["is", "ais"])
 def test_an_estimate_stands_against_the_exact_answer(method: str, copy: Path):
     options = SHORT if method == "ais" else ["--num-samples", "300", "--limit", "6"]
-    text = succeed("evaluate", copy, "--method", method, *options, "--against", "exact")
+    text = succeed("evaluate", copy, "--method", method, *options, "--against-exact")
     assert re.search(r"against the exact log p\(x\): off by [+-]0\.\d+ ± 0\.\d+ nats per datum", text)
 
 
@@ -109,12 +109,25 @@ def test_precision_and_escalation_are_those_of_the_library(copy: Path):
 
 
 WRONG = [
-    (["evaluate", "RUN", "--method", "ais", "--escalate"], "--target-stderr and --escalate are of --method is"),
+    (["evaluate", "RUN", "--method", "ais", "--escalate"], "--escalate is of --method is, found ais, which takes"),
+    (
+        ["evaluate", "RUN", "--method", "exact", "--target-stderr", "1"],
+        "--target-stderr is of --method is, found exact",
+    ),
     (["evaluate", "RUN", "--target-stderr", "-1"], "--target-stderr: expected a positive number of nats"),
-    (["evaluate", "RUN", "--chains", "3"], "--chains, .* are of --method ais and bdmc, found is"),
-    (["evaluate", "RUN", "--method", "exact", "--start", "prior"], "are of --method ais and bdmc, found exact"),
-    (["evaluate", "RUN", "--method", "ais", "--num-samples", "5"], "--num-samples is of --method is, .*see --chains"),
-    (["evaluate", "RUN", "--method", "bdmc", "--against", "exact"], "--against sets an estimate"),
+    (["evaluate", "RUN", "--chains", "3"], "--chains is of --method ais and bdmc, found is, which takes --num-samples"),
+    (
+        ["evaluate", "RUN", "--method", "exact", "--start", "prior"],
+        "--start is of --method ais and bdmc, found exact, which takes none of these options",
+    ),
+    (
+        ["evaluate", "RUN", "--method", "ais", "--num-samples", "5"],
+        "--num-samples is of --method is, .*takes --against-exact, --chains",
+    ),
+    (
+        ["evaluate", "RUN", "--method", "bdmc", "--against-exact"],
+        "--against-exact is of --method is and ais, found bdmc",
+    ),
     (["evaluate", "RUN", "--method", "elbo"], "'elbo' is not one of 'is', 'ais', 'bdmc', 'exact'"),
     (["compare", "RUN", "--limit", "5"], "--limit and --pair are for evaluating anew: add --num-samples K"),
     (["compare", "RUN", "--level", "2"], "--level: expected a probability"),

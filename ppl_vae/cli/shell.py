@@ -61,13 +61,22 @@ def _in_words(error: Exception) -> str:
     from ppl_vae.errors import PplVaeError
 
     if hasattr(error, "format_message"):  # an error of the command line; the class moved between versions of typer
-        return error.format_message()
+        return error.format_message() + _help_on(error)
     if isinstance(error, PplVaeError):
         return _in_options(str(error))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first} (`ppl-vae --debug ...` shows where)"
+
+
+def _help_on(error: Exception) -> str:
+    """Where to read on, if it was the command line that could not be read."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return ""
+    command = " ".join(["ppl-vae", *context.command_path.split()[1:]])
+    return f" (see `{command} --help`)"
 
 
 def _in_options(message: str) -> str:
