@@ -18,8 +18,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## train a VAE, a mixture and PPCA on digits; a table and pages of figures
 	$(BIN)/ppl-vae demo
 
-test: $(INSTALLED)  ## tests and doctests
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(INSTALLED)  ## tests and doctests, on all cores
+	$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 lint: $(INSTALLED)  ## style and formatting
 	$(BIN)/ruff check .
