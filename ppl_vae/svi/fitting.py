@@ -52,9 +52,9 @@ class Fit:
     stopped_early: bool
     """Whether validation stopped improving for `patience` epochs."""
     skipped: tuple[int, ...]
-    """Of each step that was left out because it was not finite, the steps before it."""
+    """Zero-based numbers of the steps that were skipped because they were not finite."""
     rolled_back: tuple[int, ...]
-    """Of each step from which the fit went back because it was not finite, the steps before it."""
+    """Zero-based numbers of the steps from which the fit went back because they were not finite."""
     compiled: bool
     """Whether steps ran compiled to the end."""
     report: CheckReport
