@@ -128,7 +128,8 @@ def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | 
     _use_first(pair, record.pair, record.data, splits)
     objective = _objective(training, len(_training_data(training, splits)[0]))
     with naming_the_line(f"pair {record.pair.name!r} failed"):
-        typer.echo(str(do_again(pair, root, step=step, objective=objective, device=device)))
+        where = None if device == "auto" else device  # by itself it goes where the fit was
+        typer.echo(str(do_again(pair, root, step=step, objective=objective, device=where)))
 
 
 def _trained(root: Path) -> tuple[RunRecord, TrainingSpec]:
