@@ -225,10 +225,11 @@ def _draw_course(axes: Axes, fits: list[dict[str, Any]]) -> None:
 
 
 def _draw_gaps(axes: Axes, guides: list[dict[str, Any]], exact: float) -> None:
-    kinds = list(dict.fromkeys((tuple(g["hidden"]), g["first_beta"]) for g in guides))
+    told = [(tuple(g["hidden"]), g.get("first_beta", 1.0)) for g in guides]  # an older record has beta = 1 alone
+    kinds = list(dict.fromkeys(told))
     looks = ((MIDDLE, "-"), (LIGHT, "--"), (DARK, "-."), ("0.5", ":"))
     for (size, beta), (colour, style) in zip(kinds, looks[4 - len(kinds) :], strict=True):
-        own = [g for g in guides if (tuple(g["hidden"]), g["first_beta"]) == (size, beta)]
+        own = [g for g, kind in zip(guides, told, strict=True) if kind == (size, beta)]
         label = f"hidden {' x '.join(map(str, size))}" if size else "linear"
         label += f", beta {beta:g} to 1" if beta > 1 else ", beta 1"
         for g in own:

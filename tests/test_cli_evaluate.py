@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 import ppl_vae as pv
 from ppl_vae.cli.inputs import random_rows
 from ppl_vae.cli.reopening import reopen
 from ppl_vae.cli.shell import _OPTIONS, _in_options
+from ppl_vae.cli.specs import check_served
 from ppl_vae.rundir import read_evaluation
 from tests.commands import TINY, call, read, succeed
 
@@ -140,6 +142,12 @@ def test_wrong_choices_are_one_line(arguments: list[str], message: str, run: Pat
     assert result.exit_code == 2
     assert re.search(message, result.stderr)
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_method_takes_its_own_options_alone():
+    check_served("ais", {"--escalate": None, "--chains": 3, "--against-exact": True})
+    with pytest.raises(typer.BadParameter, match="of --method is, found ais, which takes --against-exact, --chains"):
+        check_served("ais", {"--escalate": True})
 
 
 def test_what_the_library_advises_is_said_in_options():
