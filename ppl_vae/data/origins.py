@@ -14,8 +14,9 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ppl_vae.data.readers import as_data_error, bounded_bytes, check_archive, load_array, parse_idx
+from ppl_vae.data.readers import as_data_error, bounded_bytes, load_array, parse_idx
 from ppl_vae.errors import DataError
+from ppl_vae.storage.arrays import check_archive
 
 __all__ = ["IDX", "Drawings", "IdxOrigin", "data_root", "omniglot", "read_idx"]
 
