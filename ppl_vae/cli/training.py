@@ -248,7 +248,9 @@ def _training_data(training: TrainingSpec, splits: Splits) -> Batch:
 
 
 def _found_from_anywhere(spec: DataSpec) -> DataSpec:
-    """The data with a file by its absolute path: `evaluate` may be run in another folder."""
+    """The data with absolute paths: `evaluate` may be run in another folder."""
+    if spec.data_dir is not None:
+        spec = replace(spec, data_dir=str(Path(spec.data_dir).resolve()))
     return replace(spec, name=str(Path(spec.name).resolve())) if spec.is_file else spec
 
 

@@ -17,6 +17,7 @@ __all__ = ["check_archive", "check_header", "from_bytes", "to_bytes"]
 
 _MAX_BYTES = 2**32
 _SLACK = 2**20
+_MAX_ITEM, _MAX_HEADER = 16, 2**12
 _DEFLATE_LIMIT = 1032  # no deflate stream expands more (zlib technical details)
 
 
@@ -92,8 +93,10 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.n
     found = [info for info in archive.infolist() if info.filename == f"{name}.npy"]
     if len(found) != 1:
         raise StorageError(f"expected one array {name!r}, found {len(found)}")
-    with archive.open(found[0]) as stream:
-        if (claimed := check_header(stream, found[0].file_size)) != shape:
-            raise StorageError(f"{name!r}: expected shape {shape}, found {claimed}")
-    with archive.open(found[0]) as stream:
-        return np.lib.format.read_array(stream, allow_pickle=False)
+    if (size := found[0].file_size) > prod(shape) * _MAX_ITEM + _MAX_HEADER:
+        raise StorageError(f"{name!r}: expected numbers of shape {shape}, found {size} bytes claimed")
+    stream = io.BytesIO(archive.read(found[0]))
+    if (claimed := check_header(stream, size)) != shape:
+        raise StorageError(f"{name!r}: expected shape {shape}, found {claimed}")
+    stream.seek(0)
+    return np.lib.format.read_array(stream, allow_pickle=False)
