@@ -2,6 +2,8 @@
 
 from ppl_vae.storage.checkpoint import (
     Checkpoint,
+    UnreadableError,
+    check_storable,
     discard_after,
     newest,
     prune,
@@ -18,8 +20,10 @@ __all__ = [
     "EVALUATION_LOCK",
     "LOCK",
     "Checkpoint",
+    "UnreadableError",
     "as_name",
     "check_name",
+    "check_storable",
     "discard_after",
     "lent",
     "locked",
