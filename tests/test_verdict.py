@@ -111,6 +111,13 @@ def test_a_verdict_depends_on_the_data_that_are_judged_together():
     assert [alone[0], verdict(khat, *rest)[0]] == ["reliable", "noisy"]
 
 
+def test_light_tails_of_few_samples_are_no_bad_company():
+    """At K = 50 the threshold is 0.41, and chance moves a k-hat by as much: what passes is as good as what does not."""
+    khat = 0.25 + 0.1 * np.linspace(-1, 1, 50)
+    said = verdict(khat, np.full(50, 0.01), np.full(50, 48.0), np.zeros(50), np.full(50, 50))
+    assert (said == "reliable").all()
+
+
 # Intervals
 
 

@@ -31,8 +31,8 @@ def verdict(
     * `reliable`: all weights equal, or k-hat, drawn towards the other data as its noise warrants (`shrunk`), below 1/2
       and below the threshold of K, at least 30 effective samples (or K / 2); and probes found no more than a fifth of a
       standard error of log p(x) where no sample can have been. Its 95 % intervals cover in 93 to 97 % of repetitions.
-    * `unreliable`: k-hat from its threshold on, or drawn to where it would be of three in ten of equal data; or more
-      than a standard error of log p(x) unseen. The estimate is rather too low, by nobody knows how much.
+    * `unreliable`: k-hat from its threshold on, or drawn to where it would be of three in ten of equal data, from 1/2
+      on; or more than a standard error of log p(x) unseen. The estimate is rather too low, by nobody knows how much.
     * `noisy`: all others, what was not probed among them. Intervals of those that were probed cover in about nine of
       ten repetitions.
 
@@ -56,7 +56,8 @@ def verdict(
     limit = np.array([khat_threshold(int(k)) for k in num_samples])
     equal = khat == -np.inf
     common = shrunk(khat, num_samples)
-    lucky = common.khat + _BY_LUCK * common.chance >= limit
+    # Below 1/2 those that pass are no worse than those that fail.
+    lucky = (common.khat + _BY_LUCK * common.chance >= limit) & (common.khat >= np.minimum(limit, _LIGHT))
     heavy = ~(equal | (khat < limit)) | (~equal & lucky) | misses_much(unseen, stderr)
     light = (common.khat < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
     sound = (equal | light) & ~np.isnan(unseen) & ~misses_some(unseen, stderr)
