@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,7 @@ from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
 from ppl_vae.weights import not_a_weight
 
-__all__ = ["Proposal", "check_weights", "evaluate_guide", "evaluate_model", "propose"]
+__all__ = ["Proposal", "check_finite", "check_weights", "evaluate_guide", "evaluate_model", "propose"]
 
 
 class Proposal(NamedTuple):
@@ -87,7 +87,31 @@ def check_weights(
     Raises:
         EstimateError: Naming the row, whose first is `first_row`, and the first site of such a density.
     """
-    bad = not_a_weight(log_weight)
+    _check(not_a_weight, "log-weights", pair, batch, proposal, log_weight, layout, first_row)
+
+
+def check_finite(
+    pair: Pair, batch: Batch, proposal: Proposal, log_weight: Tensor, layout: Layout, first_row: int
+) -> None:
+    """No log-weight (K, N) of a block is infinite or NaN: their mean is an ELBO.
+
+    Raises:
+        EstimateError: Naming the row, whose first is `first_row`, and the first site of such a density.
+    """
+    _check(lambda t: ~t.isfinite(), "log-weights of an ELBO", pair, batch, proposal, log_weight, layout, first_row)
+
+
+def _check(
+    is_bad: Callable[[Tensor], Tensor],
+    what: str,
+    pair: Pair,
+    batch: Batch,
+    proposal: Proposal,
+    log_weight: Tensor,
+    layout: Layout,
+    first_row: int,
+) -> None:
+    bad = is_bad(log_weight)
     if not bool(bad.any()):
         return
     k, n = (int(i) for i in bad.nonzero()[0])
@@ -96,11 +120,11 @@ def check_weights(
     where = "no single density is to blame, but their difference"
     for role, program in (("guide", pair.guide), ("model", pair.model)):
         sites = run_program(pair, program, row, size, layout, latents).sites
-        if faults := [name for name, s in sites.items() if bool(not_a_weight(bounded_log_prob(s, layout)).any())]:
+        if faults := [name for name, s in sites.items() if bool(is_bad(bounded_log_prob(s, layout)).any())]:
             where = f"the density of site {faults[0]!r} of the {role} is none there"
             break
     raise EstimateError(
-        f"row {first_row + n}: expected finite log-weights, found {float(log_weight[k, n])} at draw {k}: {where}"
+        f"row {first_row + n}: expected finite {what}, found {float(log_weight[k, n])} at draw {k}: {where}"
     )
 
 
