@@ -139,18 +139,26 @@ def _increment(ends: Ends, width: float) -> Tensor:
 
 
 def _spread(ends: Iterable[Ends]) -> np.ndarray:
-    """Standard deviation of log f_1 - log f_0 among chains, at each temperature, over all data (T + 1,)."""
-    differences = torch.stack([e.joint - e.start for e in ends])
-    return differences.double().var(1, unbiased=False).mean(-1).sqrt().cpu().numpy()
+    """Standard deviation of log f_1 - log f_0 among chains, at each temperature, over all data (T + 1,).
+
+    Chains where the datum is impossible have no part in it.
+    """
+    differences = torch.stack([e.joint - e.start for e in ends]).double()
+    finite = differences.isfinite()
+    count = finite.sum(1, keepdim=True).clamp_min(1)
+    mean = torch.where(finite, differences, 0.0).sum(1, keepdim=True) / count
+    variance = (torch.where(finite, differences - mean, 0.0).square() / count).sum(1)
+    return variance.mean(-1).sqrt().cpu().numpy()
 
 
 def _respaced(frozen: Frozen, spread: np.ndarray) -> Frozen:
-    """As many temperatures, so that every step changes log f by as much as any other."""
+    """As many temperatures, so that every step changes log f by as much as any other; as they are if none does."""
     t = frozen.temperatures
     length = np.concatenate([[0.0], np.cumsum(np.diff(t) * (spread[1:] + spread[:-1]) / 2)])
     if not length[-1] > 0:
         return frozen
     chosen = np.interp(np.linspace(0, length[-1], len(t)), length, t)
+    chosen[0], chosen[-1] = 0.0, 1.0  # of temperatures between which nothing changes, the last is what is found
     nearest = torch.from_numpy(np.searchsorted(t, chosen).clip(max=len(t) - 1))
     return Frozen(chosen, frozen.step_sizes[nearest.to(frozen.step_sizes.device)])
 
