@@ -11,6 +11,7 @@ from pairs import (
     DiscreteVAE,
     binary_rows,
     count_and_normal,
+    cut_off,
     exponential_and_normal,
     mixture_and_normal,
     scaled_guide,
@@ -307,6 +308,52 @@ def test_a_masked_discrete_latent_is_not_summed():
         pv.annealed_importance_sampling(pv.Pair(model, guide), torch.tensor([-1.0, 1.0]), progress=False)
 
 
+# Densities that are none
+
+
+NONE_THERE = r"row [012]: expected a log-density at all latents.*found nan at .*site 'rule' of the model is none there"
+
+
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_a_density_that_is_no_number_on_the_way_is_an_error_with_its_site(start: str):
+    """As from `log_likelihood`; moves to such latents were rejected, as if the model excluded them."""
+    x, how = torch.full((3,), 2.0).double(), pv.Annealing(16, 20, 5, start=start)
+    with pytest.raises(pv.EstimateError, match=NONE_THERE):
+        pv.annealed_importance_sampling(cut_off(1.5, float("nan")), x, how, compare_starts=False, progress=False)
+    with pytest.raises(pv.EstimateError, match=r"row [012]: expected a log-density.*found inf at.*site 'rule'"):
+        pv.annealed_importance_sampling(cut_off(1.5, float("inf")), x, how, compare_starts=False, progress=False)
+
+
+def test_a_density_that_is_no_number_is_named_where_there_is_one_temperature():
+    x, how = torch.full((3,), 2.0).double(), pv.Annealing(1, 1, 1, start="prior")
+    pair = cut_off(-9.0, float("nan"))
+    path = path_of(pair, x, 1)
+    frozen = steps.Frozen(np.array([0.0, 1.0]), torch.ones(2, 3).double())
+    with torch.no_grad(), pytest.raises(pv.EstimateError, match=NONE_THERE):
+        steps.forward(path, frozen, how.num_leapfrog)
+
+
+def test_latents_that_the_model_excludes_are_no_error_and_weigh_nothing():
+    """Half of the posterior is above the limit."""
+    x = torch.full((20,), 2.0).double()
+    how = pv.Annealing(50, 20, 5, start="prior")
+    found = pv.annealed_importance_sampling(cut_off(1.5, -torch.inf), x, how, compare_starts=False, progress=False)
+    loc, scale = 2.0 * 0.8, 0.2**0.5
+    exact = stats.norm.logpdf(2.0, 0, 1.25**0.5) + stats.norm.logcdf((1.5 - loc) / scale)
+    assert_estimates(found.value, found.stderr, exact, effect=2.5, degrees=49)
+    assert_mean(np.exp(found.value - exact), 1.0, effect=0.5)
+
+
+def test_steps_that_have_diverged_are_rejected_wherever_they_lead():
+    """Steps of 50 standard deviations throw the chains to where the model has no number."""
+    path = path_of(cut_off(1e3, float("nan")), torch.zeros(3).double())
+    with seeded(0), torch.no_grad():
+        points = path.draw()
+        moved, accepted = transition(path.density(1.0), points, torch.full((3,), 20.0).double(), 10, path.space)
+    assert (accepted < 1e-9).all()
+    assert_close(moved["z"], points["z"])
+
+
 # How far they can be trusted
 
 
@@ -425,7 +472,9 @@ def test_chains_that_all_start_where_the_datum_is_impossible():
         with pyro.plate("data", len(x)):
             pyro.sample("top", dist.Exponential(x.new_ones(len(x)) / 50))
 
-    with pytest.raises(pv.EstimateError, match=r"row 0: all 2 chains have weight zero: each started from the prior"):
+    with pytest.raises(
+        pv.EstimateError, match=r"row 0: all 2 chains have weight zero: each.*prior where site 'x' of the model"
+    ):
         pv.annealed_importance_sampling(
             pv.Pair(model, guide), torch.full((2,), 50.0), pv.Annealing(2, 2, 1, start="prior"), progress=False
         )

@@ -85,12 +85,12 @@ def annealed_importance_sampling(
         with Progress("annealing", own.stop, progress and group.leads, "data") as bar:
             for first in blocks:
                 batch = rows.take(slice(first, first + blocks.step), target)
-                run = _Run(pair, batch, layout, target)
+                run = _Run(pair, batch, layout, target, first)
                 with located(f"rows {first} to {first + len(batch[0]) - 1}"):
                     log_weight, accepted = run.chains(annealing, key(seed, first, _TUNING), key(seed, first, _FORWARD))
                     keys = key(seed, first, _OTHER_TUNING), key(seed, first, _OTHER_FORWARD)
                     other = run.other_chains(annealing, *keys) if compare_starts else None
-                summary = _summary(log_weight, first, annealing.start)
+                summary = run.summary(log_weight, annealing)
                 found.put(
                     first,
                     {"value": summary.value, "stderr": summary.stderr, "ess": summary.ess}
@@ -141,14 +141,14 @@ def bidirectional_monte_carlo(
                 given = rows.take(slice(first, first + step), target)
                 with seeded(key(seed, first, _DATA), target):
                     batch, latents = simulate(pair, given, layout)
-                run = _Run(pair, batch, layout, target)
+                run = _Run(pair, batch, layout, target, first)
                 path, frozen = run.tuned(annealing, key(seed, first, _TUNING))
                 with seeded(key(seed, first, _FORWARD), target):
                     log_weight, _ = forward(path, frozen, annealing.num_leapfrog)
                 with seeded(key(seed, first, _REVERSE), target):
                     back = reverse(path, frozen, annealing.num_leapfrog, path.at(latents))
-                lower.append(_summary(log_weight, first, annealing.start).value)
-                upper.append(-_summary(-back, first, annealing.start).value)
+                lower.append(run.summary(log_weight, annealing).value)
+                upper.append(-run.summary(-back, annealing).value)
                 made.append(batch)
                 bar.update(first + len(batch[0]), "")
     x = tuple(np.concatenate([array.cpu().numpy() for array in arrays]) for arrays in zip(*made, strict=True))
@@ -162,11 +162,12 @@ class _Run(NamedTuple):
     batch: Batch
     layout: Layout
     device: torch.device
+    first: int
 
     def tuned(self, annealing: Annealing, seed: int) -> tuple[Path, Frozen]:
         """The path, and what tuning found on it."""
         with seeded(seed, self.device):
-            path = Path(self.pair, self.batch, self.layout, annealing.num_chains, annealing.start)
+            path = Path(self.pair, self.batch, self.layout, annealing.num_chains, annealing.start, self.first)
             return path, tune(path, annealing, len(self.batch[0]))
 
     def chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -175,15 +176,42 @@ class _Run(NamedTuple):
         with seeded(seed, self.device):
             return forward(path, frozen, annealing.num_leapfrog)
 
+    def summary(self, log_weight: Tensor, annealing: Annealing) -> Summary:
+        """What the weights of chains from the start say of each datum.
+
+        Raises:
+            EstimateError: All of a datum are zero.
+        """
+        if bool((none := (log_weight == -torch.inf).all(0)).any()):
+            n = int(none.nonzero()[0])
+            raise EstimateError(self._all_are_zero(n, annealing))
+        stream = Stream(log_weight.shape[1], len(log_weight), self.first)
+        stream.add(log_weight)
+        return stream.summary()
+
+    def _all_are_zero(self, n: int, annealing: Annealing) -> str:
+        with seeded(0, self.device):
+            path = Path(self.pair, self.batch, self.layout, annealing.num_chains, annealing.start)
+            site = path.excluding(n)
+        at = f"site {site!r} of the model" if site else "the model"
+        return (
+            f"row {self.first + n}: all {annealing.num_chains} chains have weight zero: each started from the "
+            f"{annealing.start} where {at} excludes the datum; take more chains, or start={_other(annealing)!r}"
+        )
+
     def other_chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> Tensor | None:
         """Log-weights of chains from the other start; None where the pair allows none."""
-        start: Literal["prior", "guide"] = "prior" if annealing.start == "guide" else "guide"
         try:
-            return self.chains(replace(annealing, start=start), tuning_seed, seed)[0]
+            return self.chains(replace(annealing, start=_other(annealing)), tuning_seed, seed)[0]
         except (PplVaeError, ArithmeticError, RuntimeError, ValueError) as error:
             if is_lack_of_memory(error):
                 raise
             return None  # programs need no answer where this start goes
+
+
+def _other(annealing: Annealing) -> Literal["prior", "guide"]:
+    """The other start."""
+    return "prior" if annealing.start == "guide" else "guide"
 
 
 def _num_rows(layout: Layout) -> int:
@@ -201,15 +229,3 @@ def _of_other(log_weight: Tensor | None, num_data: int) -> dict[str, np.ndarray]
     summary = stream.summary()
     found = {"other": summary.value, "other_stderr": summary.stderr, "other_ess": summary.ess}
     return {name: np.where(none.cpu().numpy(), np.nan, value) for name, value in found.items()}
-
-
-def _summary(log_weight: Tensor, first: int, start: str) -> Summary:
-    if bool((none := (log_weight == -torch.inf).all(0)).any()):
-        other = "guide" if start == "prior" else "prior"
-        raise EstimateError(
-            f"row {first + int(none.nonzero()[0])}: all {len(log_weight)} chains have weight zero: each started from "
-            f"the {start} where the model excludes the datum; take more chains, or start={other!r}"
-        )
-    stream = Stream(log_weight.shape[1], len(log_weight), first)
-    stream.add(log_weight)
-    return stream.summary()

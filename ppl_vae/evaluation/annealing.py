@@ -106,13 +106,16 @@ def forward(path: Path, frozen: Frozen, num_leapfrog: int) -> tuple[Tensor, Tens
 
     with u_0 ~ f_0 and u_i from a transition that leaves f at t_i invariant: E w = p(x).
 
+    Raises:
+        EstimateError: A density on the way is NaN or plus infinity; row and site are named.
+
     Reference:
         Neal (2001), Annealed Importance Sampling.
     """
     points = path.draw()
     log_weight, taken = torch.zeros(()), []
     for i, (before, after) in enumerate(pairwise(frozen.temperatures), start=1):
-        log_weight = log_weight + _increment(path.ends(points), after - before)
+        log_weight = log_weight + _increment(path.sure_ends(points), after - before)
         if after < 1:
             points, accepted = transition(path.density(after), points, frozen.step_sizes[i], num_leapfrog, path.space)
             taken.append(accepted.mean(0))
@@ -122,13 +125,16 @@ def forward(path: Path, frozen: Frozen, num_leapfrog: int) -> tuple[Tensor, Tens
 def reverse(path: Path, frozen: Frozen, num_leapfrog: int, points: Mapping[str, Tensor]) -> Tensor:
     """Log-weights of the same chains run backwards from exact draws of the posterior: E 1 / w = 1 / p(x).
 
+    Raises:
+        EstimateError: As `forward`.
+
     Reference:
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
     """
     log_weight = torch.zeros(())
     for i in range(len(frozen.temperatures) - 1, 0, -1):
         before, after = frozen.temperatures[i - 1], frozen.temperatures[i]
-        log_weight = log_weight + _increment(path.ends(points), after - before)
+        log_weight = log_weight + _increment(path.sure_ends(points), after - before)
         if before > 0:
             points, _ = transition(path.density(before), points, frozen.step_sizes[i - 1], num_leapfrog, path.space)
     return log_weight
