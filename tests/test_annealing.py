@@ -370,6 +370,24 @@ def test_starts_that_agree_are_trusted_and_their_intervals_cover(seed: int):
     assert np.allclose((high - low)[found.trusted] / found.stderr[found.trusted], 2 * stats.t.ppf(0.975, 15))
 
 
+def test_the_interval_of_the_mean_covers(seed: int):
+    """Of four data each, 16 chains of weights that are log-normal: estimates as annealing gives them, 2,000 times."""
+    spread = np.array([0.2, 0.2, 0.3, 0.8])
+    log_weight = spread * np.random.default_rng(seed).standard_normal((2000, 16, 4)) - spread**2 / 2
+    weight = np.exp(log_weight)
+    value, stderr = np.log(weight.mean(1)), weight.std(1, ddof=1) / weight.mean(1) / 4
+    one = np.ones(4)
+    found = [
+        pv.AnnealedLogLikelihood(v, s, 16 * one, one, v, s, 16 * one, pv.Annealing(), 0).interval()
+        for v, s in zip(value, stderr, strict=True)
+    ]
+    assert 0.92 < np.mean([low <= 0 <= high for low, high in found]) < 0.98
+    untrusted = pv.AnnealedLogLikelihood(0 * one, one, one, one, one, one, one, pv.Annealing(), 0).interval()
+    assert untrusted.high == np.inf
+    exact = pv.AnnealedLogLikelihood(one, 0 * one, 16 * one, one, one, 0 * one, 16 * one, pv.Annealing(), 0)
+    assert exact.interval() == (1.0, 1.0)
+
+
 def test_chains_that_all_miss_a_mode_are_not_trusted():
     """The prior is the posterior and has two modes; the guide is one of them: all weights are alike, log 2 too low."""
     x = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)

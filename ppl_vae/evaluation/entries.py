@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from ppl_vae.coordinates import Form
 from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.surgery import Surgery
 from ppl_vae.latents.units import active_units, variance_of_means
@@ -41,7 +41,7 @@ class LatentUse:
     """Of the site."""
     kl: np.ndarray
     """KL(q, p) of each datum and scalar, (N, D), in nats; see `form`."""
-    form: Literal["each", "marginal", "whole"]
+    form: Form
     """`each`: q and p factorise, the sum over scalars is the rate of the site. `marginal`: KL of the marginals of
     scalars that depend on each other. `whole`: the value cannot be taken apart, D = 1 here."""
     means: np.ndarray | None

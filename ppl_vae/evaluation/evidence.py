@@ -8,12 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import located
-from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.quadrature import integrate
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.pair import Pair
-from ppl_vae.progress import Progress
 from ppl_vae.rng import seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.terms import run
@@ -52,17 +49,14 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
         True
     """
     with evaluating(pair, data, device) as subject:
-        pair, rows, layout, target, group = subject
-        found = Collection(len(rows))
-        blocks, own = subject.blocks(layout.largest_batch(_ROWS))
-        with Progress("log p(x)", own.stop, progress and group.leads, "data") as bar:
-            for first in blocks:
-                batch = rows.take(slice(first, first + blocks.step), target)
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"), seeded(0, target):
-                    value = _of_block(pair, batch, layout, first)
-                found.put(first, {"value": value.double().cpu().numpy()})
-                bar.update(first + len(batch[0]), "")
-    return found.gather(group, own, target)["value"]
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            with seeded(0, subject.device):
+                value = _of_block(subject.pair, batch, subject.layout, first)
+            return {"value": value.double().cpu().numpy()}
+
+        swept = subject.sweep(subject.layout.largest_batch(_ROWS), "log p(x)", progress, work)
+    return swept.gathered()["value"]
 
 
 def enumerate_latents(pair: Pair, batch: Batch, layout: Layout) -> Tensor:

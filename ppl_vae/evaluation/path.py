@@ -79,14 +79,14 @@ class Path:
         if start == "guide" and layout.may_leave_support:
             raise PairError(
                 f"site {min(layout.may_leave_support)!r}: expected a guide that stays in the model's support, where "
-                "densities on the way from it to the posterior are known, found one that may leave it; start='prior' "
-                "does not need it"
+                "densities on the way from it to the posterior are known, found one that may leave it; annealing from "
+                "start='prior' does not need it"
             )
         guide = self._run(pair.guide)
         if start == "guide" and (extra := [name for name in guide.latents if name not in layout.local_latents]):
             raise PairError(
                 f"site {extra[0]!r}: expected a guide whose density can be evaluated at any latent, found a draw of "
-                "its own beside the model's latents; start='prior' does not need it"
+                "its own beside the model's latents; annealing from start='prior' does not need it"
             )
         # Draws outside the model's support have no point in R^n; its sites are known without them.
         model = self._run(pair.model, None if layout.may_leave_support else guide.latents)
