@@ -10,7 +10,7 @@ import numpy as np
 from ppl_vae.coordinates import Form
 from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.surgery import Surgery
-from ppl_vae.latents.units import active_units, variance_of_means
+from ppl_vae.latents.units import active_units
 from ppl_vae.wording import in_words
 
 __all__ = ["Entry", "LatentUse", "Ledger"]
@@ -57,11 +57,6 @@ class LatentUse:
             Lucas, Tucker, Grosse and Norouzi (2019), Don't Blame the ELBO!, definition 1.
         """
         return (self.kl < _COLLAPSED).mean(0) >= _SHARE
-
-    @property
-    def mean_variance(self) -> np.ndarray | None:
-        """Variance over data of the posterior means without their noise, (D,), in squared units of z."""
-        return None if self.means is None else variance_of_means(self.means, self.noise)
 
     @property
     def active(self) -> np.ndarray | None:
