@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ppl_vae import storage
-from ppl_vae.errors import StorageError
+from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.storage import files
 from tests.faults import (
     KILLED,
@@ -41,9 +42,9 @@ def folder(fast_path: Path) -> Path:
 
 
 def rotate(folder: Path, step: int) -> None:
-    """A save as a run does it: the two newest and the best are kept."""
+    """A save as a run does it: the two newest are kept."""
     save(folder, step)
-    storage.prune(folder, keep_last=2, best=1)
+    storage.prune(folder, keep_last=2)
 
 
 def prepared(folder: Path, steps: int) -> None:
@@ -90,7 +91,7 @@ def test_a_loss_of_power_at_any_call_loses_no_checkpoint(steps: int, folder: Pat
         for step in (steps + 1, steps + 2):
             save(folder, step)
             durable[len(recorder.calls)] = step
-            storage.prune(folder, keep_last=2, best=1)
+            storage.prune(folder, keep_last=2)
     for done, call in enumerate([None, *recorder.calls]):
         if call is not None:
             disk.apply(call)
@@ -124,21 +125,33 @@ def test_a_refusal_at_any_call_is_a_typed_error_and_loses_nothing(code: int, for
         assert not recovered(folder, [3, 4]), f"{errno.errorcode[code]} at call {at} of {total}"
 
 
-def test_a_refusal_while_reading_falls_back_and_says_so(folder: Path):
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_refusal_while_reading_is_said_and_passes_nothing_over(code: int, folder: Path):
+    """A checkpoint that cannot be read now may be good: whoever went on from the one before would give it up."""
     prepared(folder, 3)
     total = count(lambda: storage.newest(folder))
     kinds = set()
     for at in range(total):
-        with fault(Fail(at, errno.EIO)):
-            try:
-                found = storage.newest(folder)
-            except StorageError as error:
-                kinds.add(type(error).__name__)
-                continue
-        assert holds(found)
-        assert (found.step == 2) == bool(found.skipped)
-        kinds.add(found.step)
-    assert kinds == {"CheckpointError", 2}
+        with fault(Fail(at, code)), pytest.raises(CheckpointError) as error:
+            storage.newest(folder)
+        assert os.strerror(code) in str(error.value)
+        kinds.add(error.type)
+    assert kinds == {CheckpointError, storage.UnreadableError}
+    assert storage.newest(folder).step == 3
+
+
+def test_a_refusal_after_the_rename_says_that_the_checkpoint_stands(folder: Path):
+    prepared(folder, 2)
+    said = set()
+    for at in range(count(lambda: save(folder, 3))):
+        prepared(folder, 2)
+        with fault(Fail(at, errno.EIO)), pytest.raises(CheckpointError) as error:
+            save(folder, 3)
+        stands = storage.steps(folder)[-1] == 3
+        assert ("the checkpoint is written and whole" in str(error.value)) == stands
+        assert ("no checkpoint written" in str(error.value)) != stands
+        said.add(stands)
+    assert said == {True, False}
 
 
 @pytest.mark.parametrize("work", ["replace", "append"])

@@ -15,7 +15,7 @@ import torch
 import typer
 
 from ppl_vae import schedules
-from ppl_vae.checking import check
+from ppl_vae.checking import CheckReport, check
 from ppl_vae.cli.evaluating import EvaluationSettings, evaluate_run
 from ppl_vae.cli.inputs import Batch, Splits, load_splits
 from ppl_vae.cli.pairs import first_use, make_pair, naming_the_line
@@ -78,8 +78,7 @@ def train(
             check_free(root)
         splits = load_splits(data_spec)
         pair = make_pair(pair_spec, splits.train)
-        with naming_the_line(f"pair {pair_spec.name!r} failed"), first_use(pair_spec):
-            report = check(pair, binary_batch(data_spec, splits.train))
+        report = _use_first(pair, pair_spec, data_spec, splits)
     typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
     for caution in report.cautions:
         typer.echo(f"caution: {caution}")
@@ -115,7 +114,7 @@ def resume(
             with locked(root):  # whoever is at work in it is named before the data are read
                 pass
         pair, splits = made_again(root, record, pair_name, data_dir)
-        _use_first(pair, record, splits)
+        _use_first(pair, record.pair, record.data, splits)
         if group.leads and (kept := outdate_evaluation(root, record.steps)) is not None:
             typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
     description = described_again(root, record) if group.leads else nullcontext()
@@ -126,10 +125,11 @@ def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | 
     """Do a step of a run again that was not finite, and print what each site drew and scored."""
     record, training = _trained(root)
     pair, splits = made_again(root, record, pair_name, data_dir)
-    _use_first(pair, record, splits)
+    _use_first(pair, record.pair, record.data, splits)
     objective = _objective(training, len(_training_data(training, splits)[0]))
     with naming_the_line(f"pair {record.pair.name!r} failed"):
-        typer.echo(str(do_again(pair, root, step=step, objective=objective, device=device)))
+        where = None if device == "auto" else device  # by itself it goes where the fit was
+        typer.echo(str(do_again(pair, root, step=step, objective=objective, device=where)))
 
 
 def _trained(root: Path) -> tuple[RunRecord, TrainingSpec]:
@@ -139,10 +139,10 @@ def _trained(root: Path) -> tuple[RunRecord, TrainingSpec]:
     return record, record.training
 
 
-def _use_first(pair: Any, record: RunRecord, splits: Splits) -> None:
-    """Run the pair for the first time, as `train` has: parameters that `pyro.param` makes get the same numbers."""
-    with naming_the_line(f"pair {record.pair.name!r} failed"), first_use(record.pair):
-        check(pair, binary_batch(record.data, splits.train))
+def _use_first(pair: Any, pair_spec: PairSpec, data_spec: DataSpec, splits: Splits) -> CheckReport:
+    """Run the pair for the first time; parameters that `pyro.param` makes get the same numbers whenever this is."""
+    with naming_the_line(f"pair {pair_spec.name!r} failed"), first_use(pair_spec):
+        return check(pair, binary_batch(data_spec, splits.train))
 
 
 def _train(run: _Run, group: Group, description: AbstractContextManager[None], resume: Literal["auto", False]) -> None:

@@ -178,8 +178,13 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
     Raises:
         PplVaeError: There is a file in it, or in its place.
     """
-    if os.path.lexists(root) and (not root.is_dir() or set(files.listed(root)) - set(allowed) - {LOCK}):
+    if os.path.lexists(root) and (not root.is_dir() or _names_in(root) - set(allowed) - {LOCK}):
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
+
+
+def _names_in(root: Path) -> set[str]:
+    """What is in a folder but what processes that were killed have left half-written."""
+    return {name for name in files.listed(root) if not files.is_debris(name)}
 
 
 def _make(root: Path) -> list[Path]:

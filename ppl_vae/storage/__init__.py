@@ -2,6 +2,8 @@
 
 from ppl_vae.storage.checkpoint import (
     Checkpoint,
+    UnreadableError,
+    check_storable,
     discard_after,
     newest,
     prune,
@@ -17,8 +19,10 @@ from ppl_vae.storage.names import as_name, check_name
 __all__ = [
     "LOCK",
     "Checkpoint",
+    "UnreadableError",
     "as_name",
     "check_name",
+    "check_storable",
     "discard_after",
     "locked",
     "newest",

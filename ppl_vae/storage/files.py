@@ -8,6 +8,7 @@ or written, so that a pipe cannot block and a device cannot be touched.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "Written",
     "append",
     "create",
+    "is_debris",
     "listed",
     "make_folder",
     "move",
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 _TEMPORARY = ".tmp-"
+_DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}")
 
 
 Create = Callable[[str, Iterable[Any]], Written]
@@ -230,10 +233,20 @@ def remove_debris(folder: Path) -> list[str]:
     Raises:
         StorageError: The disk refuses.
     """
-    debris = [name for name in listed(folder) if name.startswith(_TEMPORARY)]
+    debris = [name for name in listed(folder) if is_debris(name)]
     for name in debris:
         _unlink(folder / name)
     return debris
+
+
+def is_debris(name: str) -> bool:
+    """Whether a name is one that `temporary` gives.
+
+    Example:
+        >>> is_debris(temporary(Path("x")).name), is_debris(".tmp-mine")
+        (True, False)
+    """
+    return _DEBRIS.fullmatch(name) is not None
 
 
 def temporary(path: Path) -> Path:
