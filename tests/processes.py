@@ -133,17 +133,18 @@ def leave(group):
     return {}
 
 
+def striking(step):
+    """A constant schedule that does what FAULT says."""
+    fault = [int(number) for number in os.environ.get("FAULT", "-1:0:0").split(":")]
+    if [int(os.environ["RANK"]), step] == fault[:2]:
+        os.kill(os.getpid(), fault[2])
+    return 1.0
+
+
 def survive(group):
-    """A fit into a run directory that goes on from where it was; FAULT=STEP:SIGNAL strikes process 1."""
-    step, _, number = os.environ.get("FAULT", "-1:0").partition(":")
-
-    def schedule(at):
-        if group.rank and at == int(step):
-            os.kill(os.getpid(), int(number))
-        return 1.0
-
+    """A fit into a run directory that goes on from where it was; FAULT=RANK:STEP:SIGNAL strikes a process."""
     pair, folder = fresh(), Path(sys.argv[1])
-    options = {"batch_size": BATCH, "epochs": 4, "schedule": schedule, "checkpoint_every": 2}
+    options = {"batch_size": BATCH, "epochs": 4, "schedule": striking, "checkpoint_every": 2}
     result = train(pair, binary_rows(ROWS), **options, run_dir=folder / "run", resume="auto")
     records = [[row.step, row.objective, row.grad_norm] for row in result.history]
     return state(pair) | {"history": np.array(records)}

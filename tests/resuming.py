@@ -21,7 +21,7 @@ import ppl_vae as pv
 from ppl_vae.pair import as_pair
 from ppl_vae.schedules import Cosine, Linear
 
-# As a script, `resuming.py FOLDER COMPILE STEP,STEP NAME...`, it goes on in a process of its own from the checkpoints of
+# As a script, `resuming.py FOLDER COMPILE STEP,STEP NAME...`, it goes on in a process of its own from checkpoints of
 # fits that another one has left, and prints what they leave in turn.
 ROWS = 11  # batches of four: the last one of an epoch is smaller
 
@@ -124,7 +124,7 @@ def mapped_rows(folder: Path) -> np.memmap:
 
 
 def left(folder: Path, compile: bool, at: int | None, name: str) -> str:
-    """What a fit leaves, in a line: whole, keeping every checkpoint, or gone on from the checkpoint of so many steps."""
+    """What a fit leaves, in a line: whole, keeping every checkpoint, or gone on from that of so many steps."""
     make, x, options = CASES[name.removesuffix(" on disk")]
     x = mapped_rows(folder) if name.endswith(" on disk") else x
     root = folder / name.replace(" ", "-")

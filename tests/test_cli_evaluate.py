@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 import ppl_vae as pv
 from ppl_vae.cli.inputs import random_rows
 from ppl_vae.cli.reopening import reopen
 from ppl_vae.cli.shell import _OPTIONS, _in_options
+from ppl_vae.cli.specs import check_served
 from ppl_vae.rundir import read_evaluation
 from tests.commands import TINY, call, read, succeed
 
@@ -142,6 +144,12 @@ def test_wrong_choices_are_one_line(arguments: list[str], message: str, run: Pat
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_method_takes_its_own_options_alone():
+    check_served("ais", {"--escalate": None, "--chains": 3, "--against-exact": True})
+    with pytest.raises(typer.BadParameter, match="of --method is, found ais, which takes --against-exact, --chains"):
+        check_served("ais", {"--escalate": True})
+
+
 def test_what_the_library_advises_is_said_in_options():
     ppca = pv.PPCA(np.ones((4, 3)) + np.eye(4, 3), np.zeros(4), 1.0)
     with pytest.raises(pv.PairError) as error:
@@ -201,7 +209,7 @@ def test_damaged_arrays_are_a_line(copy: Path):
     (copy / "evaluation.npz").write_bytes(b"PK")
     result = call("compare", copy)
     assert result.exit_code == 1
-    assert "expected the arrays value, stderr, trusted, found damage" in result.stderr
+    assert "expected the arrays value, stderr, trusted of evaluation.json, found damage" in result.stderr
 
 
 def test_code_of_the_users_own_runs_in_a_comparison_only_by_name(users_file: Path, run: Path, tmp_path: Path):

@@ -144,8 +144,10 @@ def fit(
             unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
         resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
             case, False never. From the same pair, data and options the numbers are, bit by bit, those of a fit that was
-            never interrupted; on another build of torch, type of device or number of threads they are not, and a
-            warning says so. `epochs` and `steps` may be others.
+            never interrupted; on other versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device or numbers of
+            threads they are not, and a warning says which. `epochs` and `steps` may be others. Every row of data in
+            memory is compared; of a file that stays on disk its shape and about a thousand rows; of functions their
+            code and what they close over.
         checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
             at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
