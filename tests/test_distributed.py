@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from commands import SMALL_VAE, read, succeed
-from processes import BATCH, ROWS, estimates, without_noise
+from processes import BATCH, ROWS, estimates, evaluations, without_noise
 from statistical import assert_close
 
 import ppl_vae as pv
@@ -154,10 +154,23 @@ def test_a_fit_is_repeated_and_leaves_every_process_the_same_state(two: list[dic
 def test_an_evaluation_is_that_of_one_process(two: list[dict[str, np.ndarray]], n: int):
     """Three blocks for two processes, and one."""
     ll = estimates(n)
-    whole = {"value": ll.value, "khat": ll.khat, "zeros": ll.zero_weights, "z": ll.posterior["z"]}
+    whole = {"value": ll.value, "khat": ll.khat, "zeros": ll.zero_weights, "drawn z": ll.posterior["z"]}
     for found in two:
-        for name, value in (whole | {"log_lik": ll.posterior_log_lik}).items():
+        for name, value in (whole | {"drawn log_lik": ll.posterior_log_lik}).items():
             assert_close(found[f"{n} {name}"], value)
+
+
+@pytest.mark.parametrize("n", [600, 5])
+def test_all_that_goes_through_data_is_that_of_one_process(two: list[dict[str, np.ndarray]], n: int):
+    """Two blocks or more for two processes, and one."""
+    whole = evaluations(min(n, 100))
+    assert "refined proposal" in str(whole["why"])  # as reasons are gathered, too
+    for found in two:
+        for name, value in whole.items():
+            if value.dtype.kind == "U":
+                assert str(found[f"{n} {name}"]) == str(value)
+            else:
+                assert_close(found[f"{n} {name}"], value, scale=1.0)
 
 
 def test_one_process_may_evaluate_alone(two: list[dict[str, np.ndarray]]):

@@ -32,6 +32,7 @@ from ppl_vae.evaluation import (
     log_evidence,
     log_likelihood,
 )
+from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.pair import as_pair
 from ppl_vae.pareto import khat_threshold
 from ppl_vae.rundir import Bounds, described_estimate, finite_or_none, write_bounds, write_evaluation
@@ -77,6 +78,10 @@ class _Exact:
     @property
     def trusted(self) -> np.ndarray:
         return np.ones(self.value.shape, dtype=bool)
+
+    def intervals(self, level: float = 0.95) -> Interval:
+        del level
+        return Interval(self.value, self.value)
 
     def __str__(self) -> str:
         return f"log p(x) = {self.value.mean():.4f} nats per datum, exact ({len(self.value)} data)"

@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,6 @@ __all__ = [
     "described",
     "described_again",
     "record_as_plain",
-    "record_of_plain",
 ]
 
 _CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
@@ -131,11 +129,6 @@ class RunDirectory:
 def record_as_plain(record: Record) -> dict[str, Any]:
     """A record as JSON, which knows neither NaN nor infinity."""
     return {name: _number(value) for name, value in record._asdict().items()}
-
-
-def record_of_plain(plain: Mapping[str, Any]) -> Record:
-    """The record that `record_as_plain` made this of."""
-    return Record(**{name: _of_number(value) for name, value in plain.items()})
 
 
 @contextmanager
@@ -265,9 +258,3 @@ def _number(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: [_number(float(number)) for number in numbers] for name, numbers in value.items()}
     return None if math.isnan(value) else value if math.isfinite(value) else str(value)
-
-
-def _of_number(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return MappingProxyType({name: tuple(map(_of_number, numbers)) for name, numbers in value.items()})
-    return math.nan if value is None else float(value) if isinstance(value, str) else value
