@@ -3,14 +3,15 @@
 Five families of q(z given x) on one network of x: diagonal, low-rank and full covariance, inverse autoregressive flow,
 neural spline flow. First with one generative model: it is trained with a diagonal guide, then fixed, and each family's
 guide, which starts at that diagonal one, is trained on it for fifteen epochs more with a learning rate that falls to
-zero, the diagonal one too; `gap_decomposition` says how much of its gap is amortisation. Then each family is trained
-together with a model of its own.
+zero, the diagonal one too. All are held against one estimate of log p(x), and `gap_decomposition` says how much of each
+gap is amortisation; of a flow at least how much, for its search frees place and width of each image's q and leaves the
+flow as it is. Then each family is trained together with a model of its own, whose log p(x) its own guide estimates.
 
 Expected: on the fixed model gap = log p - ELBO falls from diagonal over low rank and full covariance to the flows;
 the model was trained to please diagonal guides, so that the gap is a few nats and a part of it, the error of the
 amortisation, stays whatever the family. Trained together, ELBOs order the same way; log p differs by less.
 
-Run: python -m experiments.expressive_posterior [--small]; about 35 minutes on two cores.
+Run: python -m experiments.expressive_posterior [--small]; 52 minutes on one core.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from experiments.common.images import images
 from experiments.common.progress import steps
 from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
-from experiments.common.training import trained
+from experiments.common.training import score, trained
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+
+FLOWS = ("inverse autoregressive", "neural spline")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Full form: 35 minutes on two cores; a third of them go to the neural splines."""
+    """A third of the time of the full form goes to the neural splines."""
 
     data: str = "mnist"
     num_train: int | None = None
@@ -114,17 +117,6 @@ def train_guide(config: Config, x: Tensor, make: Callable[[], nn.Module], known:
     return fitted(config, x, guide, config.guide_epochs, seed)
 
 
-def evaluated(pair: pv.VAE, x: Tensor, num_samples: int) -> pv.LogLikelihood:
-    """ELBO and log p of each datum."""
-    return pv.log_likelihood(pair, x, num_samples, num_draws=0, progress=False)
-
-
-def summary(ll: pv.LogLikelihood) -> dict[str, float]:
-    """What a record keeps of an evaluation."""
-    untrusted = 1 - float(ll.trusted.mean())
-    return {"elbo": float(ll.elbo.mean()), "log_p": ll.mean, "stderr": ll.mean_stderr, "untrusted": untrusted}
-
-
 class Fixed(NamedTuple):
     """What guides of each family are worth on one model."""
 
@@ -132,6 +124,8 @@ class Fixed(NamedTuple):
     """log p(x) - ELBO of each family and datum (F, N), nats."""
     amortisation: np.ndarray
     """The part of it that the best q of each datum wins back (F, N), nats."""
+    searches: list[dict[str, float]]
+    """How far the search for that q came in each family."""
     judge: dict[str, Any]
     """The evaluation that all are held against."""
 
@@ -146,12 +140,22 @@ def fixed_model(config: Config, train: Tensor, x: Tensor, known: pv.VAE, seed: i
         for name, pair in guides.items()
     }
     best = max(parts, key=lambda name: parts[name].elbo.mean())
-    judged = evaluated(guides[best], x, config.num_samples)
+    judged = score(guides[best], x, config.num_samples)
     return Fixed(
-        np.stack([judged.value - part.elbo for part in parts.values()]),
+        np.stack([judged.values - part.elbo for part in parts.values()]),
         np.stack([part.amortisation for part in parts.values()]),
-        {"judge": best, **summary(judged)},
+        [searched(part) for part in parts.values()],
+        {"judge": best, **judged.numbers()},
     )
+
+
+def searched(part: pv.GapDecomposition) -> dict[str, float]:
+    """Whether the search can reach every q of its family, the share of data where it converged, its last gain."""
+    return {
+        "is_supremum": float(part.is_supremum),
+        "converged": float(part.converged.mean()),
+        "late_gain": float(part.late_gain.mean()),
+    }
 
 
 def measure(config: Config) -> Findings:
@@ -162,99 +166,120 @@ def measure(config: Config) -> Findings:
     fixed, runs = [], []
     for seed in steps(config.seeds, "seeds"):
         joint = {name: train_together(config, found.train, make, seed) for name, make in makers.items()}
-        runs.append({name: summary(evaluated(pair, x, config.num_samples)) for name, pair in joint.items()})
+        runs.append({name: score(pair, x, config.num_samples).numbers() for name, pair in joint.items()})
         fixed.append(fixed_model(config, found.train, x, joint["diagonal"], seed))
     names = list(makers)
     gaps, amortisation = (np.stack([getattr(f, part) for f in fixed]) for part in ("gaps", "amortisation"))
-    rows = [gap_row(gaps, names, i) | {"amortisation": amortised(amortisation, i)} for i in range(len(names))]
+    rows = [gap_row(gaps, amortisation, names, i) | searches(fixed, i) for i in range(len(names))]
     together = [joint_row(runs, name) for name in names]
     judges = [f.judge for f in fixed]
     numbers = {"num_test": len(x), "seeds": len(runs), "fixed": rows, "judges": judges, "together": together}
     return Findings({**numbers, "runs": runs})
 
 
-def gap_row(gaps: np.ndarray, names: list[str], i: int) -> dict[str, Any]:
-    """Gap of a family, and what it gains over the plainer one before it, from gaps (S, F, N); errors are over data."""
+def searches(fixed: list[Fixed], i: int) -> dict[str, float]:
+    """How far the searches of a family came, over seeds."""
+    return {number: float(np.mean([f.searches[i][number] for f in fixed])) for number in fixed[0].searches[i]}
+
+
+def gap_row(gaps: np.ndarray, amortisation: np.ndarray, names: list[str], i: int) -> dict[str, Any]:
+    """Gap of a family, from gaps (S, F, N), its amortised part, and what it gains; errors are over data."""
     per_datum = gaps.mean(0)
-    gained = paired(per_datum[max(i - 1, 0)], per_datum[i])
-    over_diagonal = paired(per_datum[0], per_datum[i])
     return {
         "family": names[i],
         "gap": mean(per_datum[i])._asdict(),
-        "gained": gained._asdict(),
-        "over_diagonal": over_diagonal._asdict(),
+        "over_diagonal": paired(per_datum[0], per_datum[i])._asdict(),
         "gap_by_seed": gaps[:, i].mean(1),
+        "amortisation": mean(amortisation.mean(0)[i])._asdict(),
     }
-
-
-def amortised(parts: np.ndarray, i: int) -> dict[str, float]:
-    """Amortisation gap of a family from parts (S, F, N); its error is over data."""
-    return mean(parts.mean(0)[i])._asdict()
 
 
 def joint_row(runs: list[dict[str, dict[str, float]]], name: str) -> dict[str, Any]:
     """ELBO and log p of a family over seeds, and their gains over the diagonal one, paired by seed."""
     row: dict[str, Any] = {"family": name, "untrusted": float(np.mean([r[name]["untrusted"] for r in runs]))}
-    for number in ("elbo", "log_p"):
+    for label, number in (("elbo", "elbo"), ("log_p", "log_likelihood")):
         own, plain = ([r[n][number] for r in runs] for n in (name, "diagonal"))
-        row |= {number: mean(own)._asdict(), f"{number}_over_diagonal": paired(own, plain)._asdict()}
+        row |= {label: mean(own)._asdict(), f"{label}_over_diagonal": paired(own, plain)._asdict()}
     return row
 
 
 def draw(found: Findings) -> Figure:
-    """Gaps on one fixed model, and ELBO and log p of models trained with their guides."""
-    figure = new_figure(12, 4.4)
+    """Gaps on one fixed model, and what ELBO and log p gain where models are trained with their guides."""
+    figure = new_figure(12.5, 4.8)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.1, 1))
-    draw_gaps(left, found.numbers)
-    draw_joint(right, found.numbers)
+    draw_gaps(left, found.numbers["fixed"])
+    draw_joint(right, found.numbers["together"], found.numbers["seeds"])
     for axes in (left, right):
         quiet(axes)
         axes.grid(axis="y", visible=False)
     return figure
 
 
-def draw_gaps(axes: Axes, numbers: dict[str, Any]) -> None:
-    """One bar a family, plainest on top, and what it closes."""
-    rows = numbers["fixed"]
+def draw_gaps(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    """One bar a family, plainest on top, its split where that is known, and what it closes, paired by image."""
     y = np.arange(len(rows))
-    gaps, errors = ([r["gap"][part] for r in rows] for part in ("mean", "stderr"))
-    axes.barh(y, gaps, xerr=2 * np.array(errors), color=[MIDDLE] * 3 + [DARK] * 2, ecolor="0.2", capsize=3, height=0.6)
-    if all("amortisation" in r for r in rows):
-        parts = np.array([r["amortisation"]["mean"] for r in rows]).clip(0, gaps)
-        look = {"height": 0.6, "color": "none", "edgecolor": "white", "hatch": "///", "linewidth": 0}
-        axes.barh(y, parts, left=np.array(gaps) - parts, **look)
-        handles = [Patch(facecolor=MIDDLE, edgecolor="white", hatch="///")]
-        axes.legend(
-            handles, ["amortisation gap: won back by the best q of each image"], frameon=False, loc="upper right"
-        )
+    gaps = np.array([r["gap"]["mean"] for r in rows])
+    errors = [2 * r["over_diagonal" if i else "gap"]["stderr"] for i, r in enumerate(rows)]
+    colours = [MIDDLE if is_split(r) else DARK for r in rows]
+    axes.barh(y, gaps, xerr=errors, color=colours, ecolor="0.2", capsize=3, height=0.6)
+    draw_split(axes, [(i, r) for i, r in enumerate(rows) if is_split(r)])
     for i, row in enumerate(rows[1:], start=1):
         gain = row["over_diagonal"]
-        axes.text(
-            gaps[i] + 2 * errors[i], i, f"  {-gain['mean']:+.2f} ± {2 * gain['stderr']:.2f}", va="center", fontsize=9
-        )
-    axes.set_xlim(0, 1.25 * max(g + 2 * e for g, e in zip(gaps, errors, strict=True)))
+        text = f"  {-gain['mean']:+.2f} ± {2 * gain['stderr']:.2f}"
+        axes.text(gaps[i] + errors[i], i, text, va="center", fontsize=9)
+    axes.set_xlim(0, 1.3 * (gaps[0] + errors[0]))
     axes.set_yticks(y, [r["family"] for r in rows])
-    axes.set_ylim(len(rows) - 0.4, -1.0)
+    axes.set_ylim(len(rows) - 0.4, -1.7)
     axes.set_xlabel(
-        "gap = log p(x) - ELBO, nats per test image\n(± 2 standard errors; beside: change from diagonal, paired)"
+        "gap = log p(x) - ELBO, nats per test image; ± 2 standard errors over images:\n"
+        "of the gap for the diagonal family, of the change from it, paired, for the others"
     )
-    axes.set_title(f"One fixed model: the gap shrinks from {gaps[0]:.1f} to {min(gaps):.1f} nats", fontsize=11)
+    axes.set_title(f"One fixed model: the gap shrinks from {gaps[0]:.1f} to {gaps.min():.1f} nats", fontsize=11)
 
 
-def draw_joint(axes: Axes, numbers: dict[str, Any]) -> None:
-    """ELBO and log p of each family, with the gap as the line between them."""
-    rows = numbers["together"]
+def draw_split(axes: Axes, rows: list[tuple[int, dict[str, Any]]]) -> None:
+    """The part of each gap that the best q of each image wins back."""
+    for place, row in rows:
+        gap, part = row["gap"]["mean"], min(row["amortisation"]["mean"], row["gap"]["mean"])
+        look = {"height": 0.6, "color": "none", "edgecolor": "white", "hatch": "///", "linewidth": 0}
+        axes.barh(place, part, left=gap - part, **look)
+    handles = [Patch(facecolor=MIDDLE, edgecolor="white", hatch="///"), Patch(facecolor=MIDDLE), Patch(facecolor=DARK)]
+    words = ["normal: won back by the best q of each image", "normal: what the family costs", "flow: not split"]
+    axes.legend(handles, words, frameon=False, loc="upper right", fontsize=9, ncols=1)
+
+
+def is_split(row: dict[str, Any]) -> bool:
+    """Whether the search reaches every q of the family: of a flow it frees only place and width."""
+    return bool(row.get("is_supremum", row["family"] not in FLOWS))
+
+
+def draw_joint(axes: Axes, rows: list[dict[str, Any]], num_seeds: int) -> None:
+    """What ELBO and log p of each family gain over the diagonal one, and how much of the latter is untrusted."""
     y = np.arange(len(rows))
-    for number, marker, colour, label in (("elbo", "o", LIGHT, "ELBO"), ("log_p", "D", DARK, "log p(x)")):
-        values, errors = ([r[number][part] or 0 for r in rows] for part in ("mean", "stderr"))
-        style = {"fmt": marker, "color": colour, "markersize": 8, "capsize": 3, "markeredgecolor": DARK}
-        axes.errorbar(values, y, xerr=2 * np.array(errors), label=label, **style)
-    axes.hlines(y, [r["elbo"]["mean"] for r in rows], [r["log_p"]["mean"] for r in rows], color="0.6", zorder=0)
-    axes.set_xlabel(f"nats per test image\n(mean of {numbers['seeds']} seeds, ± 2 standard errors over seeds)")
-    best = max(r["elbo_over_diagonal"]["mean"] for r in rows)
-    likelier = max(r["log_p_over_diagonal"]["mean"] for r in rows)
-    axes.set_title(f"Trained together: up to {best:.1f} nats of ELBO, {likelier:.1f} of log p(x)", fontsize=11)
-    axes.legend(frameon=False, loc="upper center", ncols=2, bbox_to_anchor=(0.5, 1.0))
+    looks = (("elbo", "o", LIGHT, "ELBO", -0.1), ("log_p", "D", DARK, "estimate of log p(x)", 0.1))
+    for number, marker, colour, label, shift in looks:
+        gains = [r[f"{number}_over_diagonal"] for r in rows]
+        style = {"fmt": marker, "color": colour, "markersize": 7, "capsize": 3, "markeredgecolor": DARK}
+        errors = [2 * (g["stderr"] or 0) for g in gains]
+        axes.errorbar([g["mean"] for g in gains], y + shift, xerr=errors, label=label, **style)
+    axes.axvline(0, color="0.6", zorder=0)
+    axes.margins(x=0.1)
+    for place, row in zip(y, rows, strict=True):
+        text = f"{row['untrusted']:.0%} untrusted"
+        axes.text(1.0, place, text, transform=axes.get_yaxis_transform(), ha="left", va="center", fontsize=9)
+    axes.set_xlabel(
+        f"nats per test image more than with the diagonal family\n(± 2 standard errors over {num_seeds} seeds, paired)"
+    )
+    elbo, log_p = (max((r[f"{n}_over_diagonal"] for r in rows[1:]), key=lambda g: g["mean"]) for n in ("elbo", "log_p"))
+    axes.set_title(
+        f"Trained together: at best {in_words(elbo)} nats of ELBO,\n{in_words(log_p)} of log p(x)", fontsize=11
+    )
+    axes.legend(frameon=False, loc="upper left", ncols=2)
+
+
+def in_words(gain: dict[str, float | None]) -> str:
+    """A gain and twice its standard error."""
+    return f"{gain['mean']:+.1f} ± {2 * (gain['stderr'] or 0):.1f}"
 
 
 STUDY = Study(

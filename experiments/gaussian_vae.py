@@ -8,9 +8,11 @@ deviation falls below 0.01 in any of them, about half that of the noise of dequa
 Expected: with a fixed or learned scale, or one sigma(z) for all pixels, a mixture is better than the VAE, because the
 noise of a pixel depends on the digit. With one sigma(z) for each pixel the VAE passes every mixture (on 20,000 data 102
 against 95 nats in a trial run); mixtures with full covariances overfit from some dozen components on, earlier with
-fewer data, where the lead is as large. The numbers are densities of x in [0, 1]^100.
+fewer data, where the lead is as large. The mixture to lead over is chosen by validation data; the lead over the best of
+all on the test data, which is no choice one could make, stands beside it. A richer covariance of q should not hurt.
+The numbers are densities of x in [0, 1]^100.
 
-Run: python -m experiments.gaussian_vae [--small]; about 30 minutes on two cores.
+Run: python -m experiments.gaussian_vae [--small]; 28 minutes on one core.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ class Variant(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """Full form: about 30 minutes on two cores."""
+    """What is compared, and on how much data."""
 
     data: str = "mnist"
     levels: int = 16
@@ -236,7 +238,7 @@ def _draw_levels(axes: Axes, rows: list[dict[str, Any]], size: int) -> None:
         place = {"xy": (last, np.mean(own)), "xytext": (1.4 * last, height), "arrowprops": arrow}
         axes.annotate(name, **place, va="center", fontsize="x-small")
     axes.set_xlim(0.8, last**1.9)  # room for the names
-    axes.fill_between([], [], color=LIGHT, alpha=0.7, label="VAEs, by their scale, all seeds")
+    axes.fill_between([], [], color=LIGHT, alpha=0.7, label="VAEs, from the worst to the best seed")
     axes.set_xscale("log", base=2)
     axes.set_xticks([2**power for power in range(int(math.log2(last)) + 1)][::2])
     axes.set(xlabel="components (or latent dimensions of PPCA)", ylabel="held-out log p(x) (nats per datum)")
@@ -249,26 +251,35 @@ def _passing(rows: list[dict[str, Any]]) -> str:
     best = max(row["log_likelihood"] for row in rows if row["kind"].startswith("GMM"))
     kinds = {row["kind"] for row in rows if "seed" in row}
     means = [np.mean([row["log_likelihood"] for row in rows if row["kind"] == kind]) for kind in kinds]
-    return f"{sum(m > best for m in means)} of {len(kinds)} kinds of VAE\npass every mixture"
+    passing = sum(m > best for m in means)
+    return f"{passing} of {len(kinds)} kinds of VAE\n{'passes' if passing == 1 else 'pass'} every mixture"
 
 
 def _draw_sizes(axes: Axes, rows: list[dict[str, Any]], leads: list[dict[str, Any]]) -> None:
-    x = [row["num_train"] for row in leads]
-    axes.errorbar(
-        x, [row["lead"] for row in leads], [2 * row["stderr"] for row in leads], fmt="o-", color=DARK, capsize=3
-    )
+    x, lead = ([row[what] for row in leads] for what in ("num_train", "lead"))
+    errors = [2 * row["stderr"] for row in leads]
+    axes.errorbar(x, lead, errors, fmt="o-", color=DARK, capsize=3, label="over the one that validation chooses")
+    least = [_lead_over_all(rows, size) for size in x]
+    axes.plot(x, least, "D", color=LIGHT, mfc="none", mew=2, ms=10, label="over the best on the test data")
     for row in leads:
-        axes.annotate(
-            row["mixture"], (row["num_train"], row["lead"]), (6, -12), textcoords="offset points", fontsize="small"
-        )
+        place = {"xytext": (9, 6), "textcoords": "offset points"}
+        axes.annotate(row["mixture"].replace("diag", "diagonal"), (row["num_train"], row["lead"]), **place)
     axes.axhline(0, color="0.5")
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
     axes.set_xscale("log")
     axes.set_xticks(x, [f"{size:,}" for size in x])
     axes.minorticks_off()
-    axes.set(xlabel="training data", ylabel="VAE - best mixture (nats per datum)")
-    title = "The VAE's lead (one sigma(z) a pixel) over the\nbest mixture: {lead:.1f} nats on {num_train:,} data"
-    axes.set_title(title.format(**leads[-1]))
+    axes.set(xlabel="training data", ylabel="VAE - mixture, nats per datum\n(± 2 standard errors over test data)")
+    axes.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 0.06))
+    first, last = f"{least[0]:.0f} nats on {x[0]:,} data", f"{least[-1]:.0f} on {x[-1]:,}"
+    axes.set_title(f"The lead of one sigma(z) a pixel over\nmixtures: {first}, {last}")
+
+
+def _lead_over_all(rows: list[dict[str, Any]], size: int) -> float:
+    """What the best kind of VAE, on average over seeds, is ahead of the best mixture on the test data."""
+    own = [row for row in rows if row["num_train"] == size]
+    vae = np.mean([row["log_likelihood"] for row in own if row["kind"] == _BEST])
+    return float(vae - max(row["log_likelihood"] for row in own if row["kind"].startswith("GMM")))
 
 
 STUDY = Study(

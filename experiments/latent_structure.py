@@ -8,9 +8,9 @@ beside principal components, and traversals. Three seeds: weights, noise and the
 Expected: with few labels nearest neighbours and a probe do better on codes than on pixels and on principal components,
 and so do clusters, which see no label; with thousands of labels 784 pixels do better than ten codes, and ten codes
 better than ten principal components. In the map digits of a class lie together. Disentanglement is modest at any beta
-(Locatello et al. 2019), above that of principal components, and large beta loses factors.
+(Locatello et al. 2019), mostly above that of principal components, and large beta loses factors.
 
-Run: python -m experiments.latent_structure [--small]; about 10 minutes on two cores.
+Run: python -m experiments.latent_structure [--small]; 6 minutes on one core.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _PLACES = 7  # values of a traversed latent
 
 @dataclass(frozen=True)
 class Config:
-    """Full form: ten minutes on two cores."""
+    """Networks, and numbers of labels and data."""
 
     data: str = "mnist"
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -201,7 +201,7 @@ def _draw_map(axes: Axes, found: Findings) -> None:
         axes.plot(first, second, marker=f"${label:.0f}$", color=(DARK, LIGHT)[int(label) % 2], ms=6, mew=0)
     share = found.numbers["map_neighbours"]
     axes.set_title(f"Two latents, no labels: neighbours agree for {share:.0%}")
-    axes.set(xlabel="first latent, posterior mean of test data", ylabel="second latent")
+    axes.set(xlabel="first latent, posterior mean of test data (odd digits orange)", ylabel="second latent")
     axes.locator_params(nbins=6)
     quiet(axes)
 
@@ -217,7 +217,12 @@ def _draw_labels(axes: Axes, found: Findings) -> None:
             points = [{"labels": n, "right": row[f"{kind}_{n}"]} for n in labels for row in own]
             label = f"{name}, {kind}" + (f" ({words})" if words else "")
             curve_over(axes, points, "labels", "right", label, colour, marker + style)
-    axes.set(xscale="log", xlabel="labels", ylabel="accuracy on test data", title=_labels_title(found, labels[0]))
+    axes.set(
+        xscale="log",
+        xlabel="labels (± 2 standard errors over seeds)",
+        ylabel="accuracy on test data",
+        title=_labels_title(found, labels[0]),
+    )
     axes.set_xticks(labels, [f"{n:,}" for n in labels])
     axes.set_xticks([], minor=True)
     axes.legend(frameon=False, fontsize="small", title="in brackets: adjusted Rand index")
@@ -225,8 +230,8 @@ def _draw_labels(axes: Axes, found: Findings) -> None:
 
 def _labels_title(found: Findings, few: int) -> str:
     gain = next(g for g in found.numbers["gains"] if g["over"] == "pixels" and g["what"] == f"neighbours_{few}")
-    side = "above" if gain["mean"] > 0 else "below"
-    return f"From {few} labels: codes {100 * abs(gain['mean']):.0f} points {side} pixels"
+    points = f"{100 * gain['mean']:+.1f} ± {200 * gain['stderr']:.1f} points"
+    return f"From {few} labels, by neighbours, codes less pixels:\n{points}"
 
 
 def _draw_scores(axes: Axes, rows: list[dict[str, Any]]) -> None:
@@ -241,7 +246,12 @@ def _draw_scores(axes: Axes, rows: list[dict[str, Any]]) -> None:
         curve_over(axes, vae, "beta", what, f"VAE, {label}", colour, marker + "-")
         pca = mean([row[what] for row in rows if row["codes"] == "PCA"]).mean
         axes.plot(betas, [pca] * len(betas), marker + ":", color=colour, mfc="none", label=f"PCA, {label}")
-    axes.set(xscale="log", xlabel="beta", ylabel="score; 1: a code for each factor", ylim=(0, 1.4 * axes.get_ylim()[1]))
+    axes.set(
+        xscale="log",
+        xlabel="beta (± 2 standard errors over seeds)",
+        ylabel="score; 1: a code for each factor",
+        ylim=(0, 1.4 * axes.get_ylim()[1]),
+    )
     axes.set_xticks(betas, [f"{beta:g}" for beta in betas])
     axes.set_xticks([], minor=True)
     axes.set_title("Disentanglement of the sprites' five factors")

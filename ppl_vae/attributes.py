@@ -15,7 +15,6 @@ from ppl_vae.holders import Holder, holders
 
 __all__ = ["Attributes", "Change"]
 
-_JSON = (bool, int, float, str, type(None))
 _PLAIN = (bool, int, float, complex, str, type(None), np.generic)
 # Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
 # at often are smaller.
@@ -88,29 +87,33 @@ class Attributes:
         return next((name for name, value in held if id(value) in moved), "")
 
     def plain_now(self) -> dict[str, Any]:
-        """Numbers and text that are not what they were, by the names that lead there: what JSON can hold of them."""
+        """Numbers and text that are not what they were, by the names that lead there."""
         now = ((name, before, place.now(key)) for name, place, key, before in self._labelled())
-        return {name: value for name, before, value in now if isinstance(value, _JSON) and not _same(before, value)}
+        return {name: value for name, before, value in now if isinstance(value, _PLAIN) and not _same(before, value)}
 
     def tensors_now(self) -> dict[str, Tensor]:
         """Tensors that were written to, parameters and buffers apart, by the names that lead there."""
         moved = {id(tensor) for tensor, copy in self._copies if not _same_numbers(tensor, copy)}
         return {name: value for name, _, _, value in self._labelled() if id(value) in moved}
 
-    def put(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-        """Puts values of `plain_now` and `tensors_now` in their places; returns a name that leads nowhere, or ''."""
+    def misplaced(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+        """A name of values of `plain_now` and `tensors_now` that leads to no such value here; empty if all do."""
+        places = {name: before for name, _, _, before in self._labelled()}
+        odd = [name for name in plain if name not in places]
+        for name, value in tensors.items():
+            own = places.get(name)
+            if type(own) is not Tensor or own.shape != value.shape or own.dtype != value.dtype:
+                odd.append(name)
+        return odd[0] if odd else ""
+
+    def put(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Puts values of `plain_now` and `tensors_now` in their places, which they have, see `misplaced`."""
         places = {name: (place, key, before) for name, place, key, before in self._labelled()}
         for name, value in plain.items():
-            if name not in places:
-                return name
             place, key, _ = places[name]
             place.put(key, value)
         for name, value in tensors.items():
-            own = places[name][2] if name in places else None
-            if type(own) is not Tensor or own.shape != value.shape:
-                return name
-            own.data.copy_(value)
-        return ""
+            places[name][2].data.copy_(value)
 
     def _labelled(self) -> Iterator[tuple[str, _Place, Any, Any]]:
         """Every value as it was, by a name of its own: places are found in the same order in every process."""

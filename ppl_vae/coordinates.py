@@ -12,7 +12,10 @@ from torch.distributions import Independent, LowRankMultivariateNormal, Multivar
 from ppl_vae.kl import analytic_kl
 from ppl_vae.tape import Layout, Site
 
-__all__ = ["ScalarKL", "by_datum", "data_second", "scalar_kl"]
+__all__ = ["Form", "ScalarKL", "by_datum", "data_second", "scalar_kl"]
+
+
+Form = Literal["each", "marginal", "whole"]
 
 
 class ScalarKL(NamedTuple):
@@ -20,7 +23,7 @@ class ScalarKL(NamedTuple):
 
     values: Tensor
     """(K, N, D), in nats: in closed form where there is one, else log q - log p of one draw."""
-    form: Literal["each", "marginal", "whole"]
+    form: Form
     """`each`: both factorise over the D scalars, and the sum is the KL of the site. `marginal`: KL of the marginals of
     scalars that depend on each other. `whole`: the value is not taken apart, D = 1."""
 

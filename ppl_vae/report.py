@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ppl_vae.errors import DataError
 from ppl_vae.wording import in_words, is_lower_bound
 
@@ -49,6 +51,31 @@ class ModelRow:
     """Wall time of training, seconds."""
     rank: str | None = None
     """Ranks that the model may have among those of the table, such as "2 to 3"; a table shows them if all have one."""
+
+    @classmethod
+    def of(
+        cls, model: str, num_parameters: int, estimate: Any, seconds: float | None, exact: float | None = None
+    ) -> ModelRow:
+        """The row of an importance-sampled estimate, such as a `LogLikelihood`.
+
+        Args:
+            model: Name of the model.
+            num_parameters: Number of free parameters.
+            estimate: The estimate.
+            seconds: Wall time of training.
+            exact: Mean log p(x), where it is known; the row then tells of the weights all the same.
+        """
+        return cls(
+            model=model,
+            num_parameters=num_parameters,
+            elbo=float(estimate.elbo.mean()),
+            log_likelihood=estimate.mean if exact is None else exact,
+            log_likelihood_stderr=estimate.mean_stderr if exact is None else None,
+            num_samples=estimate.num_samples,
+            ess=float(np.median(estimate.ess)),
+            share_untrusted=float((~estimate.trusted).mean()),
+            seconds=seconds,
+        )
 
     @property
     def is_lower_bound(self) -> bool:

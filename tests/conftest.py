@@ -9,33 +9,65 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyro
 import pytest
 import torch
 
+MOST_WORKERS = 8  # of `-n auto`: each takes the memory of torch, and all of them one GPU
 # A checkout beside a folder of real data finds it; an explicit PPL_VAE_DATA wins.
 NEIGHBOURING_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--vary-seed", action="store_true", help="draw a new base seed; it is printed in the header")
+    parser.addoption("--vary-seed", action="store_true", help="draw a new base seed; it is printed at the end")
     parser.addoption("--base-seed", type=int, default=0, help="base seed, to repeat a run that --vary-seed drew")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # matrices as small as these only wait for more threads
-    config.base_seed = secrets.randbelow(2**31) if config.getoption("--vary-seed") else config.getoption("--base-seed")
+    config.base_seed = base_seed(config)
     if NEIGHBOURING_DATA.is_dir():
         os.environ.setdefault("PPL_VAE_DATA", str(NEIGHBOURING_DATA))
     # A plugin rather than plain fixtures: the doctests of the library live outside this folder and need the same care.
     config.pluginmanager.register(Isolation(), "ppl_vae_isolation")
 
 
+def base_seed(config: pytest.Config) -> int:
+    """That of the command line, or one that is drawn once: processes of pytest-xdist take that of the first."""
+    if hasattr(config, "workerinput"):
+        return config.workerinput["base_seed"]
+    return secrets.randbelow(2**31) if config.getoption("--vary-seed") else config.getoption("--base-seed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput["base_seed"] = node.config.base_seed
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(
+                f"{item.nodeid}: expected a name that is the same in every process, found an address"
+            )
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     cuda = "yes" if torch.cuda.is_available() else "no"
     return f"base seed: {config.base_seed}, CUDA: {cuda}, real data: {os.environ.get('PPL_VAE_DATA', 'none')}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.getoption("--vary-seed"):  # `make test` shows no header
+        terminalreporter.write_line(f"base seed: {config.base_seed}; --base-seed {config.base_seed} repeats this run")
 
 
 class Isolation:

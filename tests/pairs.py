@@ -210,3 +210,20 @@ def exponential_and_normal(slope: float, shift: float) -> pv.Pair:
             pyro.sample("z", dist.Normal(slope * x + shift, 1.0))
 
     return pv.Pair(model, guide)
+
+
+def cut_off(limit: float, log_density: float) -> pv.Pair:
+    """z ~ N(0, 1), x ~ N(z, 1/2), whose density is another where z is above a limit; the guide stays below 1.4."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+            rule = dist.Unit(torch.where(z > limit, log_density, 0.0), validate_args=False)
+            pyro.sample("rule", rule, obs=rule.sample())
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_full((len(x),), 0.5), 0.15))
+
+    return pv.Pair(model, guide)

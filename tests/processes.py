@@ -12,7 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows, closure_pair, small_ppca
+from pairs import (
+    DiscreteVAE,
+    ModuleVAE,
+    binary_rows,
+    closure_pair,
+    exponential_and_normal,
+    of_two_kinds,
+    small_ppca,
+)
 from torch import nn
 from training import fresh, state, train
 
@@ -73,6 +81,31 @@ def estimates(n):
     return pv.log_likelihood(pair, x, num_samples=30, num_draws=3, progress=False)
 
 
+def evaluations(n):
+    """What goes through data in blocks, but `log_likelihood`."""
+    ppca = small_ppca()
+    pair, x = of_two_kinds(ppca, 0.4), ppca.sample(n, seed=1)
+    chains, quiet = pv.Annealing(2, 3, 1), {"progress": False}
+    ll = pv.log_likelihood(pair, x, 100, num_draws=0, compile=False, **quiet)
+    better = pv.escalate(ll, pair, x, annealing=chains, compile=False, **quiet)
+    positive, y = exponential_and_normal(0.4, -0.5), 6 * torch.rand(n, generator=torch.Generator().manual_seed(0))
+    few = pv.log_likelihood(positive, y, 30, num_draws=0, compile=False, **quiet)
+    kept = pv.escalate(few, positive, y, annealing=chains, compile=False, **quiet)
+    both = pv.bidirectional_monte_carlo(pair, x, chains, **quiet)
+    entries, made = pv.ledger(pair, x, 2, num_aggregate=8, **quiet), pv.posterior_predictive(pair, x, 2, **quiet)
+    found = {
+        "evidence": pv.log_evidence(pair, x[:20], **quiet),
+        "lower": both.lower,
+        "upper": both.upper,
+        "x": both.x[0],
+    }
+    found |= {"annealed": pv.annealed_importance_sampling(pair, x, chains, **quiet).value, "escalated": better.value}
+    found |= {"elbo": entries.elbo.value, "kl": entries.latents[0].kl, "form": np.array(entries.latents[0].form)}
+    found |= {"information": np.array(entries.surgery.mutual_information), "z": made.posterior["z"]}
+    found |= {"made": made.predictive["x"], "given": made.observed["x"], "log_lik": made.log_lik}
+    return found | {"kept": kept.value, "why": np.array(json.dumps(kept.failures))}
+
+
 def message(kind, act):
     try:
         act()
@@ -96,7 +129,8 @@ def work(group):
     for n in (600, 5):
         ll = estimates(n)
         found |= {f"{n} value": ll.value, f"{n} khat": ll.khat, f"{n} zeros": ll.zero_weights}
-        found |= {f"{n} z": ll.posterior["z"], f"{n} log_lik": ll.posterior_log_lik}
+        found |= {f"{n} drawn z": ll.posterior["z"], f"{n} drawn log_lik": ll.posterior_log_lik}
+        found |= {f"{n} {name}": array for name, array in evaluations(min(n, 100)).items()}
     with distributed.alone():
         found["alone"] = estimates(5).value if group.leads else np.zeros(0)
     x = torch.zeros(8, 3)
@@ -133,17 +167,18 @@ def leave(group):
     return {}
 
 
+def striking(step):
+    """A constant schedule that does what FAULT says."""
+    fault = [int(number) for number in os.environ.get("FAULT", "-1:0:0").split(":")]
+    if [int(os.environ["RANK"]), step] == fault[:2]:
+        os.kill(os.getpid(), fault[2])
+    return 1.0
+
+
 def survive(group):
-    """A fit into a run directory that goes on from where it was; FAULT=STEP:SIGNAL strikes process 1."""
-    step, _, number = os.environ.get("FAULT", "-1:0").partition(":")
-
-    def schedule(at):
-        if group.rank and at == int(step):
-            os.kill(os.getpid(), int(number))
-        return 1.0
-
+    """A fit into a run directory that goes on from where it was; FAULT=RANK:STEP:SIGNAL strikes a process."""
     pair, folder = fresh(), Path(sys.argv[1])
-    options = {"batch_size": BATCH, "epochs": 4, "schedule": schedule, "checkpoint_every": 2}
+    options = {"batch_size": BATCH, "epochs": 4, "schedule": striking, "checkpoint_every": 2}
     result = train(pair, binary_rows(ROWS), **options, run_dir=folder / "run", resume="auto")
     records = [[row.step, row.objective, row.grad_norm] for row in result.history]
     return state(pair) | {"history": np.array(records)}

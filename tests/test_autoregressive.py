@@ -221,6 +221,16 @@ def test_fit_raises_the_exact_log_likelihood(objective):
     assert_close(still.history["objective"][0], float(after))
 
 
+def test_a_pixelcnn_works_on_whole_digits():
+    """28 x 28: it trains, scores and draws."""
+    model = pixelcnn((1, 28, 28), channels=4, num_layers=2).float()
+    x = pv.data.binarize(torch.rand(8, 784, dtype=torch.float32).round())
+    before = float(model.log_prob(x).mean())
+    pv.fit(model, x, steps=3, batch_size=8, learning_rate=1e-2, progress=False)
+    assert float(model.log_prob(x).mean()) > before
+    assert torch.isin(model.sample(1), torch.tensor([0.0, 1.0])).all()
+
+
 def test_as_a_decoder_it_makes_a_vae():
     decoder = nn.Sequential(nn.Linear(2, 3), pixelcnn(context_shape=3))
     vae = pv.VAE(pv.priors.StandardNormal(2), decoder, pv.encoders.DiagonalNormal.mlp(20, [5], 2))

@@ -14,10 +14,11 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae import data
+from ppl_vae.cli import work
 from ppl_vae.cli.inputs import load_splits, random_rows
 from ppl_vae.cli.pairs import first_use, make_pair
 from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory
-from tests.commands import SMALL_VAE, TINY, call, read, succeed
+from tests.commands import SMALL_VAE, TINY, call, read, rewritten, succeed
 
 
 def test_help_shows_commands_options_and_defaults():
@@ -68,6 +69,35 @@ def test_its_evaluation_is_that_of_the_library_on_fixed_binary_test_data(run: Pa
     arrays = np.load(run / "evaluation.npz", allow_pickle=False)
     np.testing.assert_allclose(arrays["value"], expected.value, rtol=1e-6)
     assert set(arrays) == {"value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights"}
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate", "sample", "check", "compare", "selftest"])
+def test_help_is_what_was_written(command: str):
+    """Between colons the terminal reads the name of a picture, as in package.module:factory: a factory ..."""
+    assert not re.search("[\U0001f300-\U0001faff]", succeed(command, "--help"))
+
+
+PIXELS = torch.nn.Sequential(
+    torch.nn.Linear(2, 3),
+    pv.autoregressive.PixelCNN((1, 4, 5), channels=4, num_layers=1, first_size=3, context_shape=3),
+)
+SHOWN = [
+    (pv.decoders.Bernoulli.mlp(2, [3], 20), False, "E[x | z], z ~ p(z)"),
+    (pv.decoders.Bernoulli.mlp(2, [3], 20), True, "draws of x"),
+    (PIXELS, False, "draws of x"),  # it has no mean in closed form
+]
+
+
+@pytest.mark.parametrize(("decoder", "draws", "title"), SHOWN)
+def test_a_picture_says_whether_it_shows_means_or_draws(decoder, draws: bool, title: str, monkeypatch):
+    vae = pv.VAE(pv.priors.StandardNormal(2), decoder, pv.encoders.DiagonalNormal.mlp(20, [5], 2))
+    saved = []
+    monkeypatch.setattr(work, "reopen", lambda *_: (vae, None))
+    monkeypatch.setattr(work, "save_images", lambda x, splits, out, title: saved.append((x, title)))
+    work.sample(Path("run"), None, None, 3, 0, draws, Path("x.png"))
+    ((x, said),) = saved
+    assert said == f"run: {title}"
+    assert bool(((x == 0) | (x == 1)).all()) == (title == "draws of x")
 
 
 def test_evaluate_sample_and_check(run: Path, tmp_path: Path):
@@ -261,7 +291,7 @@ def test_a_run_file_is_not_believed(change: dict, message: str, run: Path, tmp_p
     root = tmp_path / "copy"
     root.mkdir()
     (root / "parameters.safetensors").write_bytes((run / "parameters.safetensors").read_bytes())
-    (root / "run.json").write_text(json.dumps(read(run / "run.json") | change))
+    rewritten(run / "run.json", root / "run.json", **change)
     result = call("evaluate", root)
     assert result.exit_code == 1
     assert message in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
 import ppl_vae as pv
 from ppl_vae.cli.inputs import random_rows
 from ppl_vae.cli.reopening import reopen
-from ppl_vae.cli.shell import _in_options
+from ppl_vae.cli.shell import _OPTIONS, _in_options
+from ppl_vae.cli.specs import check_served
 from ppl_vae.rundir import read_evaluation
 from tests.commands import TINY, call, read, succeed
 
@@ -77,7 +80,7 @@ def test_bounds_are_of_simulated_data_and_stand_beside_the_evaluation(copy: Path
 @pytest.mark.parametrize("method", ["is", "ais"])
 def test_an_estimate_stands_against_the_exact_answer(method: str, copy: Path):
     options = SHORT if method == "ais" else ["--num-samples", "300", "--limit", "6"]
-    text = succeed("evaluate", copy, "--method", method, *options, "--against", "exact")
+    text = succeed("evaluate", copy, "--method", method, *options, "--against-exact")
     assert re.search(r"against the exact log p\(x\): off by [+-]0\.\d+ ± 0\.\d+ nats per datum", text)
 
 
@@ -108,12 +111,25 @@ def test_precision_and_escalation_are_those_of_the_library(copy: Path):
 
 
 WRONG = [
-    (["evaluate", "RUN", "--method", "ais", "--escalate"], "--target-stderr and --escalate are of --method is"),
+    (["evaluate", "RUN", "--method", "ais", "--escalate"], "--escalate is of --method is, found ais, which takes"),
+    (
+        ["evaluate", "RUN", "--method", "exact", "--target-stderr", "1"],
+        "--target-stderr is of --method is, found exact",
+    ),
     (["evaluate", "RUN", "--target-stderr", "-1"], "--target-stderr: expected a positive number of nats"),
-    (["evaluate", "RUN", "--chains", "3"], "--chains, .* are of --method ais and bdmc, found is"),
-    (["evaluate", "RUN", "--method", "exact", "--start", "prior"], "are of --method ais and bdmc, found exact"),
-    (["evaluate", "RUN", "--method", "ais", "--num-samples", "5"], "--num-samples is of --method is, .*see --chains"),
-    (["evaluate", "RUN", "--method", "bdmc", "--against", "exact"], "--against sets an estimate"),
+    (["evaluate", "RUN", "--chains", "3"], "--chains is of --method ais and bdmc, found is, which takes --num-samples"),
+    (
+        ["evaluate", "RUN", "--method", "exact", "--start", "prior"],
+        "--start is of --method ais and bdmc, found exact, which takes none of these options",
+    ),
+    (
+        ["evaluate", "RUN", "--method", "ais", "--num-samples", "5"],
+        "--num-samples is of --method is, .*takes --against-exact, --chains",
+    ),
+    (
+        ["evaluate", "RUN", "--method", "bdmc", "--against-exact"],
+        "--against-exact is of --method is and ais, found bdmc",
+    ),
     (["evaluate", "RUN", "--method", "elbo"], "'elbo' is not one of 'is', 'ais', 'bdmc', 'exact'"),
     (["compare", "RUN", "--limit", "5"], "--limit and --pair are for evaluating anew: add --num-samples K"),
     (["compare", "RUN", "--level", "2"], "--level: expected a probability"),
@@ -128,11 +144,40 @@ def test_wrong_choices_are_one_line(arguments: list[str], message: str, run: Pat
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_a_method_takes_its_own_options_alone():
+    check_served("ais", {"--escalate": None, "--chains": 3, "--against-exact": True})
+    with pytest.raises(typer.BadParameter, match="of --method is, found ais, which takes --against-exact, --chains"):
+        check_served("ais", {"--escalate": True})
+
+
 def test_what_the_library_advises_is_said_in_options():
     ppca = pv.PPCA(np.ones((4, 3)) + np.eye(4, 3), np.zeros(4), 1.0)
     with pytest.raises(pv.PairError) as error:
         pv.log_evidence(ppca, ppca.sample(2), progress=False)
-    assert _in_options(str(error.value)).endswith("found 3: use --method ais, and --method bdmc beside it")
+    assert _in_options(str(error.value)).endswith("found 3: use --method ais")
+
+
+THEIRS = [
+    "log_evidence.npy: expected an existing regular file, found none",
+    "runs/start='prior'/x: cannot be made",
+    "use log_likelihood/x.npy: expected a file",
+    "x-log_evidence, x.log_evidence: expected one array",
+    "expected the name of one of its arrays, log_evidence, found 'log_evidence'",
+    "expected a file, found 'pass key'",
+]
+
+
+@pytest.mark.parametrize("message", THEIRS)
+def test_the_users_own_words_are_never_translated(message: str):
+    assert _in_options(message) == message
+
+
+def test_what_is_translated_is_what_the_library_says():
+    library = Path(pv.__file__).parent
+    sources = [path for path in library.rglob("*.py") if path.parent.name != "cli"]
+    nodes = [node for path in sources for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    said = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    assert [advice for advice in _OPTIONS if not any(advice in text for text in said)] == []
 
 
 # Comparison
@@ -164,7 +209,7 @@ def test_damaged_arrays_are_a_line(copy: Path):
     (copy / "evaluation.npz").write_bytes(b"PK")
     result = call("compare", copy)
     assert result.exit_code == 1
-    assert "expected the arrays value, stderr, trusted, found damage" in result.stderr
+    assert "expected the arrays value, stderr, trusted of evaluation.json, found damage" in result.stderr
 
 
 def test_code_of_the_users_own_runs_in_a_comparison_only_by_name(users_file: Path, run: Path, tmp_path: Path):

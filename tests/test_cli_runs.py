@@ -164,6 +164,17 @@ def test_the_share_of_the_untrusted_is_that_of_the_library(copy: Path):
     assert found.share_untrusted >= (khat >= 0.5).mean()  # what samples cannot have seen adds to it
 
 
+def test_data_with_samples_of_different_numbers_have_no_threshold_in_common(copy: Path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("ppl_vae.cli.pictures.figures.log_likelihood_histogram", lambda *args: drawn.append(args))
+    monkeypatch.setattr("ppl_vae.cli.pictures.figures.save", lambda *_: None)
+    succeed("evaluate", copy, "--num-samples", "2000", "--limit", "60", "--target-stderr", "0.1")
+    assert read_evaluation(copy).khat_threshold is None
+    ((_, khat, *_, criterion),) = drawn
+    assert criterion == "verdict"
+    assert np.mean(khat == np.inf) == read_evaluation(copy).share_untrusted
+
+
 def test_one_sample_of_one_datum_has_no_error(copy: Path):
     succeed("evaluate", copy, "--num-samples", "1", "--limit", "1")
     found = read_evaluation(copy)

@@ -242,6 +242,17 @@ def test_one_datum_and_one_sample_rank_nothing():
         assert len({found.ranks[name] for name in "ab"} - {(1, 2)}) == 0
 
 
+def test_the_level_is_a_coverage_as_everywhere():
+    """What is told at a level is told at each lower one; 0.99 asks for more than 0.95."""
+    noise = np.random.default_rng(0).normal(size=100)
+    pairs = {"a": known(noise + 0.25 * noise[::-1] + 0.04), "b": known(noise)}
+    p_value = pv.Comparison(pairs).differences[0].p_value
+    assert 0.01 < p_value < 0.05
+    told = [pv.Comparison(pairs, level).ranks["a"] == (1, 1) for level in (0.5, 0.95, 0.99)]
+    assert told == [True, True, False]
+    assert "probability at most 0.05" in str(pv.Comparison(pairs))
+
+
 # What it is given and gives
 
 

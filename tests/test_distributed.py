@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from commands import SMALL_VAE, read, succeed
-from processes import BATCH, ROWS, estimates, without_noise
+from processes import BATCH, ROWS, estimates, evaluations, without_noise
 from statistical import assert_close
 
 import ppl_vae as pv
@@ -154,10 +154,23 @@ def test_a_fit_is_repeated_and_leaves_every_process_the_same_state(two: list[dic
 def test_an_evaluation_is_that_of_one_process(two: list[dict[str, np.ndarray]], n: int):
     """Three blocks for two processes, and one."""
     ll = estimates(n)
-    whole = {"value": ll.value, "khat": ll.khat, "zeros": ll.zero_weights, "z": ll.posterior["z"]}
+    whole = {"value": ll.value, "khat": ll.khat, "zeros": ll.zero_weights, "drawn z": ll.posterior["z"]}
     for found in two:
-        for name, value in (whole | {"log_lik": ll.posterior_log_lik}).items():
+        for name, value in (whole | {"drawn log_lik": ll.posterior_log_lik}).items():
             assert_close(found[f"{n} {name}"], value)
+
+
+@pytest.mark.parametrize("n", [600, 5])
+def test_all_that_goes_through_data_is_that_of_one_process(two: list[dict[str, np.ndarray]], n: int):
+    """Two blocks or more for two processes, and one."""
+    whole = evaluations(min(n, 100))
+    assert "refined proposal" in str(whole["why"])  # as reasons are gathered, too
+    for found in two:
+        for name, value in whole.items():
+            if value.dtype.kind == "U":
+                assert str(found[f"{n} {name}"]) == str(value)
+            else:
+                assert_close(found[f"{n} {name}"], value, scale=1.0)
 
 
 def test_one_process_may_evaluate_alone(two: list[dict[str, np.ndarray]]):
@@ -194,15 +207,17 @@ def test_a_fit_of_two_processes_survives_signals_and_kills(tmp_path: Path):
     straight.mkdir()
     run.mkdir()
     assert [done.code for done in together(straight, "survive", 60)] == [0, 0]
-    stopped = together(run, "survive", 60, FAULT=f"4:{int(signal.SIGTERM)}")
+    stopped = together(run, "survive", 60, FAULT=f"1:4:{int(signal.SIGTERM)}")
     assert [done.code for done in stopped] == [143, 143], stopped[0].err
     assert steps(run / "run" / "checkpoints")[-1] == 6  # the signal came after the vote of the fifth step
-    begin = time.monotonic()
-    killed = together(run, "survive", 60, FAULT=f"11:{int(signal.SIGKILL)}")
-    assert time.monotonic() - begin < 60
-    assert killed[1].code == -signal.SIGKILL
-    assert killed[0].code == 1
-    assert "GroupError: the other processes cannot be reached" in killed[0].err
+    for victim, step in ((1, 9), (0, 12)):  # process 0 writes the checkpoints
+        both = begun(run, "survive", 60, FAULT=f"{victim}:{step}:{int(signal.SIGKILL)}")
+        assert finish(both[victim]).code == -signal.SIGKILL
+        begin = time.monotonic()
+        survivor = finish(both[1 - victim])
+        assert time.monotonic() - begin < 30
+        assert survivor.code == 1
+        assert "GroupError: the other processes cannot be reached" in survivor.err
     assert [done.code for done in together(run, "survive", 60)] == [0, 0]
     for rank in range(2):
         wanted, found = (dict(np.load(folder / f"{rank}.npz")) for folder in (straight, run))

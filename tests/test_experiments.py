@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,19 @@ def test_the_figure_is_that_of_the_committed_record(name: str, tmp_path: Path):
     study.draw(study.read(FOLDER / "results")).savefig(tmp_path / "again.png")
     assert "not yet run" not in row
     assert f"results/{name}.png" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_committed_record_is_of_the_full_form(name: str):
+    """What is reported was measured by the configuration that stands in the script now."""
+    study = importlib.import_module(f"experiments.{name}").STUDY
+    record = json.loads((FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    assert record["config"] == json.loads(json.dumps(asdict(study.full)))
+
+
+def test_the_table_has_every_experiment_and_no_other():
+    table = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == EXPERIMENTS
 
 
 def test_importance_sampling_meets_its_law(tmp_path: Path):

@@ -17,12 +17,15 @@ from torch import nn
 from training import fresh, state, train
 
 import ppl_vae as pv
-from ppl_vae.storage import newest, steps, write
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import RunDirectory
+from ppl_vae.storage import newest, step_folder, steps, write
+from ppl_vae.storage import read as read_checkpoint
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.saving import Saving
 
 ROWS, BATCH, POISONED = 12, 4, 5
-PER_EPOCH = ROWS // BATCH
+PER_EPOCH, LONG = ROWS // BATCH, 5
 
 
 class Gaussian(nn.Module):
@@ -97,7 +100,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 @pytest.fixture
 def quiet():
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "step .* is not finite")
+        warnings.filterwarnings("ignore", "step .* not finite|step .*made parameters that are not")
         yield
 
 
@@ -219,11 +222,13 @@ def test_a_fit_goes_back_to_the_end_of_the_last_epoch(generator: torch.Generator
     assert same(pair, other)
 
 
+@pytest.mark.parametrize("distance", [1, 2, 3, 4])
 def test_checkpoints_of_steps_that_were_taken_back_are_given_up(
-    quiet: None, tmp_path: Path, generator: torch.Generator
+    distance: int, quiet: None, tmp_path: Path, generator: torch.Generator
 ):
-    """Killed right after it went back from step 8 to step 6, the fit goes on from 6, at the lower rate."""
-    x, bad = clean(generator), 2 * PER_EPOCH + 2
+    """Killed right after it went back from a later step to step 6, the fit goes on from 6, at the lower rate."""
+    x, bad = clean(generator), 2 * LONG + distance
+    x = torch.cat([x, x + 0.1, x - 0.1])[: LONG * BATCH]
     options = {"epochs": 3, "learning_rate": 0.01, "on_nonfinite": "rollback", "checkpoint_every": 1}
     straight, resumed = fresh(make=Gaussian), fresh(make=Gaussian)
     train(straight, x, optimizer=overflowing_at(bad), run_dir=tmp_path / "straight", **options)
@@ -237,7 +242,7 @@ def test_checkpoints_of_steps_that_were_taken_back_are_given_up(
         patch.setattr(Saving, "after_roll_back", kill)
         with pytest.raises(RuntimeError, match="killed"):
             train(resumed, x, optimizer=optimizer, run_dir=tmp_path / "run", **options)
-    assert steps(tmp_path / "run" / "checkpoints")[-1] == 2 * PER_EPOCH
+    assert steps(tmp_path / "run" / "checkpoints")[-1] == 2 * LONG
     result = train(resumed, x, optimizer=optimizer, run_dir=tmp_path / "run", resume=True, **options)
     assert result.rolled_back == (bad,)
     assert result.history[-1].learning_rate == 0.005
@@ -272,15 +277,29 @@ def test_no_checkpoint_holds_what_is_not_finite(late: bool, tmp_path: Path):
     """An update can overflow though loss and gradient were finite."""
     bad = 4 if late else 3
     options = {"optimizer": overflowing_at(bad), "run_dir": tmp_path, "checkpoint_every": 1}
-    with pytest.raises(pv.EstimateError, match=rf"step {bad + 1}: .*parameter '.*' is not finite"):
-        train(fresh(), binary_rows(8), **options)
+    pair = fresh()
+    with pytest.raises(pv.EstimateError, match=rf"step {bad}: .* the update has made .*parameter '.*' is not finite"):
+        train(pair, binary_rows(8), **options)
     assert steps(tmp_path / "checkpoints") == [bad - 2, bad - 1]
-    for tensor in newest(tmp_path / "checkpoints").tensors.values():
-        assert bool(torch.isfinite(tensor).all())
+    kept = newest(tmp_path / "checkpoints").tensors
+    assert all(bool(torch.isfinite(kept[name]).all()) for name in kept if name != "history")
+    assert all(torch.equal(kept[f"parameter/{name}"], value) for name, value in as_pair(pair).named_parameters())
+    other = as_pair(fresh(seed=9))
+    RunDirectory(tmp_path).read_parameters(other)
+    assert same(pair, other)
+    assert steps(tmp_path / "bad-steps") == []  # its parameters are lost
+
+
+def test_parameters_that_are_not_finite_are_written_nowhere(tmp_path: Path):
+    """Not even where no checkpoint is there yet, and a step that is not finite is only the sign of it."""
+    with pytest.raises(pv.EstimateError, match=r"step 1: loss and gradient were finite"):
+        train(fresh(), binary_rows(8), optimizer=overflowing_at(1), run_dir=tmp_path, on_nonfinite="skip")
+    assert not (tmp_path / "parameters.safetensors").exists()
+    assert not (tmp_path / "bad-steps").exists()
 
 
 def test_parameters_are_finite_when_they_are_handed_over():
-    with pytest.raises(pv.EstimateError, match=r"step 5: .*parameter '.*' is not finite"):
+    with pytest.raises(pv.EstimateError, match=r"step 4: .*parameter '.*' is not finite"):
         train(fresh(), binary_rows(8), optimizer=overflowing_at(4))
 
 
@@ -345,13 +364,62 @@ def test_what_does_not_belong_to_the_step_is_refused(tmp_path: Path, quiet: None
         pv.replay(fresh(make=Gaussian), tmp_path, step=77)
     with pytest.raises(pv.CheckpointError, match="expected a step that was not finite, found none"):
         pv.replay(fresh(make=Gaussian), tmp_path / "nowhere")
-    write(tmp_path / "other" / "bad-steps", 3, {"x": torch.ones(2)}, {"step": 3})
-    with pytest.raises(pv.CheckpointError, match="expected a step that this version of fit has kept"):
-        pv.replay(fresh(make=Gaussian), tmp_path / "other")
     (file,) = (tmp_path / "bad-steps" / f"step-{bad_steps(1)[0]:09d}").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(pv.CheckpointError, match=r"tensors\.safetensors: expected"):
         pv.replay(fresh(make=Gaussian), tmp_path)
+
+
+def test_a_step_goes_where_the_fit_was_and_another_device_is_warned_of(tmp_path: Path, quiet: None, generator):
+    train(fresh(make=Gaussian), poisoned(clean(generator)), on_nonfinite="skip", run_dir=tmp_path, device="cpu")
+    pv.replay(fresh(make=Gaussian), tmp_path, step=bad_steps(1)[0])
+    kept = read_checkpoint(step_folder(tmp_path / "bad-steps", bad_steps(1)[0]))
+    write(tmp_path / "other" / "bad-steps", kept.step, kept.tensors, kept.plain | {"device": "xpu"})
+    with pytest.warns(UserWarning, match="did this step on xpu, and it is done again on cpu, whose noise is another"):
+        pv.replay(fresh(make=Gaussian), tmp_path / "other", device="cpu")
+
+
+DAMAGE = {
+    "step": {"step": 99},
+    "seed of text": {"seed": "x"},
+    "seed too large": {"seed": 2**80},
+    "beta of text": {"beta": "x"},
+    "beta of nothing": {"beta": {"float": "x"}},
+    "device": {"device": 3},
+    "binarize": {"binarize": "no"},
+    "reason": {"reason": None},
+}
+
+
+@pytest.mark.parametrize("what", [*DAMAGE, "nothing but a step", "batch/1", "batch/0", "rows", "shape", "parameter"])
+def test_a_bad_step_of_another_form_is_refused_and_changes_nothing(what: str, tmp_path: Path):
+    class Weighted(Gaussian):
+        def model(self, x, weight):
+            super().model(x)
+
+        def guide(self, x, weight):
+            super().guide(x)
+
+    pair, x = fresh(make=Weighted), torch.full((4, 3), 1e30)
+    with pytest.raises(pv.EstimateError):
+        train(pair, (x, torch.ones(4)), run_dir=tmp_path)
+    kept = newest(tmp_path / "bad-steps")
+    tensors, plain = dict(kept.tensors), kept.plain | DAMAGE.get(what, {})
+    if what == "nothing but a step":
+        plain = {"step": kept.step}
+    elif what == "shape":
+        tensors["batch/1"] = torch.ones(3)
+    elif what == "parameter":
+        name = max(name for name in tensors if name.startswith("parameter/"))
+        tensors[name] = torch.ones(1)
+    else:
+        tensors.pop(what, None)
+    write(tmp_path / "other" / "bad-steps", kept.step, tensors, plain)
+    other = fresh(seed=9, make=Weighted)
+    before = state(other)
+    with pytest.raises(pv.CheckpointError, match=r"expected"):
+        pv.replay(other, tmp_path / "other")
+    assert all(torch.equal(before[name], value) for name, value in state(other).items())
 
 
 def test_an_unknown_policy_is_refused():
@@ -381,4 +449,5 @@ def test_the_command_skips_and_does_the_step_again(tmp_path: Path, monkeypatch: 
     with pytest.warns(UserWarning, match="The step is skipped"):
         succeed("fit", *options, "--on-nonfinite", "skip", "--run-dir", "skipped")
     stopped, skipped = (newest(Path(name) / "checkpoints") for name in ("stopped", "skipped"))
-    assert all(torch.equal(stopped.tensors[name], tensor) for name, tensor in skipped.tensors.items())
+    trained = {name: tensor for name, tensor in skipped.tensors.items() if name != "history"}  # seconds are in it
+    assert all(torch.equal(stopped.tensors[name], tensor) for name, tensor in trained.items())

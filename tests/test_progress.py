@@ -56,6 +56,14 @@ def test_a_log_likelihood_shows_its_data(look):
     assert "data/s" in terminal.getvalue()
 
 
+def test_drawing_entry_by_entry_shows_its_entries(look):
+    terminal = look()
+    pv.autoregressive.PixelCNN((1, 4, 4), channels=4, num_layers=2).sample(2)
+    assert "sampling" in terminal.getvalue()
+    assert "/16 " in terminal.getvalue()
+    assert "entries/s" in terminal.getvalue()
+
+
 def test_nothing_is_drawn_where_nobody_looks(look, monkeypatch):
     terminal = look()
     pv.fit(ModuleVAE(), binary_rows(12), epochs=1, progress=False)

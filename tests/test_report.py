@@ -113,8 +113,8 @@ def test_ranks_are_a_column_where_all_rows_have_one():
 
 
 def test_json_takes_what_is_said_of_the_order():
-    record = json.loads(to_json([VAE], order={"differences": [{"stderr": math.nan}], "level": 0.05}))
-    assert (record["level"], record["differences"]) == (0.05, [{"stderr": "nan"}])
+    record = json.loads(to_json([VAE], order={"differences": [{"stderr": math.nan}], "level": 0.95}))
+    assert (record["level"], record["differences"]) == (0.95, [{"stderr": "nan"}])
 
 
 @pytest.mark.parametrize(("value", "text"), [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan")])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,102 +11,25 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import pyro
-import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
-from training import fresh
-from zoo import batch_norm, positive_parameters
+from pairs import ModuleVAE
+from resuming import CASES, Moody, binary, left, numbers, only, run, same
 
 import ppl_vae as pv
 from ppl_vae.errors import CheckpointError, LockedError, PplVaeError
 from ppl_vae.pair import as_pair
-from ppl_vae.schedules import Cosine, Linear
-from ppl_vae.storage import locked, newest, steps, write
-from ppl_vae.svi import saving
-from ppl_vae.svi.signals import heard
+from ppl_vae.rundir import RunDirectory
+from ppl_vae.storage import locked, newest, steps
+from ppl_vae.svi import loop, saving
+from ppl_vae.svi.signals import Terminated, heard
 
-ROWS = 11  # batches of four: the last one of an epoch is smaller
-
-
-class Moody(ModuleVAE):
-    """A pair whose programs draw from Python and NumPy, and keep a number and a tensor of their own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.seen = 0, [torch.zeros(1)]
-
-    def model(self, x):
-        self.calls += 1
-        self.seen[0] += 0.01
-        noise = random.random() + np.random.random() + self.calls / 100 + self.seen[0]  # noqa: NPY002
-        mood = noise if self.training else 1.0  # a density in evaluation
-        with pyro.plate("data", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=mood * self.decoder(z)).to_event(1), obs=x)
-
-
-def score_with_running_mean() -> pv.ELBO:
-    return pv.ELBO(2, kl="sampled", gradient="score", baseline="running")
-
-
-real = torch.randn(ROWS, 6, generator=torch.Generator().manual_seed(0))
-binary = binary_rows(ROWS)
-CASES = {
-    "defaults": (ModuleVAE, binary, {}),
-    "importance weights": (ModuleVAE, binary, {"objective": pv.IWAE(3, gradient="dreg")}),
-    "buffers and dropout": (batch_norm, real, {}),
-    "the best of a validation": (ModuleVAE, binary, {"validation": binary[:5], "learning_rate": 0.3}),
-    "patience": (ModuleVAE, binary, {"validation": binary[:5], "learning_rate": 1.0, "patience": 1, "epochs": 9}),
-    "momentum and a schedule": (
-        ModuleVAE,
-        binary,
-        {
-            "optimizer": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9),
-            "schedule": Cosine(1.0, 0.1, 9),
-            "learning_rate": 1e-2,
-        },
-    ),
-    "clipped": (ModuleVAE, binary, {"optimizer": torch.optim.RMSprop, "clip_norm": 0.5}),
-    "a running baseline": (ModuleVAE, binary, {"objective": score_with_running_mean()}),
-    "beta that grows": (ModuleVAE, binary, {"objective": pv.ELBO(beta=Linear(0.0, 1.0, 9))}),
-    "binary data drawn anew": (ModuleVAE, binary * 0.5 + 0.2, {"binarize": "dynamic"}),
-    "constrained parameters of Pyro": (positive_parameters, real, {}),
-    "an end within an epoch": (ModuleVAE, binary, {"steps": 8, "epochs": None}),
-    "weight decay": (ModuleVAE, binary, {"optimizer": torch.optim.AdamW}),
-}
-
-
-def run(make, x, options, seed=0, **more):
-    """A pair made from a seed, and its fit."""
-    pair = fresh(seed, make)
-    kept = {"epochs": 3, "batch_size": 4, "seed": 7, "progress": False, "device": "cpu", "compile": False}
-    return pair, pv.fit(pair, x, **(kept | options | more))
-
-
-def numbers(pair, fit):
-    """All that a fit leaves but the seconds."""
-    tensors = {name: tensor.clone() for name, tensor in as_pair(pair).named_parameters()}
-    tensors |= {name: tensor.clone() for name, tensor in as_pair(pair).named_buffers()}
-    records = [repr(record._replace(seconds=0.0)) for record in fit.history]
-    return tensors, records, fit.steps, fit.best_step, fit.stopped_early
-
-
-def same(one, other):
-    (tensors, *rest), (found, *others) = one, other
-    return rest == others and tensors.keys() == found.keys() and all(map(torch.equal, tensors.values(), found.values()))
+TESTS = Path(__file__).resolve().parent
 
 
 @pytest.fixture
 def every_step_kept(monkeypatch):
     monkeypatch.setattr(saving, "_KEPT", 1000)
-
-
-def only(checkpoint: Path, to: Path) -> Path:
-    """A run directory with one checkpoint of another."""
-    shutil.copytree(checkpoint, to / "checkpoints" / checkpoint.name)
-    return to
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -144,68 +66,12 @@ def test_resume_of_programs_with_a_state_of_their_own(tmp_path: Path, every_step
         assert same(whole, found), checkpoint.name
 
 
-def changed(plain, tensors, part):
-    """A state without one of its parts: as it is when a fit begins."""
-    kind, _, name = part.partition(" ")
-    if kind == "tensors":
-        return plain, {k: torch.zeros_like(t) if k.startswith(name) else t for k, t in tensors.items()}
-    empty = {"step": 0, "epoch": 0, "seen": 0, "history": [], "best": None, "values": {}}
-    if name == "random":
-        version, internal, gauss = random.Random(3).getstate()
-        return plain | {"random": plain["random"] | {"python": [version, list(internal), gauss]}}, tensors
-    if name == "numpy":
-        kind, keys, *rest = np.random.RandomState(3).get_state(legacy=True)
-        return plain | {"random": plain["random"] | {"numpy": [str(kind), [int(k) for k in keys], *rest]}}, tensors
-    return plain | {name: empty[name]}, tensors
-
-
-@pytest.mark.parametrize(
-    ("part", "name"),
-    [
-        ("tensors parameter/", "defaults"),
-        ("tensors buffer/", "buffers and dropout"),
-        ("tensors buffer/", "a running baseline"),
-        ("tensors optimizer/", "defaults"),
-        ("tensors optimizer/", "momentum and a schedule"),
-        ("tensors best/", "patience"),
-        ("tensors sums", "defaults"),
-        ("tensors value/", "moody"),
-        ("plain step", "beta that grows"),
-        ("plain step", "momentum and a schedule"),
-        ("plain epoch", "defaults"),
-        ("plain seen", "defaults"),
-        ("plain history", "defaults"),
-        ("plain best", "patience"),
-        ("plain values", "moody"),
-        ("plain random", "moody"),
-        ("plain numpy", "moody"),
-    ],
-)
-def test_every_part_of_the_state_is_needed(part: str, name: str, tmp_path: Path, every_step_kept):
-    make, x, options = {**CASES, "moody": (Moody, binary, {})}[name]
-    random.seed(1), np.random.seed(1)  # noqa: NPY002
-    whole = numbers(*run(make, x, options, run_dir=tmp_path / "saved", checkpoint_every=1))
-    differs = []
-    for step in (2, 4, 5, 7):
-        found = newest(
-            only(tmp_path / "saved/checkpoints" / f"step-{step:09d}", tmp_path / f"from{step}") / "checkpoints"
-        )
-        plain, tensors = changed(found.plain, found.tensors, part)
-        write(tmp_path / f"less{step}" / "checkpoints", step, tensors, plain)
-        try:
-            result = numbers(*run(make, x, options, run_dir=tmp_path / f"less{step}", resume=True))
-        except Exception:  # that the state makes no sense is noticed
-            differs.append(True)
-        else:
-            differs.append(not same(whole, result))
-    assert any(differs)
-
-
 SCRIPT = """
 import os, signal, sys, torch
 import ppl_vae as pv
 from ppl_vae.rng import seeded
-from ppl_vae.svi import saving
+from ppl_vae.rundir import RunDirectory
+from ppl_vae.svi import loop, saving
 
 def make(seed):
     with seeded(seed):
@@ -235,6 +101,24 @@ def in_a_process(root: Path, at: int = 0, number: int = 0, compile: bool = False
     return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(
+    ("compile", "names"),
+    [
+        (False, ["buffers and dropout", "momentum and a schedule", "defaults on disk", "patience"]),
+        pytest.param(True, ["importance weights", "clipped"], marks=pytest.mark.slow),
+        pytest.param(False, [*CASES], marks=pytest.mark.slow),
+    ],
+)
+def test_a_fresh_process_goes_on_to_the_same_bits(
+    compile: bool, names: list[str], tmp_path: Path, every_step_kept: None
+):
+    whole = [left(tmp_path, compile, None, name) for name in names]
+    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    command = [sys.executable, str(TESTS / "resuming.py"), str(tmp_path), str(compile), "2,4", *names]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == whole + whole, done.stderr
+
+
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_signals_wait_for_the_step_and_a_fresh_process_goes_on(tmp_path: Path, compile: bool):
     whole = in_a_process(tmp_path / "whole", compile=compile)
@@ -262,7 +146,41 @@ def test_a_second_interrupt_leaves_at_once(interrupts):
         assert signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+        signals.received = None
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+LATE = {
+    "the last validation": (loop.Loop, "_validate", 3),
+    "the line of the last epoch": (RunDirectory, "append_history", 3),
+    "the last save": (saving, "captured", 1),
+    "the end": (saving.Saving, "at_end", 1),
+    "the parameters": (RunDirectory, "write_parameters", 1),
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", LATE)
+def test_a_signal_after_the_last_step_is_obeyed(where: str, number: int, tmp_path: Path, monkeypatch, interrupts):
+    """The fit does not return as if nothing had been asked of it, and what it has done is saved."""
+    owner, name, count = LATE[where]
+    options = {"validation": binary[:5]}
+    whole = numbers(*run(ModuleVAE, binary, options))
+    act, calls = getattr(owner, name), []
+
+    def struck(*arguments):
+        calls.append(name)
+        if len(calls) == count:
+            os.kill(os.getpid(), number)
+        return act(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, struck)
+        with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Terminated):
+            run(ModuleVAE, binary, options, run_dir=tmp_path / "run")
+    assert len(calls) == count
+    assert steps(tmp_path / "run/checkpoints") == [9]
+    assert same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path / "run", resume=True)))
 
 
 def test_what_is_ignored_stays_ignored(interrupts):
@@ -317,16 +235,6 @@ def test_resume_says_what_is_missing(tmp_path: Path):
     for every in (0, timedelta(0), 1.5):
         with pytest.raises(ValueError, match="checkpoint_every"):
             run(ModuleVAE, binary, {}, run_dir=tmp_path / "other", checkpoint_every=every)
-
-
-@pytest.mark.parametrize("missing", ["step", "optimizer", "random", "compile", "facts", "history", "values"])
-def test_a_state_of_another_form_is_an_error_in_words(missing: str, tmp_path: Path):
-    run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", checkpoint_every=4)
-    found = newest(tmp_path / "run/checkpoints")
-    less = {name: value for name, value in found.plain.items() if name != missing}
-    write(tmp_path / "other/checkpoints", found.step, found.tensors, less)
-    with pytest.raises(CheckpointError, match=r"expected the state of a fit|began with"):
-        run(ModuleVAE, binary, {}, run_dir=tmp_path / "other", resume=True)
 
 
 def test_auto_begins_where_there_is_nothing_and_goes_on_for_longer(tmp_path: Path):

@@ -41,6 +41,11 @@ def test_the_quick_cases_pass(seed: int):
     ("case", "lines"),
     [
         ("gaps-and-ledger", 4),
+        ("families", 2),
+        ("aggregate", 3),
+        ("trust", 4),
+        ("schedules", 2),
+        ("constrained", 3),
         ("calibration", 2),
         ("escalation", 2),
         ("precision", 2),
@@ -68,15 +73,20 @@ def shifted(name: str, fields: dict[str, float]):
 @pytest.mark.parametrize(
     ("case", "name", "fields", "failures"),
     [
-        ("gaps-and-ledger", "gap_decomposition", {"log_evidence": 0.1}, 2),
-        ("escalation", "escalate", {"value": -0.05}, 1),
-        ("precision", "log_likelihood", {"value": 0.05}, 2),
-        ("k-curve", "k_curve", {"bounds": 0.05}, 1),
-        ("predictive", "posterior_predictive", {"log_lik": 0.2}, 1),
+        ("gaps-and-ledger", "evaluations.gap_decomposition", {"log_evidence": 0.1}, 2),
+        ("families", "accounts.gap_decomposition", {"richer_elbo": -0.05}, 1),
+        ("trust", "likelihoods.log_likelihood", {"value": 0.2}, 1),
+        ("trust", "likelihoods.log_likelihood", {"smoothed": 0.02}, 1),
+        ("trust", "likelihoods.log_likelihood", {"unseen": 1.0}, 1),
+        ("constrained", "chains.annealed_importance_sampling", {"value": 1e-6}, 1),
+        ("escalation", "evaluations.escalate", {"value": -0.05}, 1),
+        ("precision", "evaluations.log_likelihood", {"value": 0.05}, 2),
+        ("k-curve", "evaluations.k_curve", {"bounds": 0.05}, 1),
+        ("predictive", "evaluations.posterior_predictive", {"log_lik": 0.2}, 1),
     ],
 )
 def test_what_is_built_on_the_estimates_fails_where_it_is_off(monkeypatch, case, name, fields, failures):
-    monkeypatch.setattr(f"ppl_vae.selftesting.evaluations.{name}", shifted(name, fields))
+    monkeypatch.setattr(f"ppl_vae.selftesting.{name}", shifted(name.partition(".")[2], fields))
     assert list(verdicts(selftest(case)).values()).count("FAIL") == failures
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from conftest import base_seed, pytest_collection_modifyitems, pytest_configure_node
 from scipy import stats
 from statistical import (
     POWER,
@@ -16,6 +19,19 @@ from statistical import (
     assert_within,
     z_limit,
 )
+
+
+def test_processes_that_share_the_tests_have_one_seed():
+    first = SimpleNamespace(getoption=lambda name: name == "--vary-seed")
+    first.base_seed = base_seed(first)
+    node = SimpleNamespace(config=first, workerinput={})
+    pytest_configure_node(node)
+    assert base_seed(SimpleNamespace(getoption=first.getoption, workerinput=node.workerinput)) == first.base_seed
+
+
+def test_a_name_of_a_test_that_only_one_process_knows_is_refused():
+    with pytest.raises(pytest.UsageError, match="found an address"):
+        pytest_collection_modifyitems([SimpleNamespace(nodeid=f"test_x.py::test_y[{object()!r}]")])
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import shutil
+import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 from ppl_vae import storage
-from ppl_vae.errors import StorageError
+from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.storage import files
 from tests.faults import (
     KILLED,
@@ -40,10 +43,27 @@ def folder(fast_path: Path) -> Path:
     return fast_path / "checkpoints"
 
 
+def test_the_folder_is_on_another_file_system_than_temporary_files(folder: Path, tmp_path: Path):
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("no file system in memory")
+    assert folder.parent.stat().st_dev != tmp_path.stat().st_dev
+
+
+def test_a_disk_that_is_dead_makes_no_file(folder: Path):
+    files.make_folder(folder)
+    with fault(Fail(0, errno.EROFS, forever=True)):
+        for _ in range(2):
+            with pytest.raises(StorageError, match="cannot be written"):
+                files.create(folder / "new", [b"x"])
+            with pytest.raises(StorageError, match="cannot be added to"):
+                files.append(folder / "line", "x")
+    assert files.listed(folder) == []
+
+
 def rotate(folder: Path, step: int) -> None:
-    """A save as a run does it: the two newest and the best are kept."""
+    """A save as a run does it: the two newest are kept."""
     save(folder, step)
-    storage.prune(folder, keep_last=2, best=1)
+    storage.prune(folder, keep_last=2)
 
 
 def prepared(folder: Path, steps: int) -> None:
@@ -90,7 +110,7 @@ def test_a_loss_of_power_at_any_call_loses_no_checkpoint(steps: int, folder: Pat
         for step in (steps + 1, steps + 2):
             save(folder, step)
             durable[len(recorder.calls)] = step
-            storage.prune(folder, keep_last=2, best=1)
+            storage.prune(folder, keep_last=2)
     for done, call in enumerate([None, *recorder.calls]):
         if call is not None:
             disk.apply(call)
@@ -124,21 +144,33 @@ def test_a_refusal_at_any_call_is_a_typed_error_and_loses_nothing(code: int, for
         assert not recovered(folder, [3, 4]), f"{errno.errorcode[code]} at call {at} of {total}"
 
 
-def test_a_refusal_while_reading_falls_back_and_says_so(folder: Path):
+@pytest.mark.parametrize("code", [errno.EIO, errno.EMFILE, errno.EACCES])
+def test_a_refusal_while_reading_is_said_and_passes_nothing_over(code: int, folder: Path):
+    """A checkpoint that cannot be read now may be good: whoever went on from the one before would give it up."""
     prepared(folder, 3)
     total = count(lambda: storage.newest(folder))
     kinds = set()
     for at in range(total):
-        with fault(Fail(at, errno.EIO)):
-            try:
-                found = storage.newest(folder)
-            except StorageError as error:
-                kinds.add(type(error).__name__)
-                continue
-        assert holds(found)
-        assert (found.step == 2) == bool(found.skipped)
-        kinds.add(found.step)
-    assert kinds == {"CheckpointError", 2}
+        with fault(Fail(at, code)), pytest.raises(CheckpointError) as error:
+            storage.newest(folder)
+        assert os.strerror(code) in str(error.value)
+        kinds.add(error.type)
+    assert kinds == {CheckpointError, storage.UnreadableError}
+    assert storage.newest(folder).step == 3
+
+
+def test_a_refusal_after_the_rename_says_that_the_checkpoint_stands(folder: Path):
+    prepared(folder, 2)
+    said = set()
+    for at in range(count(lambda: save(folder, 3))):
+        prepared(folder, 2)
+        with fault(Fail(at, errno.EIO)), pytest.raises(CheckpointError) as error:
+            save(folder, 3)
+        stands = storage.steps(folder)[-1] == 3
+        assert ("the checkpoint is written and whole" in str(error.value)) == stands
+        assert ("no checkpoint written" in str(error.value)) != stands
+        said.add(stands)
+    assert said == {True, False}
 
 
 @pytest.mark.parametrize("work", ["replace", "append"])
@@ -188,9 +220,22 @@ def test_the_disk_of_the_tests_knows_what_is_not_synced(folder: Path, seed: int)
     assert {dict(state).get("new") for state in states} == contents[0] | {None}
 
 
+def seconds_of_a_save(folder: Path, num_bytes: int) -> float:
+    """Median of seven."""
+    times = []
+    for step in range(7):
+        start = time.monotonic()
+        save(folder, step, num_bytes)
+        times.append(time.monotonic() - start)
+    return statistics.median(times)
+
+
 def kill_writers(folder: Path, trials: int, chance: random.Random, num_bytes: int) -> tuple[int, list[str]]:
-    """Kills processes that save without a pause; returns how many of them were in a save, and what went wrong."""
-    within, wrong, first = 0, [], 1
+    """Kills processes that save without a pause; returns how many of them were in a save, and what went wrong.
+
+    The moment is drawn from the time of a save, which begins with the first word of the process.
+    """
+    within, wrong, first, seconds = 0, [], 1, seconds_of_a_save(folder.with_name("timed"), num_bytes)
     for _ in range(trials):
 
         def work(say, first=first) -> None:
@@ -200,7 +245,7 @@ def kill_writers(folder: Path, trials: int, chance: random.Random, num_bytes: in
                 say(f"done {step}")
                 storage.prune(folder, keep_last=2)
 
-        said = killed_at_random(work, chance.uniform(0.0, 0.02))
+        said = killed_at_random(work, chance.uniform(0.0, seconds))
         done = max([int(line.split()[1]) for line in said if line.startswith("done")], default=first - 1)
         within += bool(said) and said[-1].startswith("begin")
         if found := recovered(folder, [done, done + 1], num_bytes):
@@ -213,14 +258,14 @@ def kill_writers(folder: Path, trials: int, chance: random.Random, num_bytes: in
 def test_writers_killed_at_random_leave_a_checkpoint(where: str, folder: Path, tmp_path: Path, seed: int):
     within, wrong = kill_writers(folder if where == "memory" else tmp_path / "c", 100, random.Random(seed), 200_000)
     assert not wrong
-    assert within > 20  # kills that hit a save; the others hit the start of the process or the removal of old ones
+    assert within >= 80  # kills that hit a save; the others hit the removal of old ones
 
 
 @pytest.mark.slow
 def test_a_thousand_writers_killed_at_random_leave_a_checkpoint(tmp_path: Path, seed: int):
     within, wrong = kill_writers(tmp_path / "c", 1000, random.Random(seed), 2_000_000)
     assert not wrong
-    assert within > 500
+    assert within >= 800
 
 
 def test_tensors_of_a_step_are_its_own():

@@ -131,17 +131,7 @@ def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
 
 def _evaluated(name: str, root: Path, estimate: Any) -> _Run:
     record = read_run(root)
-    row = report.ModelRow(
-        model=_title(name, record),
-        num_parameters=record.num_parameters,
-        elbo=float(estimate.elbo.mean()),
-        log_likelihood=estimate.mean,
-        log_likelihood_stderr=estimate.mean_stderr,
-        num_samples=estimate.num_samples,
-        ess=float(np.median(estimate.ess)),
-        share_untrusted=float((~estimate.trusted).mean()),
-        seconds=record.seconds,
-    )
+    row = report.ModelRow.of(_title(name, record), record.num_parameters, estimate, record.seconds)
     return _Run(root, record, estimate, row)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +32,10 @@ from ppl_vae.evaluation import (
     log_evidence,
     log_likelihood,
 )
+from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.pair import as_pair
+from ppl_vae.pareto import khat_threshold
 from ppl_vae.rundir import Bounds, described_estimate, finite_or_none, write_bounds, write_evaluation
-from ppl_vae.weights import khat_threshold
 from ppl_vae.wording import is_lower_bound
 
 __all__ = ["EvaluationSettings", "Method", "evaluate", "evaluate_run"]
@@ -77,6 +79,10 @@ class _Exact:
     def trusted(self) -> np.ndarray:
         return np.ones(self.value.shape, dtype=bool)
 
+    def intervals(self, level: float = 0.95) -> Interval:
+        del level
+        return Interval(self.value, self.value)
+
     def __str__(self) -> str:
         return f"log p(x) = {self.value.mean():.4f} nats per datum, exact ({len(self.value)} data)"
 
@@ -106,9 +112,10 @@ def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSett
         exact = log_evidence(pair, batch, device=device) if settings.against_exact else None
     if not group.leads:
         return
-    kept = _write(root, pair, batch, title, settings, result)
+    event_size = _event_size(pair, batch)
+    kept = _write(root, pair, batch, title, settings, result, event_size)
     typer.echo(f"{title}: {result}")
-    typer.echo(_bits(result.value, float((~result.trusted).mean()), _event_size(pair, batch)))
+    typer.echo(_bits(result.value, float((~result.trusted).mean()), event_size))
     if exact is not None:
         typer.echo(str(agreement(result, exact)))
     if kept is not None:
@@ -134,12 +141,13 @@ def _write(
     title: str,
     settings: EvaluationSettings,
     result: _Estimate,
+    event_size: int,
 ) -> Path | None:
     kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in batch)))
-    of_datum = _of_datum(result, settings)
+    of_datum = _of_datum(result)
     draw_evaluation(root, result.value, of_datum.khat, title, of_datum.limit, of_datum.criterion)
-    size, seed = _event_size(pair, batch), 0 if isinstance(result, _Exact) else settings.seed
-    record = described_estimate(result, batch, title, kind, seed, event_size=size, **_recorded(result, settings))
+    seed = 0 if isinstance(result, _Exact) else settings.seed
+    record = described_estimate(result, batch, title, kind, seed, event_size=event_size, **_recorded(result, settings))
     return write_evaluation(root, record, result)
 
 
@@ -154,14 +162,20 @@ class _OfDatum(NamedTuple):
     """Largest k-hat that is."""
 
 
-def _of_datum(result: _Estimate, settings: EvaluationSettings) -> _OfDatum:
-    if isinstance(result, LogLikelihood):
-        khat = np.where(result.trusted, result.khat, np.inf)  # some are untrusted for what was not seen
-        return _OfDatum(khat, "k-hat", khat_threshold(settings.num_samples))
+def _of_datum(result: _Estimate) -> _OfDatum:
     if isinstance(result, _Exact):
         return _OfDatum(None, "k-hat")
-    criterion = "verdict" if isinstance(result, EscalatedLogLikelihood) else "agreement of two starts"
+    if isinstance(result, LogLikelihood) and not math.isnan(limit := _khat_limit(result)):
+        khat = np.where(result.trusted, result.khat, np.inf)  # some are untrusted for what was not seen
+        return _OfDatum(khat, "k-hat", limit)
+    criterion = "agreement of two starts" if isinstance(result, AnnealedLogLikelihood) else "verdict"
     return _OfDatum(np.where(result.trusted, -np.inf, np.inf), criterion)
+
+
+def _khat_limit(result: LogLikelihood) -> float:
+    """The k-hat from which data are untrusted; NaN where they had samples of different numbers."""
+    limits = {khat_threshold(int(k)) for k in np.unique(result.num_drawn)}
+    return limits.pop() if len(limits) == 1 else math.nan
 
 
 def _recorded(result: _Estimate, settings: EvaluationSettings) -> dict[str, Any]:
@@ -172,8 +186,7 @@ def _recorded(result: _Estimate, settings: EvaluationSettings) -> dict[str, Any]
         how = result.annealing.in_words()
         return {"method": "ais", "settings": how, "num_samples": settings.annealing.num_chains}
     found = {"settings": settings.in_words, "num_samples": settings.num_samples}
-    guided = isinstance(result, LogLikelihood)
-    return found | ({"khat_threshold": khat_threshold(settings.num_samples)} if guided else {})
+    return found | ({"khat_threshold": _khat_limit(result)} if isinstance(result, LogLikelihood) else {})
 
 
 def _bound(

@@ -11,7 +11,7 @@ import typer
 from ppl_vae.cli import experiments
 from ppl_vae.cli import options as o
 from ppl_vae.cli.shell import Shell
-from ppl_vae.cli.specs import data_spec_of, pair_spec_of
+from ppl_vae.cli.specs import annealing_of, check_served, data_spec_of, pair_spec_of, training_spec_of
 
 __all__ = ["app"]
 
@@ -76,35 +76,29 @@ def fit(
 
     Started by torchrun, its processes share every batch.
     """
-    if objective == "iwae" and (beta != 1.0 or beta_warmup):
-        raise typer.BadParameter("--objective iwae bounds log p(x) with beta = 1: leave out --beta and --beta-warmup")
-    if patience is not None and not validation:
-        raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
-    if not learning_rate > 0:
-        raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
     from ppl_vae.cli.processes import processes
     from ppl_vae.cli.training import train
     from ppl_vae.cli.work import free_directory
-    from ppl_vae.rundir import EvaluationSpec, TrainingSpec
+    from ppl_vae.rundir import EvaluationSpec
 
-    pair_spec = pair_spec_of(pair, latent_dim, hidden, seed)
-    data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
-    training = TrainingSpec(
+    training = training_spec_of(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         schedule=schedule,
         objective=objective,
-        num_particles=num_particles or (5 if objective == "iwae" else 1),
+        num_particles=num_particles,
         beta=beta,
         beta_warmup=beta_warmup,
         validation=validation,
         patience=patience,
         seed=seed,
         device=device,
-        compile="auto" if compile == "auto" else compile == "yes",
+        compile=compile,
         on_nonfinite=on_nonfinite,
     )
+    pair_spec = pair_spec_of(pair, latent_dim, hidden, seed)
+    data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     evaluation = EvaluationSpec(eval_samples, eval_limit) if eval_samples else None
     with processes() as group:
         train(pair_spec, data_spec, training, evaluation, run_dir or free_directory(pair, data), group)
@@ -157,7 +151,7 @@ def evaluate(
     leapfrog: o.LeapfrogOption = None,
     spacing: o.SpacingOption = None,
     start: o.StartOption = None,
-    against: o.AgainstOption = None,
+    against_exact: o.AgainstExactOption = False,
     limit: o.LimitOption = None,
     seed: o.SeedOption = 0,
     device: o.DeviceOption = "auto",
@@ -167,40 +161,32 @@ def evaluate(
     An earlier evaluation by another method, or with another K, seed or number of data, is kept beside it, under a name
     that says so. Started by torchrun, its processes share the data.
     """
-    annealed = method in ("ais", "bdmc")
-    of_chains = {
-        "num_chains": chains,
-        "num_temperatures": temperatures,
-        "num_leapfrog": leapfrog,
-        "schedule": spacing,
-        "start": start,
+    given = {
+        "--num-samples": num_samples,
+        "--target-stderr": target_stderr,
+        "--escalate": escalate or None,
+        "--against-exact": against_exact or None,
+        "--chains": chains,
+        "--temperatures": temperatures,
+        "--leapfrog": leapfrog,
+        "--spacing": spacing,
+        "--start": start,
     }
-    given = {name: value for name, value in of_chains.items() if value is not None}
-    if given and not annealed:
-        raise typer.BadParameter(
-            f"--chains, --temperatures, --leapfrog, --spacing and --start are of --method ais and bdmc, found {method}"
-        )
-    if num_samples is not None and method != "is":
-        raise typer.BadParameter(f"--num-samples is of --method is, found {method}{': see --chains' * annealed}")
-    if (target_stderr is not None or escalate) and method != "is":
-        raise typer.BadParameter(f"--target-stderr and --escalate are of --method is, found {method}")
+    check_served(method, given)
     if target_stderr is not None and not target_stderr > 0:
         raise typer.BadParameter(f"--target-stderr: expected a positive number of nats, found {target_stderr}")
-    if against is not None and method not in ("is", "ais"):
-        raise typer.BadParameter(f"--against sets an estimate against another one: --method is or ais, found {method}")
     from ppl_vae.cli.evaluating import EvaluationSettings
     from ppl_vae.cli.evaluating import evaluate as work
     from ppl_vae.cli.processes import processes
-    from ppl_vae.evaluation import Annealing
 
     settings = EvaluationSettings(
         num_samples=num_samples or 5000,
-        limit=limit or (_ANNEALED_DATA if annealed else None),
+        limit=limit or (_ANNEALED_DATA if method in ("ais", "bdmc") else None),
         seed=seed,
         device=device,
         method=method,
-        annealing=Annealing(**given),  # type: ignore[arg-type]
-        against_exact=against is not None,
+        annealing=annealing_of(given),
+        against_exact=against_exact,
         target_stderr=target_stderr,
         escalate=escalate,
     )
@@ -252,7 +238,7 @@ def check(
 def compare(
     runs: o.RunsArgument,
     form: o.FormatOption = "table",
-    level: o.LevelOption = 0.05,
+    level: o.LevelOption = 0.95,
     figure: o.FigureOption = None,
     num_samples: o.AnewSamplesOption = None,
     limit: o.AnewLimitOption = None,
@@ -278,7 +264,7 @@ def compare(
 
 
 @app.command()
-def selftest(device: o.TestDeviceOption = "auto", only: o.OnlyOption = None, seed: o.SeedOption = 0) -> None:
+def selftest(device: o.TestDeviceOption = "auto", only: o.OnlyOption = None, seed: o.SeedAloneOption = 0) -> None:
     """Hold every estimator against its exact answer on this machine, in less than a minute; status 1 if one fails."""
     from ppl_vae.selftesting import selftest as work
     from ppl_vae.selftesting.run import CASES
@@ -297,7 +283,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory of the results; an earlier demo in it is replaced.")] = Path(
         "runs/demo"
     ),
-    seed: o.SeedOption = 0,
+    seed: o.SeedAloneOption = 0,
 ) -> None:
     """Train VAEs, mixtures and PPCA on digits: two tables and two sheets of figures, in less than two minutes."""
     from ppl_vae.demo import DemoSettings, run_demo

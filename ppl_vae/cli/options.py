@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 __all__ = [
-    "AgainstOption",
+    "AgainstExactOption",
     "AnewLimitOption",
     "AnewPairsOption",
     "AnewSamplesOption",
@@ -55,6 +55,7 @@ __all__ = [
     "RunDirOption",
     "RunsArgument",
     "ScheduleOption",
+    "SeedAloneOption",
     "SeedOption",
     "SpacingOption",
     "StartOption",
@@ -79,8 +80,9 @@ PairArgument = Annotated[
     str,
     typer.Argument(
         metavar="PAIR",
-        help="A recipe (vae, gaussian-vae, scaled-vae, levels-vae, counts-vae), path/to/file.py:factory or "
-        "package.module:factory. A factory takes no argument, or D, the number of entries of a datum, and returns "
+        help="A recipe: vae (binary), gaussian-vae (density, one scale), scaled-vae (density, a scale s(z) for each "
+        "entry), levels-vae (levels 0..L-1), counts-vae (counts). Or path/to/file.py:factory or "
+        "package.module:factory; a factory takes no argument, or D, the number of entries of a datum, and returns "
         "ppl_vae.Pair(model, guide).",
     ),
 ]
@@ -126,8 +128,8 @@ BinarizeOption = Annotated[
     Literal["dynamic", "fixed", "none"] | None,
     _option(
         _DATA,
-        help="Read values in [0, 1] as probabilities: draw new training data in every step, or draw them once. "
-        "Test data are drawn once, by a fixed seed.",
+        help="Read values in [0, 1] as probabilities and draw binary data. dynamic: anew in every step; fixed: once; "
+        "none: as they are. Test data are drawn once, by a fixed seed.",
         show_default="dynamic for the recipe vae, none for other pairs",
     ),
 ]
@@ -156,12 +158,14 @@ QuantizeOption = Annotated[
 
 EpochsOption = Annotated[int, _option(_TRAINING, min=1, help="Passes over the data.")]
 BatchSizeOption = Annotated[int, _option(_TRAINING, min=1, help="Rows a step.")]
-LearningRateOption = Annotated[float, _option(_TRAINING, help="Of Adam.")]
+LearningRateOption = Annotated[float, _option(_TRAINING, help="Learning rate of Adam.")]
 ScheduleOption = Annotated[
     Literal["constant", "cosine"],
     _option(_TRAINING, help="Learning rate: as it is, or to 0 along half a cosine."),
 ]
-ObjectiveOption = Annotated[Literal["elbo", "iwae"], _option(_TRAINING, help="ELBO, or the importance-weighted bound.")]
+ObjectiveOption = Annotated[
+    Literal["elbo", "iwae"], _option(_TRAINING, help="elbo, or iwae: the bound of importance weights.")
+]
 NumParticlesOption = Annotated[
     int | None,
     _option(_TRAINING, min=1, help="Draws of z for each datum and step.", show_default="1 for elbo, 5 for iwae"),
@@ -216,9 +220,9 @@ EscalateOption = Annotated[
         "many are: see --limit.",
     ),
 ]
-AgainstOption = Annotated[
-    Literal["exact"] | None,
-    _option(None, help="Set the estimate against the exact log p(x) too, where that can be had.", show_default="no"),
+AgainstExactOption = Annotated[
+    bool,
+    _option(None, "--against-exact", help="Set the estimate against the exact log p(x) too, where that can be had."),
 ]
 ChainsOption = Annotated[int | None, _option(_AIS, min=1, help="Chains for each datum.", show_default="16")]
 TemperaturesOption = Annotated[
@@ -228,7 +232,7 @@ TemperaturesOption = Annotated[
 LeapfrogOption = Annotated[int | None, _option(_AIS, min=1, help="Leapfrog steps of a transition.", show_default="10")]
 SpacingOption = Annotated[
     Literal["linear", "sigmoid", "adaptive"] | None,
-    _option(_AIS, "--spacing", help="Of the temperatures.", show_default="sigmoid"),
+    _option(_AIS, "--spacing", help="How temperatures are spaced.", show_default="sigmoid"),
 ]
 StartOption = Annotated[
     Literal["guide", "prior"] | None,
@@ -245,7 +249,9 @@ LimitOption = Annotated[
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")]
-SeedOption = Annotated[int, _option(_RUN, help="Of everything that this command draws.")]
+_SEED_HELP = "Seed of everything that this command draws."
+SeedOption = Annotated[int, _option(_RUN, help=_SEED_HELP)]
+SeedAloneOption = Annotated[int, _option(None, "--seed", help=_SEED_HELP)]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     _option(_RUN, help="Where to compute; auto takes CUDA where there is one."),
@@ -305,7 +311,7 @@ AnewPairsOption = Annotated[
     ),
 ]
 LevelOption = Annotated[
-    float, _option(None, help="Probability, at most, that any two runs are told apart in the wrong order.")
+    float, _option(None, help="Probability, at least, that no two runs are told apart in the wrong order.")
 ]
 FigureOption = Annotated[
     Path | None, _option(None, metavar="NAME.png", help="Draw the comparison too.", show_default="no")

@@ -15,7 +15,7 @@ __all__ = ["Shell"]
 _INTERRUPTED = 130
 _LONGEST = 600
 _TENSOR = re.compile(r"tensor\(\[[^()]*\)")
-# What the library calls by the names of its arguments.
+# What the library advises by the names of its functions and arguments.
 _OPTIONS = {
     "ppl_vae.data.binarize(x, seed=0), or in fit binarize='dynamic'": "--binarize dynamic",
     "ppl_vae.data.quantize(x, levels)": "--quantize LEVELS",
@@ -25,19 +25,16 @@ _OPTIONS = {
     "leave out key": "leave out --arrays",
     "pass max_bytes": "save it as FILE.npy",
     "binarize='dynamic'": "--binarize dynamic",
-    'binarize="dynamic"': "--binarize dynamic",
     "binarize='fixed'": "--binarize fixed",
     "a smaller learning_rate, clip_norm=..., or": "a smaller --learning-rate, or",
     'device "cpu"': "--device cpu",
     "device: expected": "--device: expected",
-    "use bidirectional_monte_carlo, or annealed_importance_sampling": "use --method ais, and --method bdmc beside it",
-    "use bidirectional_monte_carlo": "use --method ais, and --method bdmc beside it",
+    "use annealed_importance_sampling": "use --method ais",
     "use log_likelihood": "use --method is",
+    "use log_evidence": "use --method exact",
     "start='prior'": "--start prior",
-    "start='guide'": "--start guide",
-    "log_evidence": "--method exact",
-    "annealed_importance_sampling": "evaluate --method ais",
 }
+_ADVICE = re.compile(r"(?<![\w./'\"-])(" + "|".join(map(re.escape, _OPTIONS)) + r")(?![\w/-]|\.\w)")
 
 
 class Shell(TyperGroup):
@@ -63,7 +60,7 @@ def _in_words(error: Exception) -> str:
     from ppl_vae.errors import PplVaeError
 
     if hasattr(error, "format_message"):  # an error of the command line; the class moved between versions of typer
-        return error.format_message()
+        return error.format_message() + _help_on(error)
     if isinstance(error, PplVaeError):
         return _in_options(str(error))
     if isinstance(error, OSError) and error.strerror:
@@ -72,11 +69,21 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (`ppl-vae --debug ...` shows where)"
 
 
+def _help_on(error: Exception) -> str:
+    """Where to read on, if it was the command line that could not be read."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return ""
+    command = " ".join(["ppl-vae", *context.command_path.split()[1:]])
+    return f" (see `{command} --help`)"
+
+
 def _in_options(message: str) -> str:
-    """A message of the library with the options of the command in place of Python's arguments."""
-    for argument, option in _OPTIONS.items():
-        message = message.replace(argument, option)
-    return message
+    """A message of the library with the options of the command in place of Python's arguments.
+
+    What is part of a path, or quoted, are words of the user's.
+    """
+    return _ADVICE.sub(lambda found: _OPTIONS[found[1]], message)
 
 
 def _complain(message: str) -> None:

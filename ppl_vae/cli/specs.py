@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from ppl_vae.rundir import Binarization, DataSpec, PairSpec
+    from ppl_vae.evaluation import Annealing
+    from ppl_vae.rundir import Binarization, DataSpec, PairSpec, TrainingSpec
 
-__all__ = ["data_spec_of", "pair_spec_of"]
+__all__ = ["annealing_of", "check_served", "data_spec_of", "pair_spec_of", "training_spec_of"]
+
+_OF_CHAINS = {
+    "--chains": "num_chains",
+    "--temperatures": "num_temperatures",
+    "--leapfrog": "num_leapfrog",
+    "--spacing": "schedule",
+    "--start": "start",
+}
+# The methods of an evaluation that have a use for an option.
+_SERVED = {
+    "--num-samples": ("is",),
+    "--target-stderr": ("is",),
+    "--escalate": ("is",),
+    "--against-exact": ("is", "ais"),
+    **dict.fromkeys(_OF_CHAINS, ("ais", "bdmc")),
+}
+_IWAE_PARTICLES = 5
 
 
 def pair_spec_of(name: str, latent_dim: int | None, hidden: str | None, seed: int) -> PairSpec:
@@ -53,3 +72,64 @@ def data_spec_of(
     if not all(names):
         raise typer.BadParameter(f"--arrays: expected names such as x,y, found {arrays!r}")
     return DataSpec(name, drawn, data_dir, names, dequantize, quantize)
+
+
+def training_spec_of(
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    schedule: Literal["constant", "cosine"],
+    objective: Literal["elbo", "iwae"],
+    num_particles: int | None,
+    beta: float,
+    beta_warmup: int,
+    validation: bool,
+    patience: int | None,
+    seed: int,
+    device: str,
+    compile: Literal["auto", "yes", "no"],
+    on_nonfinite: Literal["stop", "skip", "rollback"],
+) -> TrainingSpec:
+    """The training that the options of a command ask for."""
+    from ppl_vae.rundir import TrainingSpec
+
+    if objective == "iwae" and (beta != 1.0 or beta_warmup):
+        raise typer.BadParameter("--objective iwae bounds log p(x) with beta = 1: leave out --beta and --beta-warmup")
+    if patience is not None and not validation:
+        raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
+    if not learning_rate > 0:
+        raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
+    return TrainingSpec(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        objective=objective,
+        num_particles=num_particles or (_IWAE_PARTICLES if objective == "iwae" else 1),
+        beta=beta,
+        beta_warmup=beta_warmup,
+        validation=validation,
+        patience=patience,
+        seed=seed,
+        device=device,
+        compile="auto" if compile == "auto" else compile == "yes",
+        on_nonfinite=on_nonfinite,
+    )
+
+
+def check_served(method: str, given: Mapping[str, Any]) -> None:
+    """Refuse an option that the method of an evaluation has no use for; None where it was not given."""
+    for option, value in given.items():
+        if value is not None and method not in _SERVED[option]:
+            taken = ", ".join(name for name, methods in _SERVED.items() if method in methods) or "none of these options"
+            raise typer.BadParameter(
+                f"{option} is of --method {' and '.join(_SERVED[option])}, found {method}, which takes {taken}"
+            )
+
+
+def annealing_of(given: Mapping[str, Any]) -> Annealing:
+    """The chains that the options of a command ask for; those that are None are as ever."""
+    from ppl_vae.evaluation import Annealing
+
+    return Annealing(**{name: given[option] for option, name in _OF_CHAINS.items() if given[option] is not None})

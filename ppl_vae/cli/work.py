@@ -34,8 +34,9 @@ def free_directory(pair_name: str, data_name: str) -> Path:
 def sample(root: Path, pair_name: str | None, data_dir: str | None, n: int, seed: int, draws: bool, out: Path) -> None:
     """Draw data from the model of a run into an image or an array file."""
     pair, splits = reopen(root, pair_name, data_dir)
-    title = "E[x | z], z ~ p(z)" if isinstance(pair, VAE) and not draws else "draws of x"
-    save_images(_samples(pair, n, seed, draws), splits, out, f"{root.name}: {title}")
+    means = isinstance(pair, VAE) and not draws and has_mean(pair)
+    title = "E[x | z], z ~ p(z)" if means else "draws of x"
+    save_images(_samples(pair, n, seed, means), splits, out, f"{root.name}: {title}")
     typer.echo(str(out))
 
 
@@ -47,14 +48,13 @@ def check_pair(pair_spec: PairSpec, data_spec: DataSpec, num_rows: int) -> Check
         return check(pair, binary_batch(data_spec, splits.train, num_rows))
 
 
-def _samples(pair: Any, n: int, seed: int, draws: bool) -> Tensor:
+def _samples(pair: Any, n: int, seed: int, means: bool) -> Tensor:
     if not hasattr(pair, "sample"):
         raise PairError(
             f"expected a pair with a method sample(n, seed), found a {type(pair).__name__} without one: let the "
             "factory return an object that has it beside .model and .guide, such as a VAE, or set pair.sample to a "
             "function"
         )
-    means = isinstance(pair, VAE) and not draws and has_mean(pair)
     return pair.sample(n, seed=seed, mean=True) if means else pair.sample(n, seed=seed)
 
 

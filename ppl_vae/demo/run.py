@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -216,10 +215,10 @@ class _Demo:
                 device="cpu",
                 run_dir=root,
             )
-        done = replace(
-            record, status="finished", steps=fitted.steps, best_step=fitted.best_step, seconds=fitted.seconds
-        )
-        write_run(root, done)
+            done = replace(
+                record, status="finished", steps=fitted.steps, best_step=fitted.best_step, seconds=fitted.seconds
+            )
+            write_run(root, done)
         return fitted
 
     def _row(
@@ -244,17 +243,8 @@ class _Demo:
             )
             write_evaluation(self.root / file_name(name), record, estimate)
             page.estimates[name] = (estimate.value, estimate.khat, threshold)
-        return report.ModelRow(
-            model=name,
-            num_parameters=getattr(pair, "num_parameters", sum(p.numel() for p in as_pair(pair).parameters())),
-            elbo=float(estimate.elbo.mean()),
-            log_likelihood=estimate.mean if exact is None else exact,
-            log_likelihood_stderr=estimate.mean_stderr if exact is None else None,
-            num_samples=num_samples,
-            ess=float(np.median(estimate.ess)),
-            share_untrusted=float((~estimate.trusted).mean()),
-            seconds=seconds,
-        )
+        num_parameters = getattr(pair, "num_parameters", sum(p.numel() for p in as_pair(pair).parameters()))
+        return report.ModelRow.of(name, num_parameters, estimate, seconds, exact)
 
 
 def _independent_pixels(train: Tensor, x: Tensor) -> report.ModelRow:

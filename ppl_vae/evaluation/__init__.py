@@ -14,7 +14,8 @@ from ppl_vae.evaluation.comparison import compare
 from ppl_vae.evaluation.curve import KCurve, k_curve
 from ppl_vae.evaluation.decomposition import GapDecomposition
 from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
-from ppl_vae.evaluation.escalation import EscalatedLogLikelihood, escalate
+from ppl_vae.evaluation.escalated_result import EscalatedLogLikelihood
+from ppl_vae.evaluation.escalation import escalate
 from ppl_vae.evaluation.evidence import log_evidence
 from ppl_vae.evaluation.exactness import Agreement, agreement
 from ppl_vae.evaluation.gaps import gap_decomposition

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.coordinates import by_datum, scalar_kl
-from ppl_vae.errors import EstimateError, PairError, located
-from ppl_vae.evaluation.collect import Collection
+from ppl_vae.coordinates import Form, by_datum, scalar_kl
+from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.surgery import Surgery, aggregate_draws
@@ -79,28 +78,25 @@ def ledger(
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
         _check(subject.layout)
-        found, forms = Collection(len(subject.rows)), dict[str, Any]()
-        size = subject.layout.largest_batch(_ROWS)
-        with Progress("ledger", len(subject.rows), progress and subject.group.leads, "data") as bar:
-            for first in range(0, len(subject.rows), size):
-                batch = subject.rows.take(slice(first, first + size), subject.device)
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    block = _Block(num_samples, first)
-                    for j, drawn in enumerate(range(0, num_samples, _PARTICLES)):
-                        with seeded(key(seed, first, j), subject.device):
-                            block.add(subject.pair, batch, min(_PARTICLES, num_samples - drawn), subject.layout)
-                found.put(first, block.arrays())
-                forms |= block.forms
-                bar.update(first + len(batch[0]), "")
-        values = found.arrays
-        rate = _entry(values, "rate")
-        surgery = _surgery(subject, rate, num_aggregate, seed, progress)
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            block = _Block(num_samples, first)
+            for j, drawn in enumerate(range(0, num_samples, _PARTICLES)):
+                with seeded(key(seed, first, j), subject.device):
+                    block.add(subject.pair, batch, min(_PARTICLES, num_samples - drawn), subject.layout)
+            return block.arrays()
+
+        forms = _forms(subject)
+        swept = subject.sweep(subject.layout.largest_batch(_ROWS), "ledger", progress, work)
+        draws = _aggregate(subject, num_aggregate, seed, progress)
+    values = swept.gathered()
+    rate = _entry(values, "rate")
     return Ledger(
         elbo=_entry(values, "elbo"),
         distortion=_entry(values, "distortion"),
         rate=rate,
         latents=tuple(_latent(name, form, values) for name, form in forms.items()),
-        surgery=surgery,
+        surgery=None if draws is None else _surgery(draws, rate),
         num_samples=num_samples,
         num_dimensions=subject.layout.observed_size,
         seconds=time.monotonic() - start,
@@ -124,7 +120,6 @@ class _Block:
         self._origins: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
-        self.forms: dict[str, Any] = {}
 
     def add(self, pair: Pair, batch: Batch, count: int, layout: Layout) -> None:
         """Draws so many samples of each datum."""
@@ -137,9 +132,8 @@ class _Block:
             self._check(f"KL at site {name!r}", matrix)
         found = {"distortion": -terms.log_lik, "rate": rate, "elbo": terms.log_lik - rate}
         for name in layout.local_latents:
-            of_runs = [scalar_kl(guide.sites[name], model.sites[name], layout) for guide, model in runs]
-            self.forms[name] = of_runs[0].form
-            found[_KL + name] = torch.cat([one.values for one in of_runs])
+            of_runs = [scalar_kl(guide.sites[name], model.sites[name], layout).values for guide, model in runs]
+            found[_KL + name] = torch.cat(of_runs)
             means = [_mean(guide.sites[name], layout) for guide, _ in runs]
             if means[0] is not None:
                 found[_MEAN + name] = torch.cat(means)  # type: ignore[arg-type]
@@ -184,15 +178,26 @@ def _mean(site: Site, layout: Layout) -> Tensor | None:
     return by_datum(mean, site["fn"].event_dim, layout)
 
 
-def _surgery(subject: Subject, rate: Entry, num_draws: int, seed: int, progress: bool) -> Surgery | None:
+def _forms(subject: Subject) -> dict[str, Form]:
+    """How the latents of the first datum are taken apart, by site; those of others are alike."""
+    with seeded(0, subject.device):
+        guide, model = _run(subject.pair, subject.rows.take(slice(0, 1), subject.device), None, subject.layout)
+    names = subject.layout.local_latents
+    return {name: scalar_kl(guide.sites[name], model.sites[name], subject.layout).form for name in names}
+
+
+def _aggregate(subject: Subject, num_draws: int, seed: int, progress: bool) -> tuple[Tensor, Tensor] | None:
+    """What draws of the aggregate posterior say; every process makes all of them."""
     if not (num_draws and subject.layout.local_latents):
         return None
     with Progress("aggregate posterior", num_draws, progress and subject.group.leads, "draws") as bar:
-        of_all, of_others = aggregate_draws(
-            subject.pair, subject.rows, subject.layout, num_draws, seed, subject.device, bar
-        )
+        return aggregate_draws(subject.pair, subject.rows, subject.layout, num_draws, seed, subject.device, bar)
+
+
+def _surgery(draws: tuple[Tensor, Tensor], rate: Entry) -> Surgery:
+    of_all, of_others = draws
     return Surgery(
-        *_with_error(of_all), *_with_error(of_others), rate.mean, rate.mean_stderr, len(subject.rows), num_draws
+        *_with_error(of_all), *_with_error(of_others), rate.mean, rate.mean_stderr, len(rate.value), len(of_all)
     )
 
 
@@ -205,6 +210,6 @@ def _entry(values: dict[str, np.ndarray], name: str) -> Entry:
     return Entry(values[name], np.sqrt(values[f"{name}'"]))
 
 
-def _latent(name: str, form: Any, values: dict[str, np.ndarray]) -> LatentUse:
+def _latent(name: str, form: Form, values: dict[str, np.ndarray]) -> LatentUse:
     mean = _MEAN + name
     return LatentUse(name, values[_KL + name], form, values.get(mean), values.get(f"{mean}'"))

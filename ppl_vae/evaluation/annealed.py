@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EstimateError, PplVaeError, is_lack_of_memory, located
+from ppl_vae.errors import EstimateError, PplVaeError, is_lack_of_memory
 from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood, Sandwich
 from ppl_vae.evaluation.annealing import Annealing, Frozen, forward, reverse, tune
-from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.evaluation.simulation import simulate
-from ppl_vae.evaluation.subject import evaluating
+from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.options import whole_number
-from ppl_vae.pair import Pair
-from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
 
-__all__ = ["annealed_importance_sampling", "bidirectional_monte_carlo"]
+__all__ = ["ESTIMATES", "Chains", "annealed_importance_sampling", "bidirectional_monte_carlo", "num_rows"]
+
+ESTIMATES = ("value", "stderr", "ess", "acceptance", "other", "other_stderr", "other_ess")
 
 _ROWS = 64
 _TUNING, _FORWARD, _REVERSE, _DATA, _OTHER_TUNING, _OTHER_FORWARD = range(6)
@@ -79,27 +79,12 @@ def annealed_importance_sampling(
     whole_number("seed", seed)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
-        pair, rows, layout, target, group = subject
-        found = Collection(len(rows))
-        blocks, own = subject.blocks(_num_rows(layout))
-        with Progress("annealing", own.stop, progress and group.leads, "data") as bar:
-            for first in blocks:
-                batch = rows.take(slice(first, first + blocks.step), target)
-                run = _Run(pair, batch, layout, target)
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    log_weight, accepted = run.chains(annealing, key(seed, first, _TUNING), key(seed, first, _FORWARD))
-                    keys = key(seed, first, _OTHER_TUNING), key(seed, first, _OTHER_FORWARD)
-                    other = run.other_chains(annealing, *keys) if compare_starts else None
-                summary = _summary(log_weight, first, annealing.start)
-                found.put(
-                    first,
-                    {"value": summary.value, "stderr": summary.stderr, "ess": summary.ess}
-                    | {"acceptance": accepted.double().cpu().numpy()}
-                    | _of_other(other, len(batch[0])),
-                )
-                bar.update(first + len(batch[0]), "")
-    values = found.gather(group, own, target)
-    return AnnealedLogLikelihood(**values, annealing=annealing, seconds=time.monotonic() - start)
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            return Chains(subject, batch, first).estimate(annealing, seed, compare_starts)
+
+        swept = subject.sweep(num_rows(subject.layout), "annealing", progress, work)
+    return AnnealedLogLikelihood(**swept.gathered(), annealing=annealing, seconds=time.monotonic() - start)
 
 
 def bidirectional_monte_carlo(
@@ -133,83 +118,119 @@ def bidirectional_monte_carlo(
     """
     whole_number("seed", seed)
     start = time.monotonic()
-    with evaluating(pair, data, device) as (pair, rows, layout, target, _):
-        lower, upper, made = [], [], []
-        step = _num_rows(layout)
-        with Progress("annealing both ways", len(rows), progress, "data") as bar:
-            for first in range(0, len(rows), step):
-                given = rows.take(slice(first, first + step), target)
-                with seeded(key(seed, first, _DATA), target):
-                    batch, latents = simulate(pair, given, layout)
-                run = _Run(pair, batch, layout, target)
-                path, frozen = run.tuned(annealing, key(seed, first, _TUNING))
-                with seeded(key(seed, first, _FORWARD), target):
-                    log_weight, _ = forward(path, frozen, annealing.num_leapfrog)
-                with seeded(key(seed, first, _REVERSE), target):
-                    back = reverse(path, frozen, annealing.num_leapfrog, path.at(latents))
-                lower.append(_summary(log_weight, first, annealing.start).value)
-                upper.append(-_summary(-back, first, annealing.start).value)
-                made.append(batch)
-                bar.update(first + len(batch[0]), "")
-    x = tuple(np.concatenate([array.cpu().numpy() for array in arrays]) for arrays in zip(*made, strict=True))
-    return Sandwich(np.concatenate(lower), np.concatenate(upper), x, annealing, time.monotonic() - start)
+    with evaluating(pair, data, device) as subject:
+
+        def work(given: Batch, first: int) -> dict[str, np.ndarray]:
+            with seeded(key(seed, first, _DATA), subject.device):
+                batch, latents = simulate(subject.pair, given, subject.layout)
+            lower, upper = Chains(subject, batch, first).both_ways(annealing, seed, latents)
+            arrays = {f"x{i}": array.cpu().numpy() for i, array in enumerate(batch)}
+            return {"lower": lower, "upper": upper} | arrays
+
+        swept = subject.sweep(num_rows(subject.layout), "annealing both ways", progress, work)
+    found = swept.gathered()
+    lower, upper = found.pop("lower"), found.pop("upper")
+    return Sandwich(lower, upper, tuple(found.values()), annealing, time.monotonic() - start)
 
 
-class _Run(NamedTuple):
-    """What the chains of a block of data run on."""
+class Chains:
+    """Chains of a block of data.
 
-    pair: Pair
-    batch: Batch
-    layout: Layout
-    device: torch.device
+    Args:
+        subject: What is evaluated.
+        batch: The block.
+        first: Row of its first datum.
+    """
 
-    def tuned(self, annealing: Annealing, seed: int) -> tuple[Path, Frozen]:
+    def __init__(self, subject: Subject, batch: Batch, first: int) -> None:
+        self._pair, self._layout, self._device = subject.pair, subject.layout, subject.device
+        self._batch, self._first = batch, first
+
+    def estimate(self, annealing: Annealing, seed: int, compare_starts: bool = True) -> dict[str, np.ndarray]:
+        """What chains from the start, and from the other one, say of each datum: arrays (n,), named `ESTIMATES`."""
+        log_weight, accepted = self._chains(annealing, self._key(seed, _TUNING), self._key(seed, _FORWARD))
+        keys = self._key(seed, _OTHER_TUNING), self._key(seed, _OTHER_FORWARD)
+        other = self._other_chains(annealing, *keys) if compare_starts else None
+        own = self._summary(log_weight, annealing)
+        numbers = (own.value, own.stderr, own.ess, accepted.double().cpu().numpy(), *self._of_other(other))
+        return dict(zip(ESTIMATES, numbers, strict=True))
+
+    def both_ways(
+        self, annealing: Annealing, seed: int, latents: Mapping[str, Tensor]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper bounds (n,), the latter from the latents that made the data."""
+        path, frozen = self._tuned(annealing, self._key(seed, _TUNING))
+        with seeded(self._key(seed, _FORWARD), self._device):
+            log_weight, _ = forward(path, frozen, annealing.num_leapfrog)
+        with seeded(self._key(seed, _REVERSE), self._device):
+            back = reverse(path, frozen, annealing.num_leapfrog, path.at(latents))
+        return self._summary(log_weight, annealing).value, -self._summary(-back, annealing).value
+
+    def _key(self, seed: int, use: int) -> int:
+        return key(seed, self._first, use)
+
+    def _path(self, annealing: Annealing) -> Path:
+        return Path(self._pair, self._batch, self._layout, annealing.num_chains, annealing.start, self._first)
+
+    def _tuned(self, annealing: Annealing, seed: int) -> tuple[Path, Frozen]:
         """The path, and what tuning found on it."""
-        with seeded(seed, self.device):
-            path = Path(self.pair, self.batch, self.layout, annealing.num_chains, annealing.start)
-            return path, tune(path, annealing, len(self.batch[0]))
+        with seeded(seed, self._device):
+            path = self._path(annealing)
+            return path, tune(path, annealing, len(self._batch[0]))
 
-    def chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> tuple[Tensor, Tensor]:
+    def _chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> tuple[Tensor, Tensor]:
         """Log-weights (K, N), and how often each datum's moves were taken."""
-        path, frozen = self.tuned(annealing, tuning_seed)
-        with seeded(seed, self.device):
+        path, frozen = self._tuned(annealing, tuning_seed)
+        with seeded(seed, self._device):
             return forward(path, frozen, annealing.num_leapfrog)
 
-    def other_chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> Tensor | None:
+    def _other_chains(self, annealing: Annealing, tuning_seed: int, seed: int) -> Tensor | None:
         """Log-weights of chains from the other start; None where the pair allows none."""
-        start: Literal["prior", "guide"] = "prior" if annealing.start == "guide" else "guide"
         try:
-            return self.chains(replace(annealing, start=start), tuning_seed, seed)[0]
+            return self._chains(replace(annealing, start=_other(annealing)), tuning_seed, seed)[0]
         except (PplVaeError, ArithmeticError, RuntimeError, ValueError) as error:
             if is_lack_of_memory(error):
                 raise
             return None  # programs need no answer where this start goes
 
+    def _summary(self, log_weight: Tensor, annealing: Annealing) -> Summary:
+        """What the weights of chains from the start say of each datum.
 
-def _num_rows(layout: Layout) -> int:
+        Raises:
+            EstimateError: All of a datum are zero.
+        """
+        if bool((none := (log_weight == -torch.inf).all(0)).any()):
+            raise EstimateError(self._all_are_zero(int(none.nonzero()[0]), annealing))
+        stream = Stream(log_weight.shape[1], len(log_weight), self._first)
+        stream.add(log_weight)
+        return stream.summary()
+
+    def _all_are_zero(self, n: int, annealing: Annealing) -> str:
+        with seeded(0, self._device):
+            site = self._path(annealing).excluding(n)
+        at = f"site {site!r} of the model" if site else "the model"
+        return (
+            f"row {self._first + n}: all {annealing.num_chains} chains have weight zero: each started from the "
+            f"{annealing.start} where {at} excludes the datum; take more chains, or start={_other(annealing)!r}"
+        )
+
+    def _of_other(self, log_weight: Tensor | None) -> tuple[np.ndarray, ...]:
+        """Value, error and ESS of chains from the other start; NaN where they say nothing."""
+        num_data = len(self._batch[0])
+        if log_weight is None or not bool((log_weight < torch.inf).all()):
+            return (np.full(num_data, np.nan),) * 3
+        none = (log_weight == -torch.inf).all(0)
+        stream = Stream(num_data, len(log_weight))
+        stream.add(torch.where(none, 0.0, log_weight))
+        summary, blank = stream.summary(), none.cpu().numpy()
+        return tuple(np.where(blank, np.nan, array) for array in (summary.value, summary.stderr, summary.ess))
+
+
+def num_rows(layout: Layout) -> int:
     """Data of a block: fewer where discrete latents are summed out at each point."""
     return layout.largest_batch(max(1, _ROWS // num_values(layout)))
 
 
-def _of_other(log_weight: Tensor | None, num_data: int) -> dict[str, np.ndarray]:
-    """What chains from the other start say; NaN where they say nothing."""
-    if log_weight is None or not bool((log_weight < torch.inf).all()):
-        return {name: np.full(num_data, np.nan) for name in ("other", "other_stderr", "other_ess")}
-    none = (log_weight == -torch.inf).all(0)
-    stream = Stream(num_data, len(log_weight))
-    stream.add(torch.where(none, 0.0, log_weight))
-    summary = stream.summary()
-    found = {"other": summary.value, "other_stderr": summary.stderr, "other_ess": summary.ess}
-    return {name: np.where(none.cpu().numpy(), np.nan, value) for name, value in found.items()}
-
-
-def _summary(log_weight: Tensor, first: int, start: str) -> Summary:
-    if bool((none := (log_weight == -torch.inf).all(0)).any()):
-        other = "guide" if start == "prior" else "prior"
-        raise EstimateError(
-            f"row {first + int(none.nonzero()[0])}: all {len(log_weight)} chains have weight zero: each started from "
-            f"the {start} where the model excludes the datum; take more chains, or start={other!r}"
-        )
-    stream = Stream(log_weight.shape[1], len(log_weight), first)
-    stream.add(log_weight)
-    return stream.summary()
+def _other(annealing: Annealing) -> Literal["prior", "guide"]:
+    """The other start."""
+    return "prior" if annealing.start == "guide" else "guide"

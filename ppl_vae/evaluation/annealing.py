@@ -106,13 +106,16 @@ def forward(path: Path, frozen: Frozen, num_leapfrog: int) -> tuple[Tensor, Tens
 
     with u_0 ~ f_0 and u_i from a transition that leaves f at t_i invariant: E w = p(x).
 
+    Raises:
+        EstimateError: A density on the way is NaN or plus infinity; row and site are named.
+
     Reference:
         Neal (2001), Annealed Importance Sampling.
     """
     points = path.draw()
     log_weight, taken = torch.zeros(()), []
     for i, (before, after) in enumerate(pairwise(frozen.temperatures), start=1):
-        log_weight = log_weight + _increment(path.ends(points), after - before)
+        log_weight = log_weight + _increment(path.sure_ends(points), after - before)
         if after < 1:
             points, accepted = transition(path.density(after), points, frozen.step_sizes[i], num_leapfrog, path.space)
             taken.append(accepted.mean(0))
@@ -122,13 +125,16 @@ def forward(path: Path, frozen: Frozen, num_leapfrog: int) -> tuple[Tensor, Tens
 def reverse(path: Path, frozen: Frozen, num_leapfrog: int, points: Mapping[str, Tensor]) -> Tensor:
     """Log-weights of the same chains run backwards from exact draws of the posterior: E 1 / w = 1 / p(x).
 
+    Raises:
+        EstimateError: As `forward`.
+
     Reference:
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
     """
     log_weight = torch.zeros(())
     for i in range(len(frozen.temperatures) - 1, 0, -1):
         before, after = frozen.temperatures[i - 1], frozen.temperatures[i]
-        log_weight = log_weight + _increment(path.ends(points), after - before)
+        log_weight = log_weight + _increment(path.sure_ends(points), after - before)
         if before > 0:
             points, _ = transition(path.density(before), points, frozen.step_sizes[i - 1], num_leapfrog, path.space)
     return log_weight
@@ -139,18 +145,26 @@ def _increment(ends: Ends, width: float) -> Tensor:
 
 
 def _spread(ends: Iterable[Ends]) -> np.ndarray:
-    """Standard deviation of log f_1 - log f_0 among chains, at each temperature, over all data (T + 1,)."""
-    differences = torch.stack([e.joint - e.start for e in ends])
-    return differences.double().var(1, unbiased=False).mean(-1).sqrt().cpu().numpy()
+    """Standard deviation of log f_1 - log f_0 among chains, at each temperature, over all data (T + 1,).
+
+    Chains where the datum is impossible have no part in it.
+    """
+    differences = torch.stack([e.joint - e.start for e in ends]).double()
+    finite = differences.isfinite()
+    count = finite.sum(1, keepdim=True).clamp_min(1)
+    mean = torch.where(finite, differences, 0.0).sum(1, keepdim=True) / count
+    variance = (torch.where(finite, differences - mean, 0.0).square() / count).sum(1)
+    return variance.mean(-1).sqrt().cpu().numpy()
 
 
 def _respaced(frozen: Frozen, spread: np.ndarray) -> Frozen:
-    """As many temperatures, so that every step changes log f by as much as any other."""
+    """As many temperatures, so that every step changes log f by as much as any other; as they are if none does."""
     t = frozen.temperatures
     length = np.concatenate([[0.0], np.cumsum(np.diff(t) * (spread[1:] + spread[:-1]) / 2)])
     if not length[-1] > 0:
         return frozen
     chosen = np.interp(np.linspace(0, length[-1], len(t)), length, t)
+    chosen[0], chosen[-1] = 0.0, 1.0  # of temperatures between which nothing changes, the last is what is found
     nearest = torch.from_numpy(np.searchsorted(t, chosen).clip(max=len(t) - 1))
     return Frozen(chosen, frozen.step_sizes[nearest.to(frozen.step_sizes.device)])
 

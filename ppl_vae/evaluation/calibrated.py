@@ -14,7 +14,7 @@ from ppl_vae.evaluation.ranks import central_coverage, holm, relative_width, sco
 __all__ = ["LOG_JOINT", "LOG_LIK", "Calibration", "Coverage", "Departure"]
 
 LOG_LIK, LOG_JOINT = "log p(x given z)", "log p(x, z)"
-_LEVEL = 0.01
+_FALSE_ALARM = 0.01
 _NAMED = 3.0  # scores from which a part of the shape is named
 _SHOWN = 5
 _SHIFT, _WIDTH = ("draws biased low", "draws biased high"), ("too narrow", "too wide")
@@ -86,18 +86,18 @@ class Calibration:
         """Standard deviation of the draws over that of the truth, (Q,), as normal distributions would have it."""
         return relative_width(self._all, self.num_draws)
 
-    def departures(self, level: float = _LEVEL) -> tuple[Departure, ...]:
-        """Quantities that are not calibrated, the clearest first; with probability `level` a calibrated guide has one.
+    def departures(self, false_alarm: float = _FALSE_ALARM) -> tuple[Departure, ...]:
+        """Quantities that are not calibrated, the clearest first.
 
         Args:
-            level: Family-wise, over all quantities.
+            false_alarm: Probability that a calibrated guide has any, over all quantities.
         """
-        found = [int(i) for i in np.argsort(self.p_values, kind="stable") if self.p_values[i] < level]
+        found = [int(i) for i in np.argsort(self.p_values, kind="stable") if self.p_values[i] < false_alarm]
         return tuple(Departure(self.quantities[i], float(self.p_values[i]), self._effect(i)) for i in found)
 
     @property
     def calibrated(self) -> bool:
-        """Whether no departure is seen at a family-wise level of 0.01."""
+        """Whether no departure is seen by a test that raises a false alarm in one of a hundred calibrated guides."""
         return not self.departures()
 
     def coverage(self, levels: Sequence[float] = (0.5, 0.8, 0.9, 0.95)) -> Coverage:
@@ -115,7 +115,7 @@ class Calibration:
         departures, quantities = self.departures(), len(self.quantities)
         how = (
             f"{self.num_simulations} simulations, {self.num_draws} draws each"
-            f"{' resampled by weight' if self.corrected else ''} (level {_LEVEL} in all)"
+            f"{' resampled by weight' if self.corrected else ''} (false alarms: {_FALSE_ALARM:.0%} in all)"
         )
         if not departures:
             return f"calibrated: no departure in {quantities} quantities, {how}\n{self._covered()}"

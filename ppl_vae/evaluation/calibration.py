@@ -85,7 +85,7 @@ def calibrate(
         >>> import torch, ppl_vae as pv
         >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
         >>> print(pv.calibrate(ppca, ppca.sample(1), 200, 19, progress=False))
-        calibrated: no departure in 3 quantities, 200 simulations, 19 draws each (level 0.01 in all)
+        calibrated: no departure in 3 quantities, 200 simulations, 19 draws each (false alarms: 1% in all)
         central 90% intervals hold the latents in 94.5% of the simulations (± 2.1% for each number)
     """
     for name, value in (("num_simulations", num_simulations), ("num_draws", num_draws), ("num_samples", num_samples)):

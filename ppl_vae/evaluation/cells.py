@@ -161,7 +161,7 @@ def _check(fine: Tensor, coarse: Tensor, left: Tensor, rounding: float, first_ro
         raise EstimateError(
             f"row {first_row + row}: expected two rules that agree to {_TOLERANCE} nats in ever smaller cells, found "
             f"{float(error[row]):.2g} between them and cells left: the density is too rough or too narrow for "
-            "quadrature; use bidirectional_monte_carlo"
+            "quadrature; use annealed_importance_sampling"
         )
 
 

@@ -28,7 +28,7 @@ def compare(
     num_samples: int = 5000,
     seed: int = 0,
     *,
-    level: float = 0.05,
+    level: float = 0.95,
     memory: int = 256 << 20,
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
@@ -47,7 +47,7 @@ def compare(
         data: Data (N, *event) or a tuple of arrays: the same arguments for the programs of all pairs.
         num_samples: K, samples for each datum and pair.
         seed: Of the samples, one for all.
-        level: Probability, at most, that any two pairs are told apart in the wrong order, as long as no guide misses a
+        level: Probability, at least, that no two pairs are told apart in the wrong order, as long as no guide misses a
             mode of its own: such estimates look well and are too low.
         memory: As for `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.

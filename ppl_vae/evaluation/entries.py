@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from ppl_vae.coordinates import Form
 from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.surgery import Surgery
-from ppl_vae.latents.units import active_units, variance_of_means
+from ppl_vae.latents.units import active_units
 from ppl_vae.wording import in_words
 
 __all__ = ["Entry", "LatentUse", "Ledger"]
@@ -41,7 +41,7 @@ class LatentUse:
     """Of the site."""
     kl: np.ndarray
     """KL(q, p) of each datum and scalar, (N, D), in nats; see `form`."""
-    form: Literal["each", "marginal", "whole"]
+    form: Form
     """`each`: q and p factorise, the sum over scalars is the rate of the site. `marginal`: KL of the marginals of
     scalars that depend on each other. `whole`: the value cannot be taken apart, D = 1 here."""
     means: np.ndarray | None
@@ -57,11 +57,6 @@ class LatentUse:
             Lucas, Tucker, Grosse and Norouzi (2019), Don't Blame the ELBO!, definition 1.
         """
         return (self.kl < _COLLAPSED).mean(0) >= _SHARE
-
-    @property
-    def mean_variance(self) -> np.ndarray | None:
-        """Variance over data of the posterior means without their noise, (D,), in squared units of z."""
-        return None if self.means is None else variance_of_means(self.means, self.noise)
 
     @property
     def active(self) -> np.ndarray | None:

@@ -2,99 +2,39 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from ppl_vae.arrays import as_rows
-from ppl_vae.errors import DataError, located
-from ppl_vae.evaluation.annealed import annealed_importance_sampling
+from ppl_vae.errors import DataError, EstimateError, PairError
+from ppl_vae.evaluation.annealed import ESTIMATES, Chains, num_rows
+from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood
 from ppl_vae.evaluation.annealing import Annealing
-from ppl_vae.evaluation.collect import Collection
-from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
+from ppl_vae.evaluation.attempts import Attempts, reason_of, row_of
+from ppl_vae.evaluation.escalated_result import METHODS, EscalatedLogLikelihood, Failure
 from ppl_vae.evaluation.likelihood import log_likelihood
-from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.refining import refine
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
 from ppl_vae.options import whole_number
-from ppl_vae.progress import Progress
 from ppl_vae.rng import key
-from ppl_vae.wording import in_words, is_lower_bound
+from ppl_vae.tape import Batch
+from ppl_vae.weights import Summary
 
-__all__ = ["EscalatedLogLikelihood", "escalate"]
+__all__ = ["escalate"]
 
-METHODS = ("guide", "more samples", "refined proposal", "annealing")
+Reasons = Mapping[int, str]
+"""Why a method does not serve, by the place of the datum."""
+
 _ROWS = 16
 _FEWEST = 1024  # samples of a fitted proposal
 _STANDARD_ERRORS = 3.0  # by which lower bounds of the same number differ by chance, at most
-
-
-@dataclass(frozen=True)
-class EscalatedLogLikelihood(MeanOverData):
-    """Estimate of log p(x) for each datum, the most trustworthy that was found; every array has shape (N,), in nats."""
-
-    value: np.ndarray
-    """Estimate of log p(x)."""
-    stderr: np.ndarray
-    """Its Monte Carlo standard error."""
-    skewness: np.ndarray
-    """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
-    unseen: np.ndarray
-    """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
-    verdict: np.ndarray
-    """`reliable`, `noisy` or `unreliable`; noisy at best where chains were annealed, or an earlier method of the datum
-    had left more unseen than an interval bears."""
-    method: np.ndarray
-    """What gave the estimate: guide, more samples, refined proposal or annealing."""
-    seconds: float
-    """Wall time of the escalation."""
-
-    @property
-    def trusted(self) -> np.ndarray:
-        """Whether the verdict on a datum is not `unreliable`."""
-        return self.verdict != UNRELIABLE
-
-    def interval(self, level: float = 0.95) -> Interval:
-        """Interval of the mean of log p(x) over these data, in nats per datum.
-
-        It covers where all data are reliable; its upper end is infinite where one is still unreliable.
-        """
-        found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
-        return found._replace(high=math.inf) if is_lower_bound(float((~self.trusted).mean())) else found
-
-    def intervals(self, level: float = 0.95) -> Interval:
-        """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`."""
-        return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """How many data each method served, by verdict."""
-        return {
-            method: {
-                word: int(((self.method == method) & (self.verdict == word)).sum())
-                for word in (RELIABLE, NOISY, UNRELIABLE)
-            }
-            for method in METHODS
-        }
-
-    def __str__(self) -> str:
-        counts = self.counts()
-        moved = int((self.method != METHODS[0]).sum())
-        left = int((self.verdict == UNRELIABLE).sum())
-        size = len(self.value)
-        lines = [
-            f"log p(x) {'' if left else '= '}{in_words(self.mean, self.mean_stderr, left / size)} nats per datum "
-            f"({size} data, {moved} of them escalated, {left} still unreliable)",
-            f"{'method':<18}{RELIABLE:>10}{NOISY:>10}{UNRELIABLE:>12}",
-            *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
-        ]
-        return "\n".join(lines)
 
 
 class _Found(NamedTuple):
@@ -116,7 +56,9 @@ def escalate(
     factor: int = 4,
     annealing: Annealing = Annealing(),
     seed: int = 0,
+    memory: int = 256 << 20,
     device: str | torch.device = "auto",
+    compile: Literal["auto"] | bool = "auto",
     progress: bool = True,
 ) -> EscalatedLogLikelihood:
     """Estimates log p(x) anew where an estimate cannot be trusted, by ever dearer methods; each only where needed.
@@ -134,6 +76,11 @@ def escalate(
     * What is lower than an earlier estimate by more than three standard errors has missed what that one saw, and is
       unreliable.
 
+    A method that does not serve a datum leaves its estimate as it is, and the report says why: `failures`. Fitted
+    proposals need latents that Pyro maps to R^n, with discrete ones of at most 256 joint values and no mask beside them
+    at most, and a guide that stays in the model's support and draws nothing else. Annealing starts from the prior where
+    it cannot from the guide; without chains from both no datum is trusted.
+
     Args:
         ll: What `log_likelihood` said of these data.
         pair: The pair that was evaluated.
@@ -142,13 +89,13 @@ def escalate(
         factor: How many times as many samples are drawn first; of the fitted proposal as many as before, or 1024.
         annealing: Chains and temperatures of the last method.
         seed: Of the further samples.
+        memory: Bytes that the decoder may use at once for more samples, about; see `log_likelihood`.
+        compile: Whether to compile for them, as for `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
         progress: Show progress bars where there is a terminal.
 
     Raises:
         DataError: The data are not as many as were evaluated.
-        PairError: More samples do not suffice, and a latent is discrete or has a support that depends on others.
-        EstimateError: A weight is NaN or infinite.
 
     Reference:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling; Owen and Zhou (2000), Safe
@@ -174,19 +121,29 @@ def escalate(
     best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
     # What probes have found stays in mind: that something was missed, and that much of it is still missing.
     missed, missing = misses_some(best.unseen, best.stderr), misses_much(best.unseen, best.stderr)
-    method = np.full(len(rows), METHODS[0], dtype=object)
+    method, failures = np.full(len(rows), METHODS[0], dtype=object), []
 
-    def more(some: Any, seed: int) -> _Found:
-        again = log_likelihood(pair, some, factor * ll.num_samples, seed, num_draws=0, device=device, progress=progress)
-        return _Found(*(getattr(again, name) for name in _Found._fields))
+    def more(some: Any, seed: int) -> tuple[_Found, Reasons]:
+        again = log_likelihood(
+            pair,
+            some,
+            factor * ll.num_samples,
+            seed,
+            num_draws=0,
+            memory=memory,
+            device=device,
+            compile=compile,
+            progress=progress,
+        )
+        return _Found(*(getattr(again, name) for name in _Found._fields)), {}
 
-    def refined(some: Any, seed: int) -> _Found:
+    def refined(some: Any, seed: int) -> tuple[_Found, Reasons]:
         return _refined(pair, some, max(ll.num_samples, _FEWEST), seed, device, progress)
 
-    def annealed(some: Any, seed: int) -> _Found:
+    def annealed(some: Any, seed: int) -> tuple[_Found, Reasons]:
         return _annealed(pair, some, annealing, seed, device, progress)
 
-    steps: tuple[Callable[[Any, int], _Found], ...] = (more, refined, annealed)
+    steps: tuple[Callable[[Any, int], tuple[_Found, Reasons]], ...] = (more, refined, annealed)
     for i, (name, step) in enumerate(zip(METHODS[1:], steps, strict=True)):
         wanting = ~np.isin(best.verdict, enough)
         if step is more:
@@ -196,7 +153,10 @@ def escalate(
         if not len(left := np.flatnonzero(wanting)):
             continue
         before = _Found(*(array[left] for array in best))
-        after = step(rows.take(torch.from_numpy(left)), key(seed, i))
+        after, reasons = _tried(step, rows.take(torch.from_numpy(left)), key(seed, i))
+        if reasons:
+            place, reason = next(iter(reasons.items()))
+            failures.append(Failure(name, len(reasons), int(left[place]), reason))
         missing[left] = misses_much(after.unseen, after.stderr) | (np.isnan(after.unseen) & missing[left])
         after = _in_view_of(before, missed[left], missing[left], after)
         missed[left] |= misses_some(after.unseen, after.stderr)
@@ -204,7 +164,24 @@ def escalate(
         for known, found in zip(best, after, strict=True):
             known[left[stays]] = found[stays]
         method[left[stays]] = name
-    return EscalatedLogLikelihood(*best, method=method.astype(str), seconds=time.monotonic() - start)
+    return EscalatedLogLikelihood(
+        *best,
+        method=method.astype(str),
+        failures=tuple(failures),
+        num_chains=annealing.num_chains,
+        seconds=time.monotonic() - start,
+    )
+
+
+def _tried(step: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed: int) -> tuple[_Found, Reasons]:
+    """What a step finds of some data; NaN with the reason where it fails, as it does alike in every process."""
+    try:
+        return step(some, seed)
+    except (PairError, EstimateError) as error:
+        size, reason = len(some[0]), reason_of(error)
+        none = np.full(size, np.nan)
+        found = _Found(none, none, none, none, np.full(size, UNRELIABLE))
+        return found, {row_of(error): reason} | dict.fromkeys(range(size), reason)
 
 
 def _in_view_of(before: _Found, missed: np.ndarray, missing: np.ndarray, after: _Found) -> _Found:
@@ -226,27 +203,41 @@ def _rank(words: np.ndarray) -> np.ndarray:
     return np.where(words == RELIABLE, 2, np.where(words == NOISY, 1, 0))
 
 
-def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool) -> _Found:
+def _refined(
+    pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool
+) -> tuple[_Found, Reasons]:
     with evaluating(pair, data, device) as subject:
-        pair, rows, layout, target, group = subject
-        found = Collection(len(rows))
-        blocks, own = subject.blocks(layout.largest_batch(_ROWS))
-        with Progress("refined proposals", own.stop, progress and group.leads, "data") as bar:
-            for first in blocks:
-                batch = rows.take(slice(first, first + blocks.step), target)
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    summary, unseen = refine(pair, batch, layout, first, num_samples, seed, target)
-                found.put(first, summary._asdict() | {"unseen": unseen})
-                bar.update(first + len(batch[0]), "")
-    s = found.gather(group, own, target)
-    words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(rows), num_samples))
-    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], words)
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            found = refine(subject.pair, batch, subject.layout, first, num_samples, seed, subject.device)
+            return found.summary._asdict() | {"unseen": found.unseen}
+
+        attempts = Attempts(work, (*Summary._fields, "unseen"))
+        swept = subject.sweep(subject.layout.largest_batch(_ROWS), "refined proposals", progress, attempts)
+    s = swept.gathered()
+    reasons = attempts.gathered_reasons(swept.group, swept.device)
+    words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(s["value"]), num_samples))
+    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], words), reasons
 
 
 def _annealed(
     pair: Any, data: Any, annealing: Annealing, seed: int, device: str | torch.device, progress: bool
-) -> _Found:
-    """Chains whose weights are alike, half of them effective, are noisy: so few do not tell their own error well."""
-    ais = annealed_importance_sampling(pair, data, annealing, seed, device=device, progress=progress)
-    words = np.where(ais.trusted & (ais.ess >= annealing.num_chains / 2), NOISY, UNRELIABLE)
-    return _Found(ais.value, ais.stderr, np.zeros(len(words)), np.full(len(words), np.nan), words)
+) -> tuple[_Found, Reasons]:
+    """Chains that are trusted are noisy: so few do not tell their own error well."""
+    with evaluating(pair, data, device) as subject:
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            chains = Chains(subject, batch, first)
+            try:
+                return chains.estimate(annealing, seed)
+            except PairError:  # the guide may be no start
+                return chains.estimate(replace(annealing, start="prior"), seed)
+
+        attempts = Attempts(work, ESTIMATES)
+        swept = subject.sweep(num_rows(subject.layout), "annealing", progress, attempts)
+    values = swept.gathered()
+    reasons = attempts.gathered_reasons(swept.group, swept.device)
+    ais = AnnealedLogLikelihood(**values, annealing=annealing, seconds=0.0)
+    nothing = np.zeros(len(ais.value))
+    words = np.where(ais.trusted, NOISY, UNRELIABLE)
+    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, words), reasons

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import located
-from ppl_vae.evaluation.collect import Collection
+from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.proposal import site_at_fault
 from ppl_vae.evaluation.quadrature import integrate
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.pair import Pair
-from ppl_vae.progress import Progress
 from ppl_vae.rng import seeded
-from ppl_vae.tape import Batch, Layout
-from ppl_vae.terms import run
+from ppl_vae.shrinking import Places, Shrinking, rows_of
+from ppl_vae.tape import Batch, Layout, run_program
+from ppl_vae.terms import outer_plates, run
+from ppl_vae.weights import not_a_weight
 
 __all__ = ["enumerate_latents", "log_evidence"]
 
 _ROWS = 16
+_MOST_VALUES, _AT_ONCE = 1 << 20, 1 << 18  # joint values of discrete latents; the same times data, in one run
 
 
 def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", progress: bool = True) -> np.ndarray:
@@ -38,10 +41,10 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
         progress: Show a progress bar where there is a terminal.
 
     Raises:
-        PairError: More than two continuous numbers a datum, or discrete ones of infinitely many values, or the pair is
-            not valid.
+        PairError: More than two continuous numbers a datum, or discrete ones of infinitely many values, or of more than
+            a million joint ones; or the pair is not valid.
         DataError: A datum lies outside the support of its site.
-        EstimateError: Quadrature does not settle; the row is named.
+        EstimateError: A density is NaN or infinite, or quadrature does not settle; the row is named.
 
     Example:
         >>> import torch
@@ -52,17 +55,15 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
         True
     """
     with evaluating(pair, data, device) as subject:
-        pair, rows, layout, target, group = subject
-        found = Collection(len(rows))
-        blocks, own = subject.blocks(layout.largest_batch(_ROWS))
-        with Progress("log p(x)", own.stop, progress and group.leads, "data") as bar:
-            for first in blocks:
-                batch = rows.take(slice(first, first + blocks.step), target)
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"), seeded(0, target):
-                    value = _of_block(pair, batch, layout, first)
-                found.put(first, {"value": value.double().cpu().numpy()})
-                bar.update(first + len(batch[0]), "")
-    return found.gather(group, own, target)["value"]
+        within_memory = Shrinking("the sum over all values of the latents")
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            with seeded(0, subject.device):
+                value = _of_block(subject.pair, batch, subject.layout, first, within_memory)
+            return {"value": value.double().cpu().numpy()}
+
+        swept = subject.sweep(_num_rows(subject.layout), "log p(x)", progress, work)
+    return swept.gathered()["value"]
 
 
 def enumerate_latents(pair: Pair, batch: Batch, layout: Layout) -> Tensor:
@@ -78,7 +79,46 @@ def enumerate_latents(pair: Pair, batch: Batch, layout: Layout) -> Tensor:
     return log_joint.double().logsumexp(0)
 
 
-def _of_block(pair: Pair, batch: Batch, layout: Layout, first: int) -> Tensor:
-    if set(layout.local_latents) == set(layout.cardinalities):
-        return enumerate_latents(pair, batch, layout)
-    return integrate(pair, batch, layout, first)
+def _num_rows(layout: Layout) -> int:
+    """Data of a block: fewer where their latents have many values, all of which are gone through at once.
+
+    Raises:
+        PairError: They are too many.
+    """
+    found = math.prod(layout.cardinalities.values())
+    if _is_sum(layout) and found > _MOST_VALUES:
+        most = max(layout.cardinalities, key=lambda name: layout.cardinalities[name])
+        raise PairError(
+            f"site {most!r}: expected at most {_MOST_VALUES:,} joint values of discrete latents to sum over, found "
+            f"{found:,}: use log_likelihood"
+        )
+    return layout.largest_batch(max(1, min(_ROWS, _AT_ONCE // found)))
+
+
+def _is_sum(layout: Layout) -> bool:
+    return set(layout.local_latents) == set(layout.cardinalities)
+
+
+def _of_block(pair: Pair, batch: Batch, layout: Layout, first: int, within_memory: Shrinking) -> Tensor:
+    if not _is_sum(layout):
+        return integrate(pair, batch, layout, first)
+
+    def summed(some: Places, _: range) -> tuple[Tensor]:
+        return (enumerate_latents(pair, rows_of(batch, some), layout).unsqueeze(0),)
+
+    found = within_memory(summed, range(len(batch[0])), range(1))[0][0]
+    if bool((wrong := not_a_weight(found)).any()):
+        n = int(wrong.nonzero()[0])
+        raise EstimateError(
+            f"row {first + n}: expected a finite log p(x, z) at all values of the latents, found {float(found[n])}: "
+            f"{_at_fault(pair, rows_of(batch, range(n, n + 1)), layout)}; mend the density there"
+        )
+    return found
+
+
+def _at_fault(pair: Pair, row: Batch, layout: Layout) -> str:
+    """The site that has no density at some value of the latents of a datum, in words."""
+    (size,) = outer_plates(math.prod(layout.cardinalities.values()), layout)
+    guide = run_program(pair, pair.guide, row, size, layout, enumerated=layout.cardinalities)
+    model = run_program(pair, pair.model, row, size, layout, guide.replay)
+    return site_at_fault([("model", model), ("guide", guide)], layout)

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from ppl_vae.averages import mean_stderr
 from ppl_vae.errors import DataError
+from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.evaluation.ranking import Estimate
 
 __all__ = ["Agreement", "agreement"]
 
 _TOLERANCE = 1e-4  # of quadrature, and of float32
+_LEVEL = 0.95
+
+
+class Bounded(Estimate, Protocol):
+    """An estimate with an interval of each datum."""
+
+    def intervals(self, level: float = _LEVEL) -> Interval:
+        """Intervals of log p(x), (N,) and (N,), in nats."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,9 @@ class Agreement:
     """Monte Carlo standard error of the estimate."""
     trusted: np.ndarray
     """Whether estimate and error said that they can be trusted."""
+    held: np.ndarray
+    """Whether the estimate's own 95 % interval of the datum holds log p(x); it is wider by 1e-4, to which quadrature is
+    exact."""
 
     @property
     def mean_error(self) -> float:
@@ -38,12 +51,8 @@ class Agreement:
 
     @property
     def coverage(self) -> float:
-        """Share of the trusted data whose interval of 1.96 standard errors holds the truth; NaN if none is trusted.
-
-        Intervals are wider by 1e-4, to which quadrature is exact.
-        """
-        held = np.abs(self.error) <= 1.96 * self.stderr + _TOLERANCE
-        return float(held[self.trusted].mean()) if self.trusted.any() else float("nan")
+        """Share of the trusted data whose interval holds the truth; NaN if none is trusted."""
+        return float(self.held[self.trusted].mean()) if self.trusted.any() else float("nan")
 
     def __str__(self) -> str:
         text = (
@@ -55,11 +64,11 @@ class Agreement:
         return f"{text}; 95 % intervals hold it for {self.coverage:.1%} of the {int(self.trusted.sum()):,} trusted data"
 
 
-def agreement(estimate: Estimate, exact: np.ndarray) -> Agreement:
+def agreement(estimate: Bounded, exact: np.ndarray) -> Agreement:
     """Sets an estimate against the exact log p(x) of the same data, such as that of `log_evidence`.
 
     Args:
-        estimate: A `LogLikelihood`, an `AnnealedLogLikelihood`, or what else has value, stderr and trusted.
+        estimate: A `LogLikelihood`, an `AnnealedLogLikelihood`, or what else has value, stderr, trusted and intervals.
         exact: log p(x) of each datum (N,), in nats.
 
     Raises:
@@ -77,4 +86,6 @@ def agreement(estimate: Estimate, exact: np.ndarray) -> Agreement:
     exact = np.asarray(exact, dtype=np.float64)
     if exact.shape != estimate.value.shape:
         raise DataError(f"exact: expected log p(x) of each datum, {estimate.value.shape}, found shape {exact.shape}")
-    return Agreement(estimate.value - exact, np.asarray(estimate.stderr), np.asarray(estimate.trusted))
+    low, high = estimate.intervals(_LEVEL)
+    held = (low - _TOLERANCE <= exact) & (exact <= high + _TOLERANCE)
+    return Agreement(estimate.value - exact, np.asarray(estimate.stderr), np.asarray(estimate.trusted), held)

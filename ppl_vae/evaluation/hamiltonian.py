@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,10 +12,22 @@ from ppl_vae.evaluation.unconstrained import Unconstrained
 
 __all__ = ["Density", "Transition", "transition"]
 
-Density = Callable[[Mapping[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-"""log f of points, (K, N), and its gradient by site."""
-
 _JITTER = 0.2  # of the step size: orbits of one length can return to where they started
+_DIVERGED = 1000.0  # nats of energy: leapfrog steps that gained so much are no orbit any more, wherever they lead
+
+
+class Density(Protocol):
+    """What chains move in."""
+
+    def __call__(self, points: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """log f of points, (K, N), and its gradient by site."""
+
+    def check(self, log_f: Tensor, points: Mapping[str, Tensor], counts: Tensor) -> None:
+        """log f is a density where it `counts`, (K, N).
+
+        Raises:
+            EstimateError: It is NaN or plus infinity there.
+        """
 
 
 class Transition(NamedTuple):
@@ -35,7 +47,8 @@ def transition(
     .. math:: p \sim N(0, I), \quad H = -\log f(u) + \tfrac12 |p|^2, \quad
               \text{accept with probability } \min(1, e^{H - H'})
 
-    A proposal whose energy is not finite is rejected.
+    A proposal where f is zero, or whose steps have diverged, is rejected. A log f that is NaN on the way there, before
+    they have, is an error: what the model says nothing of would be left out of every estimate.
 
     Args:
         density: log f and its gradient.
@@ -44,6 +57,9 @@ def transition(
         num_leapfrog: Leapfrog steps of a proposal.
         space: What the points are points of.
 
+    Raises:
+        EstimateError: log f is NaN or plus infinity where the chains are, or go.
+
     Reference:
         Neal (2011), MCMC Using Hamiltonian Dynamics.
     """
@@ -51,12 +67,15 @@ def transition(
     steps = {name: space.aligned(epsilon, name, u) for name, u in points.items()}
     momentum = {name: torch.randn_like(u) for name, u in points.items()}
     log_f, gradient = density(points)
-    energy = space.square(momentum) / 2 - log_f
+    density.check(log_f, points, torch.ones_like(log_f, dtype=torch.bool))
+    energy, new_log_f = space.square(momentum) / 2 - log_f, log_f
     moved = dict(points)
     for _ in range(num_leapfrog):
         momentum = {name: p + steps[name] / 2 * gradient[name] for name, p in momentum.items()}
+        on_orbit = space.square(momentum) / 2 - new_log_f - energy < _DIVERGED
         moved = {name: u + steps[name] * momentum[name] for name, u in moved.items()}
         new_log_f, gradient = density(moved)
+        density.check(new_log_f, moved, on_orbit)
         momentum = {name: p + steps[name] / 2 * gradient[name] for name, p in momentum.items()}
     loss = energy - (space.square(momentum) / 2 - new_log_f)
     probability = torch.where(loss.isfinite(), loss.clamp_max(0.0).exp(), 0.0)

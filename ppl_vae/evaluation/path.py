@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checking.sites import mask_of
-from ppl_vae.errors import PairError
+from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.hamiltonian import Density
+from ppl_vae.evaluation.proposal import site_at_fault, site_where
 from ppl_vae.evaluation.unconstrained import Unconstrained
 from ppl_vae.pair import Pair, Program
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms
+from ppl_vae.weights import not_a_weight
 
 __all__ = ["Ends", "Path", "num_values"]
 
 _MOST_VALUES = 256
+_SHOWN = 4  # numbers of a point in a message
 
 
 class Ends(NamedTuple):
@@ -35,7 +38,8 @@ class Ends(NamedTuple):
         # A term without weight is left out: it may be infinite.
         if temperature in (0.0, 1.0):
             return self.joint if temperature else self.start
-        return torch.lerp(self.start, self.joint, temperature)
+        # torch.lerp of minus infinity is NaN from 1/2 on.
+        return (1 - temperature) * self.start + temperature * self.joint
 
 
 class Path:
@@ -51,6 +55,7 @@ class Path:
         layout: Layout of the pair.
         num_chains: K.
         start: Where the path starts.
+        first_row: Row of the first datum, for messages.
 
     Raises:
         PairError: A latent has infinitely many discrete values, or too many, or a mask on them; its support moves; or
@@ -59,22 +64,29 @@ class Path:
     """
 
     def __init__(
-        self, pair: Pair, batch: Batch, layout: Layout, num_chains: int, start: Literal["prior", "guide"]
+        self,
+        pair: Pair,
+        batch: Batch,
+        layout: Layout,
+        num_chains: int,
+        start: Literal["prior", "guide"],
+        first_row: int = 0,
     ) -> None:
         self._pair, self._batch, self._layout, self._start = pair, batch, layout, start
+        self._first_row = first_row
         self._num_chains, self._size = num_chains, num_chains if num_chains > 1 else None
         self._num_values = num_values(layout)
         if start == "guide" and layout.may_leave_support:
             raise PairError(
                 f"site {min(layout.may_leave_support)!r}: expected a guide that stays in the model's support, where "
-                "densities on the way from it to the posterior are known, found one that may leave it; start='prior' "
-                "does not need it"
+                "densities on the way from it to the posterior are known, found one that may leave it; annealing from "
+                "start='prior' does not need it"
             )
         guide = self._run(pair.guide)
         if start == "guide" and (extra := [name for name in guide.latents if name not in layout.local_latents]):
             raise PairError(
                 f"site {extra[0]!r}: expected a guide whose density can be evaluated at any latent, found a draw of "
-                "its own beside the model's latents; start='prior' does not need it"
+                "its own beside the model's latents; annealing from start='prior' does not need it"
             )
         # Draws outside the model's support have no point in R^n; its sites are known without them.
         model = self._run(pair.model, None if layout.may_leave_support else guide.latents)
@@ -92,27 +104,61 @@ class Path:
         return self.space.points(latents)
 
     def ends(self, points: Mapping[str, Tensor]) -> Ends:
-        """Log-densities of both ends."""
+        """Log-densities of both ends, whatever they are."""
+        guide, model, log_det = self._runs(points)
+        terms = Terms([(guide, model)], self._batch, self._layout, scaled=False)
+        start = terms.log_guide if self._start == "guide" else terms.log_prior
+        return Ends(self._summed(start) + log_det, self._summed(terms.log_lik + terms.log_prior) + log_det)
+
+    def sure_ends(self, points: Mapping[str, Tensor]) -> Ends:
+        """Log-densities of both ends, which are densities.
+
+        Raises:
+            EstimateError: One of them is NaN or plus infinity.
+        """
+        ends = self.ends(points)
+        for log_density in ends:
+            self.check(log_density, points)
+        return ends
+
+    def check(self, log_density: Tensor, points: Mapping[str, Tensor], counts: Tensor | None = None) -> None:
+        """A log-density (K, N) of points is a number, or minus infinity, where it `counts`.
+
+        Raises:
+            EstimateError: Naming the row, and the first site that has none.
+        """
+        wrong = not_a_weight(log_density)
+        wrong = wrong if counts is None else wrong & counts
+        if not bool(wrong.any()):
+            return
+        k, n = (int(i) for i in wrong.nonzero()[0])
+        numbers = self.space.numbers(points, k, n)
+        at = ", ".join(f"{u:.4g}" for u in numbers[:_SHOWN]) + " and more" * (len(numbers) > _SHOWN)
+        guide, model, _ = self._runs(points)
+        tapes = [("guide", guide)] * (self._start == "guide") + [("model", model)]
+        raise EstimateError(
+            f"row {self._first_row + n}: expected a log-density at all latents, or -inf where the model excludes them, "
+            f"found {float(log_density[k, n])} at {at} (in unconstrained coordinates): "
+            f"{site_at_fault(tapes, self._layout, n)}; mend the density there"
+        )
+
+    def excluding(self, column: int) -> str:
+        """The first site of the model that is impossible at draws of the start, for a datum, or an empty text."""
+        _, model, _ = self._runs(self.draw())
+        return site_where(model, self._layout, torch.isneginf, column)
+
+    def density(self, temperature: float) -> Density:
+        """log f_t with its gradient."""
+        return _Tempered(self, temperature)
+
+    def _runs(self, points: Mapping[str, Tensor]) -> tuple[Tape, Tape, Tensor]:
+        """Runs of guide and model at points, and log |dz / du|; from the prior the guide need not be run."""
         values, log_det = self.space.values(points)
         if self._num_values > 1:
             values = self._for_every_value(values)
         model = self._run(self._pair.model, values, summed=True)
         guide = self._run(self._pair.guide, values, summed=True) if self._start == "guide" else model
-        terms = Terms([(guide, model)], self._batch, self._layout, scaled=False)
-        start = terms.log_guide if self._start == "guide" else terms.log_prior
-        return Ends(self._summed(start) + log_det, self._summed(terms.log_lik + terms.log_prior) + log_det)
-
-    def density(self, temperature: float) -> Density:
-        """log f_t with its gradient."""
-
-        def evaluate(points: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-            with torch.enable_grad():
-                leaves = {name: u.detach().requires_grad_() for name, u in points.items()}
-                log_f = self.ends(leaves).between(temperature)
-                gradients = torch.autograd.grad(log_f.sum(), list(leaves.values()))
-            return log_f.detach(), dict(zip(leaves, gradients, strict=True))
-
-        return evaluate
+        return guide, model, log_det
 
     def _for_every_value(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of continuous latents, each chain as often as the others have joint values."""
@@ -135,6 +181,22 @@ class Path:
             return run_program(self._pair, program, self._batch, self._size, self._layout, values)
         size, every = self._num_chains * self._num_values, self._layout.cardinalities
         return run_program(self._pair, program, self._batch, size, self._layout, values, enumerated=every)
+
+
+class _Tempered:
+    """A density on the path."""
+
+    def __init__(self, path: Path, temperature: float) -> None:
+        self._path, self._temperature = path, temperature
+        self.check = path.check
+
+    def __call__(self, points: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """log f_t, (K, N), and its gradient by site."""
+        with torch.enable_grad():
+            leaves = {name: u.detach().requires_grad_() for name, u in points.items()}
+            log_f = self._path.ends(leaves).between(self._temperature)
+            gradients = torch.autograd.grad(log_f.sum(), list(leaves.values()))
+        return log_f.detach(), dict(zip(leaves, gradients, strict=True))
 
 
 def num_values(layout: Layout) -> int:

@@ -11,15 +11,13 @@ import torch
 from torch import Tensor
 
 from ppl_vae.coordinates import data_second
-from ppl_vae.errors import PairError, located
-from ppl_vae.evaluation.collect import Collection
+from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, resample
 from ppl_vae.evaluation.proposal import Proposal, check_weights, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
-from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import outer_plates
@@ -98,24 +96,28 @@ def posterior_predictive(
     for name, value in (("num_draws", num_draws), ("num_samples", num_samples)):
         whole_number(name, value, least=1)
     whole_number("seed", seed)
-    with evaluating(pair, data, device) as (pair, rows, layout, target, group):
+    with evaluating(pair, data, device) as subject:
+        pair, rows, layout, target, _ = subject
         if not layout.local_latents:
             raise PairError("expected latents to draw data anew from, found a pair without; draw from the model itself")
         plan = DrawPlan.of(num_draws, num_samples, corrected, seed)
         score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
-        found = {part: Collection(len(rows), axis) for part, axis in (("z", 1), ("x", 1), ("observed", 0))}
-        size = layout.largest_batch(_ROWS)
-        with Progress("posterior predictive", len(rows), progress and group.leads, "data") as bar:
-            for first in range(0, len(rows), size):
-                batch = rows.take(slice(first, first + size), target)
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    block = _of_block(pair, batch, first, plan, layout, score, target)
-                for part, tensors in block.items():
-                    found[part].put(first, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
-                bar.update(first + len(batch[0]), "")
-    posterior = found["z"].arrays
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            block = _of_block(pair, batch, first, plan, layout, score, target)
+            return {f"{part} {name}": z.cpu().numpy() for part, of in block.items() for name, z in of.items()}
+
+        swept = subject.sweep(layout.largest_batch(_ROWS), "posterior predictive", progress, work, axis=1)
+    found = swept.gathered()
+    posterior, predictive, observed = (_named(found, part) for part in ("z", "x", "observed"))
     log_lik = posterior.pop(LOG_LIK)
-    return PosteriorPredictive(posterior, found["x"].arrays, found["observed"].arrays, log_lik)
+    return PosteriorPredictive(posterior, predictive, {name: x[0] for name, x in observed.items()}, log_lik)
+
+
+def _named(found: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+    """The arrays of a part."""
+    start = f"{part} "
+    return {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
 
 
 def _of_block(
@@ -140,7 +142,7 @@ def _of_block(
     return {
         "z": drawn | {LOG_LIK: pick(log_lik, choice)},
         "x": {name: torch.cat([_value(tape, name, layout) for tape in runs]) for name in runs[0].simulated},
-        "observed": {name: _value(given, name, layout)[0] for name in runs[0].simulated},
+        "observed": {name: _value(given, name, layout) for name in runs[0].simulated},
     }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError
@@ -17,7 +18,16 @@ from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
 from ppl_vae.weights import not_a_weight
 
-__all__ = ["Proposal", "check_finite", "check_weights", "evaluate_guide", "evaluate_model", "propose"]
+__all__ = [
+    "Proposal",
+    "check_finite",
+    "check_weights",
+    "evaluate_guide",
+    "evaluate_model",
+    "propose",
+    "site_at_fault",
+    "site_where",
+]
 
 
 class Proposal(NamedTuple):
@@ -117,15 +127,35 @@ def _check(
     k, n = (int(i) for i in bad.nonzero()[0])
     latents = proposal.part(layout, slice(n, n + 1), slice(k, k + 1))[0]
     row, size = tuple(array[n : n + 1] for array in batch), proposal.outer_size(1)
-    where = "no single density is to blame, but their difference"
-    for role, program in (("guide", pair.guide), ("model", pair.model)):
-        sites = run_program(pair, program, row, size, layout, latents).sites
-        if faults := [name for name, s in sites.items() if bool(is_bad(bounded_log_prob(s, layout)).any())]:
-            where = f"the density of site {faults[0]!r} of the {role} is none there"
-            break
+    programs = (("guide", pair.guide), ("model", pair.model))
+    tapes = ((role, run_program(pair, program, row, size, layout, latents)) for role, program in programs)
     raise EstimateError(
-        f"row {first_row + n}: expected finite {what}, found {float(log_weight[k, n])} at draw {k}: {where}"
+        f"row {first_row + n}: expected finite {what}, found {float(log_weight[k, n])} at draw {k}: "
+        f"{site_at_fault(tapes, layout, is_bad=is_bad)}"
     )
+
+
+def site_at_fault(
+    tapes: Iterable[tuple[str, Tape]],
+    layout: Layout,
+    column: int = 0,
+    is_bad: Callable[[Tensor], Tensor] = not_a_weight,
+) -> str:
+    """The first site whose density is none at a datum of a run, in words, among the runs of named programs."""
+    for role, tape in tapes:
+        if name := site_where(tape, layout, is_bad, column):
+            return f"the density of site {name!r} of the {role} is none there"
+    return "no single density is to blame, but their difference"
+
+
+def site_where(tape: Tape, layout: Layout, is_so: Callable[[Tensor], Tensor], column: int) -> str:
+    """The first site of a run of whose log-densities some are so at a datum, or an empty text."""
+    for name, site in tape.sites.items():
+        found = is_so(bounded_log_prob(site, layout)).float()
+        of_data = sum_to_data(scale_and_mask(found, 1.0, site["mask"]), layout)
+        if bool(of_data[:, column if of_data.shape[1] > 1 else 0].any()):
+            return name
+    return ""
 
 
 def evaluate_guide(

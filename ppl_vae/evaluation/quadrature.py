@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -63,35 +63,46 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
 
     Raises:
         PairError: A datum has more than two continuous latent numbers, or discrete ones of infinitely many values.
-        EstimateError: The density is NaN or infinite somewhere, or does not end, or is too rough or too narrow.
+        EstimateError: The density is NaN or infinite somewhere, and site and row are named; or it does not end, or is
+            too rough or too narrow.
 
     Reference:
         Takahasi and Mori (1974), Double Exponential Formulas for Numerical Integration.
     """
     chunk = max(1, _CHUNK // num_values(layout))
-    path = Path(pair, batch, layout, max(2, chunk), "prior")
+    path = Path(pair, batch, layout, max(2, chunk), "prior", first_row)
     pattern = path.draw()
     drawn = path.space.flat(pattern)
-    if (size := drawn.shape[-1]) > MOST_DIMENSIONS:
-        raise PairError(
-            f"expected at most {MOST_DIMENSIONS} latent numbers a datum for quadrature, found {size}: use "
-            "bidirectional_monte_carlo, or annealed_importance_sampling"
-        )
+    _check_dimensions({name: u.numel() // drawn[..., 0].numel() for name, u in pattern.items()})
     line = _line(drawn.double())
 
     def log_density(v: Tensor) -> Tensor:
         u = line.points(v).to(drawn.dtype)
-        parts = [_padded(part, len(drawn)) for part in u.split(len(drawn))]
-        joint = torch.cat([path.ends(path.space.from_flat(part, pattern)).joint for part in parts])
-        found = joint[: len(v)].double() + line.log_slope(v)
-        _check(found, u, first_row)
-        return found
+        joint = torch.cat([_log_joint(path, _padded(part, len(drawn)), pattern) for part in u.split(len(drawn))])
+        return joint[: len(v)].double() + line.log_slope(v)
 
     starts = line.inverse(drawn.double())
     kind = torch.finfo(drawn.dtype)
     furthest = ((_SAFE * math.sqrt(kind.max) - line.centre.abs()) / line.scale).asinh()
     box = _wide_enough(log_density, starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN, furthest, first_row)
     return integrated(log_density, box, kind.eps, first_row)
+
+
+def _check_dimensions(sizes: Mapping[str, int]) -> None:
+    if (size := sum(sizes.values())) > MOST_DIMENSIONS:
+        largest = max(sizes, key=lambda name: sizes[name])
+        raise PairError(
+            f"site {largest!r}: expected at most {MOST_DIMENSIONS} continuous latent numbers a datum for quadrature, "
+            f"{sizes[largest]} of them here, found {size}: use annealed_importance_sampling"
+        )
+
+
+def _log_joint(path: Path, flat: Tensor, pattern: Mapping[str, Tensor]) -> Tensor:
+    """log p(x, u) of points (K, N, D), which is a density."""
+    points = path.space.from_flat(flat, pattern)
+    log_joint = path.ends(points).joint
+    path.check(log_joint, points)
+    return log_joint
 
 
 def _line(drawn: Tensor) -> _Line:
@@ -118,19 +129,8 @@ def _wide_enough(log_density: LogDensity, low: Tensor, high: Tensor, furthest: T
     row = first_row + int((over if bool(over.any()) else down | up).any(-1).nonzero()[0])
     raise EstimateError(
         f"row {row}: expected p(x, z) to fall off on all sides, found that it still counts where latents are near the "
-        "largest number there is: use bidirectional_monte_carlo"
+        "largest number there is: use annealed_importance_sampling"
     )
-
-
-def _check(value: Tensor, points: Tensor, first_row: int) -> None:
-    wrong = value.isnan() | (value == torch.inf)
-    if bool(wrong.any()):
-        k, row = (int(i) for i in wrong.nonzero()[0])
-        at = ", ".join(f"{float(u):.4g}" for u in points[k, row])
-        raise EstimateError(
-            f"row {first_row + row}: expected a finite log p(x, z) at all latents, found {float(value[k, row])} at "
-            f"{at} (in unconstrained coordinates): mend the density there"
-        )
 
 
 def _padded(points: Tensor, size: int) -> Tensor:

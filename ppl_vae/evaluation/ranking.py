@@ -53,7 +53,7 @@ class Difference(NamedTuple):
     monte_carlo: float
     """Its Monte Carlo standard error on these data, as if the noise of the two were independent."""
     p_value: float
-    """Adjusted for all comparisons (Holm): told apart if at most the level. See `Comparison`."""
+    """Adjusted for all comparisons (Holm): told apart if at most 1 - level. See `Comparison`."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,18 @@ class Comparison:
 
     .. math:: d_n = \log \hat p_a(x_n) - [\log \hat p_b(x_n) + s_{b,n}^2 / 2]
 
-    above 0 at half the level, after Holm's correction for all pairs of pairs. s^2 / 2 is how much an estimate with
-    standard error s is too low. Where the estimate of b is untrusted, log p_b(x_n) may be anything above it: a positive
-    d_n then counts as 0. k-hat misses some such data, so that half as many of the largest d_n among the trusted count
-    as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is known well. A d_n below the
-    rounding of the two estimates is 0.
+    above 0 with an error of at most (1 - level) / 2, after Holm's correction for all pairs of pairs. s^2 / 2 is how
+    much an estimate with standard error s is too low. Where the estimate of b is untrusted, log p_b(x_n) may be
+    anything above it: a positive d_n then counts as 0. k-hat misses some such data, so that half as many of the largest
+    d_n among the trusted count as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is
+    known well. A d_n below the rounding of the two estimates is 0.
 
-    The level is that of estimates whose errors can be believed where they are trusted. A guide that misses a mode of
-    its own, far away, is not seen by k-hat nor by probes, and its pair may be ranked too low.
+    The level holds where errors can be believed of estimates that are trusted. A guide that misses a mode of its own,
+    far away, is not seen by k-hat nor by probes, and its pair may be ranked too low.
 
     Args:
         estimates: Name -> estimate, such as a `LogLikelihood`, all of the same N data in the same order.
-        level: Probability, at most, of any wrong order among those told.
+        level: Probability, at least, that no order among those told is wrong, such as 0.95.
         exact: Names of those whose estimates are log p(x) itself, so that they have no error.
         rounding: Relative rounding of the estimates, that of the least precise pair.
 
@@ -89,8 +89,8 @@ class Comparison:
 
     estimates: Mapping[str, Estimate]
     """Name -> estimate, as given."""
-    level: float = 0.05
-    """Family-wise error of the order."""
+    level: float = 0.95
+    """Probability that all of the order told is right."""
     exact: frozenset[str] = frozenset()
     """Names of those that are log p(x) itself."""
     rounding: float = 2.0**-52
@@ -121,8 +121,8 @@ class Comparison:
 
     @cached_property
     def ranks(self) -> dict[str, tuple[int, int]]:
-        """Name -> best and worst rank that it may have; all of them hold together with probability 1 - level."""
-        told = [d for d in self.differences if d.p_value <= self.level]
+        """Name -> best and worst rank that it may have; all of them hold together with probability `level`."""
+        told = [d for d in self.differences if self.tells(d)]
         above = {name: sum(d.worse == name for d in told) for name in self.names}
         below = {name: sum(d.better == name for d in told) for name in self.names}
         return {name: (1 + above[name], len(self.names) - below[name]) for name in self.names}
@@ -135,7 +135,7 @@ class Comparison:
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """All names but `bounds` in groups, the best first: each is known to be better than all of the next one."""
-        told = {(d.better, d.worse) for d in self.differences if d.p_value <= self.level}
+        told = {(d.better, d.worse) for d in self.differences if self.tells(d)}
         placed = [name for name in self.names if name not in self.bounds]
         groups: list[tuple[str, ...]] = []
         start = 0
@@ -144,6 +144,10 @@ class Comparison:
                 groups.append(tuple(placed[start:end]))
                 start = end
         return tuple(groups)
+
+    def tells(self, difference: Difference) -> bool:
+        """Whether `better` is known to be above `worse`."""
+        return difference.p_value <= 1 - self.level
 
     def behind(self, name: str) -> Difference | None:
         """How far a pair is behind that of the highest mean; None for that one."""

@@ -37,7 +37,7 @@ def _order(comparison: Comparison) -> list[str]:
         if any(len(group) > 1 for group in groups):
             text += "; = joins pairs that cannot all be told apart, more data may"
         assumed = "" if comparison.exact.issuperset(placed) else ", as long as no guide misses a mode"
-        lines.append(f"{text} (any mistake in it: probability at most {comparison.level:g}{assumed})")
+        lines.append(f"{text} (any mistake in it: probability at most {1 - comparison.level:.2g}{assumed})")
     if len(bounds) > 1:
         lines.append(
             f"{', '.join(bounds)}: lower bounds, which cannot rank each other: take more samples, a better guide, or "

@@ -71,14 +71,15 @@ def refine(
         device: Where it runs.
 
     Raises:
-        PairError: A latent is discrete, its support moves, or the guide has draws of its own.
+        PairError: As `Path`: what is drawn has no density on R^n that is known.
+        EstimateError: A density is NaN or plus infinity at a sample; row and site are named.
 
     Reference:
         Owen and Zhou (2000), Safe and Effective Importance Sampling; Cappé, Douc, Guillin, Marin and Robert (2008),
         Adaptive Importance Sampling in General Mixture Classes.
     """
     with seeded(key(seed, first), device):
-        path = Path(pair, batch, layout, _CHUNK, "guide")
+        path = Path(pair, batch, layout, _CHUNK, "guide", first)
         fitted = _fit(path)
     chunks = math.ceil(num_samples / _CHUNK)
     stream = Stream(len(batch[0]), chunks * _CHUNK, first)
@@ -109,7 +110,10 @@ def _fit(path: Path) -> Fitted:
 
 
 def _moments(points: Tensor, log_weight: Tensor, fallback: Tensor) -> Fitted:
-    """Mean and covariance of weighted points (n, N, D), the latter drawn to a fallback where few points count."""
+    """Mean and covariance of weighted points (n, N, D), the latter drawn to a fallback where few points count.
+
+    Points without a density have no part in a proposal; samples, which are in the estimate, may not be without.
+    """
     weight = _flattened(log_weight.nan_to_num(nan=-torch.inf, posinf=-torch.inf))
     mean = (weight[..., None] * points).sum(0)
     ess = 1 / weight.square().sum(0)
@@ -152,8 +156,11 @@ def _covariance(points: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
 def _defensive_weights(path: Path, fitted: Fitted) -> Tensor:
     """Log-weights of a chunk of samples, (k, N)."""
     pattern = path.draw()
-    joint, mixture = _densities(path, fitted, _proposed(path, fitted, pattern), pattern)
-    return torch.where(joint.isnan(), -torch.inf, joint - mixture)
+    points = _proposed(path, fitted, pattern)
+    joint, mixture = _densities(path, fitted, points, pattern)
+    for log_density in (joint, mixture):
+        path.check(log_density, path.space.from_flat(points, pattern))
+    return joint - mixture
 
 
 def _proposed(path: Path, fitted: Fitted, pattern: Mapping[str, Tensor]) -> Tensor:

@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking import check, check_observations, check_rows
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group, current
-from ppl_vae.errors import PairError
+from ppl_vae.errors import PairError, located
+from ppl_vae.evaluation.collect import Collection
 from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_state, on_device
+from ppl_vae.progress import Progress
 from ppl_vae.shrinking import undivided
-from ppl_vae.tape import Layout
+from ppl_vae.tape import Batch, Layout
 from ppl_vae.validation import validating
 
-__all__ = ["Subject", "evaluating"]
+__all__ = ["Subject", "Swept", "Work", "evaluating", "rows_in_words"]
 
 _PROBE_ROWS = 16
+
+Work = Callable[[Batch, int], Mapping[str, np.ndarray]]
+"""Says of a block of data, whose first row is given, what there is to say: arrays with a number or more for each."""
+
+
+class Swept(NamedTuple):
+    """What has been said of the data of this process."""
+
+    found: Collection
+    """Arrays over all data, filled where this process went."""
+    own: slice
+    """Which data those are."""
+    group: Group
+    """The processes that share the data."""
+    device: torch.device
+    """Where the evaluation runs."""
+
+    def gathered(self) -> dict[str, np.ndarray]:
+        """The arrays over all data, what other processes said included.
+
+        Every process has to call it, once none can fail any more: on leaving `evaluating`.
+        """
+        return self.found.gather(self.group, self.own, self.device)
 
 
 class Subject(NamedTuple):
@@ -45,6 +71,36 @@ class Subject(NamedTuple):
         every = range(0, len(self.rows), size)
         own = every[self.group.share(len(every))]
         return own, slice(min(own.start, len(self.rows)), min(own.stop, len(self.rows)))
+
+    def sweep(self, size: int, title: str, progress: bool, work: Work, axis: int = 0) -> Swept:
+        """Goes through the blocks of this process, `size` data each.
+
+        Args:
+            size: Data of a block.
+            title: What is done, beside the progress bar.
+            progress: Show a progress bar where there is a terminal.
+            work: What says something of a block; an error of a program in it names the rows.
+            axis: Dimension of the data in the arrays.
+        """
+        blocks, own = self.blocks(size)
+        found = Collection(len(self.rows), axis)
+        with Progress(title, own.stop, progress and self.group.leads, "data") as bar:
+            for first in blocks:
+                batch = self.rows.take(slice(first, first + size), self.device)
+                with located(rows_in_words(first, len(batch[0]))):
+                    found.put(first, work(batch, first))
+                bar.update(first + len(batch[0]), "")
+        return Swept(found, own, self.group, self.device)
+
+
+def rows_in_words(first: int, count: int) -> str:
+    """The rows of a block, for messages.
+
+    Example:
+        >>> rows_in_words(16, 4), rows_in_words(16, 1)
+        ('rows 16 to 19', 'row 16')
+    """
+    return f"rows {first} to {first + count - 1}" if count > 1 else f"row {first}"
 
 
 @contextmanager

@@ -68,11 +68,6 @@ class Surgery:
         """Its standard error, in nats."""
         return math.hypot(self.rate_stderr, self.mutual_information_stderr)
 
-    @property
-    def marginal_kl_lower(self) -> float:
-        """rate - `upper`, in nats: too low in mean for the population."""
-        return self.rate - self.upper
-
     def __str__(self) -> str:
         information = in_words(self.mutual_information, self.mutual_information_stderr, 0.0)
         return (

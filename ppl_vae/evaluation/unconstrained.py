@@ -83,6 +83,15 @@ class Unconstrained:
         """Squared length of the point of each chain and datum, (K, N)."""
         return self._total(_sum_last(u.square(), self._depth(name)) for name, u in points.items())
 
+    def numbers(self, points: Mapping[str, Tensor], k: int, n: int) -> list[float]:
+        """The numbers of one point, that of chain k and datum n, site after site."""
+        found: list[float] = []
+        for name, u in points.items():
+            has_chains = u.dim() - self._depth(name) == -self._layout.particle_dim
+            of_datum = u.select(self._data_dim(name, u), n)
+            found += (of_datum[k] if has_chains else of_datum).flatten().tolist()
+        return found
+
     def flat(self, points: Mapping[str, Tensor]) -> Tensor:
         """Points of K chains as one matrix a site after the other, (K, N, D)."""
         parts = [self._data_second(name, u) for name, u in points.items()]

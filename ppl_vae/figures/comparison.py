@@ -57,7 +57,7 @@ def _draw(axes: Axes, found: Any, name: str, place: int) -> None:
     stderr = mean_stderr(estimate.stderr)
     x = 0.0 if behind is None else -behind.mean
     if behind is not None:
-        told = behind.p_value <= found.level
+        told = found.tells(behind)
         axes.plot(
             [x - _INTERVAL * behind.stderr, x + _INTERVAL * behind.stderr], [place] * 2, color=MIDDLE, linewidth=2
         )

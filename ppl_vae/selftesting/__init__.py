@@ -1,4 +1,4 @@
-"""Every estimator against its exact answer, on the user's own machine and device."""
+"""Estimates, their errors, bounds and gradients against exact answers, on the user's own machine and device."""
 
 from ppl_vae.selftesting.run import SelfTest, selftest
 

@@ -20,13 +20,11 @@ from ppl_vae.evaluation import (
     posterior_predictive,
 )
 from ppl_vae.selftesting.programs import LinearGaussian, Setting
-from ppl_vae.selftesting.rows import Row, between, equal, estimated
+from ppl_vae.selftesting.rows import Row, between, equal, estimated, stderr_of_mean
 
 __all__ = ["bound_taken_apart", "calibration", "comparison", "curve", "escalation", "precision", "predictive"]
 
 _DIM, _LATENT, _WIDE, _NARROW = 5, 2, 1.4, 0.5
-_KL = _LATENT * ((_WIDE**2 - 1) / 2 - math.log(_WIDE))
-_CHI_SQUARE = (_WIDE**2 / math.sqrt(2 * _WIDE**2 - 1)) ** _LATENT - 1
 
 
 def bound_taken_apart(setting: Setting) -> Iterator[Row]:
@@ -45,10 +43,10 @@ def bound_taken_apart(setting: Setting) -> Iterator[Row]:
         progress=False,
     )
     whole, left = found.mean("gap"), found.mean("approximation")
-    yield estimated("gap decomposition: log p(x) - ELBO, a KL", whole.value, _KL, whole.stderr)
+    yield estimated("gap decomposition: log p(x) - ELBO, a KL", whole.value, pair.kl, whole.stderr)
     yield between("its approximation gap, which a full covariance closes", left.value, 0.0, 0.002, left.stderr)
     entries = ledger(pair, x, 200, setting.seed, num_aggregate=0, device=device, progress=False)
-    exact = float(pair.exact(x).mean()) - _KL
+    exact = float(pair.exact(x).mean()) - pair.kl
     yield estimated("ledger: ELBO, log p(x) - KL", entries.elbo.mean, exact, entries.elbo.mean_stderr)
     loc, covariance = pair.posterior(x)
     q = torch.distributions.MultivariateNormal(loc, _WIDE**2 * covariance)
@@ -112,8 +110,8 @@ def curve(setting: Setting) -> Iterator[Row]:
     x = pair.draw(1000, setting.seed)
     found = k_curve(pair, x, num_samples, setting.seed, device=setting.device, compile=False, progress=False)
     off = found.extrapolated - pair.exact(x)
-    yield estimated("k_curve: extrapolated bound - log p(x)", float(off.mean()), 0.0, _stderr(off))
-    law = _CHI_SQUARE / (2 * num_samples)
+    yield estimated("k_curve: extrapolated bound - log p(x)", float(off.mean()), 0.0, stderr_of_mean(off))
+    law = pair.chi_square / (2 * num_samples)
     yield estimated("its last rise, chi^2 / 4k", float(found.rise[-1]), law, float(found.rise_stderr[-1]))
 
 
@@ -137,8 +135,4 @@ def predictive(setting: Setting) -> Iterator[Row]:
     x = pair.draw(300, setting.seed)
     found = posterior_predictive(pair, x, 16, setting.seed, device=setting.device, progress=False)
     off = found.log_lik.mean(0) - pair.mean_log_lik(x)
-    yield estimated("predictive: E log p(x given z) over the posterior", float(off.mean()), 0.0, _stderr(off))
-
-
-def _stderr(values: np.ndarray) -> float:
-    return float(values.std(ddof=1)) / math.sqrt(len(values))
+    yield estimated("predictive: E log p(x given z) over the posterior", float(off.mean()), 0.0, stderr_of_mean(off))

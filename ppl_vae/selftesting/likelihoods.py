@@ -9,21 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation import (
-    Annealing,
-    LogLikelihood,
-    annealed_importance_sampling,
-    bidirectional_monte_carlo,
-    log_evidence,
-    log_likelihood,
-)
+from ppl_vae.evaluation import LogLikelihood, log_evidence, log_likelihood
 from ppl_vae.exact import GMM, PPCA
 from ppl_vae.selftesting.programs import LinearGaussian, Setting
-from ppl_vae.selftesting.rows import Row, between, equal, estimated
+from ppl_vae.selftesting.rows import Row, between, equal, estimated, stderr_of_mean
 
-__all__ = ["annealing", "exact_guides", "importance_sampling", "mixture", "quadrature"]
+__all__ = ["exact_guides", "importance_sampling", "mixture", "quadrature", "trust"]
 
-_WIDEN, _LATENT = 1.4, 2
+_WIDEN, _NARROW, _LATENT = 1.4, 1 / 3, 2
 _ROUNDING = {torch.float64: 1e-10, torch.float32: 1e-5}
 
 
@@ -47,18 +40,18 @@ def importance_sampling(setting: Setting) -> Iterator[Row]:
     pair, num_samples = LinearGaussian(5, _LATENT, _WIDEN), 100
     x = pair.draw(1000, setting.seed)
     exact, found = pair.exact(x), _estimate(pair, x, num_samples, setting)
-    kl = _LATENT * ((_WIDEN**2 - 1) / 2 - math.log(_WIDEN))
     spread = (_WIDEN**2 - 1) * math.sqrt(_LATENT / 2)  # of one log-weight
     error = spread / math.sqrt(num_samples * len(x))
-    yield estimated("ELBO + KL(q, posterior)", float(found.elbo.mean()) + kl, float(exact.mean()), error)
+    yield estimated("ELBO + KL(q, posterior)", float(found.elbo.mean()) + pair.kl, float(exact.mean()), error)
     ratio = np.exp(found.value - exact)
-    chi_square = (_WIDEN**2 / math.sqrt(2 * _WIDEN**2 - 1)) ** _LATENT - 1
-    error = math.sqrt(chi_square / num_samples / len(x))
+    error = math.sqrt(pair.chi_square / num_samples / len(x))
     yield estimated("importance sampling: log of mean p-hat / p", math.log(ratio.mean()), 0.0, error)
     square = np.square(ratio - 1)
     size = math.sqrt(square.mean())
     error = float(square.std(ddof=1)) / math.sqrt(len(x)) / (2 * size)
-    yield estimated("its root-mean-square error, sqrt(chi^2 / K)", size, math.sqrt(chi_square / num_samples), error)
+    yield estimated(
+        "its root-mean-square error, sqrt(chi^2 / K)", size, math.sqrt(pair.chi_square / num_samples), error
+    )
 
 
 def mixture(setting: Setting) -> Iterator[Row]:
@@ -84,23 +77,21 @@ def quadrature(setting: Setting) -> Iterator[Row]:
         yield equal(f"quadrature over {latent} latent{'s' * (latent > 1)}", found, pair.exact(x), 1e-4)
 
 
-def annealing(setting: Setting) -> Iterator[Row]:
-    """Chains from the prior, with mean weight p(x), and bounds from both sides."""
-    pair, how = LinearGaussian(4, _LATENT, _WIDEN), Annealing(8, 100, 5, start="prior")
-    x = pair.draw(160, setting.seed)
-    annealed = annealed_importance_sampling(
-        pair, x, how, setting.seed, compare_starts=False, device=setting.device, progress=False
-    )
-    ratio = np.exp(annealed.value - pair.exact(x))
-    error = float(ratio.std(ddof=1)) / math.sqrt(len(x))
-    yield estimated("annealed: log of mean p-hat / p", math.log(ratio.mean()), 0.0, error)
-    near = Annealing(8, 40, 5)
-    both = bidirectional_monte_carlo(pair, x[:48], near, setting.seed, device=setting.device, progress=False)
-    exact = pair.exact(both.x[0])
-    for side, found, low, high in (("lower", both.lower, -0.05, 0.0), ("upper", both.upper, 0.0, 0.05)):
-        off = found - exact
-        error = float(off.std(ddof=1)) / math.sqrt(len(off))
-        yield between(f"{side} bound of bidirectional Monte Carlo - log p(x)", float(off.mean()), low, high, error)
+def trust(setting: Setting) -> Iterator[Row]:
+    """What is said of an estimate: its 95 % intervals, its verdicts, and the mean of its smoothed weights."""
+    pair = LinearGaussian(5, _LATENT, _WIDEN)
+    x = pair.draw(1000, setting.seed)
+    exact, found = pair.exact(x), _estimate(pair, x, 500, setting)
+    low, high = found.intervals()
+    share = float(((low <= exact) & (exact <= high)).mean())
+    yield between("share of 95 % intervals that hold log p(x)", share, 0.93, 0.97, math.sqrt(0.95 * 0.05 / len(x)))
+    yield equal("unreliable data of a guide 1.4 times as wide", float((~found.trusted).sum()), 0.0, 0.0)
+    ratio = np.exp(found.smoothed - exact)
+    yield estimated("Pareto-smoothed: log of mean p-hat / p", math.log(ratio.mean()), 0.0, stderr_of_mean(ratio))
+    narrow = LinearGaussian(5, _LATENT, _NARROW)
+    words = _estimate(narrow, x, 500, setting).verdict
+    share = float((words == "unreliable").mean())
+    yield between("unreliable share of one a third as wide", share, 0.99, 1.0, 0.5 / math.sqrt(len(x)))
 
 
 def _estimate(pair: object, x: Tensor, num_samples: int, setting: Setting) -> LogLikelihood:

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LinearGaussian", "Replicas", "Setting", "bound"]
+__all__ = ["LinearGaussian", "MeanField", "Positive", "Replicas", "Setting", "bound"]
 
 _SCALE, _DATUM = 0.7, 1.0
 
@@ -38,13 +38,23 @@ class LinearGaussian(nn.Module):
     def __init__(self, dim: int, latent: int, widen: float = 1.0, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(dim + latent)
-        self.latent = latent
+        self.latent, self.widen = latent, widen
         weight = torch.randn(dim, latent, generator=generator, dtype=torch.float64)
         bias = torch.randn(dim, generator=generator, dtype=torch.float64)
         posterior = torch.linalg.inv(torch.eye(latent, dtype=torch.float64) + weight.mT @ weight / _SCALE**2)
         self.weight, self.bias = nn.Parameter(weight.to(dtype)), nn.Parameter(bias.to(dtype))
         self.gain = nn.Parameter((posterior @ weight.mT / _SCALE**2).to(dtype))
         self.root = nn.Parameter((widen * torch.linalg.cholesky(posterior)).to(dtype))
+
+    @property
+    def kl(self) -> float:
+        r"""KL(q, posterior) of any datum, d [(s^2 - 1) / 2 - log s], in nats."""
+        return self.latent * ((self.widen**2 - 1) / 2 - math.log(self.widen))
+
+    @property
+    def chi_square(self) -> float:
+        r"""Variance of a weight over p(x), (s^2 / sqrt(2 s^2 - 1))^d - 1; s is above sqrt(1/2)."""
+        return (self.widen**2 / math.sqrt(2 * self.widen**2 - 1)) ** self.latent - 1
 
     def model(self, x: Tensor) -> None:
         """p(x, z)."""
@@ -86,6 +96,39 @@ class LinearGaussian(nn.Module):
         weight, bias = (p.detach().cpu().double() for p in (self.weight, self.bias))
         z, e = (torch.randn(n, m, generator=generator, dtype=torch.float64) for m in weight.shape[::-1])
         return (z @ weight.mT + bias + _SCALE * e).to(self.weight.dtype)
+
+
+class MeanField(LinearGaussian):
+    """The same model; the guide has the posterior's mean and independent latents, of the posterior's own scales."""
+
+    def guide(self, x: Tensor) -> None:
+        """q(z given x)."""
+        with pyro.plate("data", len(x)):
+            loc = (x - self.bias) @ self.gain.mT
+            pyro.sample("z", dist.Normal(loc, self.root.tril().square().sum(-1).sqrt()).to_event(1))
+
+    @property
+    def least_kl(self) -> float:
+        """KL from the posterior of the best of such guides, 1/2 [sum log Lambda_ii - log |Lambda|], in nats."""
+        precision = torch.linalg.inv(self.posterior(self.bias[None])[1])
+        return float(precision.diagonal().log().sum() - precision.logdet()) / 2
+
+
+class Positive(LinearGaussian):
+    """The same data by latents e^z: log p(x) is the same, and the posterior is the guide, pushed forward."""
+
+    def model(self, x: Tensor) -> None:
+        """p(x, e^z)."""
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.LogNormal(x.new_zeros(self.latent), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(y.log() @ self.weight.mT + self.bias, _SCALE).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(e^z given x)."""
+        with pyro.plate("data", len(x)):
+            loc = (x - self.bias) @ self.gain.mT
+            normal = dist.MultivariateNormal(loc, scale_tril=self.root.tril())
+            pyro.sample("y", dist.TransformedDistribution(normal, [dist.transforms.ExpTransform()]))
 
 
 class Replicas(nn.Module):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["Row", "between", "equal", "estimated", "failed", "left_out"]
+__all__ = ["Row", "between", "equal", "estimated", "failed", "left_out", "stderr_of_mean"]
 
 # Standard errors: one line in a million fails by chance.
 _LIMIT = 5.0
@@ -68,6 +68,11 @@ def failed(what: str, error: Exception) -> Row:
 def left_out(what: str, why: str) -> Row:
     """A test of what this machine cannot do, and need not."""
     return Row(what, math.nan, math.nan, None, 0.0, math.nan, why)
+
+
+def stderr_of_mean(values: np.ndarray) -> float:
+    """Standard error of the mean of independent numbers, by their spread."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def _finite(error: float) -> float:

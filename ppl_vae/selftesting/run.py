@@ -10,6 +10,8 @@ import torch
 
 from ppl_vae.device import choose_device
 from ppl_vae.progress import Progress
+from ppl_vae.selftesting.accounts import aggregate, families
+from ppl_vae.selftesting.chains import annealing, constrained, schedules
 from ppl_vae.selftesting.evaluations import (
     bound_taken_apart,
     calibration,
@@ -19,7 +21,7 @@ from ppl_vae.selftesting.evaluations import (
     precision,
     predictive,
 )
-from ppl_vae.selftesting.likelihoods import annealing, exact_guides, importance_sampling, mixture, quadrature
+from ppl_vae.selftesting.likelihoods import exact_guides, importance_sampling, mixture, quadrature, trust
 from ppl_vae.selftesting.machinery import compiled_steps, noise
 from ppl_vae.selftesting.objectives import bounds, gradients
 from ppl_vae.selftesting.programs import Setting
@@ -30,12 +32,17 @@ __all__ = ["CASES", "SelfTest", "selftest"]
 CASES: dict[str, Callable[[Setting], Iterable[Row]]] = {
     "exact-guides": exact_guides,
     "importance-sampling": importance_sampling,
+    "trust": trust,
     "bounds": bounds,
     "gradients": gradients,
     "mixture": mixture,
     "quadrature": quadrature,
     "annealing": annealing,
+    "schedules": schedules,
+    "constrained": constrained,
     "gaps-and-ledger": bound_taken_apart,
+    "families": families,
+    "aggregate": aggregate,
     "calibration": calibration,
     "escalation": escalation,
     "precision": precision,
@@ -79,7 +86,7 @@ class SelfTest:
 def selftest(
     device: str | torch.device = "auto", *, only: Iterable[str] | None = None, seed: int = 0, progress: bool = True
 ) -> SelfTest:
-    """Holds every estimator against its exact answer on this machine: seconds on a CPU, most of them for compiling.
+    """Holds estimates, their errors, bounds and gradients against exact answers on this machine: seconds on a CPU.
 
     Lines with a standard error fail by chance once in a million; others are exact up to rounding. An error in a case is
     a failed line.

@@ -2,6 +2,8 @@
 
 from ppl_vae.storage.checkpoint import (
     Checkpoint,
+    UnreadableError,
+    check_storable,
     discard_after,
     newest,
     prune,
@@ -11,15 +13,19 @@ from ppl_vae.storage.checkpoint import (
     write,
 )
 from ppl_vae.storage.files import remove_debris
-from ppl_vae.storage.lock import LOCK, locked
+from ppl_vae.storage.lock import EVALUATION_LOCK, LOCK, lent, locked
 from ppl_vae.storage.names import as_name, check_name
 
 __all__ = [
+    "EVALUATION_LOCK",
     "LOCK",
     "Checkpoint",
+    "UnreadableError",
     "as_name",
     "check_name",
+    "check_storable",
     "discard_after",
+    "lent",
     "locked",
     "newest",
     "prune",

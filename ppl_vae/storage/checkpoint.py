@@ -6,12 +6,13 @@ is ever overwritten. It holds `tensors.safetensors`, `state.json` and `manifest.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +24,27 @@ from ppl_vae.storage import files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
 from ppl_vae.storage.versions import version_of
 
-__all__ = ["Checkpoint", "discard_after", "newest", "prune", "read", "step_folder", "steps", "write"]
+__all__ = [
+    "Checkpoint",
+    "UnreadableError",
+    "check_storable",
+    "discard_after",
+    "newest",
+    "prune",
+    "read",
+    "step_folder",
+    "steps",
+    "write",
+]
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 MAX_STATE = 2**26
 _NAME = re.compile(r"step-(\d{9,18})(?:\.(\d{1,9}))?")
+_NOT_A_FILE = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENXIO}  # it is gone, or something else
+
+
+class UnreadableError(CheckpointError):
+    """The system does not let a checkpoint be read: whether it is good nobody knows, and it is not passed over."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,8 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
 
     Raises:
         ValueError: A tensor or a value cannot be stored; its name is in the message.
-        CheckpointError: The disk refuses or gives back other bytes; earlier checkpoints are as they were.
+        CheckpointError: There is more than a checkpoint may hold, or the disk refuses or gives back other bytes;
+            earlier checkpoints are as they were, and it is said whether this one stands.
 
     Example:
         >>> import tempfile, torch
@@ -84,79 +102,101 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
         (7, {'weight': tensor([1., 1.])}, {'beta': 0.5})
     """
     whole_number("step", step, least=0)
+    check_storable(named)
     state, chunks = plain.encode(dict(values)), tensors.to_chunks(named)
     if len(state) > MAX_STATE:
-        raise ValueError(f"state: expected at most {MAX_STATE} bytes, found {len(state)}: keep arrays as tensors")
+        raise CheckpointError(
+            f"step {step}: no checkpoint written: expected at most {MAX_STATE} bytes of plain values, found "
+            f"{len(state)}: keep arrays as tensors"
+        )
 
     def fill(create: files.Create) -> None:
         content = {TENSORS: create(TENSORS, chunks), STATE: create(STATE, [state])}
         create(MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
 
+    path: Path | None = None
     try:
         files.make_folder(folder)
         same = [entry.attempt for entry in _entries(folder) if entry.step == step]
         path = folder / _Entry(step, max(same, default=0) + 1).name
         files.write_folder(path, fill)
     except StorageError as error:
-        raise CheckpointError(f"step {step}: no checkpoint written, earlier ones are as they were: {error}") from error
+        if path is not None and os.path.lexists(path):  # only the folder it is in could not be synced
+            what = f"{path}: the checkpoint is written and whole, but a loss of power may undo it"
+        else:
+            what = f"step {step}: no checkpoint written, earlier ones are as they were"
+        raise CheckpointError(f"{what}: {error}") from error
     return path
 
 
-def newest(folder: Path, like: Mapping[str, Tensor] | None = None, max_bytes: int = tensors.MAX_BYTES) -> Checkpoint:
-    """Reads the newest checkpoint that is not damaged.
+def check_storable(named: Mapping[str, Tensor]) -> None:
+    """Refuses tensors that no checkpoint can hold, before anything is written.
 
-    Args:
-        folder: The folder of checkpoints.
-        like: Tensors with the names, shapes and dtypes that are expected; None takes what is there.
-        max_bytes: Refuse a file of tensors with more.
+    Raises:
+        ValueError: Of a tensor by its name, or the name itself.
+        CheckpointError: They are too large together.
+    """
+    tensors.to_chunks(named)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in named.values())
+    if size > tensors.MAX_BYTES:
+        raise CheckpointError(
+            f"no checkpoint written: expected at most {tensors.MAX_BYTES} bytes of tensors, found {size}: leave out "
+            "run_dir, or train a smaller pair"
+        )
+
+
+def newest(folder: Path) -> Checkpoint:
+    """Reads the newest checkpoint that is not damaged.
 
     Raises:
         CheckpointError: There is none, or each one is damaged; each file is named, and what is wrong with it. Or the
-            newest one that is intact was written by a newer version, or does not hold what is expected: an older one
-            would be no better.
+            newest one that is not damaged was written by a newer version: an older one would be no better.
+        UnreadableError: The system does not let one be read that may be good.
     """
     skipped: list[str] = []
     for entry in reversed(_entries(folder)):
         try:
-            found = read(folder / entry.name, max_bytes)
-        except NewerFormatError:
+            found = read(folder / entry.name)
+        except (NewerFormatError, UnreadableError):
             raise
         except CheckpointError as error:
             skipped.append(str(error))
             continue
-        if like is not None:
-            _check_like(found, like)
-        return Checkpoint(found.step, found.tensors, found.plain, found.path, found.library, tuple(skipped))
+        return replace(found, skipped=tuple(skipped))
     reasons = "".join(f"\n  {reason}" for reason in skipped) or " none"
     raise CheckpointError(f"{folder}: expected a checkpoint that can be used, found{reasons}")
 
 
-def read(path: Path, max_bytes: int = tensors.MAX_BYTES) -> Checkpoint:
+def read(path: Path) -> Checkpoint:
     """Reads one checkpoint, and believes nothing that its hashes do not bear out.
 
     Raises:
         CheckpointError: It is damaged, is no checkpoint, or a newer version wrote it.
+        UnreadableError: The system does not let it be read.
     """
     try:
         manifest = _manifest(path)
         state = plain.decode(_verified(path, STATE, manifest, MAX_STATE), path / STATE)
         if type(state) is not dict:
             raise StorageError(f"{path / STATE}: expected values by name, found {type(state).__name__}")
-        named = tensors.from_bytes(_verified(path, TENSORS, manifest, max_bytes), path / TENSORS)
+        named = tensors.from_bytes(_verified(path, TENSORS, manifest, tensors.MAX_BYTES), path / TENSORS)
     except CheckpointError:
         raise
     except StorageError as error:
+        if isinstance(cause := error.__cause__, OSError) and cause.errno not in _NOT_A_FILE:
+            raise UnreadableError(
+                f"{error}: the checkpoint may be good: try again, or move {path} away to go on from the one before it"
+            ) from error
         raise CheckpointError(str(error)) from error
     return Checkpoint(manifest.step, named, state, path, manifest.library)
 
 
-def prune(folder: Path, keep_last: int = 2, best: int | None = None) -> list[Path]:
+def prune(folder: Path, keep_last: int = 2) -> list[Path]:
     """Removes old checkpoints; the newest one is durable and has been read back, or `write` would have failed.
 
     Args:
         folder: The folder of checkpoints.
         keep_last: How many steps to keep, at least 1; of each its last checkpoint.
-        best: Another step to keep.
 
     Returns:
         The folders removed.
@@ -166,7 +206,7 @@ def prune(folder: Path, keep_last: int = 2, best: int | None = None) -> list[Pat
     """
     whole_number("keep_last", keep_last, least=1)
     last = {entry.step: entry for entry in _entries(folder)}
-    kept = {last[step] for step in last if step == best or step in sorted(last)[-keep_last:]}
+    kept = {last[step] for step in last if step in sorted(last)[-keep_last:]}
     return _remove([folder / entry.name for entry in _entries(folder) if entry not in kept])
 
 
@@ -233,21 +273,6 @@ def _verified(path: Path, name: str, manifest: Manifest, max_bytes: int) -> byte
             f"{path / name}: expected SHA-256 {expected.sha256}, found {found.sha256}: the file is damaged"
         )
     return content
-
-
-def _check_like(found: Checkpoint, like: Mapping[str, Tensor]) -> None:
-    """Refuses tensors of other names, shapes or dtypes than those expected; the first one is named."""
-    for name in [*like, *(name for name in found.tensors if name not in like)]:
-        wanted, there = (_form(side.get(name)) for side in (like, found.tensors))
-        if wanted != there:
-            raise CheckpointError(
-                f"{found.path / TENSORS}: {name!r}: expected {wanted}, found {there}: resume with the pair and the "
-                "options of the run"
-            )
-
-
-def _form(tensor: Tensor | None) -> str:
-    return "no such tensor" if tensor is None else f"{str(tensor.dtype)[6:]} of shape {tuple(tensor.shape)}"
 
 
 def _remove(paths: list[Path]) -> list[Path]:

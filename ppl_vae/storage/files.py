@@ -8,6 +8,7 @@ or written, so that a pipe cannot block and a device cannot be touched.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "Written",
     "append",
     "create",
+    "is_debris",
     "listed",
     "make_folder",
     "move",
@@ -35,11 +37,11 @@ __all__ = [
     "replace",
     "sync_folder",
     "temporary",
-    "truncate",
     "write_folder",
 ]
 
 _TEMPORARY = ".tmp-"
+_DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}")
 
 
 Create = Callable[[str, Iterable[Any]], Written]
@@ -108,8 +110,8 @@ def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
         move(part, path)
 
 
-def append(path: Path, text: str) -> int:
-    """Adds text to the end of a file, made if there is none, and returns its new size in bytes.
+def append(path: Path, text: str) -> None:
+    """Adds text to the end of a file, made if there is none.
 
     Raises:
         StorageError: The disk refuses; a part of the text may stand in the file.
@@ -118,23 +120,8 @@ def append(path: Path, text: str) -> int:
     with calls.failing("cannot be added to", path), calls.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
         calls.write(file, [text.encode()])
         calls.do(os.fsync, file)
-        size = os.fstat(file).st_size
     if is_new:
         sync_folder(path.parent)
-    return size
-
-
-def truncate(path: Path, num_bytes: int) -> None:
-    """Cuts a file back to its first bytes.
-
-    Raises:
-        StorageError: It has fewer, or the disk refuses.
-    """
-    with calls.failing("cannot be cut", path), calls.opened(path, os.O_WRONLY) as file:
-        if (size := os.fstat(file).st_size) < num_bytes:
-            raise StorageError(f"{path}: expected at least {num_bytes} bytes, found {size}: the file has lost its end")
-        calls.do(os.ftruncate, file, num_bytes)
-        calls.do(os.fsync, file)
 
 
 def read(path: Path, max_bytes: int) -> bytes:
@@ -230,10 +217,20 @@ def remove_debris(folder: Path) -> list[str]:
     Raises:
         StorageError: The disk refuses.
     """
-    debris = [name for name in listed(folder) if name.startswith(_TEMPORARY)]
+    debris = [name for name in listed(folder) if is_debris(name)]
     for name in debris:
         _unlink(folder / name)
     return debris
+
+
+def is_debris(name: str) -> bool:
+    """Whether a name is one that `temporary` gives.
+
+    Example:
+        >>> is_debris(temporary(Path("x")).name), is_debris(".tmp-mine")
+        (True, False)
+    """
+    return _DEBRIS.fullmatch(name) is not None
 
 
 def temporary(path: Path) -> Path:

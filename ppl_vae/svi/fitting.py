@@ -25,10 +25,10 @@ from ppl_vae.schedules import Schedule
 from ppl_vae.svi.facts import facts_of
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
-from ppl_vae.svi.loop import Keeper, Loop
-from ppl_vae.svi.saving import Every, Following, Resume, Saving, check_options, opened, shared
+from ppl_vae.svi.loop import Course, Loop
+from ppl_vae.svi.resuming import Resume, check_options, keeping, shared
+from ppl_vae.svi.saving import Every
 from ppl_vae.svi.settings import FitSettings, OnNonfinite, OptimizerFactory
-from ppl_vae.svi.signals import heard
 from ppl_vae.svi.state import restore
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.trial import check_single_row
@@ -52,9 +52,9 @@ class Fit:
     stopped_early: bool
     """Whether validation stopped improving for `patience` epochs."""
     skipped: tuple[int, ...]
-    """Of each step that was left out because it was not finite, the steps before it."""
+    """Zero-based numbers of the steps that were skipped because they were not finite."""
     rolled_back: tuple[int, ...]
-    """Of each step from which the fit went back because it was not finite, the steps before it."""
+    """Zero-based numbers of the steps from which the fit went back because they were not finite."""
     compiled: bool
     """Whether steps ran compiled to the end."""
     report: CheckReport
@@ -144,8 +144,10 @@ def fit(
             unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
         resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
             case, False never. From the same pair, data and options the numbers are, bit by bit, those of a fit that was
-            never interrupted; on another build of torch, type of device or number of threads they are not, and a
-            warning says so. `epochs` and `steps` may be others.
+            never interrupted; on other versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device or numbers of
+            threads they are not, and a warning says which. `epochs` and `steps` may be others. Every row of data in
+            memory is compared; of a file that stays on disk its shape and about a thousand rows; of functions their
+            code and what they close over.
         checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
             at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
@@ -180,59 +182,54 @@ def fit(
         (6, 3)
     """
     settings = FitSettings(
-        objective,
-        epochs,
-        steps,
-        batch_size,
-        learning_rate,
-        optimizer,
-        schedule,
-        clip_norm,
-        binarize,
-        patience,
-        record_kl,
-        seed,
-        on_nonfinite,
+        objective=objective,
+        epochs=epochs,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        optimizer=optimizer,
+        schedule=schedule,
+        clip_norm=clip_norm,
+        binarize=binarize,
+        patience=patience,
+        record_kl=record_kl,
+        seed=seed,
+        on_nonfinite=on_nonfinite,
     )
-    for name, wanted in (("patience", patience is not None), ("record_kl", record_kl)):
-        if wanted and validation is None:
-            raise ValueError(f"{name}: expected validation data to watch, found none; pass validation=...")
+    _check_watched(settings, validation)
     check_options(resume, checkpoint_every, run_dir is not None)
-    start = time.monotonic()
-    group, target = current(), choose_device(device)
-    root = None if run_dir is None or not group.leads else Path(run_dir)
+    start, group, target = time.monotonic(), current(), choose_device(device)
+    root = None if run_dir is None else Path(run_dir)
     with ExitStack() as stack:
         with group.together(target):
-            if root is not None and not resume:
+            if root is not None and group.leads and not resume:
                 check_free(root, allowed={RUN})
             ready = _prepared(as_pair(pair), data, validation, settings, target, compile, group)
-            stepper, rows, held_out = ready.stepper, ready.rows, ready.held_out
-            run: Saving | None = None
-            keeper: Keeper | None = None
-            if run_dir is not None:
-                signals = stack.enter_context(heard(alone=group.size == 1))
-                stepper.heed(signals)
-                keeper = Following(signals)
-            if root is not None:
-                facts = facts_of(settings, rows, held_out, target, group)
-                opening = opened(root, settings, target, facts, resume, checkpoint_every, signals)
-                keeper = run = stack.enter_context(opening)
-        begin_together(group, stepper.pair, ready.report.layout, settings, (rows, held_out), target)
-        state = shared(None if run is None else run.state, group, target)
+            facts = facts_of(settings, ready.rows, ready.held_out, target, group) if root is not None else {}
+            keeper = stack.enter_context(keeping(root, ready.stepper, facts, resume, checkpoint_every))
+        data_read = (ready.rows, ready.held_out)
+        begin_together(group, ready.stepper.pair, ready.report.layout, settings, data_read, target)
+        state = shared(keeper.state, group, target)
         for caution in ready.report.cautions if group.leads else ():
             warnings.warn(caution, UserWarning, stacklevel=2)
-        loop = Loop(stepper, None if held_out is None else held_out.to(target), start)
+        loop = Loop(ready.stepper, None if ready.held_out is None else ready.held_out.to(target), start)
         stack.enter_context(seeded(key(seed), target))
         stack.enter_context(validating(False))
-        stack.enter_context(frozen_modes(stepper.pair, training=True))
+        stack.enter_context(frozen_modes(loop.pair, training=True))
         if state is not None:
             restore(loop, state)
-        try:
-            course = loop.run(progress and group.leads, keeper)
-        finally:
-            if run is not None:  # what was trained so far is not thrown away
-                run.directory.write_parameters(stepper.pair)
-    seconds = time.monotonic() - start
+        course = loop.run(progress and group.leads, keeper)
+    return _as_fit(loop, course, ready.report, time.monotonic() - start)
+
+
+def _check_watched(settings: FitSettings, validation: Any) -> None:
+    """Refuses options about validation data where there are none."""
+    for name, wanted in (("patience", settings.patience is not None), ("record_kl", settings.record_kl)):
+        if wanted and validation is None:
+            raise ValueError(f"{name}: expected validation data to watch, found none; pass validation=...")
+
+
+def _as_fit(loop: Loop, course: Course, report: CheckReport, seconds: float) -> Fit:
     return Fit(
         history=loop.history,
         steps=course.steps,
@@ -241,9 +238,9 @@ def fit(
         stopped_early=course.stopped_early,
         skipped=tuple(loop.policy.skipped),
         rolled_back=tuple(loop.policy.rolled_back),
-        compiled=stepper.compiled is not None,
-        report=ready.report,
-        settings=settings,
+        compiled=loop.stepper.compiled is not None,
+        report=report,
+        settings=loop.settings,
     )
 
 

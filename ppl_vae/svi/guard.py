@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ppl_vae.errors import EstimateError
 
-__all__ = ["BadStep", "Guard", "NotFiniteError"]
+__all__ = ["BadStep", "Guard", "NotFiniteError", "OverflowedError"]
 
 _POLL_STEPS = 50
 
@@ -44,6 +44,10 @@ class NotFiniteError(EstimateError):
     def __init__(self, message: str, bad: BadStep) -> None:
         super().__init__(message)
         self.bad = bad
+
+
+class OverflowedError(NotFiniteError):
+    """A step was finite and its update has made parameters that are not: those before it are lost."""
 
 
 class Guard:

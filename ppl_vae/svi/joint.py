@@ -126,6 +126,11 @@ class Joint:
         of_each = zip(pieces, self.reached, strict=True)
         return metrics, [laid_out(piece.view(p.shape).to(p.dtype), p) for piece, p in of_each]
 
+    def vote(self) -> None:
+        """Asks all processes what signals they have received, between two steps."""
+        votes = torch.tensor([self.signals.vote], device=self._parameters[0].device)
+        self.signals.agree(float(self._group.sum(votes)))
+
     def _look(self, reached: Sequence[Tensor], before: Sequence[Tensor]) -> None:
         """Finds out which parameters the loss of some process reaches, and which buffers some process moves."""
         ids = set(map(id, reached))

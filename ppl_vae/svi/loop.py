@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
-from ppl_vae.svi.guard import BadStep, NotFiniteError
+from ppl_vae.svi.guard import NotFiniteError
 from ppl_vae.svi.nonfinite import Policy
-from ppl_vae.svi.state import Best
+from ppl_vae.svi.state import Best, State
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.usage import kl_of_scalars
 
@@ -31,8 +31,11 @@ _VALIDATION_BLOCK = 512
 _VALIDATION = -2  # key of noise that belongs to no step
 
 
-class Keeper(Protocol):
-    """Keeps what a fit leaves."""
+class Keeper:
+    """Keeps what a fit leaves; this one keeps nothing, as the fit of a pair that nobody wants on disk."""
+
+    state: State | None = None
+    """What the fit goes on from, in the process that has read it."""
 
     def at_start(self, loop: Loop) -> None:
         """Is called before the first step."""
@@ -40,7 +43,7 @@ class Keeper(Protocol):
     def after_step(self, loop: Loop) -> None:
         """Is called between two steps; what it raises ends the fit."""
 
-    def after_bad_step(self, loop: Loop, bad: BadStep) -> None:
+    def after_bad_step(self, loop: Loop, error: NotFiniteError) -> None:
         """Is called when a step is not finite, before anything is done about it."""
 
     def after_roll_back(self, loop: Loop) -> None:
@@ -50,7 +53,10 @@ class Keeper(Protocol):
         """Is called with the record of every epoch."""
 
     def at_end(self, loop: Loop) -> None:
-        """Is called after the last step, before the best parameters are put back."""
+        """Is called after the last step, before the best parameters are put back; what it raises ends the fit."""
+
+    def close(self, loop: Loop) -> None:
+        """Is called when the fit has ended, whatever has ended it."""
 
 
 class Course(NamedTuple):
@@ -101,25 +107,27 @@ class Loop:
         """Training time so far, that of processes before this one included."""
         return self.seconds_before + time.monotonic() - self._start
 
-    def run(self, progress: bool, keeper: Keeper | None) -> Course:
+    def run(self, progress: bool, keeper: Keeper) -> Course:
         """Takes every step that is left, keeps the history and leaves the best parameters in the pair."""
+        keeper.at_start(self)
+        try:
+            self._take_all(progress, keeper)
+            keeper.at_end(self)
+            return Course(self.step, self._restore_best(self.step), self._out_of_patience())
+        finally:
+            keeper.close(self)
+
+    def _take_all(self, progress: bool, keeper: Keeper) -> None:
         total = self.settings.total_steps(len(self.stepper.feed.rows))
-        if keeper is not None:
-            keeper.at_start(self)
         self.policy.remember()
         with Progress("fit", total, progress, "step") as bar:
             while (self.step < total or self._is_within_epoch) and not self._out_of_patience():
                 try:
                     self._epoch(total, bar, keeper)
                 except NotFiniteError as error:
-                    if keeper is not None:
-                        keeper.after_bad_step(self, error.bad)
+                    keeper.after_bad_step(self, error)
                     self.policy.roll_back(error)
-                    if keeper is not None:
-                        keeper.after_roll_back(self)
-        if keeper is not None:
-            keeper.at_end(self)
-        return Course(self.step, self._restore_best(self.step), self._out_of_patience())
+                    keeper.after_roll_back(self)
 
     @property
     def _is_within_epoch(self) -> bool:
@@ -131,38 +139,36 @@ class Loop:
         done_epochs, done = divmod(self.step, self.stepper.feed.order.per_epoch)
         if not done and self._is_within_epoch:
             return iter(())
-        return self.stepper.feed.epoch(done_epochs, total - self.step, done)
+        return self.stepper.feed.epoch(done_epochs, max(0, total - self.step), done)
 
-    def _epoch(self, total: int, bar: Progress, keeper: Keeper | None) -> None:
+    def _epoch(self, total: int, bar: Progress, keeper: Keeper) -> None:
         """The steps of this epoch that are left, and its end."""
         for serving in self._servings(total):
             self._take(serving, keeper)
             if bar.due:
                 bar.update(self.step, _progress_text(self.epoch + 1, self.sums / self.seen))
-            if keeper is not None:
-                keeper.after_step(self)
+            keeper.after_step(self)
         self._end_epoch(bar, keeper)
         self.policy.remember()
 
-    def _take(self, serving: Serving, keeper: Keeper | None) -> None:
+    def _take(self, serving: Serving, keeper: Keeper) -> None:
         rows = self.stepper.feed.order.size(self.step)
         try:
             self.sums += rows * self.stepper(self.step, serving)
             self.seen += rows
         except NotFiniteError as error:
-            if self.settings.on_nonfinite == "skip" and keeper is not None:
-                keeper.after_bad_step(self, error.bad)
+            if self.settings.on_nonfinite == "skip":
+                keeper.after_bad_step(self, error)
             self.policy.skip(error)
         self.step += 1
 
-    def _end_epoch(self, bar: Progress, keeper: Keeper | None) -> None:
+    def _end_epoch(self, bar: Progress, keeper: Keeper) -> None:
         self.stepper.finish(self.step)
         self.epoch += 1
         record = self._record(self.epoch, self.step, Metrics(*(self.sums / self.seen).tolist()))
         self.history.append(record)
         bar.update(self.step, _progress_text(self.epoch, self.sums / self.seen))
-        if keeper is not None:
-            keeper.after_epoch(record)
+        keeper.after_epoch(record)
         self.sums.zero_()
         self.seen = 0
 
@@ -175,7 +181,7 @@ class Loop:
             distortion=means.distortion,
             rate=means.rate,
             grad_norm=means.norm,
-            beta=self.stepper.beta_at(step - 1),
+            beta=float(self.stepper.beta_at(step - 1)),
             learning_rate=self.stepper.update.learning_rate,
             seconds=self.seconds,
             **self._judged(step)._asdict(),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.svi.guard import NotFiniteError
+from ppl_vae.svi.guard import NotFiniteError, OverflowedError
 from ppl_vae.svi.state import State, captured, restore
 
 if TYPE_CHECKING:
@@ -43,10 +43,10 @@ class Policy:
         """Leaves a step out, and its rows.
 
         Raises:
-            NotFiniteError: The policy is another one.
+            NotFiniteError: The policy is another one, or parameters are not finite: then no step will be.
             EstimateError: The steps before it were left out, too: no step will be finite again.
         """
-        if self._choice != "skip":
+        if self._choice != "skip" or isinstance(error, OverflowedError):
             raise error
         self.skipped.append(error.bad.step)
         last = self.skipped[-_MOST_IN_A_ROW:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ from ppl_vae.objectives import ELBO, FromPyro, Objective
 from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import reseed, seeded
 from ppl_vae.rundir import as_plain
-from ppl_vae.storage import read, step_folder, steps
+from ppl_vae.storage import Checkpoint, read, step_folder, steps
+from ppl_vae.svi import forms
+from ppl_vae.svi.exact import of_exact
 from ppl_vae.svi.gradient import Gradient, Metrics, binarized
 from ppl_vae.svi.saving import BAD_STEPS
-from ppl_vae.svi.state import BATCH, ROWS, put_parameters
+from ppl_vae.svi.state import BATCH, ROWS, check_parameters, put_parameters
 from ppl_vae.tape import Layout
 from ppl_vae.validation import validating
 
@@ -30,7 +33,19 @@ __all__ = ["Replay", "replay"]
 
 T = TypeVar("T")
 _SHOWN = 16
-_FIELDS = {"step", "seed", "beta", "reason", "objective", "binarize"}
+_FORM = forms.fields(
+    {
+        "step": forms.whole(),
+        "seed": forms.whole(),
+        "beta": forms.anything,
+        "rank": forms.whole(),
+        "reason": forms.text,
+        "objective": forms.anything,
+        "binarize": forms.flag,
+        "compiled": forms.flag,
+        "device": forms.text,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -90,7 +105,7 @@ def replay(
     *,
     step: int | None = None,
     objective: Objective = ELBO(),
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
 ) -> Replay:
     """Does a step of a fit again that was not finite: with its parameters, rows and noise.
 
@@ -102,7 +117,8 @@ def replay(
         run_dir: The run directory.
         step: Which of the steps, by the number of steps before it; the first one if None.
         objective: That of the fit.
-        device: Where to do it.
+        device: Where to do it; None where the fit did it, if there is such a device. Another type of device draws other
+            noise, and a warning says so.
 
     Returns:
         A `Replay`.
@@ -122,13 +138,15 @@ def replay(
         ...         print(pv.replay(vae, run).reason)
         site 'x' of the model has a log-density that is not finite (rows [0, 1, 2, 3, 4] of the batch)
     """
-    kept, pair, target = _kept(Path(run_dir) / BAD_STEPS, step), as_pair(pair), choose_device(device)
+    kept, pair = _kept(Path(run_dir) / BAD_STEPS, step), as_pair(pair)
+    target = _device(kept.plain["device"], device)
     if (wanted := kept.plain["objective"]) != (given := as_plain(objective)):
         raise CheckpointError(f"objective: expected that of the fit, {wanted}, found {given}")
-    batch, binary = kept.batch, bool(kept.plain["binarize"])
+    batch, binary = kept.batch, kept.plain["binarize"]
     layout = _layout(pair, batch, objective, binary)
     if (begin := getattr(objective, "begin", None)) is not None:
         begin(pair)
+    check_parameters(pair, kept.tensors)
     pair.to(target)
     put_parameters(pair, kept.tensors)
     with seeded(kept.plain["seed"], target), validating(False), frozen_modes(pair, training=True):
@@ -140,9 +158,46 @@ def _kept(folder: Path, step: int | None) -> _Step:
     if not (there := steps(folder)):
         raise CheckpointError(f"{folder}: expected a step that was not finite, found none: fit leaves one in run_dir")
     found = read(step_folder(folder, there[0] if step is None else step))
-    if not found.plain.keys() >= _FIELDS or ROWS not in found.tensors or f"{BATCH}/0" not in found.tensors:
-        raise CheckpointError(f"{found.path}: expected a step that this version of fit has kept, found something else")
-    return _Step(found.tensors, found.plain)
+    try:
+        return _checked(found)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{found.path}: expected a step that this version of fit has kept, found one that ppl_vae {found.library} "
+            f"has left: {error}"
+        ) from error
+
+
+def _checked(found: Checkpoint) -> _Step:
+    """What a bad step holds, looked at before anything is done with it."""
+    _FORM(found.plain, "state")
+    forms.whole(found.step, found.step)(found.plain["step"], "state.step")
+    kept = _Step(found.tensors, of_exact(found.plain))
+    if type(kept.plain["beta"]) not in (int, float):
+        raise CheckpointError(f"state.beta: expected a number, found {kept.plain['beta']!r}")
+    names = {ROWS, *(name for name in found.tensors if name.startswith(f"{BATCH}/"))}
+    wanted = {ROWS, *(f"{BATCH}/{i}" for i in range(max(1, len(names) - 1)))}
+    if odd := sorted((names ^ wanted) | (wanted - found.tensors.keys())):
+        raise CheckpointError(f"{odd[0]}: expected rows and batch, found others")
+    rows = found.tensors[ROWS]
+    shapes = [array.shape[:1] for array in kept.batch]
+    if rows.dtype != torch.int64 or rows.dim() != 1 or not len(rows) or any(shape != rows.shape for shape in shapes):
+        raise CheckpointError(f"{ROWS}: expected the positions of the rows of the batch, found others")
+    return kept
+
+
+def _device(kept: str, wanted: str | torch.device | None) -> torch.device:
+    """Where to do a step that was done on a type of device."""
+    if wanted is None and kept == "cuda" and not torch.cuda.is_available():
+        wanted = "cpu"
+    target = choose_device(kept if wanted is None and kept in ("cpu", "cuda") else wanted or "cpu")
+    if target.type != kept:
+        warnings.warn(
+            f"the fit did this step on {kept}, and it is done again on {target.type}, whose noise is another: what was "
+            "not finite may be finite now",
+            UserWarning,
+            stacklevel=3,
+        )
+    return target
 
 
 def _layout(pair: Pair, batch: tuple[Tensor, ...], objective: Objective, binary: bool) -> Layout:

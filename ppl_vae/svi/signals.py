@@ -45,16 +45,18 @@ class Signals:
         if votes:
             self._agreed = signal.SIGTERM if votes >= _VOTE_TO_END else signal.SIGINT
 
-    def obey(self, done: str) -> None:
+    def obey(self, done: str, by_itself: bool = False) -> None:
         """Ends the work if a signal has asked for it: KeyboardInterrupt for SIGINT, exit with 143 for SIGTERM.
 
         Args:
             done: What is safe, for the message.
+            by_itself: Whether to obey what this process has received, though no other one knows of it.
         """
-        if self.agreed == signal.SIGINT:
+        number = self.received if by_itself else self.agreed
+        if number == signal.SIGINT:
             raise KeyboardInterrupt(done)
-        if self.agreed is not None:
-            raise Terminated(128 + self.agreed)
+        if number is not None:
+            raise Terminated(128 + number)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler: remembers the first one; the second leaves at once."""
@@ -69,8 +71,13 @@ class Signals:
 def heard(alone: bool = True) -> Iterator[Signals]:
     """Context in which SIGINT and SIGTERM wait for the end of a step, of all processes if this one is not alone.
 
-    Only the main thread of a process receives signals: in another one nothing changes. One that is ignored stays so, as
-    SIGINT is by jobs in the background.
+    One that nobody has obeyed by then is obeyed at the end of the context, whose work is done. Only the main thread of
+    a process receives signals: in another one nothing changes. One that is ignored stays so, as SIGINT is by jobs in
+    the background.
+
+    Raises:
+        KeyboardInterrupt: SIGINT was received after the last step.
+        Terminated: SIGTERM was received after the last step.
     """
     signals = Signals(alone)
     if threading.current_thread() is not threading.main_thread():
@@ -83,3 +90,4 @@ def heard(alone: bool = True) -> Iterator[Signals]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    signals.obey("all steps are done and saved", by_itself=True)

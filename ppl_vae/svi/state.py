@@ -3,30 +3,92 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import CheckpointError, first_line
-from ppl_vae.history import History
+from ppl_vae.errors import CheckpointError
 from ppl_vae.pair import Pair
-from ppl_vae.rundir import as_plain, record_as_plain, record_of_plain
+from ppl_vae.rundir import as_plain
+from ppl_vae.svi import forms
+from ppl_vae.svi.exact import exact, of_exact
 from ppl_vae.svi.guard import BadStep
-from ppl_vae.svi.update import Update
+from ppl_vae.svi.moments import check_moments, moments, names_of_moments, put_moments
+from ppl_vae.svi.recorded import history_of, names_of_history, recorded
 
 if TYPE_CHECKING:
     from ppl_vae.svi.loop import Loop
 
-__all__ = ["BATCH", "FIELDS", "ROWS", "Best", "State", "bundle", "captured", "put_parameters", "restore"]
+__all__ = [
+    "BATCH",
+    "ROWS",
+    "Best",
+    "State",
+    "bundle",
+    "captured",
+    "check_parameters",
+    "check_plain",
+    "named",
+    "put_parameters",
+    "restore",
+]
 
-_PARAMETER, _BUFFER, _BEST, _OPTIMIZER, _VALUE, _SUMS = "parameter", "buffer", "best", "optimizer", "value", "sums"
+_PARAMETER, _BUFFER, _BEST, _VALUE, _SUMS = "parameter", "buffer", "best", "value", "sums"
 BATCH, ROWS = "batch", "rows"  # of a bad step
-FIELDS = ("step", "epoch", "seen", "history", "seconds", "optimizer", "compile", "random", "values", "best", "policy")
-_JSON = (bool, int, float, str, type(None))
-_TENSOR = {"tensor": True}  # stands in the plain part of an optimiser's state for what is among the tensors
+_WORD = 2**32 - 1
+_HOW_TO_GO_ON = "resume with the pair, data and options that the run began with"
+
+_FORM = forms.fields(
+    {
+        "step": forms.whole(),
+        "epoch": forms.whole(),
+        "seen": forms.whole(),
+        "seconds": forms.number(least=0.0),
+        "optimizer": forms.fields(
+            {
+                "entries": forms.each(forms.fields(forms.anything)),
+                "groups": forms.each(forms.fields(forms.anything)),
+            }
+        ),
+        "compile": forms.fields(
+            {
+                "compiled": forms.flag,
+                "payback": forms.fields(
+                    {
+                        "decided": forms.flag,
+                        "operations": forms.either(forms.entries(forms.whole(), forms.number(least=0.0))),
+                    }
+                ),
+            }
+        ),
+        "random": forms.fields(
+            {
+                "python": forms.entries(
+                    forms.whole(3, 3), forms.each(forms.whole(0, _WORD), length=625), forms.either(forms.number())
+                ),
+                "numpy": forms.entries(
+                    forms.text,
+                    forms.each(forms.whole(0, _WORD), length=624),
+                    forms.whole(0, 624),
+                    forms.whole(0, 1),
+                    forms.number(),
+                ),
+            }
+        ),
+        "values": forms.fields(forms.anything),
+        "best": forms.either(forms.fields({"bound": forms.number(), "step": forms.whole(), "epoch": forms.whole()})),
+        "policy": forms.fields(
+            {
+                "skipped": forms.each(forms.whole()),
+                "rolled_back": forms.each(forms.whole()),
+                "rate": forms.number(0.0, 1.0),
+            }
+        ),
+    }
+)
 
 
 class Best(NamedTuple):
@@ -46,21 +108,21 @@ class State(NamedTuple):
     """A fit between two steps."""
 
     tensors: dict[str, Tensor]
-    """Parameters, buffers (those that `state_dict` leaves out too), moments of the optimiser, the best parameters."""
+    """Parameters, buffers (those that `state_dict` leaves out too), moments of the optimiser, the best parameters, the
+    history."""
     plain: dict[str, Any]
-    """Step, epoch, history, patience, rates, random states, what is compiled: all that JSON can hold."""
+    """Step, epoch, patience, rates, random states, what is compiled: all that JSON can hold."""
 
 
 def captured(loop: Loop) -> State:
     """The state of a fit between two steps; tensors are copies."""
     stepper = loop.stepper
-    moments, optimizer = _optimizer_state(stepper.update)
-    tensors = {**_named(stepper.pair), **moments, _SUMS: loop.sums}
+    moved, optimizer = moments(stepper.update)
+    tensors = {**named(stepper.pair), **moved, _SUMS: loop.sums, **recorded(loop.history)}
     plain = {
         "step": loop.step,
         "epoch": loop.epoch,
         "seen": loop.seen,
-        "history": [record_as_plain(record) for record in loop.history],
         "seconds": loop.seconds,
         "optimizer": optimizer,
         "compile": stepper.compile_state(),
@@ -73,12 +135,12 @@ def captured(loop: Loop) -> State:
     if loop.best is not None:
         plain["best"] = {"bound": loop.best.bound, "step": loop.best.step, "epoch": loop.best.epoch}
         tensors |= {f"{_BEST}/{i}": tensor for i, tensor in enumerate(loop.best.state)}
-    return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, plain)
+    return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
 
 
 def bundle(loop: Loop, bad: BadStep) -> State:
     """What it takes to do a bad step again; see `replay`."""
-    tensors = {**_named(loop.stepper.pair), ROWS: bad.rows} | {f"{BATCH}/{i}": x for i, x in enumerate(bad.batch)}
+    tensors = {**named(loop.stepper.pair), ROWS: bad.rows} | {f"{BATCH}/{i}": x for i, x in enumerate(bad.batch)}
     plain = {
         "step": bad.step,
         "seed": bad.seed,
@@ -88,115 +150,116 @@ def bundle(loop: Loop, bad: BadStep) -> State:
         "objective": as_plain(loop.settings.objective),
         "binarize": loop.settings.binarize == "dynamic",
         "compiled": loop.stepper.compiled is not None,
+        "device": loop.device.type,
     }
-    return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, plain)
+    return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
 
 
-@torch.no_grad()
-def put_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a pair the parameters and buffers of a state.
+def check_plain(plain: Any, step: int) -> None:
+    """Looks at the plain values of a state before anything is done with them.
+
+    Args:
+        plain: The values.
+        step: Steps done, as the checkpoint says.
+
+    Raises:
+        CheckpointError: They are of another form; the first one is named.
+    """
+    _FORM(plain, "state")
+    forms.whole(step, step)(plain["step"], "state.step")
+    try:
+        _put_random_states(plain["random"], random.Random(), np.random.RandomState())  # noqa: S311
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"state.random: expected states of Python and NumPy, found others: {error}") from error
+
+
+def check_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
+    """Compares parameters and buffers of a state with those of a pair.
 
     Raises:
         CheckpointError: They are those of another pair; the first entry that differs is named.
     """
-    for name, own in _named(pair).items():
-        own.copy_(_fitting(tensors, name, own))
+    own = named(pair)
+    for name, tensor in own.items():
+        _fitting(tensors, name, tensor)
+    if more := [name for name in tensors if name.startswith((f"{_PARAMETER}/", f"{_BUFFER}/")) and name not in own]:
+        raise CheckpointError(f"{more[0]}: expected no such tensor, found one; {_HOW_TO_GO_ON}")
 
 
+@torch.no_grad()
+def put_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a pair the parameters and buffers of a state, all of them or none.
+
+    Raises:
+        CheckpointError: See `check_parameters`.
+    """
+    check_parameters(pair, tensors)
+    for name, own in named(pair).items():
+        own.copy_(tensors[name])
+
+
+@torch.no_grad()
 def restore(loop: Loop, state: State) -> None:
-    """Puts a fit that has not begun where another one was.
+    """Puts a fit that has not begun where another one was, or changes nothing.
 
     Raises:
         CheckpointError: The state is that of another pair or optimiser, the first entry that differs is named; or it is
             none that `captured` made.
     """
-    try:
-        _restore(loop, state.tensors, state.plain)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"expected the state of a fit that this version has saved, found another: {type(error).__name__}: "
-            f"{first_line(error)}"
-        ) from error
-
-
-@torch.no_grad()
-def _restore(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    check_plain(state.plain, state.plain.get("step", 0))
+    tensors, plain = state.tensors, of_exact(state.plain)
+    values = {name.removeprefix(f"{_VALUE}/"): t for name, t in tensors.items() if name.startswith(f"{_VALUE}/")}
+    _check(loop, tensors, plain, values)
+    history = history_of(tensors)
     stepper = loop.stepper
     put_parameters(stepper.pair, tensors)
-    _restore_optimizer(stepper.update, tensors, plain["optimizer"])
-    loop.sums.copy_(_fitting(tensors, _SUMS, loop.sums))
+    put_moments(stepper.update, tensors, plain["optimizer"])
+    loop.sums.copy_(tensors[_SUMS])
     loop.step, loop.epoch, loop.seen = plain["step"], plain["epoch"], plain["seen"]
-    loop.history = History([record_of_plain(record) for record in plain["history"]])
-    loop.seconds_before = plain["seconds"]
+    loop.history, loop.seconds_before = history, plain["seconds"]
     if (best := plain["best"]) is not None:
         now = enumerate(loop.state_tensors())
-        kept = [_fitting(tensors, f"{_BEST}/{i}", tensor).clone().to(tensor.device) for i, tensor in now]
+        kept = [tensors[f"{_BEST}/{i}"].clone().to(tensor.device) for i, tensor in now]
         loop.best = Best(best["bound"], best["step"], best["epoch"], kept)
     loop.policy.put(plain["policy"])
     stepper.restore_compile_state(plain["compile"])
-    _restore_random_states(plain["random"])
-    values = {name.removeprefix(f"{_VALUE}/"): t for name, t in tensors.items() if name.startswith(f"{_VALUE}/")}
-    if unknown := stepper.values.put(plain["values"], values):
+    _put_random_states(plain["random"], random, np.random)
+    stepper.values.put(plain["values"], values)
+
+
+def _check(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+    """Compares all of a state with the fit that it would be put into."""
+    stepper = loop.stepper
+    check_parameters(stepper.pair, tensors)
+    check_moments(stepper.update, tensors, plain["optimizer"])
+    wanted = {_SUMS: loop.sums}
+    if plain["best"] is not None:
+        wanted |= {f"{_BEST}/{i}": tensor for i, tensor in enumerate(loop.state_tensors())}
+    for name, tensor in wanted.items():
+        _fitting(tensors, name, tensor)
+    if unknown := stepper.values.misplaced(plain["values"], values):
         raise CheckpointError(
             f"{unknown}: expected a value of that name in the programs, found none; resume with the pair of the run"
         )
+    own = {*named(stepper.pair), *wanted, *(f"{_VALUE}/{name}" for name in values), *names_of_history(tensors)}
+    if odd := sorted(tensors.keys() ^ (own | names_of_moments(plain["optimizer"]))):
+        words = "no such tensor, found one" if odd[0] in tensors else "a tensor of that name, found none"
+        raise CheckpointError(f"{odd[0]}: expected {words}; {_HOW_TO_GO_ON}")
 
 
-def _named(pair: Pair) -> dict[str, Tensor]:
+def named(pair: Pair) -> dict[str, Tensor]:
+    """Parameters and buffers of a pair, by the names that they have in a state."""
     parameters = {f"{_PARAMETER}/{name}": tensor for name, tensor in pair.named_parameters()}
     return parameters | {f"{_BUFFER}/{name}": tensor for name, tensor in pair.named_buffers()}
 
 
-def _fitting(tensors: Mapping[str, Tensor], name: str, own: Tensor) -> Tensor:
+def _fitting(tensors: Mapping[str, Tensor], name: str, own: Tensor) -> None:
     found = tensors.get(name)
     if found is None or found.shape != own.shape or found.dtype != own.dtype:
         words = "none" if found is None else f"one of shape {tuple(found.shape)}, {found.dtype}"
         raise CheckpointError(
-            f"{name}: expected a tensor of shape {tuple(own.shape)}, {own.dtype}, found {words}; resume with the pair, "
-            "data and options that the run began with"
+            f"{name}: expected a tensor of shape {tuple(own.shape)}, {own.dtype}, found {words}; {_HOW_TO_GO_ON}"
         )
-    return found
-
-
-def _optimizer_state(update: Update) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of the optimiser by parameter and name, and all else of it."""
-    tensors: dict[str, Tensor] = {}
-    entries: list[dict[str, Any]] = []
-    for number, parameter in enumerate(_parameters_of(update)):
-        entry = {}
-        for name, value in update.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{_OPTIMIZER}/{number}/{name}"] = value
-            entry[name] = _TENSOR if isinstance(value, Tensor) else value
-        entries.append(entry)
-    groups = [{n: v for n, v in g.items() if isinstance(v, _JSON)} for g in update.optimizer.param_groups]
-    return tensors, {"entries": entries, "groups": groups}
-
-
-def _restore_optimizer(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-    parameters, entries = _parameters_of(update), plain["entries"]
-    if len(parameters) != len(entries):
-        raise CheckpointError(f"optimizer: expected {len(parameters)} parameters, found {len(entries)} in the state")
-    for number, (parameter, entry) in enumerate(zip(parameters, entries, strict=True)):
-        own = update.optimizer.state[parameter]
-        for name in own.keys() - entry.keys():  # made by steps after that state
-            del own[name]
-        for name, value in entry.items():
-            if value != _TENSOR:
-                own[name] = value
-                continue
-            found = tensors[f"{_OPTIMIZER}/{number}/{name}"]
-            if isinstance(own.get(name), Tensor):
-                own[name].copy_(found)
-            else:
-                home = found.device if found.dim() == 0 else parameter.device
-                own[name] = found.clone().to(home)
-    for group, known in zip(update.optimizer.param_groups, plain["groups"], strict=True):
-        group.update(known)
-
-
-def _parameters_of(update: Update) -> Sequence[Tensor]:
-    return [p for group in update.optimizer.param_groups for p in group["params"]]
 
 
 def _random_states() -> dict[str, Any]:
@@ -206,8 +269,8 @@ def _random_states() -> dict[str, Any]:
     return {"python": [version, list(internal), gauss], "numpy": [str(name), [int(k) for k in keys], *rest]}
 
 
-def _restore_random_states(states: Mapping[str, Any]) -> None:
+def _put_random_states(states: Mapping[str, Any], python: Any, numpy: Any) -> None:
     version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
+    python.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    numpy.set_state((name, np.array(keys, dtype=np.uint32), *rest))

@@ -21,7 +21,7 @@ from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
 from ppl_vae.svi.feed import Feed, Serving
 from ppl_vae.svi.gradient import LOSS, NORM, Gradient, binarized
-from ppl_vae.svi.guard import BadStep, Guard, NotFiniteError
+from ppl_vae.svi.guard import BadStep, Guard, NotFiniteError, OverflowedError
 from ppl_vae.svi.joint import Joint
 from ppl_vae.svi.moving import Moving
 from ppl_vae.svi.order import Order
@@ -94,6 +94,7 @@ class Stepper:
 
         Raises:
             NotFiniteError: The loss or its gradient is not finite; parameters and buffers are those before the step.
+            OverflowedError: The update before has made parameters that are not finite.
         """
         self.moving.remember()
         if self._joint is None:
@@ -112,6 +113,15 @@ class Stepper:
         if self._joint is not None:
             self._joint.signals = signals
 
+    def consult(self) -> None:
+        """Learns, after the last step, of signals that processes have received since they took it."""
+        if self._joint is not None:
+            self._joint.vote()
+
+    def is_finite(self) -> bool:
+        """Whether parameters that train, and buffers that training moves, are finite."""
+        return all(map(_is_finite, [*self.parameters, *self.moving.tensors]))
+
     def settle(self, step: int) -> None:
         """Waits for the device, and makes sure that the next step can begin.
 
@@ -119,11 +129,11 @@ class Stepper:
             step: Steps done.
 
         Raises:
-            NotFiniteError: A step was not finite that has not been noticed yet; or the last one, which was finite,
-                led to parameters or buffers that are not.
+            NotFiniteError: A step was not finite that has not been noticed yet, or has moved buffers to what is not.
+            OverflowedError: The last one was finite and led to parameters that are not.
         """
         bad_step = self.guard.poll()
-        if bad_step is None and not all(map(_is_finite, [*self.parameters, *self.moving.tensors])):
+        if bad_step is None and not self.is_finite():
             bad_step = step
         if bad_step is not None:
             raise self._not_finite(bad_step, ())
@@ -238,11 +248,19 @@ class Stepper:
         rank, reason = blamed[0] if blamed else (0, NO_SITE)
         if self._joint is not None:
             reason = f"process {rank}, on its rows: {reason}"
-        message = (
-            f"step {step + 1}: the loss or its gradient is not finite: {reason}. The parameters are those before "
-            "the step; try a smaller learning_rate, clip_norm=..., or a lower bound on scales"
+        mend = "try a smaller learning_rate, clip_norm=..., or a lower bound on scales"
+        bad = self._bad_step(step, rank, reason)
+        if step > 0 and not all(map(_is_finite, self.parameters)):
+            return OverflowedError(
+                f"step {step}: loss and gradient were finite, but the update has made parameters that are not: "
+                f"{reason}. No checkpoint holds them, and those before the step are lost; {mend}",
+                bad,
+            )
+        return NotFiniteError(
+            f"step {step + 1}: the loss or its gradient is not finite: {reason}. The parameters are those before the "
+            f"step; {mend}",
+            bad,
         )
-        return NotFiniteError(message, self._bad_step(step, rank, reason))
 
     def _bad_step(self, step: int, rank: int, reason: str) -> BadStep:
         """The step as the process saw it that is to blame."""

@@ -1,0 +1,107 @@
+"""What is known of data after those that could not be trusted were estimated anew."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ppl_vae.evaluation.annealed_result import interval_of_chains
+from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
+from ppl_vae.evaluation.means import MeanOverData
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
+from ppl_vae.wording import in_words, is_lower_bound
+
+__all__ = ["METHODS", "EscalatedLogLikelihood", "Failure"]
+
+METHODS = ("guide", "more samples", "refined proposal", "annealing")
+
+
+class Failure(NamedTuple):
+    """A method that does not serve some data."""
+
+    method: str
+    """Which one."""
+    num_data: int
+    """How many data."""
+    row: int
+    """The first of them."""
+    reason: str
+    """Why it does not serve that one."""
+
+    def __str__(self) -> str:
+        return f"{self.method}: not for {self.num_data} data, which stay as they were; row {self.row}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class EscalatedLogLikelihood(MeanOverData):
+    """Estimate of log p(x) for each datum, the most trustworthy that was found; every array has shape (N,), in nats."""
+
+    value: np.ndarray
+    """Estimate of log p(x)."""
+    stderr: np.ndarray
+    """Its Monte Carlo standard error."""
+    skewness: np.ndarray
+    """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
+    unseen: np.ndarray
+    """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
+    verdict: np.ndarray
+    """`reliable`, `noisy` or `unreliable`; noisy at best where chains were annealed, or an earlier method of the datum
+    had left more unseen than an interval bears."""
+    method: np.ndarray
+    """What gave the estimate: guide, more samples, refined proposal or annealing."""
+    failures: tuple[Failure, ...]
+    """Methods that gave no estimate of some data, which stayed as they were, and why."""
+    num_chains: int
+    """K of the annealed chains."""
+    seconds: float
+    """Wall time of the escalation."""
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether the verdict on a datum is not `unreliable`."""
+        return self.verdict != UNRELIABLE
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Interval of the mean of log p(x) over these data, in nats per datum.
+
+        It covers where all data are reliable; its upper end is infinite where one is still unreliable.
+        """
+        found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
+        return found._replace(high=math.inf) if is_lower_bound(float((~self.trusted).mean())) else found
+
+    def intervals(self, level: float = 0.95) -> Interval:
+        """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`.
+
+        Where chains were annealed it is that of Student's t with K - 1 degrees, as in `AnnealedLogLikelihood`.
+        """
+        low, high = interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
+        by_chains = interval_of_chains(self.value, self.stderr, self.num_chains, self.trusted, level)
+        annealed = self.method == METHODS[-1]
+        return Interval(np.where(annealed, by_chains.low, low), np.where(annealed, by_chains.high, high))
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """How many data each method served, by verdict."""
+        return {
+            method: {
+                word: int(((self.method == method) & (self.verdict == word)).sum())
+                for word in (RELIABLE, NOISY, UNRELIABLE)
+            }
+            for method in METHODS
+        }
+
+    def __str__(self) -> str:
+        counts = self.counts()
+        moved = int((self.method != METHODS[0]).sum())
+        left = int((self.verdict == UNRELIABLE).sum())
+        size = len(self.value)
+        lines = [
+            f"log p(x) {'' if left else '= '}{in_words(self.mean, self.mean_stderr, left / size)} nats per datum "
+            f"({size} data, {moved} of them escalated, {left} still unreliable)",
+            f"{'method':<18}{RELIABLE:>10}{NOISY:>10}{UNRELIABLE:>12}",
+            *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
+            *(str(failure) for failure in self.failures),
+        ]
+        return "\n".join(lines)

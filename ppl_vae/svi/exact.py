@@ -1,0 +1,70 @@
+"""Numbers that JSON has no word for, such as infinity, as JSON, exactly."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ppl_vae.errors import CheckpointError
+
+__all__ = ["exact", "of_exact"]
+
+_FLOAT, _COMPLEX, _BYTES = "float", "complex", "bytes"  # a dictionary of one such key stands for a number
+_KINDS = "biufc"
+
+
+def exact(value: Any) -> Any:
+    """A value as JSON: infinities, NaN, complex numbers and scalars of NumPy, in lists and dictionaries too.
+
+    Example:
+        >>> exact({"best": float("-inf"), "seen": 3})
+        {'best': {'float': '-inf'}, 'seen': 3}
+        >>> of_exact(exact([float("-inf"), 1 + 2j, np.float32(0.1)])) == [float("-inf"), 1 + 2j, np.float32(0.1)]
+        True
+    """
+    if isinstance(value, dict):
+        return {name: exact(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [exact(entry) for entry in value]
+    if isinstance(value, np.generic) and value.dtype.kind in _KINDS:
+        return {_BYTES: [value.dtype.str, value.tobytes().hex()]}
+    if type(value) is complex:
+        return {_COMPLEX: [exact(value.real), exact(value.imag)]}
+    if type(value) is float and not math.isfinite(value):
+        return {_FLOAT: repr(value)}
+    return value
+
+
+def of_exact(value: Any) -> Any:
+    """The value that `exact` made this of.
+
+    Raises:
+        CheckpointError: It has made none like this.
+    """
+    try:
+        return _of_exact(value)
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"state: expected numbers as they were written, found others ({error})") from error
+
+
+def _of_exact(value: Any) -> Any:
+    match value:
+        case {"float": str(text)} if len(value) == 1:
+            return float(text)
+        case {"complex": [real, imaginary]} if len(value) == 1:
+            return complex(_of_exact(real), _of_exact(imaginary))
+        case {"bytes": [str(dtype), str(digits)]} if len(value) == 1:
+            return _scalar(np.dtype(dtype), bytes.fromhex(digits))
+        case dict():
+            return {name: _of_exact(entry) for name, entry in value.items()}
+        case list():
+            return [_of_exact(entry) for entry in value]
+    return value
+
+
+def _scalar(dtype: np.dtype[Any], content: bytes) -> Any:
+    if dtype.kind not in _KINDS or len(content) != dtype.itemsize:
+        raise ValueError(dtype.str)
+    return np.frombuffer(content, dtype)[0]

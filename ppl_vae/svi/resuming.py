@@ -1,0 +1,152 @@
+"""Where a fit begins: in a directory of its own, or at the newest checkpoint of one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ppl_vae.distributed import Group
+from ppl_vae.errors import CheckpointError
+from ppl_vae.options import whole_number
+from ppl_vae.rundir import RunDirectory
+from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
+from ppl_vae.storage.files import make_folder
+from ppl_vae.svi.facts import differences
+from ppl_vae.svi.loop import Keeper
+from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving
+from ppl_vae.svi.signals import Signals, heard
+from ppl_vae.svi.state import State, check_plain, named
+from ppl_vae.svi.stepper import Stepper
+
+__all__ = ["Resume", "check_options", "keeping", "shared"]
+
+Resume = Literal["auto"] | bool
+
+
+@contextmanager
+def keeping(
+    root: Path | None, stepper: Stepper, facts: Mapping[str, Any], resume: Resume, every: Every
+) -> Iterator[Keeper]:
+    """Context of a fit: signals wait for its steps, and process 0 keeps checkpoints, where there is a directory.
+
+    Args:
+        root: The run directory, or None.
+        stepper: Takes the steps.
+        facts: What the run is about, see `facts_of`.
+        resume: Whether to go on.
+        every: Steps, or time, between two checkpoints.
+
+    Raises:
+        LockedError: Another process is in the directory.
+        PplVaeError: It is neither free nor that of a run to resume, or cannot be made.
+        CheckpointError: No checkpoint could hold the pair, or see `_found`.
+    """
+    if root is None:
+        yield Keeper()
+        return
+    with heard(alone=stepper.group.size == 1) as signals:
+        stepper.heed(signals)
+        if stepper.group.leads:
+            with _opened(root, stepper, facts, resume, every, signals) as saving:
+                yield saving
+        else:
+            yield Following(signals)
+
+
+@contextmanager
+def _opened(
+    root: Path, stepper: Stepper, facts: Mapping[str, Any], resume: Resume, every: Every, signals: Signals
+) -> Iterator[Saving]:
+    """Context of a fit into a run directory, which no other process may enter meanwhile."""
+    try:
+        check_storable(named(stepper.pair))
+    except ValueError as error:
+        raise CheckpointError(f"{root}: no checkpoint could hold the pair: {error}; leave out run_dir") from error
+    if resume is True:
+        _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
+    make_folder(root)
+    with locked(root):
+        found = _found(root / CHECKPOINTS, resume, facts)
+        if found is None:
+            directory = RunDirectory.create(root, stepper.settings, stepper.device, again=resume == "auto")
+        else:
+            directory = RunDirectory(root)
+        for folder in (root, root / CHECKPOINTS, root / BAD_STEPS):
+            remove_debris(folder)
+        yield Saving(directory, every, facts, signals, found)
+
+
+def check_options(resume: Resume, every: Every, has_directory: bool) -> None:
+    """Refuses options of checkpoints that mean nothing.
+
+    Raises:
+        ValueError: There is no run directory to keep them in; `resume` is none of its values; or the interval is
+            neither a whole number of steps, at least one, nor a positive time.
+    """
+    if resume not in (True, False, "auto"):
+        raise ValueError(f"resume: expected 'auto', True or False, found {resume!r}")
+    if not has_directory and (resume or every is not None):
+        raise ValueError("resume, checkpoint_every: expected run_dir=..., where checkpoints are kept, found none")
+    if isinstance(every, timedelta):
+        if not every > timedelta():
+            raise ValueError(f"checkpoint_every: expected a positive time, found {every}")
+    elif every is not None:
+        whole_number("checkpoint_every", every, least=1)
+
+
+def _found(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> Checkpoint | None:
+    """The checkpoint to go on from; None where the fit begins.
+
+    Raises:
+        CheckpointError: There is none and has to be one, none can be used, or it is that of another run: the first
+            fact that differs is named.
+    """
+    if resume is True:
+        _refuse_nothing(folder)
+    if resume is False or not _any(folder):
+        return None
+    found = newest(folder)
+    for reason in found.skipped:
+        warnings.warn(f"a checkpoint was skipped: {reason}", UserWarning, stacklevel=2)
+    known = found.plain.pop("facts", {})
+    for change in differences(known, facts, "run"):
+        raise CheckpointError(
+            f"{found.path}: this run began with {change.name} = {change.before!r}, found {change.now!r}: resume with "
+            "what it began with, or choose another run_dir"
+        )
+    if changes := differences(known, facts, "machine"):
+        said = ", ".join(f"{change.name} was {change.before!r} and is {change.now!r}" for change in changes)
+        warnings.warn(f"the run goes on, but not bit by bit as it would have: {said}", UserWarning, stacklevel=2)
+    try:
+        check_plain(found.plain, found.step)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{found.path}: expected the state of a fit that this version has saved, found one that ppl_vae "
+            f"{found.library} has left: {error}"
+        ) from error
+    return found
+
+
+def _any(folder: Path) -> bool:
+    return folder.is_dir() and bool(steps(folder))
+
+
+def _refuse_nothing(folder: Path) -> None:
+    if not _any(folder):
+        raise CheckpointError(f"{folder}: expected a checkpoint to resume from, found none; use resume='auto'")
+
+
+def shared(state: State | None, group: Group, device: torch.device) -> State | None:
+    """The state of process 0 in every process of a group."""
+    text = group.texts(json.dumps(None if state is None else state.plain), device)[0]
+    tensors: dict[str, Tensor] = {} if state is None else state.tensors
+    values = json.loads(text)
+    return None if values is None else State(group.gather(tensors, device)[0], values)

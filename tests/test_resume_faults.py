@@ -1,0 +1,221 @@
+"""A fit among faults: full disks, kills, signals, clocks, directories and data of others."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pairs import ModuleVAE
+from resuming import binary, numbers, run, same
+from training import fresh
+
+import ppl_vae as pv
+from ppl_vae.arrays import as_rows
+from ppl_vae.errors import CheckpointError, PplVaeError, StorageError
+from ppl_vae.storage import newest, steps
+from ppl_vae.svi import facts, saving
+from tests.faults import KILLED, Fail, Kill, count, fault, forked
+
+# Processes are forked from one with threads that do nothing: Python 3.12 and later warn of that.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+OFTEN = {"checkpoint_every": 2, "epochs": 2}
+
+
+def names(root: Path) -> list[str]:
+    return [str(path.relative_to(root)) for path in root.rglob("*")]
+
+
+def gone_on(root: Path) -> tuple:
+    """What the next start leaves: from other parameters, if it has a checkpoint that says which."""
+    seed = 1 if steps(root / "checkpoints") else 0
+    return numbers(*run(ModuleVAE, binary, OFTEN, seed=seed, run_dir=root, resume="auto"))
+
+
+# Disks and kills
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_fit_is_a_typed_error_and_loses_nothing(tmp_path: Path):
+    """F3: at the configuration, the history, a checkpoint, the parameters; from then on nothing is written."""
+    whole = numbers(*run(ModuleVAE, binary, {"epochs": 2}))
+    total = count(lambda: run(ModuleVAE, binary, OFTEN, run_dir=tmp_path / "count"))
+    for at in range(3, total, total // 6):
+        root = tmp_path / f"{at}"
+        with fault(Fail(at, errno.ENOSPC, forever=True)), pytest.raises(StorageError, match="No space left"):
+            run(ModuleVAE, binary, OFTEN, run_dir=root, resume="auto")
+        assert same(whole, gone_on(root)), at
+
+
+def test_a_bad_step_that_the_disk_refuses_is_a_typed_error(tmp_path: Path):
+    class Broken(pv.ELBO):
+        def evaluate(self, pair, batch, layout, beta):
+            values = super().evaluate(pair, batch, layout, beta)
+            return values._replace(loss=values.loss * float("nan"))
+
+    options = OFTEN | {"objective": Broken(), "on_nonfinite": "skip"}
+    with pytest.MonkeyPatch.context() as patch:
+        write = saving.write
+
+        def full(folder, *arguments):
+            with fault(Fail(1, errno.ENOSPC, forever=True)):
+                return write(folder, *arguments)
+
+        patch.setattr(saving, "write", full)
+        with pytest.raises(CheckpointError, match="No space left"):
+            run(ModuleVAE, binary, options, run_dir=tmp_path)
+    assert steps(tmp_path / "bad-steps") == []
+
+
+def test_a_fit_that_was_killed_leaves_no_debris_after_the_next_start(tmp_path: Path):
+    """F1: killed at a call of a save, of the history or of the parameters."""
+    whole = numbers(*run(ModuleVAE, binary, {"epochs": 2}))
+    total = count(lambda: run(ModuleVAE, binary, OFTEN, run_dir=tmp_path / "count"))
+    debris = 0
+    for at in range(4, total, total // 6):
+        root = tmp_path / f"{at}"
+        with fault(Kill(at)):
+            assert forked(lambda root=root: run(ModuleVAE, binary, OFTEN, run_dir=root)) == KILLED
+        debris += any(".tmp-" in name for name in names(root))
+        (root / "bad-steps").mkdir()
+        (root / "bad-steps" / ".tmp-0123456789abcdef").mkdir()
+        assert same(whole, gone_on(root)), at
+        assert [name for name in names(root) if ".tmp-" in name] == []
+    assert debris
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(tmp_path: Path):
+    whole = numbers(*run(ModuleVAE, binary, OFTEN, run_dir=tmp_path, checkpoint_every=2))
+    before = names(tmp_path)
+    with fault(Fail(6, errno.EMFILE)), pytest.raises(CheckpointError, match=r"Too many open files.*may be good"):
+        run(ModuleVAE, binary, OFTEN, seed=1, run_dir=tmp_path, resume=True)
+    assert sorted(names(tmp_path)) == sorted(before)
+    assert same(whole, numbers(*run(ModuleVAE, binary, OFTEN, seed=1, run_dir=tmp_path, resume=True)))
+
+
+# Signals and clocks
+
+
+def test_a_second_interrupt_of_a_fit_leaves_at_once_and_what_is_there_can_be_used(tmp_path: Path):
+    """F4: the step that the first one waits for would take a minute."""
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            run(ModuleVAE, binary, {"schedule": slow}, run_dir=tmp_path, checkpoint_every=1)
+        except KeyboardInterrupt:
+            os._exit(130)
+        os._exit(1)
+    wait_for(lambda: 5 in steps(tmp_path / "checkpoints"))
+    time.sleep(0.2)
+    begin = time.monotonic()
+    for _ in range(2):
+        os.kill(child, signal.SIGINT)
+        time.sleep(0.2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert time.monotonic() - begin < 20
+    assert newest(tmp_path / "checkpoints").step == 5
+
+
+def slow(step: int) -> float:
+    if step == 5:
+        time.sleep(60)
+    return 1.0
+
+
+def wait_for(there) -> None:
+    for _ in range(600):
+        if there():
+            return
+        time.sleep(0.1)
+    raise AssertionError
+
+
+@pytest.mark.parametrize("jump", [86400.0, -86400.0])
+def test_clocks_that_jump_decide_nothing(jump: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """F19: each look at the clock of the wall finds another day."""
+    looks = iter(range(10**9))
+    monkeypatch.setattr(time, "time", lambda: 1.7e9 + jump * next(looks))
+    monkeypatch.setattr(saving, "_KEPT", 1000)
+    run(ModuleVAE, binary, {}, run_dir=tmp_path / "hour", checkpoint_every=timedelta(hours=1))
+    assert steps(tmp_path / "hour/checkpoints") == [9]
+    _, fit = run(ModuleVAE, binary, {}, run_dir=tmp_path / "short", checkpoint_every=timedelta(microseconds=1))
+    assert steps(tmp_path / "short/checkpoints") == [*range(1, 10)]
+    seconds = [0.0, *fit.history["seconds"], 300.0]
+    assert seconds == sorted(seconds)
+
+
+# Directories, data and functions of others
+
+
+def test_a_folder_of_someone_else_stays_as_it_is(tmp_path: Path):
+    (tmp_path / ".tmp-mine").mkdir()
+    (tmp_path / ".tmp-mine" / "thesis.tex").touch()
+    (tmp_path / ".tmp-0123456789abcdef").mkdir()
+    (tmp_path / "notes.txt").touch()
+    before = sorted(names(tmp_path))
+    with pytest.raises(PplVaeError, match="expected a new or empty directory"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path, resume="auto")
+    assert sorted(set(names(tmp_path)) - {"lock"}) == before
+
+
+def rows(n: int = 5000) -> torch.Tensor:
+    return torch.rand(n, 2, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_row_in_memory_counts():
+    x, other = rows(), rows()
+    other[4321, 1] += 0.5
+    assert facts.fingerprint(as_rows(x)) == facts.fingerprint(as_rows(x.numpy().copy()))
+    assert facts.fingerprint(as_rows(x)) != facts.fingerprint(as_rows(other))
+    assert facts.fingerprint(as_rows(x)) != facts.fingerprint(as_rows((x, x)))
+
+
+def test_a_file_is_not_resumed_as_an_array(tmp_path: Path):
+    """Rows of a large file come in another order."""
+    np.save(tmp_path / "rows.npy", binary.numpy())
+    file = np.load(tmp_path / "rows.npy", mmap_mode="r", allow_pickle=False)
+    run(ModuleVAE, file, {"epochs": 1}, run_dir=tmp_path / "run")
+    with pytest.raises(CheckpointError, match="began with data on disk = True, found False"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume=True)
+
+
+def scaled(factor: float):
+    return lambda step: factor
+
+
+@pytest.mark.parametrize("other", [scaled(0.25), lambda step: 0.5 * (step > 0)], ids=["closure", "code"])
+def test_a_function_of_the_same_name_is_another_one_by_its_code(other, tmp_path: Path):
+    other.__qualname__ = scaled(0.5).__qualname__
+    run(ModuleVAE, binary, {"schedule": scaled(0.5), "epochs": 1}, run_dir=tmp_path)
+    run(ModuleVAE, binary, {"schedule": scaled(0.5), "epochs": 1}, run_dir=tmp_path, resume=True)
+    with pytest.raises(CheckpointError, match="began with code of schedule = "):
+        run(ModuleVAE, binary, {"schedule": other}, run_dir=tmp_path, resume=True)
+
+
+def test_other_versions_are_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path)
+    monkeypatch.setattr(facts, "version_of", {"ppl-vae": "99.0", "pyro-ppl": "2.0"}.get)
+    with pytest.warns(UserWarning, match=r"not bit by bit.*: ppl_vae was .* and is '99\.0'.*pyro was .* and is '2\.0'"):
+        run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path, resume=True)
+
+
+def test_fewer_steps_than_are_done_end_the_fit_at_once(tmp_path: Path):
+    run(ModuleVAE, binary, {"steps": 5, "epochs": None}, run_dir=tmp_path)
+    _, fit = run(ModuleVAE, binary, {"steps": 2, "epochs": None}, run_dir=tmp_path, resume=True)
+    assert (fit.steps, [record.step for record in fit.history]) == (5, [3, 5])
+
+
+def test_a_pair_is_left_as_it_was_by_a_refusal(tmp_path: Path):
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path)
+    pair = fresh(seed=3)
+    before = [p.clone() for p in pair.parameters()]
+    with pytest.raises(CheckpointError, match="began with data ="):
+        run(lambda: pair, 1 - binary, {}, run_dir=tmp_path, resume=True)
+    assert all(map(torch.equal, before, pair.parameters()))
