@@ -7,7 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Tails", "fit_tails", "khat_noise", "khat_threshold", "pareto_khat", "tail_size"]
+__all__ = ["FEW", "Tails", "fit_tails", "khat_noise", "khat_threshold", "tail_size"]
+
+
+FEW = 10
+"""Samples from which no tail can be told: there is no threshold, and no verdict."""
 
 
 class Tails(NamedTuple):
@@ -26,18 +30,13 @@ def tail_size(num_samples: int) -> int:
 
 def khat_threshold(num_samples: int) -> float:
     """Largest k-hat whose estimate can be trusted at K draws: min(1 - 1 / log10(K), 0.7) (Vehtari et al. 2024)."""
-    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 10 else -math.inf
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > FEW else -math.inf
 
 
 def khat_noise(khat: np.ndarray, num_samples: np.ndarray) -> np.ndarray:
     """Standard error (1 + k) / sqrt(M) of the shape of a tail of M draws (Smith 1987), (N,)."""
     size = np.array([tail_size(int(k)) for k in np.broadcast_to(num_samples, khat.shape)])
     return (1 + np.maximum(khat, 0.0)) / np.sqrt(size)
-
-
-def pareto_khat(largest: np.ndarray, num_samples: int | np.ndarray) -> np.ndarray:
-    """Pareto k-hat per datum, (N,): the shape of `fit_tails`."""
-    return fit_tails(largest, num_samples).khat
 
 
 def fit_tails(largest: np.ndarray, num_samples: int | np.ndarray) -> Tails:

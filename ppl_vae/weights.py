@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.pareto import fit_tails, khat_threshold, pareto_khat, tail_size
+from ppl_vae.pareto import fit_tails, khat_threshold, tail_size
 
 __all__ = [
     "Stream",
@@ -20,7 +20,6 @@ __all__ = [
     "leave_one_out",
     "log_mean_exp",
     "not_a_weight",
-    "pareto_khat",
     "tail_size",
 ]
 

@@ -59,7 +59,7 @@ class Kill:
 class Fail:
     """Refuses the n-th call and, for a full or dead disk, all of its kind that follow."""
 
-    CHANGING = (os.write, os.fsync, os.mkdir, os.rename, os.unlink, os.rmdir)
+    CHANGING = (os.write, os.fsync, os.mkdir, os.rename, os.unlink, os.rmdir, os.ftruncate, os.pwrite)
 
     def __init__(self, at: int, code: int, forever: bool = False) -> None:
         self.left, self.code, self.forever = at, code, forever
@@ -67,7 +67,7 @@ class Fail:
 
     def __call__(self, operation: Callable[..., Any], *arguments: Any) -> Any:
         with _ONE_BY_ONE:
-            due = self.left == 0 or (self.forever and self.happened and operation in self.CHANGING)
+            due = self.left == 0 or (self.forever and self.happened and self.changes(operation, *arguments))
             self.left -= 1
         if not due:
             return operation(*arguments)
@@ -77,6 +77,10 @@ class Fail:
         elif operation is os.write:
             os.write(arguments[0], arguments[1][: len(arguments[1]) // 2])
         raise OSError(self.code, os.strerror(self.code))
+
+    def changes(self, operation: Callable[..., Any], *arguments: Any) -> bool:
+        """Whether a call changes what is on the disk; one that opens a file makes it, or its entry in a folder."""
+        return operation in self.CHANGING or (operation is os.open and bool(arguments[1] & os.O_CREAT))
 
 
 class Flip:

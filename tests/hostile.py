@@ -5,57 +5,39 @@ Those of checkpoints stand under intact hashes, as whoever writes one can make t
 
 from __future__ import annotations
 
-import builtins
 import hashlib
-import io
 import json
 import os
 import pickle
 import struct
+import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
 from ppl_vae import storage
-from ppl_vae.data import array_names, load_array
+from ppl_vae.data import load_array
 from ppl_vae.errors import PplVaeError
-from ppl_vae.pair import as_pair
-from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, read_evaluation, read_run, write_run
+from ppl_vae.rundir import (
+    DataSpec,
+    PairSpec,
+    RunRecord,
+    read_arrays,
+    read_evaluation,
+    read_run,
+    write_run,
+)
 from ppl_vae.storage import plain
+from tests.bombs import DEEP, PICKLE, SIGN, Bomb, Case, Gadget, archive, of_numpy, of_torch
+from tests.evaluations import evaluated
 from tests.faults import save
+from tests.hostile_runs import RUNS
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-SIGN = "CODE-RAN"
-
-
-class Bomb:
-    """Leaves a file where it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (SIGN,)
-
-
-class Gadget:
-    """Calls `exec` where it is unpickled."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return builtins.exec, (f"import os; os.mkdir({SIGN!r})",)
-
-
-class Case(NamedTuple):
-    """A hostile file."""
-
-    read: Callable[[Path], object]
-    """How it is read; the argument is a folder of its own."""
-    make: Callable[[Path], None]
-    """How it is made there."""
 
 
 def sign(path: Path, **changes: Any) -> None:
@@ -108,65 +90,6 @@ def header(text: bytes | dict[str, Any], body: bytes = bytes(16), size: int | No
 def entry(dtype: Any = "F32", shape: Any = (4,), offsets: Any = (0, 16), **others: Any) -> dict[str, Any]:
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets} | others
 
-
-def run_file(name: str, content: bytes, read: Callable[[Path], object]) -> Case:
-    """A file of a run directory."""
-    return Case(read, lambda folder: (folder.mkdir(), (folder / name).write_bytes(content), None)[-1])
-
-
-def data(name: str, content: bytes, read: Callable[[Path], object] = load_array) -> Case:
-    return Case(lambda folder: read(folder / name), run_file(name, content, read).make)
-
-
-def archive(**members: bytes) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
-        for name, content in members.items():
-            file.writestr(name.replace("__", "."), content)
-    return stream.getvalue()
-
-
-def twice(name: str, *contents: bytes) -> bytes:
-    """A zip with several members of one name."""
-    import warnings
-
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for content in contents:
-            file.writestr(name, content)
-    return stream.getvalue()
-
-
-def of_numpy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-def of_torch(value: Any, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    torch.save(value, stream, **options)
-    return stream.getvalue()
-
-
-def read_parameters(folder: Path) -> None:
-    RunDirectory(folder).read_parameters(as_pair(_Pair()))
-
-
-class _Pair:
-    def model(self, x: torch.Tensor) -> None: ...
-    def guide(self, x: torch.Tensor) -> None: ...
-
-
-def read_history(folder: Path) -> None:
-    RunDirectory(folder).read_history()
-
-
-PICKLE, OBJECTS = pickle.dumps(Gadget()), of_numpy(np.array([[Bomb()]], dtype=object))
-DEEP = b"[" * 200_000 + b"]" * 200_000
-LYING = b"\x93NUMPY\x01\x00" + struct.pack("<H", 80)
-LYING += b"{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}".ljust(79) + b"\n"
 
 CASES: dict[str, Case] = {
     **{
@@ -238,31 +161,7 @@ CASES: dict[str, Case] = {
         lambda path: (save(path.parent / "elsewhere", 1), path.symlink_to("elsewhere/step-000000001"))
     ),
     "empty folder as checkpoint": whole(os.mkdir),
-    "objects as .npy": data("x.npy", OBJECTS),
-    "pickle as .npy": data("x.npy", PICKLE),
-    "code in the header of .npy": data(
-        "x.npy", LYING.replace(b"'descr': '<f4'", b"'descr': exit(9)"[:14].ljust(14)) + bytes(64)
-    ),
-    "shape of 2^64 numbers in .npy": data("x.npy", LYING + bytes(64)),
-    "objects in .npz": data("x.npz", archive(x__npy=OBJECTS)),
-    "pickle in .npz": data("x.npz", archive(x__npy=PICKLE)),
-    "pickle as .npz": data("x.npz", PICKLE),
-    "file of torch.save as .npz": data("x.npz", of_torch({"x": Bomb()})),
-    "bomb in .npz": data(
-        "x.npz", archive(x__npy=of_numpy(np.zeros(2**23, np.uint8))), partial(load_array, max_bytes=2**20)
-    ),
-    "two arrays of one name in .npz": data("x.npz", twice("x.npy", of_numpy(np.ones((2, 2))), OBJECTS)),
-    "shape that lies in the second of one name": data(
-        "x.npz", twice("x.npy", of_numpy(np.ones((2, 2))), LYING + bytes(64))
-    ),
-    "no zip": data("x.npz", b"PK\3\4" + bytes(99), array_names),
-    "pickle as run.json": run_file("run.json", PICKLE, read_run),
-    "deep run.json": run_file("run.json", DEEP, read_run),
-    "run.json of other fields": run_file("run.json", b'{"pair": "os.system"}', read_run),
-    "deep evaluation.json": run_file("evaluation.json", DEEP, read_evaluation),
-    "pickle as history": run_file("history.jsonl", b"\n" + PICKLE + b"\n", read_history),
-    "list in history": run_file("history.jsonl", b"[1]\n", read_history),
-    "pickle as parameters": run_file("parameters.safetensors", PICKLE, read_parameters),
+    **RUNS,
 }
 
 
@@ -270,6 +169,23 @@ FORBIDDEN = (
     *("exec", "pickle.find_class", "marshal.loads", "code.__new__", "import", "ctypes.dlopen", "os.system", "os.exec"),
     *("os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "subprocess.Popen", "os.mkdir", "socket.connect"),
 )
+
+
+# What code that runs would do: the watch sees each of them, or it watches nothing.
+CONTROLS: dict[str, Callable[[], object]] = {
+    "pickle": lambda: pickle.loads(pickle.dumps(Harmless())),
+    "code of a file": lambda: compile("1", "file.py", "eval"),
+    "folder": lambda: Path("control").mkdir(),
+    "process": lambda: subprocess.run(["true"], check=True),
+    "import": lambda: __import__("no_such_module"),
+}
+
+
+class Harmless:
+    """Calls `exec` where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return exec, ("1",)
 
 
 def main(root: Path) -> None:
@@ -291,7 +207,13 @@ def main(root: Path) -> None:
         except BaseException as error:
             outcome = f"untyped {type(error).__name__}: {error}"
         outcomes[name] = {"outcome": outcome, "events": list(seen)}
-    print(json.dumps(outcomes))
+    controls = {}
+    for name, act in CONTROLS.items():
+        seen.clear()
+        with suppress(ImportError):
+            act()
+        controls[name] = list(seen)
+    print(json.dumps({"cases": outcomes, "controls": controls}))
 
 
 def _warm_up(root: Path) -> None:
@@ -302,9 +224,9 @@ def _warm_up(root: Path) -> None:
     load_array(root / "sound.npz")
     write_run(root, RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3))
     read_run(root)
-    (root / "evaluation.json").write_text("{}")
-    with suppress(PplVaeError):
-        read_evaluation(root)
+    evaluated(root)
+    read_evaluation(root)
+    read_arrays(root, ["value"])
 
 
 def _note(seen: list[str], event: str, arguments: tuple[Any, ...]) -> None:

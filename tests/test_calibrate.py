@@ -11,13 +11,14 @@ import pytest
 import torch
 from linear import LATENT, ByClass, chain
 from mixtures import random_gmm
-from pairs import HierarchicalVAE, binary_rows, scaled_guide, small_ppca
+from pairs import HierarchicalVAE, binary_rows, exponential_and_normal, scaled_guide, small_ppca
 from scipy import stats
 from statistical import assert_close, assert_estimates, assert_mean
 from torch import Tensor
 
 import ppl_vae as pv
 from ppl_vae.checking import check
+from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.calibration import _ranks
 from ppl_vae.evaluation.ranks import central_coverage, holm, relative_width, score, smooth_test
 from ppl_vae.evaluation.simulation import simulate
@@ -226,6 +227,12 @@ def test_resampling_by_weight_mends_a_guide_that_is_too_wide(seed):
     found = run(pair, x, 600, 19, seed, corrected=True, num_samples=1000)
     assert not found.departures(FAMILY)
     assert "resampled by weight" in str(found)
+
+
+def test_weights_of_zero_alone_resample_nothing(seed):
+    """A guide that hardly meets the support of the model, two draws: their choice would be one at random."""
+    with pytest.raises(EstimateError, match=r"row \d+: all 2 weights are zero"):
+        run(exponential_and_normal(0.0, -1.0), torch.ones(1), 64, 19, seed, corrected=True, num_samples=2)
 
 
 # Coverage

@@ -18,7 +18,7 @@ from ppl_vae.cli import work
 from ppl_vae.cli.inputs import load_splits, random_rows
 from ppl_vae.cli.pairs import first_use, make_pair
 from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory
-from tests.commands import SMALL_VAE, TINY, call, read, succeed
+from tests.commands import SMALL_VAE, TINY, call, read, rewritten, succeed
 
 
 def test_help_shows_commands_options_and_defaults():
@@ -291,7 +291,7 @@ def test_a_run_file_is_not_believed(change: dict, message: str, run: Path, tmp_p
     root = tmp_path / "copy"
     root.mkdir()
     (root / "parameters.safetensors").write_bytes((run / "parameters.safetensors").read_bytes())
-    (root / "run.json").write_text(json.dumps(read(run / "run.json") | change))
+    rewritten(run / "run.json", root / "run.json", **change)
     result = call("evaluate", root)
     assert result.exit_code == 1
     assert message in result.stderr

@@ -82,7 +82,7 @@ WRONG = [
     (["experiment", "run"], 2, r"Missing argument 'NAME'. \(see `ppl-vae experiment run --help`\)$"),
     (["evaluate", "absent"], 1, "run directory of `ppl-vae fit`"),
     (["evaluate", "damaged"], 1, "expected JSON"),
-    (["evaluate", "other"], 1, "expected the fields"),
+    (["evaluate", "other"], 1, "expected fields that end in their own SHA-256, found none"),
     (["compare", "absent"], 1, "run directory of `ppl-vae fit`"),
     (["sample", "RUN", "--out", "samples.gif"], 1, "png or .npy"),
     (["sample", "RUN", "--out", "no/such/folder/x.npy"], 1, "No such file"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,8 +14,9 @@ import pytest
 import ppl_vae as pv
 from ppl_vae.rundir import RunDirectory, read_run
 from ppl_vae.storage import steps
-from tests.commands import SMALL_VAE, USERS_PAIR, call, read, succeed
+from tests.commands import SMALL_VAE, USERS_PAIR, call, read, rewritten, succeed
 
+TIMED = ("seconds", "verdict", "sha256")
 OPTIONS = ["--epochs", "4", "--eval-samples", "20", "--eval-limit", "30", "--schedule", "cosine", "--beta-warmup", "2"]
 
 
@@ -50,7 +50,7 @@ def stopped(root: Path, *arguments: str | Path) -> Path:
 def numbers(root: Path) -> tuple[bytes, list[dict], dict]:
     """What training and evaluation have found, without times."""
     history = RunDirectory(root).read_history()
-    evaluation = {k: v for k, v in read(root / "evaluation.json").items() if k not in ("seconds", "verdict")}
+    evaluation = {k: v for k, v in read(root / "evaluation.json").items() if k not in TIMED}
     return (
         (root / "parameters.safetensors").read_bytes(),
         [{name: value for name, value in record.items() if name != "seconds"} for record in history],
@@ -121,7 +121,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, r
         path.unlink()
     for folder in [root / "figures", *root.glob("checkpoints/*")]:
         folder.rmdir()
-    (root / "run.json").write_text(json.dumps(read(root / "run.json") | {"status": "training"}))
+    rewritten(root / "run.json", root / "run.json", status="training")
     succeed("resume", root)
     assert numbers(root) == numbers(run)
 
@@ -148,7 +148,6 @@ with ppl_vae.storage.locked(pathlib.Path({str(root)!r})):
 
 
 def test_a_run_of_no_command_and_a_directory_of_none_are_refused(tmp_path: Path, run: Path):
-    record = read(run / "run.json") | {"training": None, "status": "interrupted"}
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    rewritten(run / "run.json", tmp_path / "run.json", training=None, status="interrupted")
     assert "expected a run of `ppl-vae fit`, found one of" in call("resume", tmp_path).stderr
     assert "found no run.json in it" in call("resume", tmp_path / "nowhere").stderr

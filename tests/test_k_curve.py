@@ -91,8 +91,19 @@ def test_weights_of_zero_are_no_warnings():
     assert not np.isnan(curve.rise).any()
     assert np.isposinf(curve.rise).any()
     assert_estimates(curve.extrapolated, np.sqrt(curve.chi_square / 1024), np.log(exact), effect=0.7)
-    assert curve.follows_law
+    assert not curve.can_tell  # of five data
     assert "nats per datum extrapolated" in str(curve)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_few_data_cannot_tell(n):
+    """Where three standard errors are above the law, any rise agrees with it."""
+    ppca = small_ppca(12, 10)
+    curve = curve_of(scaled_guide(ppca, 0.7), ppca.sample(n, seed=1), 16)
+    assert not curve.can_tell
+    assert not curve.follows_law
+    assert "cannot be told" in str(curve)
+    assert bound_against_samples(curve, "Bound").axes[1].get_title().startswith("too few data")
 
 
 @pytest.mark.parametrize(("k", "message"), [(100, "a power of two, such as 4096, found 100"), (1, "at least 2")])

@@ -26,6 +26,10 @@ def test_a_mutant_that_does_not_apply_is_an_error(old: str):
         mutated(Mutant("rotten", "terms.py", old, "", ()))
 
 
+def test_mutants_of_what_writes_and_reads_runs_are_many():
+    assert sum(m.file.startswith(("storage/", "rundir/")) for m in MUTANTS) >= 30
+
+
 def test_mutants_are_many_and_listed(capsys: pytest.CaptureFixture[str]):
     assert len(MUTANTS) >= 35
     assert main(["--list"]) == 0

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pairs import (
@@ -30,16 +34,18 @@ def test_samples_go_to_the_data_that_need_them():
     x = ppca.sample(300, seed=1)
     ll = estimate(of_two_kinds(ppca, 1.5), x, 4000, target_stderr=0.03)
     easy = x[:, 0].numpy() > 0
-    assert ll.num_pilot == 200
+    assert (ll.num_pilot[easy] == 200).all()
     assert (ll.num_drawn[easy] == 200).all()
     assert (ll.num_drawn[~easy] > 200).all()
     assert (ll.num_drawn % 200 == 0).all()
     assert (ll.num_drawn < 4000).all()
+    assert ((ll.num_pilot - 200 < ll.num_drawn / 4) & (ll.num_drawn / 4 <= ll.num_pilot)).all()
+    assert (ll.stderr <= 0.03).mean() > 0.97
     assert (ll.stderr <= 1.2 * 0.03).all()
     assert ll.num_samples == 4000
     error = np.abs(ll.value - ppca.log_prob(x).numpy())
     assert (error <= 5.91 * ll.stderr + 1e-9).all()
-    mean = (ll.num_drawn + 200).mean()
+    mean = (ll.num_drawn + ll.num_pilot).mean()
     assert f"{mean:.0f} samples each" in str(ll)
 
 
@@ -52,11 +58,11 @@ def test_the_cap_holds():
 def test_memory_and_chunks_change_no_number_of_a_precise_evaluation(monkeypatch):
     """S14: noise belongs to blocks of data, whoever wants more of it."""
     x, pair = binary_rows(40), HierarchicalVAE()
-    whole = estimate(pair, x, 600, target_stderr=0.08, num_draws=4)
+    whole = estimate(pair, x, 600, target_stderr=0.15, num_draws=4)
     assert len(set(whole.num_drawn)) > 1
     for chunk, memory in ((64, 1 << 28), (100_000, 1 << 28), (1024, 20_000)):
         monkeypatch.setattr(scoring, "CHUNK_ROWS", chunk)
-        cut = estimate(pair, x, 600, target_stderr=0.08, num_draws=4, memory=memory)
+        cut = estimate(pair, x, 600, target_stderr=0.15, num_draws=4, memory=memory)
         np.testing.assert_allclose(whole.value, cut.value, rtol=1e-10)
         np.testing.assert_array_equal(whole.num_drawn, cut.num_drawn)
         for name, draws in whole.posterior.items():
@@ -71,6 +77,9 @@ def test_an_estimate_owes_nothing_to_what_others_want():
     alone = estimate(scaled_guide(ppca, 1.5), x, 2000, target_stderr=0.03)
     hard = x[:, 0].numpy() <= 0
     np.testing.assert_allclose(mixed.value[hard], alone.value[hard], rtol=1e-12)
+    for name in ("num_drawn", "num_pilot"):
+        np.testing.assert_array_equal(getattr(mixed, name)[hard], getattr(alone, name)[hard])
+    assert len(set(mixed.num_pilot[hard])) > 1
 
 
 def test_no_noise_is_used_twice(monkeypatch):
@@ -82,7 +91,7 @@ def test_no_noise_is_used_twice(monkeypatch):
 
     monkeypatch.setattr(weighing, "seeded", recorded)
     estimate(ModuleVAE(), binary_rows(300), 1000, target_stderr=1e-4)
-    assert len(used) == len(set(used)) == 2 * 21
+    assert len(used) == len(set(used)) == 2 * 25
 
 
 def test_samples_that_decide_are_in_no_estimate():
@@ -104,16 +113,52 @@ def test_samples_that_a_datum_needs():
     """For the error, by chi2 and skewness; for a tail that may be tamed, by its shape; none more than the cap."""
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(250, 2, generator=generator)
-    usual = summary(0.7 * noise)
+    usual, pilot = summary(0.7 * noise), np.full(2, 250)
     chi_square = 250 / usual.ess - 1
     for target in (0.05, 0.03):
-        exact = chi_square * (1 + 2 * usual.skewness) / target**2
-        needed = samples_needed(usual, 250, target, 5000)
+        exact = chi_square * (1 + 4 * usual.skewness) / target**2
+        needed = samples_needed(usual, pilot, 250, target, 5000)
         assert ((needed >= exact) & (needed < exact + 250)).all()
     heavy = summary(0.02 * noise)._replace(khat=np.array([0.65, 0.9]))
-    assert samples_needed(heavy, 250, 0.1, 5000).tolist() == [750, 250]  # no K up to 5000 serves 0.9
-    assert samples_needed(summary(torch.zeros(250, 1)), 250, 0.1, 5000).tolist() == [250]
-    assert samples_needed(usual, 250, 1e-5, 5000).tolist() == [5000, 5000]
+    assert samples_needed(heavy, pilot, 250, 0.1, 5000).tolist() == [750, 250]  # no K up to 5000 serves 0.9
+    assert samples_needed(summary(torch.zeros(250, 1)), pilot[:1], 250, 0.1, 5000).tolist() == [250]
+    assert samples_needed(usual, pilot, 250, 1e-5, 5000).tolist() == [5000, 5000]
+
+
+def test_heavy_weights_seldom_miss_the_target_and_are_counted():
+    """Log-normal weights, of which a twentieth of the cap has seen too little: one in five missed it by that alone."""
+    sigma, x = 1.2, torch.zeros(1000)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.full_like(x, sigma), 1.0))
+            pyro.sample("x", dist.Normal(torch.zeros_like(x), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+
+    ll = estimate(pv.Pair(model, guide), x, 5000, target_stderr=0.05, num_draws=0, num_probes=0)
+    stopped, missed = ll.num_drawn < 5000, ll.stderr > 0.05
+    assert stopped.mean() > 0.9
+    assert missed[stopped].mean() < 0.16  # of 0.10, with 5.91 standard errors
+    assert (ll.num_drawn + ll.num_pilot).mean() < 0.7 * 5000
+    assert f"; {missed.sum()} have a standard error above the 0.05 asked for" in str(ll)
+    assert ll.target_stderr == 0.05
+    exact = dist.Normal(torch.tensor(0.0), 1.0).log_prob(torch.tensor(0.0)).item()
+    assert_mean(np.exp(ll.value - exact), 1.0, effect=0.02)
+
+
+def test_thresholds_that_are_named_are_those_of_the_samples_drawn():
+    """Where a datum got 250 samples, k-hat is judged at 250."""
+    ppca = small_ppca(21, 20)
+    ll = estimate(scaled_guide(ppca, 1.1), ppca.sample(200, seed=5), 5000, target_stderr=0.5, num_draws=0)
+    assert (ll.num_drawn == 250).all()
+    few = dataclasses.replace(ll, khat=np.where(np.arange(200) == 0, 0.62, 0.2))
+    assert few.verdict[0] == "unreliable"
+    assert "have k-hat above 0.58, they" in str(few)
+    mixed = dataclasses.replace(ll, num_drawn=np.where(np.arange(200) < 2, 250, 5000), khat=np.full(200, 0.8))
+    assert "have k-hat above 0.58 to 0.70, they" in str(mixed)
 
 
 def test_a_pilot_of_zeros_asks_for_all_samples():
@@ -139,4 +184,4 @@ def test_pairs_without_latents_and_few_samples_have_nothing_to_adapt():
     assert (made.num_drawn == 1000).all()
     few = estimate(ModuleVAE(), x, 60, target_stderr=0.1)
     assert (few.num_drawn == 60).all()
-    assert few.num_pilot == 0
+    assert (few.num_pilot == 0).all()

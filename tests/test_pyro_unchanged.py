@@ -109,14 +109,20 @@ def compare(case: Case) -> None:
 
 
 def split(case: Case) -> None:
-    search = pv.LocalSearch(num_steps=10, num_particles=4)
+    search = pv.LocalSearch(num_steps=10, max_rounds=2, num_particles=4)
     gaps = pv.gap_decomposition(case.pair, case.data, 50, search=search, compile=False, progress=False)
+    for part in ("approximation", "amortisation", "gap"):
+        low, high = gaps.interval(part)
+        assert np.isfinite(gaps.mean(part).value)
+        assert 0 <= low <= high
     assert np.allclose(gaps.approximation + gaps.amortisation, gaps.log_evidence - gaps.elbo)
+    assert ("have not converged" in str(gaps)) == (not gaps.converged.all())
 
 
 def calibrate(case: Case) -> None:
     found = pv.calibrate(case.pair, case.data, num_simulations=48, num_draws=19, progress=False)
-    assert str(found)
+    assert all(((r >= 0) & (r <= 19)).all() and len(r) == 48 for r in found.ranks.values())
+    assert str(found).startswith(("calibrated", "not calibrated"))
 
 
 # What a pair goes through, in this order; another evaluation is a line here.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyro
@@ -12,13 +15,26 @@ import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae.errors import DataError, PplVaeError
+from ppl_vae.errors import DataError, LockedError, PplVaeError
 from ppl_vae.history import Record
 from ppl_vae.pair import as_pair
-from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, described, fingerprint, read_run
+from ppl_vae.rundir import (
+    DataSpec,
+    PairSpec,
+    RunDirectory,
+    RunRecord,
+    described,
+    described_again,
+    fingerprint,
+    read_run,
+    write_run,
+)
 from ppl_vae.rundir import directory as module
 from ppl_vae.schedules import Constant
+from ppl_vae.storage import locked
 from ppl_vae.svi import FitSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 RECORD = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
 
@@ -55,6 +71,82 @@ def test_a_fit_refused_before_it_begins_leaves_nothing(tmp_path: Path):
     assert not list(kept.iterdir())
 
 
+def begin(root: Path, number: int) -> str:
+    """A fit of one process as `ppl-vae fit` makes it; returns how it ended."""
+    record = replace(RECORD, command=(f"process {number}",))
+    try:
+        with described(root, record):
+            with locked(root):
+                RunDirectory.create(root, FitSettings())
+                time.sleep(0.02)
+            if read_run(root) != record:
+                return "robbed"
+            write_run(root, replace(record, status="finished"))
+    except PplVaeError as error:
+        return type(error).__name__
+    return "finished"
+
+
+def in_child(work: Callable[[], str], path: Path) -> Callable[[], str]:
+    """Does a piece of work in a forked process; what is returned waits for it and tells what it said."""
+    child = os.fork()
+    if child == 0:
+        try:
+            path.write_text(work())
+        finally:
+            os._exit(0)
+
+    def end() -> str:
+        os.waitpid(child, 0)
+        return path.read_text()
+
+    return end
+
+
+def test_a_fit_that_finds_another_at_work_touches_nothing(tmp_path: Path):
+    write_run(tmp_path, RECORD)
+    before = (tmp_path / "run.json").read_bytes()
+    with locked(tmp_path), pytest.raises(LockedError), described_again(tmp_path, replace(RECORD, steps=5)):
+        raise AssertionError
+    assert (tmp_path / "run.json").read_bytes() == before
+    (tmp_path / "new").mkdir()
+    with locked(tmp_path / "new"), pytest.raises(LockedError), described(tmp_path / "new", RECORD):
+        raise AssertionError
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_of_processes_that_begin_in_one_directory_one_goes_on_undisturbed(
+    fast_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All of them pass the first look at the directory, which is empty, before one of them goes on."""
+    several, endings, check = 3, set(), module.check_free
+    for trial in range(8):
+        root, ready, go = fast_path / str(trial), os.pipe(), os.pipe()
+
+        def look(path: Path, allowed: Collection[str] = (), ready=ready, go=go) -> None:
+            check(path, allowed)
+            monkeypatch.setattr(module, "check_free", check)
+            os.close(go[1])
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+
+        monkeypatch.setattr(module, "check_free", look)
+        ended = [in_child(lambda root=root, n=n: begin(root, n), fast_path / f"{trial}-{n}") for n in range(several)]
+        monkeypatch.setattr(module, "check_free", check)
+        for _ in ended:
+            os.read(ready[0], 1)
+        os.close(go[1])
+        said = [end() for end in ended]
+        assert said.count("finished") == 1, said
+        assert {*said} <= {"finished", "LockedError", "PplVaeError"}
+        assert read_run(root).command == (f"process {said.index('finished')}",)
+        assert read_run(root).status == "finished"
+        endings |= {*said}
+        for file in (*ready, go[0]):
+            os.close(file)
+    assert "LockedError" in endings
+
+
 def test_a_directory_is_named_by_a_string_too(tmp_path: Path):
     pair = small()
     RunDirectory.create(str(tmp_path / "run"), FitSettings()).write_parameters(pair)
@@ -85,7 +177,7 @@ def test_a_kill_while_saving_keeps_the_parameters_before(tmp_path: Path, monkeyp
         yield b"half of it"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module.tensors, "to_chunks", torn)
+    monkeypatch.setattr(module.tensors, "sealed", torn)
     with torch.no_grad():
         for parameter in pair.parameters():
             parameter.add_(1.0)

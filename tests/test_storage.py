@@ -258,14 +258,11 @@ def test_a_file_is_replaced_whole_and_under_its_own_name(tmp_path: Path):
         files.read(path, 2)
 
 
-def test_lines_are_added_and_cut_back(tmp_path: Path):
+def test_lines_are_added(tmp_path: Path):
     path = tmp_path / "history.jsonl"
-    ends = [files.append(path, line) for line in ("one\n", "zwölf\n", "torn")]
-    assert ends == [4, 11, 15]
-    files.truncate(path, ends[1])
-    assert path.read_text() == "one\nzwölf\n"
-    with pytest.raises(StorageError, match="at least 99 bytes, found 11"):
-        files.truncate(path, 99)
+    for line in ("one\n", "zwölf\n", "torn"):
+        files.append(path, line)
+    assert path.read_text() == "one\nzwölf\ntorn"
 
 
 def test_an_interrupt_leaves_nothing_behind(tmp_path: Path):
@@ -321,11 +318,7 @@ def test_nothing_but_regular_files_is_read_or_written(tmp_path: Path):
     target.write_bytes(b"secret")
     link.symlink_to(target)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)  # without a reader, a pipe refuses writers by itself
-    for act in (
-        lambda path: files.read(path, 100),
-        lambda path: files.append(path, "x"),
-        lambda p: files.truncate(p, 0),
-    ):
+    for act in (lambda path: files.read(path, 100), lambda path: files.append(path, "x")):
         with pytest.raises(StorageError, match="pipe: expected a regular file"):
             act(pipe)
         with pytest.raises(StorageError, match="link: cannot be"):

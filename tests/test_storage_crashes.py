@@ -6,7 +6,9 @@ import errno
 import os
 import random
 import shutil
+import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,23 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def folder(fast_path: Path) -> Path:
     """A folder of checkpoints that does not exist yet, on another file system than temporary files."""
     return fast_path / "checkpoints"
+
+
+def test_the_folder_is_on_another_file_system_than_temporary_files(folder: Path, tmp_path: Path):
+    if not Path("/dev/shm").is_dir():
+        pytest.skip("no file system in memory")
+    assert folder.parent.stat().st_dev != tmp_path.stat().st_dev
+
+
+def test_a_disk_that_is_dead_makes_no_file(folder: Path):
+    files.make_folder(folder)
+    with fault(Fail(0, errno.EROFS, forever=True)):
+        for _ in range(2):
+            with pytest.raises(StorageError, match="cannot be written"):
+                files.create(folder / "new", [b"x"])
+            with pytest.raises(StorageError, match="cannot be added to"):
+                files.append(folder / "line", "x")
+    assert files.listed(folder) == []
 
 
 def rotate(folder: Path, step: int) -> None:
@@ -201,9 +220,22 @@ def test_the_disk_of_the_tests_knows_what_is_not_synced(folder: Path, seed: int)
     assert {dict(state).get("new") for state in states} == contents[0] | {None}
 
 
+def seconds_of_a_save(folder: Path, num_bytes: int) -> float:
+    """Median of seven."""
+    times = []
+    for step in range(7):
+        start = time.monotonic()
+        save(folder, step, num_bytes)
+        times.append(time.monotonic() - start)
+    return statistics.median(times)
+
+
 def kill_writers(folder: Path, trials: int, chance: random.Random, num_bytes: int) -> tuple[int, list[str]]:
-    """Kills processes that save without a pause; returns how many of them were in a save, and what went wrong."""
-    within, wrong, first = 0, [], 1
+    """Kills processes that save without a pause; returns how many of them were in a save, and what went wrong.
+
+    The moment is drawn from the time of a save, which begins with the first word of the process.
+    """
+    within, wrong, first, seconds = 0, [], 1, seconds_of_a_save(folder.with_name("timed"), num_bytes)
     for _ in range(trials):
 
         def work(say, first=first) -> None:
@@ -213,7 +245,7 @@ def kill_writers(folder: Path, trials: int, chance: random.Random, num_bytes: in
                 say(f"done {step}")
                 storage.prune(folder, keep_last=2)
 
-        said = killed_at_random(work, chance.uniform(0.0, 0.02))
+        said = killed_at_random(work, chance.uniform(0.0, seconds))
         done = max([int(line.split()[1]) for line in said if line.startswith("done")], default=first - 1)
         within += bool(said) and said[-1].startswith("begin")
         if found := recovered(folder, [done, done + 1], num_bytes):
@@ -226,14 +258,14 @@ def kill_writers(folder: Path, trials: int, chance: random.Random, num_bytes: in
 def test_writers_killed_at_random_leave_a_checkpoint(where: str, folder: Path, tmp_path: Path, seed: int):
     within, wrong = kill_writers(folder if where == "memory" else tmp_path / "c", 100, random.Random(seed), 200_000)
     assert not wrong
-    assert within > 20  # kills that hit a save; the others hit the start of the process or the removal of old ones
+    assert within >= 80  # kills that hit a save; the others hit the removal of old ones
 
 
 @pytest.mark.slow
 def test_a_thousand_writers_killed_at_random_leave_a_checkpoint(tmp_path: Path, seed: int):
     within, wrong = kill_writers(tmp_path / "c", 1000, random.Random(seed), 2_000_000)
     assert not wrong
-    assert within > 500
+    assert within >= 800
 
 
 def test_tensors_of_a_step_are_its_own():

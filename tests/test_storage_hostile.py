@@ -20,14 +20,15 @@ from ppl_vae import storage
 from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.storage import plain, tensors
 from ppl_vae.storage.manifest import Manifest
-from tests.hostile import CASES, SIGN, STATE, sign
+from tests.bombs import SIGN
+from tests.hostile import CASES, CONTROLS, STATE, sign
 
 ROOT = Path(__file__).resolve().parents[1]
 MEMORY = 2**33
 
 
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def met(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What a process of its own met while it read them all, with a bound on its memory."""
     folder = tmp_path_factory.mktemp("hostile")
     done = subprocess.run(
@@ -46,12 +47,23 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_file_is_refused_and_runs_nothing(name: str, outcomes: dict[str, dict[str, Any]]):
-    found = outcomes[name]
+def test_a_hostile_file_is_refused_and_runs_nothing(name: str, met: dict[str, dict[str, Any]]):
+    found = met["cases"][name]
     assert found["events"] == []
     assert any(word in found["outcome"] for word in ("expected", "claim", "cannot be read")), found["outcome"]
     assert not found["outcome"].startswith(("untyped", "nothing"))
     assert len(found["outcome"]) < 1000
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_code_that_runs_is_seen(name: str, met: dict[str, dict[str, Any]]):
+    """The control: where the watch is blind, nothing of the above says anything."""
+    assert met["controls"][name]
+
+
+def test_hostile_files_are_of_many_kinds():
+    kinds = {name.split(" of protocol ")[0] for name in CASES}  # a pickle is one kind, whatever its protocol and place
+    assert len(kinds) >= 90
 
 
 def test_strings_that_name_code_are_strings(tmp_path: Path):

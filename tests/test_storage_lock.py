@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from ppl_vae.errors import LockedError, StorageError
-from ppl_vae.storage import LOCK, lock, locked
-from tests.faults import forked
+from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, lent, lock, locked
+from tests.faults import KILLED, Fail, Kill, count, fault, forked
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -128,6 +130,66 @@ def test_the_lock_is_let_go_after_an_error(tmp_path: Path):
         raise ZeroDivisionError
     assert takes(tmp_path)
     assert not lock._held
+
+
+def test_a_lock_that_is_lent_lets_one_in_and_no_other(tmp_path: Path):
+    took = []
+    with lent(tmp_path):
+        with locked(tmp_path):
+            assert not takes(tmp_path)
+        assert takes(tmp_path)  # one after the other
+        thread = threading.Thread(target=lambda: took.append(takes(tmp_path)))
+        thread.start()
+        thread.join()
+        assert took == [False]
+        assert forked(lambda: os._exit(3 if takes(tmp_path) else 4)) == 4
+        (tmp_path / "inner").mkdir()
+        with locked(tmp_path / "inner"):
+            assert not takes(tmp_path / "inner")
+    with locked(tmp_path):
+        assert not takes(tmp_path)
+
+
+def test_the_lock_of_evaluations_is_another_one(tmp_path: Path):
+    with locked(tmp_path), locked(tmp_path, EVALUATION_LOCK), pytest.raises(LockedError):
+        locked(tmp_path, EVALUATION_LOCK).__enter__()
+    assert not list(tmp_path.iterdir())
+
+
+def test_who_has_patience_waits_for_the_holder(tmp_path: Path):
+    inside = threading.Event()
+
+    def hold() -> None:
+        with locked(tmp_path):
+            inside.set()
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    with locked(tmp_path, patience=30.0):
+        assert not takes(tmp_path)
+    thread.join()
+
+
+def test_a_kill_at_any_call_leaves_a_lock_that_can_be_taken(fast_path: Path):
+    total = count(lambda: takes(fast_path))
+    assert total >= 6  # open, lock, empty, sign, unlink, close
+    for at in range(total):
+        with fault(Kill(at)):
+            assert forked(lambda: takes(fast_path)) == KILLED
+        assert takes(fast_path)
+
+
+@pytest.mark.parametrize("forever", [False, True], ids=["once", "from-then-on"])
+def test_a_refusal_at_any_call_is_a_typed_error_or_a_lock(forever: bool, fast_path: Path):
+    opened = len(files.listed(Path("/proc/self/fd")))
+    for at in range(count(lambda: takes(fast_path))):
+        with fault(Fail(at, errno.ENOSPC, forever)), suppress(StorageError), locked(fast_path):
+            pass
+        assert takes(fast_path)
+        assert not lock._held
+        assert len(files.listed(Path("/proc/self/fd"))) == opened
 
 
 def test_never_two_at_a_time(tmp_path: Path):

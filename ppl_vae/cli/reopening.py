@@ -11,9 +11,10 @@ import typer
 
 from ppl_vae.cli.inputs import Batch, Splits, load_splits
 from ppl_vae.cli.pairs import is_recipe, make_pair, naming_the_line
+from ppl_vae.data import is_there
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.pair import as_pair
-from ppl_vae.rundir import RunDirectory, RunRecord, fingerprint, read_run
+from ppl_vae.rundir import DataSpec, RunDirectory, RunRecord, fingerprint, read_run
 
 __all__ = ["as_parameters", "made_again", "reopen", "reopen_named"]
 
@@ -54,13 +55,25 @@ def made_again(root: Path, record: RunRecord, pair_name: str | None, data_dir: s
         raise DataError(
             f"{root}: expected the data of the run, {record.data.name}, found no such file: bring it back to that path"
         )
-    splits = load_splits(record.data if data_dir is None else replace(record.data, data_dir=data_dir))
+    splits = load_splits(_data_of(root, record.data, data_dir))
     if fingerprint(*splits.test) != record.data_sha256:
         raise DataError(
             f"{root}: the data are not those of the run ({record.data.name} has changed): its test rows may have been "
             "training rows; fit again, or bring the old file back"
         )
     return make_pair(spec, splits.train), splits
+
+
+def _data_of(root: Path, spec: DataSpec, data_dir: str | None) -> DataSpec:
+    """The data of a run; a folder that a file names is read, but never made or filled."""
+    if data_dir is not None:
+        return replace(spec, data_dir=data_dir)
+    if spec.data_dir is not None and not is_there(spec.name, spec.data_dir):
+        raise DataError(
+            f"{root}: expected the data of the run, {spec.name}, in {spec.data_dir[:200]!r}, found none: name their "
+            "folder by --data-dir; what is missing is downloaded to it"
+        )
+    return spec
 
 
 def reopen_named(root: Path, pair_names: Sequence[str], data_dir: str | None) -> tuple[Any, Splits]:

@@ -115,10 +115,17 @@ def resume(
                 pass
         pair, splits = made_again(root, record, pair_name, data_dir)
         _use_first(pair, record.pair, record.data, splits)
-        if group.leads and (kept := outdate_evaluation(root, record.steps)) is not None:
-            typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
-    description = described_again(root, record) if group.leads else nullcontext()
+    description = _goes_on(root, record) if group.leads else nullcontext()
     _train(_Run(root, record, training, pair, splits), group, description, resume="auto")
+
+
+@contextmanager
+def _goes_on(root: Path, record: RunRecord) -> Iterator[None]:
+    """Context of a fit that goes on, of whose parameters an evaluation tells nothing."""
+    with described_again(root, record):
+        if (kept := outdate_evaluation(root, record.steps)) is not None:
+            typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
+        yield
 
 
 def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | None, device: str) -> None:
@@ -150,6 +157,8 @@ def _train(run: _Run, group: Group, description: AbstractContextManager[None], r
     try:
         with description, naming_the_line(f"pair {record.pair.name!r} failed"), _cautions_said():
             result = _fit(run, resume)
+            if group.leads:
+                write_run(root, _finished(record, result))
     except (KeyboardInterrupt, SystemExit):
         if root.exists():
             typer.echo(
@@ -157,7 +166,7 @@ def _train(run: _Run, group: Group, description: AbstractContextManager[None], r
             )
         raise
     if group.leads:
-        _finish(run, result)
+        _show(run, result)
     if record.evaluation is not None:
         settings = EvaluationSettings(
             record.evaluation.num_samples, record.evaluation.limit, run.training.seed, run.training.device
@@ -186,15 +195,19 @@ def _cautions_said() -> Iterator[None]:
         yield
 
 
-def _finish(run: _Run, result: Fit) -> None:
-    done = replace(
-        run.record,
+def _finished(record: RunRecord, result: Fit) -> RunRecord:
+    """The description of a run that came to its end."""
+    return replace(
+        record,
         status="finished",
         steps=result.steps,
         best_step=result.best_step,
         seconds=result.history[-1].seconds,
     )
-    write_run(run.root, done)
+
+
+def _show(run: _Run, result: Fit) -> None:
+    """Say how far the training came, and draw it."""
     last, kind = result.history[-1], "compiled steps" if result.compiled else "steps"
     reached = f"ELBO {last.elbo:.2f} = -({last.distortion:.2f} distortion + {last.rate:.2f} rate)"
     if math.isnan(last.elbo):
@@ -235,7 +248,9 @@ def _training_data(training: TrainingSpec, splits: Splits) -> Batch:
 
 
 def _found_from_anywhere(spec: DataSpec) -> DataSpec:
-    """The data with a file by its absolute path: `evaluate` may be run in another folder."""
+    """The data with absolute paths: `evaluate` may be run in another folder."""
+    if spec.data_dir is not None:
+        spec = replace(spec, data_dir=str(Path(spec.data_dir).resolve()))
     return replace(spec, name=str(Path(spec.name).resolve())) if spec.is_file else spec
 
 

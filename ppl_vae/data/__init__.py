@@ -3,7 +3,7 @@
 from ppl_vae.data.factors import FactorImages, sprites
 from ppl_vae.data.levels import binarize, dequantize, levels_log_prob, quantize
 from ppl_vae.data.readers import array_names, load_array
-from ppl_vae.data.sets import ImageData, Labels, load, split_rows
+from ppl_vae.data.sets import ImageData, Labels, is_there, load, split_rows
 
 __all__ = [
     "FactorImages",
@@ -12,6 +12,7 @@ __all__ = [
     "array_names",
     "binarize",
     "dequantize",
+    "is_there",
     "levels_log_prob",
     "load",
     "load_array",

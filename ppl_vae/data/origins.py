@@ -14,10 +14,11 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from ppl_vae.data.readers import as_data_error, bounded_bytes, check_archive, load_array, parse_idx
+from ppl_vae.data.readers import as_data_error, bounded_bytes, load_array, parse_idx
 from ppl_vae.errors import DataError
+from ppl_vae.storage.arrays import check_archive
 
-__all__ = ["IDX", "Drawings", "IdxOrigin", "data_root", "omniglot", "read_idx"]
+__all__ = ["IDX", "Drawings", "IdxOrigin", "data_root", "files_of", "omniglot", "read_idx"]
 
 T = TypeVar("T")
 
@@ -75,6 +76,13 @@ class Drawings(NamedTuple):
 def data_root(data_dir: str | Path | None) -> Path:
     """Return the folder of data sets: the argument, else $PPL_VAE_DATA, else ~/.cache/ppl_vae."""
     return Path(data_dir or os.environ.get("PPL_VAE_DATA") or Path.home() / ".cache" / "ppl_vae")
+
+
+def files_of(name: str) -> list[tuple[str, ...]]:
+    """Return the files of a data set as they are once it is there; of those in one tuple, one is enough."""
+    if name == "omniglot":
+        return [(_OMNIGLOT_FILE,)]
+    return [(file, f"{file}.gz") for file in IDX[name].sha256] if name in IDX else []
 
 
 def read_idx(folder: Path, name: str, origin: IdxOrigin) -> np.ndarray:

@@ -9,18 +9,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from ppl_vae.arrays import as_rows
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, StorageError
+from ppl_vae.storage.arrays import check_archive, check_header
 
-__all__ = ["array_names", "bounded_bytes", "check_archive", "load_array", "parse_idx"]
+__all__ = ["array_names", "bounded_bytes", "load_array", "parse_idx"]
 
 MAX_BYTES = 2**32
 _CHUNK = 2**20
-_DEFLATE_LIMIT = 1032  # no deflate stream expands more (zlib technical details)
 
 
 def load_array(path: str | Path, key: str | None = None, max_bytes: int = MAX_BYTES) -> np.ndarray:
@@ -68,7 +67,7 @@ def array_names(path: str | Path) -> list[str]:
 
 def _load_npy(path: Path) -> np.ndarray:
     with path.open("rb") as stream:
-        _check_header(stream, path.stat().st_size)
+        check_header(stream, path.stat().st_size)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
@@ -84,38 +83,9 @@ def _load_npz(path: Path, key: str | None, max_bytes: int) -> np.ndarray:
             raise DataError(f"expected the name of one of its arrays, {', '.join(names)}, found {key!r}: pass key")
         info = archive.infolist()[names.index(key)]
         with archive.open(info) as stream:
-            _check_header(stream, info.file_size)
+            check_header(stream, info.file_size)
     with np.load(path, allow_pickle=False) as arrays:
         return arrays[key]
-
-
-def _check_header(stream: IO[bytes], size: int) -> None:
-    """Check that a .npy header describes exactly the numbers that a file of `size` bytes holds."""
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(stream)
-    if version not in readers:
-        raise DataError(f"expected .npy format 1.0 or 2.0, found {version}")
-    shape, _, dtype = readers[version](stream)
-    if dtype.kind not in "fiub":
-        raise DataError(f"expected real numbers, found dtype {dtype} (objects are never unpickled)")
-    expected = stream.tell() + prod(shape) * dtype.itemsize
-    if min(shape, default=0) < 0 or expected != size:
-        raise DataError(f"the header claims {dtype} {shape}, {expected} bytes, found {size}: the file is damaged")
-
-
-def check_archive(archive: zipfile.ZipFile, max_bytes: int) -> None:
-    """Refuse a zip that claims more than it can hold, or more than `max_bytes` together."""
-    members = archive.infolist()
-    for info in members:
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise DataError(f"{info.filename}: expected a stored or deflated member, found type {info.compress_type}")
-        if info.file_size > _DEFLATE_LIMIT * info.compress_size + _CHUNK:
-            raise DataError(
-                f"{info.filename}: {info.compress_size} bytes cannot decompress to the {info.file_size} claimed"
-            )
-    total = sum(info.file_size for info in members)
-    if total > max_bytes:
-        raise DataError(f"expected at most {max_bytes} bytes after decompression, found {total}: pass max_bytes")
 
 
 def bounded_bytes(path: Path, max_bytes: int) -> bytes:
@@ -155,7 +125,7 @@ def as_data_error(path: Path) -> Iterator[None]:
     """Turn whatever a damaged file makes its reader raise into one `DataError` that names the file."""
     try:
         yield
-    except DataError as error:
+    except (DataError, StorageError) as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # zlib.error, struct.error, BadZipFile, TokenError, ...: the list has no end
         raise DataError(f"{path}: expected a readable file, found damage ({error}): get the file anew") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.data import levels
-from ppl_vae.data.origins import IDX, data_root, omniglot, read_idx
+from ppl_vae.data.origins import IDX, data_root, files_of, omniglot, read_idx
 from ppl_vae.errors import DataError
 from ppl_vae.rng import key
 
-__all__ = ["ImageData", "Labels", "load", "split_rows"]
+__all__ = ["ImageData", "Labels", "is_there", "load", "split_rows"]
 
 _SPLIT_SEED = 0
 _NUM_VALIDATION = {"digits": 180, "mnist": 5000, "fashion-mnist": 5000, "omniglot": 2000}
@@ -88,6 +89,19 @@ def load(name: str, *, data_dir: str | Path | None = None, binarize: Literal["fi
         known = ", ".join(_NUM_VALIDATION)
         raise DataError(f"expected a data set among {known}, found {name!r}: load_array reads files of your own")
     return data if binarize is None else _binarized(data)
+
+
+def is_there(name: str, data_dir: str | Path | None = None) -> bool:
+    """Return whether `load` finds all files of a data set where it looks for them, and so downloads and writes none.
+
+    Example:
+        >>> is_there("digits"), is_there("mnist", "/nowhere")
+        (True, False)
+    """
+    folder = data_root(data_dir) / name
+    with suppress(OSError):  # a name that can be none
+        return all(any((folder / file).is_file() for file in either) for either in files_of(name))
+    return False
 
 
 def split_rows(n: int, *sizes: int) -> tuple[np.ndarray, ...]:

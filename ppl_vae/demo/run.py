@@ -215,10 +215,10 @@ class _Demo:
                 device="cpu",
                 run_dir=root,
             )
-        done = replace(
-            record, status="finished", steps=fitted.steps, best_step=fitted.best_step, seconds=fitted.seconds
-        )
-        write_run(root, done)
+            done = replace(
+                record, status="finished", steps=fitted.steps, best_step=fitted.best_step, seconds=fitted.seconds
+            )
+            write_run(root, done)
         return fitted
 
     def _row(

@@ -24,6 +24,7 @@ from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout, run_program
+from ppl_vae.weights import check_possible
 
 __all__ = ["calibrate"]
 
@@ -72,7 +73,8 @@ def calibrate(
     Raises:
         PairError: The pair is not valid, has no latents, or cannot be simulated: the model observes something else than
             its arguments, or masks a latent.
-        EstimateError: A simulated datum, or a density of it, is not finite.
+        EstimateError: A simulated datum, or a density of it, is not finite; or, with `corrected`, all weights of one
+            are zero.
 
     Reference:
         Talts, Betancourt, Simpson, Vehtari and Gelman (2018), Validating Bayesian Inference Algorithms with
@@ -121,6 +123,7 @@ def _of_block(
     if plan.corrected:
         log_weight = log_lik + log_prior - drawn.log_guide
         check_weights(pair, made.batch, drawn, log_weight, layout, first)
+        check_possible(log_weight.logsumexp(0), torch.tensor(plan.num_proposed).expand(log_weight.shape[1]), first)
         generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
         choice = resample(log_weight, plan.num_draws, generator)
         draws = {name: pick(value, choice) for name, value in draws.items()}

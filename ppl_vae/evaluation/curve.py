@@ -64,10 +64,22 @@ class KCurve:
     def follows_law(self) -> bool:
         """Whether the last rise is that of the law, within three standard errors and 15 %: then so is what is left.
 
-        A rise of less than a millionth of a nat, as of a perfect guide, follows any law.
+        Of few data the errors may be larger than the law itself, with which any rise would agree: see `can_tell`. A
+        rise of less than a millionth of a nat, as of a perfect guide, follows any law.
         """
-        allowed = _STANDARD_ERRORS * np.nan_to_num(self.rise_stderr[-1]) + _TOLERANCE * self.law[-1] + _ROUNDING
-        return bool(abs(self.rise[-1] - self.law[-1]) <= allowed)
+        allowed = self._error + _TOLERANCE * self.law[-1] + _ROUNDING
+        return self.can_tell and bool(abs(self.rise[-1] - self.law[-1]) <= allowed)
+
+    @property
+    def can_tell(self) -> bool:
+        """Whether three standard errors of the last rise are no more than the law: else any rise agrees."""
+        return bool(self._error <= self.law[-1] + _ROUNDING)
+
+    @property
+    def _error(self) -> float:
+        """Three standard errors of the last rise; of one datum nothing is known, but where it does not rise at all."""
+        flat = abs(self.rise[-1]) <= _ROUNDING
+        return float(np.nan_to_num(_STANDARD_ERRORS * self.rise_stderr[-1], nan=0.0 if flat else np.inf))
 
     @property
     def extrapolated(self) -> np.ndarray:
@@ -85,6 +97,8 @@ class KCurve:
 
     def __str__(self) -> str:
         verdict = "follows chi2 / 2K" if self.follows_law else "does not yet follow chi2 / 2K: still rising"
+        if not self.can_tell:
+            verdict = "cannot be told to follow chi2 / 2K or not: more data would tell"
         return (
             f"bound {self.mean[-1]:.3f} at K = {self.num_samples[-1]}, {self.extrapolated.mean():.3f} nats per datum "
             f"extrapolated ({self.bounds.shape[1]} data); it {verdict}"

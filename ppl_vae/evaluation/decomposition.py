@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
+from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.wording import in_words
 
 __all__ = ["GapDecomposition", "PartOfGap"]
 
 Part = Literal["log_evidence", "elbo", "gap", "approximation", "amortisation", "richer_gain"]
+
+_FROM_SEARCH, _NEVER_NEGATIVE = (
+    ("approximation", "richer_gain"),
+    ("gap", "approximation", "amortisation", "richer_gain"),
+)
+_ASTRAY = 2.0  # standard errors below zero
 
 
 class PartOfGap(NamedTuple):
@@ -54,11 +63,14 @@ class GapDecomposition:
     trusted: np.ndarray
     """Whether log p(x) is exact, or the verdict on its weights and probes is not `unreliable`; else it is too low."""
     late_gain: np.ndarray
-    """What the last round of the search for `best_elbo` gained: near zero at the optimum."""
+    """What the last round of the search for `best_elbo` gained: near zero at the optimum, and about as much as is left.
+
+    Below zero the round lost and was taken back; -inf says that it diverged.
+    """
     late_gain_stderr: np.ndarray
     """Monte Carlo standard error of `late_gain`."""
     converged: np.ndarray
-    """Whether `late_gain` is at most the tolerance of the search, within its error."""
+    """Whether `late_gain` is no loss, and at most the tolerance of the search with two standard errors added."""
     richer_converged: np.ndarray
     """The same for `richer_elbo`; True where there is none."""
     family: Mapping[str, str]
@@ -102,6 +114,41 @@ class GapDecomposition:
         values, errors = getattr(self, part), getattr(self, f"{part}_stderr")
         return PartOfGap(float(values.mean()), mean_stderr(errors), population_stderr(values))
 
+    def interval(self, part: Part, level: float = 0.95, *, new_data: bool = False) -> Interval:
+        """Interval of the mean of a part over these data: for its Monte Carlo error, and for what searches have left.
+
+        That belongs to the amortisation gap, and is counted in the approximation gap. Of a datum that has converged it
+        is about `late_gain`; of another, and where the family is no supremum, as much as all of its approximation gap.
+        Where a log p(x) is not trusted, the upper ends of what contains it are infinite. No gap is below zero.
+
+        Args:
+            part: Name of the part.
+            level: Coverage, such as 0.95.
+            new_data: Whether it is of the mean over all data, of which these are a sample; NaN for one datum.
+        """
+        found, z = self.mean(part), NormalDist().inv_cdf(0.5 + level / 2)
+        error = z * (found.population_stderr if new_data else found.stderr)
+        low, high = found.value - error, found.value + error
+        if part == "amortisation":
+            high += self._left(z)
+        if part in _FROM_SEARCH:
+            low -= self._left(z)
+        if part == "richer_gain" and not self.richer_converged.all():
+            high = max(high, float(self.interval("approximation", level, new_data=new_data).high))
+        if part in ("log_evidence", "gap", "approximation") and not self.trusted.all():
+            high = math.inf
+        least = 0.0 if part in _NEVER_NEGATIVE else -math.inf
+        return Interval(low=max(low, least), high=max(high, least))
+
+    def _left(self, z: float) -> float:
+        """How much a better search or family may move from the approximation gap to that of amortisation, at most."""
+        sure = self.converged & self.is_supremum
+        if not self.trusted[~sure].all():
+            return math.inf
+        errors = np.where(sure, self.late_gain_stderr, self.approximation_stderr)
+        left = max(0.0, self.late_gain[sure].sum()) + self.approximation[~sure].clip(0.0).sum()
+        return float(left / len(errors)) + z * mean_stderr(errors)
+
     def __str__(self) -> str:
         of = ", ".join(dict.fromkeys(self.family.values()))
         is_known = bool(self.trusted.all())
@@ -127,6 +174,10 @@ class GapDecomposition:
 
     def _cautions(self) -> list[str]:
         num, found = len(self.elbo), []
+        if astray := int((self.late_gain < -_ASTRAY * self.late_gain_stderr).sum()):
+            found.append(
+                f"  {astray} of {num} searches lost in their last round, which was taken back: lower the learning rate"
+            )
         if late := int((~self.converged).sum()):
             found.append(f"  {late} of {num} searches have not converged: allow more rounds or steps")
         if doubtful := int((~self.trusted).sum()):

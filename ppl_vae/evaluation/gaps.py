@@ -18,6 +18,7 @@ from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, 
 from ppl_vae.evaluation.local import Found, LocalSearch, Searcher
 from ppl_vae.evaluation.parts import exact_parts, sampled_parts
 from ppl_vae.evaluation.probing import Prober, looked, unseen_shares, widening
+from ppl_vae.evaluation.proposal import check_finite
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.options import whole_number
@@ -77,7 +78,7 @@ def gap_decomposition(
         PairError: There are no latents; or one whose parameters cannot be free, which has no density, or no gradient;
             or the pair is not valid. With `exact`, also if there is no exact log p(x).
         DataError: A datum lies outside the support of its site.
-        EstimateError: An ELBO is not finite; the row is named.
+        EstimateError: An ELBO is not finite; the row and the site are named.
 
     Reference:
         Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
@@ -153,13 +154,13 @@ class _Splitter:
         if self._enumerable:
             elbos = [self.family.elbo(free, (), batch, 1) for free in (start, found.free)]
             return late | exact_parts(enumerate_latents(self._pair, batch, self._layout), *elbos)
-        guide, best = (self._log_weights(self.family, free, (), batch, seed) for free in (start, found.free))
+        guide, best = (self._log_weights(self.family, free, (), batch, first) for free in (start, found.free))
         richer = None
         if self._affine is not None and self._richer is not None:
             reseed(key(seed, _CONTEXT), self._device)
             context = self._affine.context(found.free, batch, _CONTEXT_DRAWS)
             moved = self._richer(context, batch, key(seed, _RICHER))
-            richer = self._log_weights(self._affine, moved.free, context, batch, seed)
+            richer = self._log_weights(self._affine, moved.free, context, batch, first)
             late["richer_converged"] = moved.converged.cpu().numpy()
             look = partial(self._unseen_by_richer, moved.free, context, batch, seed)
         else:
@@ -192,16 +193,19 @@ class _Splitter:
         return looked(look, len(value))
 
     def _log_weights(
-        self, family: LocalFamily, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int
+        self, family: LocalFamily, free: Tensor, context: tuple[Tensor, ...], batch: Batch, first: int
     ) -> np.ndarray:
-        """log w of K draws for each datum (K, N); every family gets the same noise."""
+        """log w of K draws for each datum (K, N) of a block, all finite; every family gets the same noise."""
+        seed = key(self._seed, first)
         num_chunks = math.ceil(self._num_samples / max(2, min(_PARTICLES, _SCALARS // (len(batch[0]) * family.size))))
         parts = []
         for i, draws in enumerate(np.array_split(np.arange(self._num_samples), num_chunks)):
             reseed(key(seed, _EVALUATION, i), self._device)
             proposal = family.propose(free, context, batch, len(draws))
             log_lik, log_prior = self._score(batch, proposal, len(draws))
-            parts.append((log_lik + log_prior - proposal.log_guide).double().cpu().numpy())
+            log_weight = log_lik + log_prior - proposal.log_guide
+            check_finite(self._pair, batch, proposal, log_weight, self._layout, first)
+            parts.append(log_weight.double().cpu().numpy())
         return np.concatenate(parts)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
 from ppl_vae.options import finite_number, whole_number
 from ppl_vae.pair import Pair
+from ppl_vae.pareto import FEW
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.shrinking import Shrinking
@@ -35,7 +35,6 @@ __all__ = ["log_likelihood", "planned"]
 _MAX_ROWS = 256
 _BLOCK_SCALARS = 1 << 21
 _PROBES = 0x9B0B  # what noise is for
-_FEW = 10  # samples that have no verdict
 
 
 def log_likelihood(
@@ -64,8 +63,10 @@ def log_likelihood(
     place, or among fewer data, has other samples. The verdict on a datum, too, looks at the data of the whole call.
 
     With a `target_stderr`, a twentieth of `num_samples` is drawn for each datum as a pilot that says how many samples
-    it needs for that error, and for the tail of its weights. As many are drawn afresh, at most `num_samples`: the pilot
-    is laid aside, since samples that decide when to stop would bias what they estimate.
+    it needs for that error, and for the tail of its weights; the pilot goes on until it is a quarter of that. As many
+    are drawn afresh, at most `num_samples`: the pilot is laid aside, since samples that decide when to stop would bias
+    what they estimate. For the same reason a datum whose error comes out above the target keeps it, and is counted in
+    what is printed: one in ten, about, where the weights have a variance that samples can tell.
 
     Neither parameters, buffers, modes, numbers that programs keep by name nor torch's random state are changed (but for
     what a first run makes and what programs add to containers, as in `check`). Where torch.distributed has been
@@ -114,6 +115,34 @@ def log_likelihood(
         >>> bool(abs(ll.value - ppca.log_prob(x).numpy()).max() < 1e-10), float(ll.stderr.max())
         (True, 0.0)
     """
+    _check_options(num_samples, seed, target_stderr, num_draws, num_probes)
+    start = time.monotonic()
+    with evaluating(pair, data, device) as subject:
+        plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
+        evaluator = _Evaluator(subject, plan, weigher, num_samples, num_probes)
+        blocks, own = subject.blocks(plan.num_rows)
+        found, posterior = Collection(len(subject.rows)), Collection(len(subject.rows), axis=1)
+        with Progress("log-likelihood", own.stop, progress and subject.group.leads, "data") as bar:
+            for first in blocks:
+                batch = subject.rows.take(slice(first, first + plan.num_rows), subject.device)
+                values, draws = evaluator.block(batch, first)
+                found.put(first, values)
+                posterior.put(first, draws)
+                bar.update(first + len(batch[0]), "")
+    values, draws = (collection.gather(subject.group, own, subject.device) for collection in (found, posterior))
+    posterior_log_lik = draws.pop(LOG_LIK, np.empty((0, 0)))
+    return LogLikelihood(
+        **values,
+        num_samples=num_samples,
+        target_stderr=target_stderr,
+        num_dimensions=subject.layout.observed_size,
+        seconds=time.monotonic() - start,
+        posterior=draws,
+        posterior_log_lik=posterior_log_lik,
+    )
+
+
+def _check_options(num_samples: int, seed: int, target_stderr: float | None, num_draws: int, num_probes: int) -> None:
     whole_number("num_samples", num_samples, least=1)
     whole_number("num_draws", num_draws, least=0)
     whole_number("num_probes", num_probes, least=0)
@@ -122,40 +151,30 @@ def log_likelihood(
         finite_number("target_stderr", target_stderr)
         if target_stderr <= 0:
             raise ValueError(f"target_stderr: expected a standard error above 0, found {target_stderr}")
-    start = time.monotonic()
-    with evaluating(pair, data, device) as subject, ExitStack() as stack:
-        pair, rows, layout, target, group = subject
-        plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
-        blocks, own = subject.blocks(plan.num_rows)
-        enumeration = Shrinking("the sum over all values of the latents")
-        exact = is_exact(layout, num_samples)
-        probe = Prober(pair, layout, weigher.score, num_probes if num_samples > _FEW else 0, num_samples, target)
-        summary, posterior = Collection(len(rows)), Collection(len(rows), axis=1)
-        bar = stack.enter_context(Progress("log-likelihood", own.stop, progress and group.leads, "data"))
-        for first in blocks:
-            batch = rows.take(slice(first, first + plan.num_rows), target)
-            found = weigh(batch, first, plan, weigher)
-            said, unseen = found.summary, np.zeros(len(batch[0]))
-            if exact:
-                said = made_exact(said, pair, batch, layout, num_samples, enumeration)
-            else:
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    unseen = probe(batch, said.value, found.num_drawn, key(seed, first, _PROBES))
-            drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), num_samples)
-            summary.put(first, said._asdict() | {"unseen": unseen, "num_drawn": drawn})
-            posterior.put(first, found.draws)
-            bar.update(first + len(batch[0]), "")
-    values, draws_of_all = (collection.gather(group, own, target) for collection in (summary, posterior))
-    posterior_log_lik = draws_of_all.pop(LOG_LIK, np.empty((0, 0)))
-    return LogLikelihood(
-        **values,
-        num_samples=num_samples,
-        num_pilot=plan.num_particles if plan.target_stderr is not None else 0,
-        num_dimensions=layout.observed_size,
-        seconds=time.monotonic() - start,
-        posterior=draws_of_all,
-        posterior_log_lik=posterior_log_lik,
-    )
+
+
+class _Evaluator:
+    """Estimates log p(x) of blocks of data."""
+
+    def __init__(self, subject: Subject, plan: Plan, weigher: Weigher, num_samples: int, num_probes: int) -> None:
+        self._subject, self._plan, self._weigher, self._num_samples = subject, plan, weigher, num_samples
+        pair, _, layout, device, _ = subject
+        self._enumeration = Shrinking("the sum over all values of the latents")
+        self._is_exact = is_exact(layout, num_samples)
+        self._probe = Prober(pair, layout, weigher.score, num_probes if num_samples > FEW else 0, num_samples, device)
+
+    def block(self, batch: Batch, first: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """What is said of each datum of a block whose first is `first`, and posterior draws."""
+        layout, found = self._subject.layout, weigh(batch, first, self._plan, self._weigher)
+        said, unseen = found.summary, np.zeros(len(batch[0]))
+        if self._is_exact:
+            said = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
+        else:
+            with located(f"rows {first} to {first + len(batch[0]) - 1}"):
+                unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
+        drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), self._num_samples)
+        values = said._asdict() | {"unseen": unseen, "num_drawn": drawn, "num_pilot": found.num_pilot}
+        return values, found.draws
 
 
 def planned(

@@ -19,7 +19,10 @@ from ppl_vae.tape import Batch
 __all__ = ["Found", "LocalSearch", "Searcher"]
 
 _CHECKS, _STANDARD_ERRORS = 16, 2.0
+_CHECKED = 4  # steps of a round for one check, of two ELBOs, at most
 _LAST_RATE = 0.2
+# A free number that goes farther in a round is lost: exp(30) is where densities are rounding, and look like gains.
+_FARTHEST = 30.0
 # Free numbers have no unit, so that curvatures are about 1: gradients far below this are no direction to go.
 _EPSILON = 0.1
 
@@ -29,18 +32,19 @@ class LocalSearch:
     """How the best q of a datum is searched for.
 
     Args:
-        num_steps: Steps of Adam in a round; the iterates of its second half are averaged.
-        max_rounds: Most rounds; each begins with half the learning rate of the one before.
+        num_steps: Steps of Adam in the first round; the iterates of the second half of a round are averaged.
+        max_rounds: Most rounds; each has half the learning rate of the one before, and twice as many steps.
         num_particles: Draws for each datum and step.
         learning_rate: Of the first round, in units of the scale of q.
-        tolerance: A datum that gains less in a round has converged, in nats.
+        tolerance: A datum that surely gains less in a round has converged, in nats. What noise leaves of an average
+            over twice as many steps is half as much: what a round gains is what is still to gain, about.
     """
 
     num_steps: int = 300
     max_rounds: int = 4
     num_particles: int = 8
     learning_rate: float = 0.05
-    tolerance: float = 0.05
+    tolerance: float = 0.01
 
     def __post_init__(self) -> None:
         for name, least in (("num_steps", 1), ("max_rounds", 1), ("num_particles", 2)):
@@ -55,11 +59,29 @@ class Found(NamedTuple):
     free: Tensor
     """Free numbers of the family (N, P)."""
     gain: Tensor
-    """What the last round of a datum gained, in nats (N,): near zero at the optimum."""
+    """What the last round of a datum gained, in nats (N,): near zero at the optimum; -inf if it diverged."""
     gain_stderr: Tensor
     """Standard error of `gain`: both ends of the round are compared on the same draws."""
     converged: Tensor
-    """Whether `gain` is at most the tolerance, within its error (N,)."""
+    """Whether `gain` is no loss, and at most the tolerance with two standard errors added (N,)."""
+
+
+class _Said(NamedTuple):
+    """What a gain and its error say of each datum, (N,)."""
+
+    worse: Tensor
+    """The round has lost, or is no number."""
+    converged: Tensor
+    """There is surely no more to gain than is tolerated."""
+    clear: Tensor
+    """More checks would say the same."""
+
+    @classmethod
+    def of(cls, gain: Tensor, stderr: Tensor, tolerance: float) -> _Said:
+        slack = _STANDARD_ERRORS * stderr
+        worse = ~(gain >= -slack)
+        converged = ~worse & (gain + slack <= tolerance)
+        return cls(worse, converged, worse | converged | (gain - slack > tolerance))
 
 
 class Searcher:
@@ -94,18 +116,23 @@ class Searcher:
             if not len(left):
                 break
             own_context, own = _rows(context, left), _rows(batch, left)
-            before = found.free[left]
-            after = self._round(before.clone(), own_context, own, search.learning_rate / 2**i, key(seed, i))
-            gain, stderr = self._gain(before, after, own_context, own, key(seed, i, -1))
-            worse = gain < -_STANDARD_ERRORS * stderr
-            found.free[left] = torch.where(worse[:, None], before, after)
-            found.gain[left], found.gain_stderr[left] = gain, stderr
-            found.converged[left] = gain <= search.tolerance + _STANDARD_ERRORS * stderr
+            before, num_steps, rate = found.free[left], search.num_steps * 2**i, search.learning_rate / 2**i
+            after = self._round(before.clone(), own_context, own, rate, num_steps, key(seed, i))
+            gain, stderr = self._gain(before, after, own_context, own, num_steps // _CHECKED, key(seed, i, -1))
+            far = (after - before).abs().amax(1)
+            gain = gain.masked_fill(far > _FARTHEST, torch.nan)
+            said = _Said.of(gain, stderr, search.tolerance)
+            # The next round goes on from what was best, at its lower rate.
+            found.free[left] = torch.where(said.worse[:, None], before, after)
+            found.gain[left], found.gain_stderr[left] = gain.nan_to_num(-torch.inf), stderr.nan_to_num(0.0)
+            found.converged[left] = said.converged
         return found
 
-    def _round(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, rate: float, seed: int) -> Tensor:
+    def _round(
+        self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, rate: float, num_steps: int, seed: int
+    ) -> Tensor:
         """Mean of the iterates of the second half (Polyak and Juditsky 1992)."""
-        adam, num_steps = torch.optim.Adam([free], lr=rate, eps=_EPSILON), self._search.num_steps
+        adam = torch.optim.Adam([free], lr=rate, eps=_EPSILON)
         total = torch.zeros_like(free)
         for i in range(num_steps):
             adam.param_groups[0]["lr"] = rate * _fall(i / num_steps)
@@ -118,18 +145,24 @@ class Searcher:
         return total / (num_steps - num_steps // 2)
 
     def _gain(
-        self, before: Tensor, after: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int
+        self, before: Tensor, after: Tensor, context: tuple[Tensor, ...], batch: Batch, most: int, seed: int
     ) -> tuple[Tensor, Tensor]:
-        """ELBO after - before on the same draws, and its standard error (N,)."""
-        differences = []
-        for i in range(_CHECKS):
-            elbos = []
-            for free in (before, after):
-                reseed(key(seed, i), free.device)
-                elbos.append(self._call(free, context, batch)[0])
-            differences.append(elbos[1] - elbos[0])
-        stacked = torch.stack(differences)
-        return stacked.mean(0), stacked.std(0) / math.sqrt(len(stacked))
+        """ELBO after - before on the same draws, and its standard error (N,): from as many draws as it takes to tell.
+
+        Checks are doubled until every datum has converged or not, at most `most` of them or the least number.
+        """
+        differences: list[Tensor] = []
+        while True:
+            for i in range(len(differences), max(_CHECKS, 2 * len(differences))):
+                elbos = []
+                for free in (before, after):
+                    reseed(key(seed, i), free.device)
+                    elbos.append(self._call(free, context, batch)[0])
+                differences.append(elbos[1] - elbos[0])
+            stacked = torch.stack(differences)
+            gain, stderr = stacked.mean(0), stacked.std(0) / math.sqrt(len(stacked))
+            if 2 * len(stacked) > most or bool(_Said.of(gain, stderr, self._search.tolerance).clear.all()):
+                return gain, stderr
 
     def _call(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch) -> tuple[Tensor, Tensor]:
         self._num_context = len(context)

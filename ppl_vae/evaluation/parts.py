@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.verdict import UNRELIABLE, verdict
 from ppl_vae.weights import Stream
 
@@ -47,18 +46,8 @@ def sampled_parts(
         known: log p(x) where it is exact (N,).
         first: Row of the first datum, for messages.
         look: Estimates of log p(x) (N,) to the share of p(x) that draws of the best q cannot have seen.
-
-    Raises:
-        EstimateError: A weight is zero, infinite or NaN; the row is named.
     """
     num_samples, num_data = guide.shape
-    for log_weight in (guide, best, *(() if richer is None else (richer,))):
-        if not np.isfinite(log_weight).all():
-            row = int((~np.isfinite(log_weight)).any(0).argmax())
-            raise EstimateError(
-                f"row {first + row}: expected finite log-weights, found {log_weight[~np.isfinite(log_weight)][0]}: its "
-                "ELBO is not finite; choose a guide that proposes only what the model allows"
-            )
     proposal = best if richer is None else richer
     if known is None:
         stream = Stream(num_data, num_samples, first)

@@ -18,7 +18,16 @@ from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
 from ppl_vae.weights import not_a_weight
 
-__all__ = ["Proposal", "check_weights", "evaluate_guide", "evaluate_model", "propose", "site_at_fault", "site_where"]
+__all__ = [
+    "Proposal",
+    "check_finite",
+    "check_weights",
+    "evaluate_guide",
+    "evaluate_model",
+    "propose",
+    "site_at_fault",
+    "site_where",
+]
 
 
 class Proposal(NamedTuple):
@@ -88,7 +97,31 @@ def check_weights(
     Raises:
         EstimateError: Naming the row, whose first is `first_row`, and the first site of such a density.
     """
-    bad = not_a_weight(log_weight)
+    _check(not_a_weight, "log-weights", pair, batch, proposal, log_weight, layout, first_row)
+
+
+def check_finite(
+    pair: Pair, batch: Batch, proposal: Proposal, log_weight: Tensor, layout: Layout, first_row: int
+) -> None:
+    """No log-weight (K, N) of a block is infinite or NaN: their mean is an ELBO.
+
+    Raises:
+        EstimateError: Naming the row, whose first is `first_row`, and the first site of such a density.
+    """
+    _check(lambda t: ~t.isfinite(), "log-weights of an ELBO", pair, batch, proposal, log_weight, layout, first_row)
+
+
+def _check(
+    is_bad: Callable[[Tensor], Tensor],
+    what: str,
+    pair: Pair,
+    batch: Batch,
+    proposal: Proposal,
+    log_weight: Tensor,
+    layout: Layout,
+    first_row: int,
+) -> None:
+    bad = is_bad(log_weight)
     if not bool(bad.any()):
         return
     k, n = (int(i) for i in bad.nonzero()[0])
@@ -97,15 +130,20 @@ def check_weights(
     programs = (("guide", pair.guide), ("model", pair.model))
     tapes = ((role, run_program(pair, program, row, size, layout, latents)) for role, program in programs)
     raise EstimateError(
-        f"row {first_row + n}: expected finite log-weights, found {float(log_weight[k, n])} at draw {k}: "
-        f"{site_at_fault(tapes, layout)}"
+        f"row {first_row + n}: expected finite {what}, found {float(log_weight[k, n])} at draw {k}: "
+        f"{site_at_fault(tapes, layout, is_bad=is_bad)}"
     )
 
 
-def site_at_fault(tapes: Iterable[tuple[str, Tape]], layout: Layout, column: int = 0) -> str:
+def site_at_fault(
+    tapes: Iterable[tuple[str, Tape]],
+    layout: Layout,
+    column: int = 0,
+    is_bad: Callable[[Tensor], Tensor] = not_a_weight,
+) -> str:
     """The first site whose density is none at a datum of a run, in words, among the runs of named programs."""
     for role, tape in tapes:
-        if name := site_where(tape, layout, not_a_weight, column):
+        if name := site_where(tape, layout, is_bad, column):
             return f"the density of site {name!r} of the {role} is none there"
     return "no single density is to blame, but their difference"
 

@@ -13,7 +13,7 @@ from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
-from ppl_vae.weights import khat_threshold
+from ppl_vae.pareto import FEW, khat_threshold
 from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["LogLikelihood"]
@@ -54,8 +54,10 @@ class LogLikelihood(MeanOverData):
     """Samples in the estimate of each datum, `num_samples` unless a target was given."""
     num_samples: int
     """K; with a target, the most that a datum may have."""
-    num_pilot: int
-    """Further samples of each datum, which decided how many it needs, and are in no estimate."""
+    num_pilot: np.ndarray
+    """Further samples of each datum (N,), which decided how many it needs, and are in no estimate."""
+    target_stderr: float | None
+    """Standard error that was asked for, in nats; None where K samples were."""
     num_dimensions: int
     """D, how many numbers of a datum the model observes."""
     seconds: float
@@ -131,12 +133,14 @@ class LogLikelihood(MeanOverData):
         )
         if zeros := int(self.zero_weights.sum()):
             text += f"; {zeros} samples fell outside the model's support and count as zero"
+        if self.target_stderr is not None and (missed := int((self.stderr > self.target_stderr).sum())):
+            text += f"; {missed} have a standard error above the {self.target_stderr:g} asked for"
         return text + self._verdict_in_words()
 
     def _verdict_in_words(self) -> str:
         found = self.verdict
         noisy, doubtful = int((found == NOISY).sum()), int((found == UNRELIABLE).sum())
-        if doubtful and self.num_samples <= 10:
+        if doubtful and self.num_samples <= FEW:
             return "; too few samples to tell how far to trust it"
         text = (
             f"; {int((found == RELIABLE).sum())} reliable, {noisy} noisy, {doubtful} unreliable"
@@ -144,13 +148,17 @@ class LogLikelihood(MeanOverData):
             else ""
         )
         if doubtful:
-            limit = khat_threshold(self.num_samples)
             text += (
-                f"; {doubtful} of {len(self.value)} data have k-hat above {limit:.2f} or much of p(x) unseen: do not "
-                "trust their error nor that of the mean, the estimate is too low rather than too high; take more "
-                "samples, a better guide, or escalate"
+                f"; {doubtful} of {len(self.value)} data have k-hat above {self._limit_in_words()}, they or their "
+                "equals, or much of p(x) unseen: do not trust their error nor that of the mean, the estimate is too "
+                "low rather than too high; take more samples, a better guide, or escalate"
             )
         return text
+
+    def _limit_in_words(self) -> str:
+        """Thresholds of k-hat of the data that are unreliable."""
+        limits = [f"{khat_threshold(int(k)):.2f}" for k in np.unique(self.num_drawn[~self.trusted])]
+        return limits[0] if limits[0] == limits[-1] else f"{limits[0]} to {limits[-1]}"
 
     def _share_untrusted(self) -> float:
         return float((~self.trusted).mean())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.errors import located
 from ppl_vae.evaluation.draws import PosteriorDraws
-from ppl_vae.evaluation.precision import samples_needed
+from ppl_vae.evaluation.precision import pilot_needed, samples_needed
 from ppl_vae.evaluation.proposal import Proposal, check_weights
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.scoring import Scorer
@@ -91,29 +91,58 @@ class Block(NamedTuple):
     """Posterior draws."""
     num_drawn: np.ndarray
     """Samples in the estimate of each datum (N,)."""
+    num_pilot: np.ndarray
+    """Further samples, that decided how many there are (N,)."""
 
 
 def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
     """Weighs the samples of a block whose first datum is `first`: K for each datum, or what its pilot says it needs."""
-    wanted = torch.full((len(batch[0]),), plan.num_samples)
-    units = _units(plan, plan.num_samples)
+    wanted, num_pilot = torch.full((len(batch[0]),), plan.num_samples), np.zeros(len(batch[0]), dtype=np.int64)
+    start = 0
     if plan.target_stderr is not None:
-        pilot = Stream(len(batch[0]), plan.num_particles, first)
-        first_weights = weigher.unit(batch, first, 0, plan.num_particles, plan.seed).log_weight
-        hopeless = (first_weights == -torch.inf).all(0)
-        pilot.add(torch.where(hopeless, 0.0, first_weights))
-        needed = samples_needed(pilot.summary(), plan.num_particles, plan.target_stderr, plan.num_samples)
-        # Nothing but zero weights says nothing of how many samples will do: all that are allowed.
-        wanted = torch.where(hopeless.cpu(), wanted, torch.from_numpy(needed))
-        # The pilot has said how many samples there will be: an estimate that used it again would be biased by that.
-        units = _units(plan, int(wanted.max()), start=1)
+        start = 1  # of noise that no pilot has had: those count down
+        num_samples, num_pilot = _ask_pilot(batch, first, plan, weigher, plan.target_stderr)
+        wanted = torch.from_numpy(num_samples)
     stream, draws = Stream(len(batch[0]), wanted, first), PosteriorDraws(plan.num_draws, weigher.layout)
-    for j, drawn, count in units:
+    for j, drawn, count in _units(plan, int(wanted.max()), start):
         want = None if bool((wanted > drawn).all()) else wanted > drawn
         found = weigher.unit(batch, first, j, count, plan.seed, want)
         stream.add(found.log_weight, want)
         draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
-    return Block(stream.summary(), draws.values(), wanted.numpy())
+    return Block(stream.summary(), draws.values(), wanted.numpy(), num_pilot)
+
+
+def _ask_pilot(
+    batch: Batch, first: int, plan: Plan, weigher: Weigher, target_stderr: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many samples each datum needs (N,), and how many of a pilot that is laid aside said so (N,).
+
+    An estimate that used the pilot again, or that was taken for its small error, would be biased by that. So it is the
+    pilot that goes on, until it is as long as its own answer asks for.
+    """
+    unit, pilot, weights = plan.num_particles, np.zeros(len(batch[0]), dtype=np.int64), list[Tensor]()
+    longer = pilot < unit
+    while longer.any():
+        want = None if longer.all() else torch.from_numpy(longer)
+        weights.append(weigher.unit(batch, first, -len(weights), unit, plan.seed, want).log_weight.cpu())
+        pilot = pilot + unit * longer
+        needed = _needed(weights, pilot, first, plan, target_stderr)
+        longer = pilot < pilot_needed(needed, unit)
+    return needed, pilot
+
+
+def _needed(weights: list[Tensor], pilot: np.ndarray, first: int, plan: Plan, target_stderr: float) -> np.ndarray:
+    """Samples that each datum needs (N,), by the units of its pilot."""
+    counts = torch.from_numpy(pilot)
+    wants = [counts > j * plan.num_particles for j in range(len(weights))]
+    units = list(zip(weights, wants, strict=True))
+    hopeless = torch.stack([(w == -torch.inf).all(0) | ~want for w, want in units]).all(0)
+    stream = Stream(len(pilot), counts, first)
+    for log_weight, want in units:
+        stream.add(torch.where(hopeless, 0.0, log_weight), want)
+    needed = samples_needed(stream.summary(), pilot, plan.num_particles, target_stderr, plan.num_samples)
+    # Nothing but zero weights says nothing of how many samples will do: all that are allowed.
+    return np.where(hopeless.numpy(), plan.num_samples, needed)
 
 
 def all_weights(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Tensor:

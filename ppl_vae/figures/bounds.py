@@ -49,7 +49,8 @@ def bound_against_samples(curve: Any, title: str = "Bound on log p(x) against sa
         ylabel="rise from k to 2k, nats per datum",
     )  # fmt: skip
     bound.set_title("where it goes")
-    rise.set_title("as the law says" if curve.follows_law else "not yet as the law says")
+    held = "as the law says" if curve.follows_law else "not yet as the law says"
+    rise.set_title(held if curve.can_tell else "too few data to tell whether as the law says")
     for axes in (bound, rise):
         quiet(axes)
         axes.legend(frameon=False, fontsize="small")

@@ -21,7 +21,8 @@ def gap_bars(gaps: Mapping[str, Any], title: str = "") -> Figure:
     """Draw one stacked bar for each decomposition: approximation gap below, amortisation gap on top.
 
     Where a richer family was tried, the part of the approximation gap that it closes is hatched. Whiskers are 95 %
-    intervals of the means for new data; what is written above a bar is log p(x) - ELBO.
+    intervals of the means for new data, with what searches may have left, none upwards where log p(x) is not trusted;
+    what is written above a bar is log p(x) - ELBO.
 
     Args:
         gaps: Name -> `GapDecomposition`.
@@ -75,12 +76,15 @@ def _bars(axes: Axes, approximation: np.ndarray, amortisation: np.ndarray, close
 def _whiskers(axes: Axes, gaps: list[Any], parts: Mapping[str, np.ndarray]) -> None:
     """95 % intervals of both parts, side by side, and the whole gap in numbers."""
     for i, found in enumerate(gaps):
-        tops = {"approximation": parts["approximation"][i], "gap": found.mean("gap").value}
-        for shift, (top, part) in zip((-0.08, 0.08), zip(tops.values(), parts, strict=True), strict=True):
-            error = np.nan_to_num(1.96 * found.mean(part).population_stderr)
-            axes.errorbar(i + shift, top, error, fmt="none", color=DARK, capsize=3, linewidth=1.2)
-        end = max(tops.values()) + np.nan_to_num(1.96 * found.mean("amortisation").population_stderr)
-        axes.annotate(f"{tops['gap']:.2f}", (i, end), (0, 4), textcoords="offset points", ha="center", weight="bold")
+        tops = {"approximation": parts["approximation"][i], "amortisation": found.mean("gap").value}
+        end = max(tops.values())
+        for shift, (part, top) in zip((-0.08, 0.08), tops.items(), strict=True):
+            interval = np.array(found.interval(part, new_data=True))
+            ends = np.nan_to_num(np.abs(interval - found.mean(part).value), posinf=0.0)
+            axes.errorbar(i + shift, top, ends[:, None], fmt="none", color=DARK, capsize=3, linewidth=1.2)
+            end = max(end, top + ends[1])
+        text = f"{tops['amortisation']:.2f}" if found.trusted.all() else f"≥ {tops['amortisation']:.2f}"
+        axes.annotate(text, (i, end), (0, 4), textcoords="offset points", ha="center", weight="bold")
 
 
 def _finding(parts: Mapping[str, np.ndarray]) -> str:

@@ -7,7 +7,6 @@ from ppl_vae.rundir.directory import (
     described,
     described_again,
     record_as_plain,
-    record_of_plain,
 )
 from ppl_vae.rundir.evaluations import (
     described_estimate,
@@ -54,7 +53,6 @@ __all__ = [
     "read_evaluation",
     "read_run",
     "record_as_plain",
-    "record_of_plain",
     "write_bounds",
     "write_evaluation",
     "write_run",

@@ -9,20 +9,19 @@ import math
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 
 from ppl_vae.distributed import current
-from ppl_vae.errors import DataError, LockedError, PplVaeError, StorageError
+from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
-from ppl_vae.storage import LOCK, files, plain, tensors
+from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, lent, plain, tensors
 from ppl_vae.storage.versions import version_of
 
 __all__ = [
@@ -32,11 +31,11 @@ __all__ = [
     "described",
     "described_again",
     "record_as_plain",
-    "record_of_plain",
 ]
 
 _CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
-_OWN = {RUN, LOCK, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints", "bad-steps"}
+_LOCKS = {LOCK, EVALUATION_LOCK}
+_OWN = {RUN, *_LOCKS, _CONFIG, _PARAMETERS, _HISTORY, "environment.json", "checkpoints", "bad-steps"}
 _MAX_HISTORY = 2**30
 _PACKAGES = ("ppl-vae", "torch", "pyro-ppl", "numpy")
 
@@ -63,7 +62,7 @@ class RunDirectory:
             PplVaeError: There is something else in it, or it cannot be made.
         """
         path = Path(root)
-        check_free(path, allowed=_OWN if again else {RUN, LOCK})
+        check_free(path, allowed=_OWN if again else {RUN})
         _make(path)
         run = cls(path)
         run.write_json(_CONFIG, as_plain(settings) | ({} if device is None else {"device": str(device)}))
@@ -86,7 +85,7 @@ class RunDirectory:
 
     def write_parameters(self, pair: Pair) -> None:
         """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
-        files.replace(self.root / _PARAMETERS, tensors.to_chunks(pair.state_dict()))
+        files.replace(self.root / _PARAMETERS, tensors.sealed(pair.state_dict()))
 
     def read_parameters(self, pair: Pair) -> None:
         """Loads the parameters of the run into a pair of the same programs.
@@ -99,9 +98,11 @@ class RunDirectory:
         if not path.is_file():
             raise PplVaeError(f"{path}: expected the parameters of a finished or interrupted run, found no such file")
         try:
-            state = tensors.from_bytes(files.read(path, tensors.MAX_BYTES), path)
+            state = tensors.from_sealed(files.read(path, tensors.MAX_BYTES), path)
         except StorageError as error:
-            raise DataError(f"{path}: expected readable parameters, found damage ({error})") from error
+            raise DataError(
+                f"{path}: expected readable parameters, found damage ({error}), or those of an earlier version"
+            ) from error
         if found := misfit(pair, state):
             raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
         pair.load_state_dict(state)
@@ -130,27 +131,28 @@ def record_as_plain(record: Record) -> dict[str, Any]:
     return {name: _number(value) for name, value in record._asdict().items()}
 
 
-def record_of_plain(plain: Mapping[str, Any]) -> Record:
-    """The record that `record_as_plain` made this of."""
-    return Record(**{name: _of_number(value) for name, value in plain.items()})
-
-
 @contextmanager
 def described(root: Path, record: RunRecord) -> Iterator[None]:
     """Context of a fit into `root`, whose description stands there before the first step, whatever ends it.
 
-    A fit that is refused before it begins leaves nothing behind; one that is interrupted or fails says so.
+    A fit that is refused before it begins leaves nothing behind; one that is interrupted or fails says so. The lock of
+    the directory is held from before the description is written until it is written for the last time, and lent to the
+    fit: of several processes that begin at once one goes on, and the others touch nothing.
+
+    Raises:
+        LockedError: Another process is at work in it.
+        PplVaeError: There is something in it, or it cannot be made.
     """
     check_free(root)
     made = _make(root)
-    write_run(root, record)
     try:
-        yield
-    except BaseException as error:
-        if (root / _CONFIG).exists():
-            write_run(root, _ended(root, record, error))
-        else:
-            files.remove([root / RUN])
+        with lent(root):
+            check_free(root)  # again, now that nobody else can write in it
+            write_run(root, record)
+            with _told_how_it_ended(root, record):
+                yield
+    except BaseException:
+        with suppress(StorageError):  # not empty: it has begun, or another process has
             for folder in made:
                 files.remove_empty(folder)
         raise
@@ -161,14 +163,29 @@ def described_again(root: Path, record: RunRecord) -> Iterator[None]:
     """Context of a fit that goes on in `root`: it trains again, whatever ends it.
 
     A fit that finds another process at work there leaves the description to that one.
+
+    Raises:
+        LockedError: Another process is at work there.
     """
-    write_run(root, replace(record, status="training"))
+    with lent(root):
+        write_run(root, replace(record, status="training"))
+        try:
+            yield
+        except BaseException as error:
+            write_run(root, _ended(root, record, error))
+            raise
+
+
+@contextmanager
+def _told_how_it_ended(root: Path, record: RunRecord) -> Iterator[None]:
+    """Context of a fit that may be refused before it begins: then it takes its description away again."""
     try:
         yield
-    except LockedError:
-        raise
     except BaseException as error:
-        write_run(root, _ended(root, record, error))
+        if (root / _CONFIG).exists():
+            write_run(root, _ended(root, record, error))
+        else:
+            files.remove([root / RUN])
         raise
 
 
@@ -178,7 +195,7 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
     Raises:
         PplVaeError: There is a file in it, or in its place.
     """
-    if os.path.lexists(root) and (not root.is_dir() or _names_in(root) - set(allowed) - {LOCK}):
+    if os.path.lexists(root) and (not root.is_dir() or _names_in(root) - set(allowed) - _LOCKS):
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
 
 
@@ -241,9 +258,3 @@ def _number(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: [_number(float(number)) for number in numbers] for name, numbers in value.items()}
     return None if math.isnan(value) else value if math.isfinite(value) else str(value)
-
-
-def _of_number(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return MappingProxyType({name: tuple(map(_of_number, numbers)) for name, numbers in value.items()})
-    return math.nan if value is None else float(value) if isinstance(value, str) else value

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
+import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor
 
 from ppl_vae.averages import mean_stderr, population_stderr
-from ppl_vae.errors import DataError
-from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_json
-from ppl_vae.storage import as_name, files
+from ppl_vae.errors import DataError, StorageError
+from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_record
+from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked
 
 __all__ = [
     "described_estimate",
@@ -28,7 +29,12 @@ __all__ = [
     "write_evaluation",
 ]
 
+T = TypeVar("T", Evaluation, Bounds)
+
 _NAME, _BOUNDS = "evaluation", "bounds"
+_SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its arrays
+_MAX_BYTES = 2**30
+_PATIENCE = 60.0  # seconds until another evaluation is written; that takes a fraction of one
 _ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance")
 
 
@@ -46,23 +52,26 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
     """Read arrays of the latest evaluation, with NaN where an error cannot be told.
 
     Raises:
-        DataError: The file is missing, damaged, or without one of them.
+        DataError: The file is missing, damaged, not that of `evaluation.json`, or without one of them.
     """
-    path = root / f"{_NAME}.npz"
+    path, record = root / f"{_NAME}.npz", read_evaluation(root)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return [file[name] for name in names]
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        content = files.read(path, _MAX_BYTES)
+        if (found := calls.summed([content]).sha256) != record.arrays_sha256:
+            raise StorageError(f"SHA-256 {found} for the {record.arrays_sha256} of evaluation.json")
+        return arrays.from_bytes(content, names, (record.num_data,), path)
+    except StorageError as error:
         raise DataError(
-            f"{path}: expected the arrays {', '.join(names)}, found damage ({error}): run `ppl-vae evaluate {root}`"
+            f"{path}: expected the arrays {', '.join(names)} of evaluation.json, found damage ({error}): run "
+            f"`ppl-vae evaluate {root}`"
         ) from error
 
 
 def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None:
     """Write an evaluation as the latest one of a run, with the arrays of its data (those of `result`).
 
-    One by another method, or with another K, seed or other data, is kept under a name of its own; the same one is
-    replaced.
+    One by another method, or with other settings, another K, seed or other data, is kept under a name of its own; the
+    same one is replaced.
 
     Args:
         root: The run directory.
@@ -71,17 +80,21 @@ def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None
 
     Returns:
         The new name of the earlier evaluation, if one was kept.
+
+    Raises:
+        LockedError: Another process has been writing one for a minute.
     """
-    kept = _set_aside(root, record)
-    _write_arrays(root / f"{_NAME}.npz", {name: getattr(result, name) for name in _ARRAYS if hasattr(result, name)})
-    write_json(root / f"{_NAME}.json", asdict(record))
+    found = {name: getattr(result, name) for name in _ARRAYS if hasattr(result, name)}
+    with _alone(root):
+        kept = _set_aside(root, record)
+        _write(root, _NAME, record, found)
     return kept
 
 
 def write_bounds(root: Path, record: Bounds, lower: np.ndarray, upper: np.ndarray) -> None:
     """Write bounds on data simulated from the model: `bounds.json` and `.npz`. Earlier ones are replaced."""
-    _write_arrays(root / f"{_BOUNDS}.npz", {"lower": lower, "upper": upper})
-    write_json(root / f"{_BOUNDS}.json", asdict(record))
+    with _alone(root):
+        _write(root, _BOUNDS, record, {"lower": lower, "upper": upper})
 
 
 def described_estimate(
@@ -134,10 +147,16 @@ def described_estimate(
     )
 
 
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # type: ignore[arg-type]
-    files.replace(path, [content.getvalue()])
+def _alone(root: Path) -> AbstractContextManager[None]:
+    """Context in which no other process writes evaluations of the run; it may train meanwhile."""
+    return locked(root, EVALUATION_LOCK, patience=_PATIENCE)
+
+
+def _write(root: Path, name: str, record: T, found: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays, then the record with their hash: what stops it between leaves a pair that is seen to be none."""
+    content = arrays.to_bytes(found)
+    files.replace(root / f"{name}.npz", [content])
+    write_record(root / f"{name}.json", replace(record, arrays_sha256=calls.summed([content]).sha256))
 
 
 def finite_or_none(value: float) -> float | None:
@@ -151,16 +170,19 @@ def outdate_evaluation(root: Path, steps: int) -> Path | None:
     Returns:
         Its new name; None where there is none.
     """
-    if not (root / f"{_NAME}.json").is_file():
-        return None
-    return _move(root, f"{_name_of(_old(root))}-step{steps}")
+    with _alone(root):
+        if not (root / f"{_NAME}.json").is_file():
+            return None
+        kept = _copy(root, f"{_name_of(_old(root))}-step{steps}")
+        files.remove([path for suffix in _SUFFIXES[::-1] if (path := root / f"{_NAME}{suffix}").is_file()])
+        return kept
 
 
 def _set_aside(root: Path, new: Evaluation) -> Path | None:
     if not (root / f"{_NAME}.json").is_file():
         return None
     old = _old(root)
-    return None if old is not None and _identity(old) == _identity(new) else _move(root, _name_of(old))
+    return None if old is not None and _identity(old) == _identity(new) else _copy(root, _name_of(old))
 
 
 def _old(root: Path) -> Evaluation | None:
@@ -179,11 +201,23 @@ def _name_of(old: Evaluation | None) -> str:
     return as_name(f"{_NAME}{method}{samples}-N{old.num_data}-seed{old.seed}")
 
 
-def _move(root: Path, name: str) -> Path:
-    for suffix in (".npz", ".json"):
-        if (root / f"{_NAME}{suffix}").is_file():
-            files.move(root / f"{_NAME}{suffix}", root / f"{name}{suffix}")
-    return root / f"{name}.json"
+def _copy(root: Path, name: str) -> Path:
+    """Copies the latest evaluation to the first name that is free: whatever stops it, one of the two is whole."""
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    free = next(n for n in names if not any(os.path.lexists(root / f"{n}{suffix}") for suffix in _SUFFIXES))
+    for suffix in _SUFFIXES:
+        if (path := root / f"{_NAME}{suffix}").is_file():
+            _copy_file(path, root / f"{free}{suffix}")
+    return root / f"{free}.json"
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    try:
+        content = files.read(path, _MAX_BYTES)
+    except StorageError:  # a link, or too large: not ours to judge
+        files.move(path, target)
+    else:
+        files.replace(target, [content])
 
 
 def _identity(evaluation: Evaluation) -> tuple[str, str, int | None, int, str]:

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import DataError, StorageError
+from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.rundir.specs import DataSpec, EvaluationSpec, PairSpec, TrainingSpec
 from ppl_vae.storage import files, plain
 
@@ -28,6 +28,7 @@ __all__ = [
     "read_record",
     "read_run",
     "write_json",
+    "write_record",
     "write_run",
 ]
 
@@ -38,6 +39,7 @@ Method = Literal["is", "ais", "exact"]
 
 RUN = "run.json"
 _MAX_BYTES = 2**24
+_INDENT = 2
 _SPECS: dict[str, type] = {"pair": PairSpec, "data": DataSpec}
 _OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": EvaluationSpec}
 
@@ -112,6 +114,8 @@ class Evaluation:
     """Wall time of the evaluation."""
     verdict: str
     """The same in a sentence."""
+    arrays_sha256: str = ""
+    """SHA-256 of `evaluation.npz`; `write_evaluation` puts it in."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,13 @@ class Bounds:
     """Wall time."""
     verdict: str
     """The same in a sentence."""
+    arrays_sha256: str = ""
+    """SHA-256 of `bounds.npz`; `write_bounds` puts it in."""
 
 
 def write_run(root: Path, record: RunRecord) -> None:
     """Write `run.json`."""
-    write_json(root / RUN, asdict(record))
+    write_record(root / RUN, record)
 
 
 def read_run(root: Path) -> RunRecord:
@@ -152,7 +158,7 @@ def read_run(root: Path) -> RunRecord:
         DataError: There is none, or it does not hold a record of a run.
     """
     path = root / RUN
-    fields = _json_object(path, "a run directory of `ppl-vae fit`")
+    fields = _fields(path, "a run directory of `ppl-vae fit`")
     specs: dict[str, Any] = {name: _record(kind, fields.get(name), path) for name, kind in _SPECS.items()}
     optional = {name: kind for name, kind in _OPTIONAL_SPECS.items() if fields.get(name) is not None}
     specs |= {name: _record(kind, fields[name], path) for name, kind in optional.items()}
@@ -165,7 +171,16 @@ def read_record(kind: type[T], path: Path, expected: str) -> T:
     Raises:
         DataError: There is none, or it holds something else.
     """
-    return _record(kind, _json_object(path, expected), path)
+    return _record(kind, _fields(path, expected), path)
+
+
+def write_record(path: Path, record: RunRecord | Evaluation | Bounds) -> None:
+    """Write the fields of a record, and their SHA-256, that `read_record` compares.
+
+    Raises:
+        StorageError: The disk refuses; the file is as it was before.
+    """
+    files.replace(path, [plain.seal(asdict(record), _INDENT)])
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -174,7 +189,7 @@ def write_json(path: Path, value: Any) -> None:
     Raises:
         StorageError: The disk refuses.
     """
-    files.replace(path, [(json.dumps(value, indent=2, allow_nan=False) + "\n").encode()])
+    files.replace(path, [(json.dumps(value, indent=_INDENT, allow_nan=False) + "\n").encode()])
 
 
 def fingerprint(*arrays: Tensor) -> str:
@@ -186,16 +201,13 @@ def fingerprint(*arrays: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _json_object(path: Path, expected: str) -> dict[str, Any]:
+def _fields(path: Path, expected: str) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
     try:
-        value = plain.decode(files.read(path, _MAX_BYTES), path)
+        return plain.unseal(files.read(path, _MAX_BYTES), path, _INDENT)
     except StorageError as error:
         raise DataError(str(error)) from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 @cache
@@ -210,8 +222,11 @@ def _record(kind: type[T], fields: Any, path: Path) -> T:
         raise DataError(f"{path}: expected the fields {', '.join(hints)}, found others: it is of another version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
-        raise DataError(f"{path}: expected {wrong[0]} to be {hints[wrong[0]]}, found {values[wrong[0]]!r}")
-    return kind(**values)
+        raise DataError(f"{path}: expected {wrong[0]} to be {hints[wrong[0]]}, found {repr(values[wrong[0]])[:200]}")
+    try:
+        return kind(**values)
+    except PplVaeError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
+
+from ppl_vae.errors import DataError, PairError
 
 __all__ = ["Binarization", "DataSpec", "EvaluationSpec", "PairSpec", "TrainingSpec"]
 
 Binarization = Literal["dynamic", "fixed", "none"]
 
+# Far beyond any recipe that trains on one machine; a file that asks for more asks for its memory.
+_MAX_LAYERS, _MAX_WIDTH, _MAX_WEIGHTS, _MAX_LEVELS = 100, 2**20, 2**30, 2**16
+
 
 @dataclass(frozen=True)
 class PairSpec:
-    """Which pair, as the user named it."""
+    """Which pair, as the user named it.
+
+    Raises:
+        PairError: The sizes of a recipe are not positive, or such that nobody means them.
+    """
 
     name: str
     """A recipe, `path/to/file.py:factory` or `package.module:factory`."""
@@ -25,10 +35,27 @@ class PairSpec:
     seed: int = 0
     """Of the initial parameters."""
 
+    def __post_init__(self) -> None:
+        """Looks at the sizes before anything is made of them."""
+        widths = (*(self.hidden or ()), *(() if self.latent_dim is None else (self.latent_dim,)))
+        if len(widths) > _MAX_LAYERS + 1 or not all(0 < width <= _MAX_WIDTH for width in widths):
+            raise PairError(
+                f"pair {self.name[:100]!r}: expected at most {_MAX_LAYERS} hidden layers, and latents, of 1 to "
+                f"{_MAX_WIDTH} numbers each, found {len(widths) - 1} and {', '.join(map(str, widths[:3]))}, ..."
+            )
+        if (weights := sum(a * b for a, b in pairwise(widths))) > _MAX_WEIGHTS:
+            raise PairError(
+                f"pair {self.name[:100]!r}: expected at most {_MAX_WEIGHTS} weights between layers, found {weights}"
+            )
+
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data, as the user named them."""
+    """Which data, as the user named them.
+
+    Raises:
+        DataError: There are more levels than 16 bits hold.
+    """
 
     name: str
     """A data set of `ppl_vae.data.load`, or a `.npy` or `.npz` file."""
@@ -42,6 +69,12 @@ class DataSpec:
     """Number of grey levels to spread over their share of [0, 1]; None takes the data as they are."""
     quantize: int | None = None
     """Number of integer levels to turn grey images into; None takes the data as they are."""
+
+    def __post_init__(self) -> None:
+        """Looks at the number of levels before anything is made of it."""
+        for name, levels in (("dequantize", self.dequantize), ("quantize", self.quantize)):
+            if levels is not None and levels > _MAX_LEVELS:
+                raise DataError(f"{name}: expected at most {_MAX_LEVELS} levels, found {levels}")
 
     @property
     def is_file(self) -> bool:

@@ -13,10 +13,11 @@ from ppl_vae.storage.checkpoint import (
     write,
 )
 from ppl_vae.storage.files import remove_debris
-from ppl_vae.storage.lock import LOCK, locked
+from ppl_vae.storage.lock import EVALUATION_LOCK, LOCK, lent, locked
 from ppl_vae.storage.names import as_name, check_name
 
 __all__ = [
+    "EVALUATION_LOCK",
     "LOCK",
     "Checkpoint",
     "UnreadableError",
@@ -24,6 +25,7 @@ __all__ = [
     "check_name",
     "check_storable",
     "discard_after",
+    "lent",
     "locked",
     "newest",
     "prune",

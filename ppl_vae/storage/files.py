@@ -37,7 +37,6 @@ __all__ = [
     "replace",
     "sync_folder",
     "temporary",
-    "truncate",
     "write_folder",
 ]
 
@@ -111,8 +110,8 @@ def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
         move(part, path)
 
 
-def append(path: Path, text: str) -> int:
-    """Adds text to the end of a file, made if there is none, and returns its new size in bytes.
+def append(path: Path, text: str) -> None:
+    """Adds text to the end of a file, made if there is none.
 
     Raises:
         StorageError: The disk refuses; a part of the text may stand in the file.
@@ -121,23 +120,8 @@ def append(path: Path, text: str) -> int:
     with calls.failing("cannot be added to", path), calls.opened(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND) as file:
         calls.write(file, [text.encode()])
         calls.do(os.fsync, file)
-        size = os.fstat(file).st_size
     if is_new:
         sync_folder(path.parent)
-    return size
-
-
-def truncate(path: Path, num_bytes: int) -> None:
-    """Cuts a file back to its first bytes.
-
-    Raises:
-        StorageError: It has fewer, or the disk refuses.
-    """
-    with calls.failing("cannot be cut", path), calls.opened(path, os.O_WRONLY) as file:
-        if (size := os.fstat(file).st_size) < num_bytes:
-            raise StorageError(f"{path}: expected at least {num_bytes} bytes, found {size}: the file has lost its end")
-        calls.do(os.ftruncate, file, num_bytes)
-        calls.do(os.fsync, file)
 
 
 def read(path: Path, max_bytes: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.storage.files import Written
-from ppl_vae.storage.plain import decode, encode
+from ppl_vae.storage.plain import seal, unseal
 
 __all__ = ["FORMAT", "MAX_MANIFEST", "Manifest"]
 
@@ -39,7 +38,7 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """Returns the text of the file."""
         fields = asdict(self) | {"files": {name: written._asdict() for name, written in self.files.items()}}
-        return encode(fields | {"sha256": _sha256(fields)})
+        return seal(fields)
 
     @classmethod
     def from_bytes(cls, content: bytes, path: Path) -> Manifest:
@@ -49,12 +48,7 @@ class Manifest:
             StorageError: It is damaged.
             NewerFormatError: A newer version of the library wrote it.
         """
-        fields = decode(content, path)
-        if type(fields) is not dict or list(fields)[-1:] != ["sha256"]:
-            raise StorageError(f"{path}: expected a manifest that ends in its own SHA-256, found none")
-        claimed = fields.pop("sha256")
-        if claimed != _sha256(fields) or content != encode(fields | {"sha256": claimed}):
-            raise StorageError(f"{path}: expected a text with the SHA-256 that it states, found damage")
+        fields = unseal(content, path)
         _check_format(fields, path)
         if not _is_valid(fields):
             raise StorageError(f"{path}: expected format, library, step and files, found other fields or values")
@@ -63,10 +57,6 @@ class Manifest:
 
 class NewerFormatError(CheckpointError):
     """The checkpoint is intact, but only a newer version of the library can read it."""
-
-
-def _sha256(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(encode(fields)).hexdigest()
 
 
 def _check_format(fields: dict[str, Any], path: Path) -> None:

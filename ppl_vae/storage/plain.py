@@ -1,7 +1,8 @@
-"""JSON that is read back as it was written: one strict dialect, with limits on size and depth."""
+"""JSON that is read back as it was written: one strict dialect, with limits on size and depth, sealed by a hash."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 from ppl_vae.errors import StorageError
 
-__all__ = ["MAX_DEPTH", "decode", "encode"]
+__all__ = ["MAX_DEPTH", "decode", "encode", "seal", "unseal"]
 
 MAX_DEPTH = 32
+_SEAL = "sha256"
 
 
 def encode(value: Any, where: str = "state") -> bytes:
@@ -29,7 +31,7 @@ def encode(value: Any, where: str = "state") -> bytes:
         b'{"step":3,"best":null,"rate":0.1}\n'
     """
     _check(value, where, 0)
-    return (json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n").encode("ascii")
+    return _text(value, None)
 
 
 def decode(content: bytes, path: Path) -> Any:
@@ -46,6 +48,42 @@ def decode(content: bytes, path: Path) -> Any:
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path}: expected JSON, found damage ({error})") from error
     return value
+
+
+def seal(fields: dict[str, Any], indent: int | None = None) -> bytes:
+    """Returns an object as JSON whose last field, `sha256`, is the hash of the others: `unseal` sees any change.
+
+    Args:
+        fields: What `encode` takes, by name; tuples become lists.
+        indent: Spaces for each level; None writes one line.
+
+    Example:
+        >>> unseal(seal({"step": 3}, indent=2), Path("run.json"), indent=2)
+        {'step': 3}
+    """
+    return _text(fields | {_SEAL: hashlib.sha256(_text(fields, None)).hexdigest()}, indent)
+
+
+def unseal(content: bytes, path: Path, indent: int | None = None) -> dict[str, Any]:
+    """Returns the fields that `seal` has written with the same indent.
+
+    Raises:
+        StorageError: It is no such text, or one that was changed: there is only one that says the same.
+    """
+    fields = decode(content, path)
+    if type(fields) is not dict or list(fields)[-1:] != [_SEAL]:
+        raise StorageError(f"{path}: expected fields that end in their own SHA-256, found none: get the file anew")
+    del fields[_SEAL]
+    if content != seal(fields, indent):
+        raise StorageError(
+            f"{path}: expected a text with the SHA-256 that it states, found another: it is damaged, or was changed"
+        )
+    return fields
+
+
+def _text(value: Any, indent: int | None) -> bytes:
+    separators = (",", ":") if indent is None else None
+    return (json.dumps(value, allow_nan=False, indent=indent, separators=separators) + "\n").encode("ascii")
 
 
 def _check(value: Any, where: str, depth: int) -> None:

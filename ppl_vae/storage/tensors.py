@@ -15,9 +15,10 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ppl_vae.errors import StorageError
+from ppl_vae.storage.calls import summed
 from ppl_vae.storage.plain import decode, encode
 
-__all__ = ["MAX_BYTES", "from_bytes", "to_chunks"]
+__all__ = ["MAX_BYTES", "from_bytes", "from_sealed", "sealed", "to_chunks"]
 
 MAX_BYTES = 2**35
 _MAX_HEADER = 2**24
@@ -25,6 +26,8 @@ _MAX_NAME = 1000
 _MAX_DIMENSIONS = 64
 _ALIGNMENT = 8
 _METADATA = "__metadata__"
+_OPENING = b'{"__metadata__":{"sha256":"'
+_NO_DIGITS = b"0" * 64
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -50,9 +53,22 @@ def to_chunks(tensors: Mapping[str, Tensor]) -> Iterable[Any]:
     Raises:
         ValueError: A name is empty or too long, a dtype has no place in the format, or a tensor is not dense.
     """
-    # Safetensors wants large items first, so that every tensor begins at a multiple of the size of its items.
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    return _Chunks(_header({name: tensors[name] for name in names}), [tensors[name] for name in names])
+    named = _ordered(tensors)
+    return _Chunks(_header(named), [*named.values()])
+
+
+def sealed(tensors: Mapping[str, Tensor]) -> Iterable[Any]:
+    """Returns what `to_chunks` does, of a file whose metadata hold its SHA-256: `from_sealed` sees any change of it.
+
+    The hash is that of all bytes of the file, with zeros in the place of its own 64 digits.
+
+    Raises:
+        ValueError: As `to_chunks`.
+    """
+    named = _ordered(tensors)
+    blank = _Chunks(_header(named, {_METADATA: {"sha256": _NO_DIGITS.decode()}}), [*named.values()])
+    digits = summed(blank).sha256.encode()
+    return _Chunks(blank.header.replace(_OPENING + _NO_DIGITS, _OPENING + digits, 1), blank.tensors)
 
 
 def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
@@ -66,6 +82,28 @@ def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
         return load(content)
     except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
         raise StorageError(f"{path}: expected readable tensors, found damage ({error})") from error
+
+
+def from_sealed(content: bytes, path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a file that `sealed` has made, and believes none that its hash does not bear out.
+
+    Raises:
+        StorageError: It is another file, or damaged.
+    """
+    start = 8 + len(_OPENING)
+    end = start + len(_NO_DIGITS)
+    if content[8:start] != _OPENING:
+        raise StorageError(f"{path}: expected the SHA-256 of the file in its header, found none")
+    whole = memoryview(content)
+    found = summed([whole[:start], _NO_DIGITS, whole[end:]]).sha256
+    if content[start:end] != found.encode():
+        raise StorageError(f"{path}: expected the SHA-256 that its header states, found {found}: the file is damaged")
+    return from_bytes(content, path)
+
+
+def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Large items first: so every tensor begins at a multiple of the size of its items, as safetensors wants it."""
+    return {name: tensors[name] for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))}
 
 
 @dataclass(frozen=True)
@@ -84,8 +122,9 @@ def _bytes(tensor: Tensor) -> Any:
     return flat.view(torch.uint8).numpy()
 
 
-def _header(tensors: Mapping[str, Tensor]) -> bytes:
-    described, end = {}, 0
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> bytes:
+    described: dict[str, Any] = dict(metadata or {})
+    end = 0
     for name, tensor in tensors.items():
         _check_writable(name, tensor)
         start, end = end, end + tensor.numel() * tensor.element_size()

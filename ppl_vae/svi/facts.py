@@ -9,7 +9,7 @@ import json
 import platform
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -76,7 +76,7 @@ def _described(value: Any, depth: int) -> Any:
     if inspect.ismethod(value):
         return deeper(value.__func__)
     if isinstance(value, FunctionType):
-        cells = dict(inspect.getclosurevars(value).nonlocals)
+        cells = [_content(cell) for cell in value.__closure__ or ()]
         return [deeper(value.__code__), deeper(value.__defaults__), deeper(value.__kwdefaults__), deeper(cells)]
     if isinstance(value, CodeType):
         return [value.co_code.hex(), value.co_names, [deeper(constant) for constant in value.co_consts]]
@@ -91,6 +91,13 @@ def _described(value: Any, depth: int) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, deeper(getattr(value, field.name))) for field in fields(value)]
     return getattr(value, "__qualname__", None) or type(value).__qualname__
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # nothing is in it yet
+        return None
 
 
 class Change(NamedTuple):

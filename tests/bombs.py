@@ -1,0 +1,78 @@
+"""Bytes made to run code, to lie or to exhaust."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import os
+import pickle
+import struct
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+SIGN = "CODE-RAN"
+
+
+class Bomb:
+    """Leaves a file where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (SIGN,)
+
+
+class Gadget:
+    """Calls `exec` where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return builtins.exec, (f"import os; os.mkdir({SIGN!r})",)
+
+
+class Case(NamedTuple):
+    """A hostile file."""
+
+    read: Callable[[Path], object]
+    """How it is read; the argument is a folder of its own."""
+    make: Callable[[Path], None]
+    """How it is made there."""
+
+
+def archive(**members: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in members.items():
+            file.writestr(name.replace("__", "."), content)
+    return stream.getvalue()
+
+
+def twice(name: str, *contents: bytes) -> bytes:
+    """A zip with several members of one name."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for content in contents:
+            file.writestr(name, content)
+    return stream.getvalue()
+
+
+def of_numpy(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def of_torch(value: Any, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    torch.save(value, stream, **options)
+    return stream.getvalue()
+
+
+PICKLE, OBJECTS = pickle.dumps(Gadget()), of_numpy(np.array([[Bomb()]], dtype=object))
+DEEP = b"[" * 200_000 + b"]" * 200_000
+LYING = b"\x93NUMPY\x01\x00" + struct.pack("<H", 80)
+LYING += b"{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}".ljust(79) + b"\n"

@@ -1,0 +1,133 @@
+"""Hostile files of runs and of data; those that have a hash stand under an intact one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppl_vae.data import array_names, load_array
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, read_arrays, read_evaluation, read_run
+from ppl_vae.rundir.records import write_record
+from ppl_vae.storage import plain
+from tests.bombs import DEEP, LYING, OBJECTS, PICKLE, Bomb, Case, archive, of_numpy, of_torch, twice
+from tests.evaluations import evaluation
+
+
+def run_file(name: str, content: bytes, read: Callable[[Path], object]) -> Case:
+    """A file of a run directory."""
+    return Case(read, lambda folder: (folder.mkdir(), (folder / name).write_bytes(content), None)[-1])
+
+
+def data(name: str, content: bytes, read: Callable[[Path], object] = load_array) -> Case:
+    return Case(lambda folder: read(folder / name), run_file(name, content, read).make)
+
+
+def sealed(name: str, fields: Any, read: Callable[[Path], object]) -> Case:
+    """A record of a run under an intact hash."""
+    return run_file(name, plain.seal(fields, indent=2), read)
+
+
+def run_record(**changes: Any) -> Case:
+    """A `run.json` under an intact hash that says something else."""
+    record = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
+    return sealed("run.json", asdict(record) | changes, read_run)
+
+
+def evaluated(content: bytes | Callable[[Path], object]) -> Case:
+    """The arrays of an evaluation, whose record states the hash of what is there."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        path = folder / "evaluation.npz"
+        if callable(content):
+            content(path)
+        else:
+            path.write_bytes(content)
+        found = hashlib.sha256(content if isinstance(content, bytes) else b"").hexdigest()
+        write_record(folder / "evaluation.json", evaluation(arrays_sha256=found))
+
+    return Case(lambda folder: read_arrays(folder, ["value"]), make)
+
+
+def read_parameters(folder: Path) -> None:
+    RunDirectory(folder).read_parameters(as_pair(_Pair()))
+
+
+class _Pair:
+    def model(self, x: torch.Tensor) -> None: ...
+    def guide(self, x: torch.Tensor) -> None: ...
+
+
+def read_history(folder: Path) -> None:
+    RunDirectory(folder).read_history()
+
+
+LARGE = LYING.replace(b"(4611686018427387904, 4)", b"(1099511627776,)".ljust(24))
+BROKEN = bytearray(archive(value__npy=of_numpy(np.arange(3.0))))
+BROKEN[45:60] = b"\xff" * 15  # within the deflated numbers
+
+RUNS: dict[str, Case] = {
+    "objects as .npy": data("x.npy", OBJECTS),
+    "pickle as .npy": data("x.npy", PICKLE),
+    "code in the header of .npy": data(
+        "x.npy", LYING.replace(b"'descr': '<f4'", b"'descr': exit(9)"[:14].ljust(14)) + bytes(64)
+    ),
+    "shape of 2^64 numbers in .npy": data("x.npy", LYING + bytes(64)),
+    "objects in .npz": data("x.npz", archive(x__npy=OBJECTS)),
+    "pickle in .npz": data("x.npz", archive(x__npy=PICKLE)),
+    "pickle as .npz": data("x.npz", PICKLE),
+    "file of torch.save as .npz": data("x.npz", of_torch({"x": Bomb()})),
+    "bomb in .npz": data(
+        "x.npz", archive(x__npy=of_numpy(np.zeros(2**23, np.uint8))), partial(load_array, max_bytes=2**20)
+    ),
+    "two arrays of one name in .npz": data("x.npz", twice("x.npy", of_numpy(np.ones((2, 2))), OBJECTS)),
+    "shape that lies in the second of one name": data(
+        "x.npz", twice("x.npy", of_numpy(np.ones((2, 2))), LYING + bytes(64))
+    ),
+    "no zip": data("x.npz", b"PK\3\4" + bytes(99), array_names),
+    "pickle as run.json": run_file("run.json", PICKLE, read_run),
+    "deep run.json": run_file("run.json", DEEP, read_run),
+    "run.json without a hash": run_file("run.json", b'{"pair": "os.system"}', read_run),
+    "run.json of other fields": sealed("run.json", {"pair": "os.system"}, read_run),
+    "run.json with a pair that is a name": run_record(pair="os.system"),
+    "run.json with a hidden layer of 2^40": run_record(
+        pair={"name": "vae", "latent_dim": 2, "hidden": [2**40], "seed": 0}
+    ),
+    "run.json with 10,000 hidden layers": run_record(
+        pair={"name": "vae", "latent_dim": 2, "hidden": [1] * 10_000, "seed": 0}
+    ),
+    "run.json with layers of 2^40 weights": run_record(
+        pair={"name": "vae", "latent_dim": 2, "hidden": [2**20, 2**20], "seed": 0}
+    ),
+    "run.json with 2^40 latents": run_record(pair={"name": "vae", "latent_dim": 2**40, "hidden": [2], "seed": 0}),
+    "run.json with -1 latents": run_record(pair={"name": "vae", "latent_dim": -1, "hidden": [2], "seed": 0}),
+    "run.json with 2^40 levels": run_record(data=asdict(DataSpec("digits")) | {"quantize": 2**40}),
+    "evaluation.json of other fields": sealed("evaluation.json", {"mean": "os.system"}, read_evaluation),
+    "pipe as run.json": Case(read_run, lambda folder: (folder.mkdir(), os.mkfifo(folder / "run.json"), None)[-1]),
+    "pipe as arrays of an evaluation": evaluated(os.mkfifo),
+    "folder as arrays of an evaluation": evaluated(os.mkdir),
+    "link to zeros as arrays of an evaluation": evaluated(lambda path: path.symlink_to("/dev/zero")),
+    "empty file as arrays of an evaluation": evaluated(b""),
+    "pickle as arrays of an evaluation": evaluated(PICKLE),
+    ".npy as arrays of an evaluation": evaluated(of_numpy(np.ones(3))),
+    "objects in the arrays of an evaluation": evaluated(archive(value__npy=of_numpy(np.array([Bomb()] * 3)))),
+    "damaged deflate in the arrays of an evaluation": evaluated(bytes(BROKEN)),
+    "2^40 numbers in the arrays of an evaluation": evaluated(archive(value__npy=LARGE + bytes(24))),
+    "bomb in the arrays of an evaluation": evaluated(archive(value__npy=of_numpy(np.zeros(2**24, np.uint8)))),
+    "two arrays of one name in an evaluation": evaluated(twice("value.npy", of_numpy(np.ones(3)), OBJECTS)),
+    "arrays of another length in an evaluation": evaluated(archive(value__npy=of_numpy(np.ones(4)))),
+    "no arrays in an evaluation": evaluated(archive(other__npy=of_numpy(np.ones(3)))),
+    "deep evaluation.json": run_file("evaluation.json", DEEP, read_evaluation),
+    "pickle as history": run_file("history.jsonl", b"\n" + PICKLE + b"\n", read_history),
+    "list in history": run_file("history.jsonl", b"[1]\n", read_history),
+    "pickle as parameters": run_file("parameters.safetensors", PICKLE, read_parameters),
+}

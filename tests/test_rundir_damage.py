@@ -1,0 +1,133 @@
+"""Files of a run that do not lie: damage of any byte is noticed, and a pair of files is one or is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ppl_vae.errors import DataError
+from ppl_vae.pair import Pair, as_pair
+from ppl_vae.rundir import (
+    DataSpec,
+    PairSpec,
+    RunDirectory,
+    RunRecord,
+    read_arrays,
+    read_evaluation,
+    read_run,
+    write_evaluation,
+    write_run,
+)
+from tests.evaluations import evaluated, evaluation, result
+
+RECORD = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
+ARRAYS = ("value", "stderr", "trusted")
+
+
+def pair(start: float = 0.5) -> Pair:
+    class Linear(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((3,), start))
+
+        def model(self, x: torch.Tensor) -> None: ...
+        def guide(self, x: torch.Tensor) -> None: ...
+
+    return as_pair(Linear())
+
+
+def write_parameters(root: Path) -> None:
+    RunDirectory(root).write_parameters(pair())
+
+
+def read_parameters(root: Path) -> None:
+    RunDirectory(root).read_parameters(pair())
+
+
+FILES: dict[str, tuple[Callable[[Path], None], Callable[[Path], object]]] = {
+    "parameters.safetensors": (write_parameters, read_parameters),
+    "run.json": (lambda root: write_run(root, RECORD), read_run),
+    "evaluation.json": (evaluated, read_evaluation),
+    "evaluation.npz": (evaluated, lambda root: read_arrays(root, ARRAYS)),
+}
+
+
+@pytest.fixture(params=FILES)
+def file(request: pytest.FixtureRequest, fast_path: Path) -> tuple[Path, Callable[[Path], object]]:
+    """A file of a run, and what reads it."""
+    write, read = FILES[request.param]
+    write(fast_path)
+    read(fast_path)
+    return fast_path / request.param, read
+
+
+def is_noticed(path: Path, read: Callable[[Path], object]) -> bool:
+    try:
+        read(path.parent)
+    except DataError:
+        return True
+    return False
+
+
+def test_every_flip_of_a_bit_in_a_file_of_a_run_is_noticed(file: tuple[Path, Callable[[Path], object]]):
+    path, read = file
+    content = path.read_bytes()
+    with path.open("r+b", buffering=0) as handle:
+        for position, byte in enumerate(content):
+            for bit in range(8):
+                os.pwrite(handle.fileno(), bytes([byte ^ 1 << bit]), position)
+                assert is_noticed(path, read), f"bit {bit} of byte {position} of {len(content)}"
+            os.pwrite(handle.fileno(), bytes([byte]), position)
+    read(path.parent)
+
+
+def test_every_other_length_and_every_exchange_of_bytes_is_noticed(file: tuple[Path, Callable[[Path], object]]):
+    path, read = file
+    content = path.read_bytes()
+    others = [content[:length] for length in range(len(content))]
+    others += [content + more for more in (b"\0", b" ", b"\n", content)]
+    for at in range(len(content) - 1):
+        if content[at] != content[at + 1]:
+            others.append(content[:at] + content[at : at + 2][::-1] + content[at + 2 :])
+    for other in others:
+        path.write_bytes(other)
+        assert is_noticed(path, read)
+
+
+def test_bodies_of_two_files_exchanged_are_noticed(tmp_path: Path):
+    for name, settings, mean in (("a", "one", -1.0), ("b", "two", -2.0)):
+        (tmp_path / name).mkdir()
+        evaluated(tmp_path / name, settings, mean)
+    (tmp_path / "a" / "evaluation.npz").replace(tmp_path / "b" / "evaluation.npz")
+    with pytest.raises(DataError, match=r"of evaluation\.json, found damage .*: run `ppl-vae evaluate"):
+        read_arrays(tmp_path / "b", ARRAYS)
+
+
+def test_parameters_are_a_file_of_safetensors_with_its_hash(tmp_path: Path):
+    write_parameters(tmp_path)
+    (found,) = load_file(tmp_path / "parameters.safetensors").values()
+    assert found.tolist() == [0.5] * 3
+    (tmp_path / "parameters.safetensors").write_bytes(b"")
+    with pytest.raises(DataError, match="expected the SHA-256 of the file in its header, found none"):
+        read_parameters(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"value": np.zeros(4)}, r"expected shape \(3,\), found \(4,\)"),
+        ({"value": np.array(["a"] * 3)}, "expected real numbers"),
+    ],
+)
+def test_arrays_of_another_form_are_refused(changes: dict[str, Any], message: str, tmp_path: Path):
+    write_evaluation(tmp_path, evaluation(), SimpleNamespace(**vars(result()) | changes))
+    with pytest.raises(DataError, match=message):
+        read_arrays(tmp_path, ARRAYS)

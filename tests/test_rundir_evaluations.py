@@ -1,0 +1,119 @@
+"""Evaluations of a run: none is overwritten, lost, or put together from two."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppl_vae.errors import DataError, LockedError, StorageError
+from ppl_vae.rundir import evaluations as module
+from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation
+from ppl_vae.storage import EVALUATION_LOCK, LOCK, locked
+from tests.evaluations import evaluated
+from tests.faults import KILLED, Fail, Kill, count, fault, forked
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+
+
+def pairs(root: Path) -> dict[str, tuple[float, float]]:
+    """The mean that a record tells and the one of its arrays, by name, of what is read without an error."""
+    found = {}
+    for path in root.glob("evaluation*.json"):
+        folder = root / "seen" / path.stem
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix in (".json", ".npz"):
+            (folder / f"evaluation{suffix}").unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                (folder / f"evaluation{suffix}").write_bytes(path.with_suffix(suffix).read_bytes())
+        with suppress(DataError):
+            found[path.stem] = read_evaluation(folder).mean, float(read_arrays(folder, ["value"])[0][0])
+    return found
+
+
+def test_evaluations_by_other_settings_are_all_kept(tmp_path: Path):
+    for number, temperatures in enumerate((200, 1000, 2000, 4000)):
+        evaluated(tmp_path, f"{temperatures} temperatures", -number)
+    evaluated(tmp_path, "4000 temperatures", -9.0)
+    assert outdate_evaluation(tmp_path, 7) == tmp_path / "evaluation-ais-K10-N3-seed0-step7.json"
+    assert pairs(tmp_path) == {
+        "evaluation-ais-K10-N3-seed0": (0.0, 0.0),
+        "evaluation-ais-K10-N3-seed0-2": (-1.0, -1.0),
+        "evaluation-ais-K10-N3-seed0-3": (-2.0, -2.0),
+        "evaluation-ais-K10-N3-seed0-step7": (-9.0, -9.0),
+    }
+    assert outdate_evaluation(tmp_path, 7) is None
+
+
+@pytest.mark.parametrize("act", ["write", "outdate"])
+def test_a_kill_or_a_refusal_at_any_call_loses_no_earlier_evaluation(act: str, fast_path: Path):
+    old, new = (-1.0, -1.0), (-2.0, -2.0)
+
+    def work(root: Path) -> None:
+        if act == "write":
+            evaluated(root, "new", new[0])
+        else:
+            outdate_evaluation(root, 7)
+
+    def fresh(name: str) -> Path:
+        (fast_path / name).mkdir()
+        evaluated(fast_path / name, "old", old[0])
+        return fast_path / name
+
+    root = fresh("all")
+    total = count(lambda: work(root))
+    assert total > 20
+    for at in range(total):
+        root = fresh(f"killed-{at}")
+        with fault(Kill(at)):
+            assert forked(lambda root=root: work(root)) == KILLED
+        assert old in pairs(root).values(), f"killed at call {at} of {total}"
+        assert {*pairs(root).values()} <= {old, new}
+        root = fresh(f"refused-{at}")
+        with fault(Fail(at, errno.ENOSPC, forever=True)), suppress(StorageError):
+            work(root)
+        assert old in pairs(root).values(), f"refused at call {at} of {total}"
+
+
+# Processes at the same time
+
+
+def test_evaluations_of_two_processes_are_pairs(fast_path: Path):
+    """Calls that take a moment each, so that those of the two mix."""
+
+    def slow(operation: Callable[..., Any], *arguments: Any) -> Any:
+        time.sleep(0.001)
+        return operation(*arguments)
+
+    for trial in range(3):
+        root, children = fast_path / str(trial), []
+        root.mkdir()
+        for means in ((1.0, 2.0, 3.0), (4.0, 5.0, 6.0)):
+            child = os.fork()
+            if child == 0:
+                with suppress(BaseException), fault(slow):
+                    for mean in means:
+                        evaluated(root, f"settings {mean}", mean)
+                    os._exit(0)
+                os._exit(1)
+            children.append(child)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+        assert sorted(pairs(root).values()) == [(mean, mean) for mean in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
+        assert not (root / EVALUATION_LOCK).exists()
+
+
+def test_an_evaluation_waits_for_another_one_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with locked(tmp_path):  # training goes on meanwhile
+        evaluated(tmp_path)
+        assert (tmp_path / LOCK).exists()
+    monkeypatch.setattr(module, "_PATIENCE", 0.1)
+    with locked(tmp_path, EVALUATION_LOCK), pytest.raises(LockedError, match=f"found process {os.getpid()} at work"):
+        evaluated(tmp_path)
+    with locked(tmp_path, EVALUATION_LOCK), pytest.raises(LockedError):
+        outdate_evaluation(tmp_path, 1)
