@@ -17,6 +17,7 @@ from test_gaps import diagonal
 
 import ppl_vae as pv
 from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.local import _Said
 
 NO_MORE = "0.01 nats are asked for, and noise"
 
@@ -56,6 +57,15 @@ def test_the_default_search_finds_the_parts_of_ppca_to_a_hundredth(dim: int, shi
     low, high = found.interval("amortisation", 1 - 1e-6)
     assert low <= truth["amortisation"] <= high
     assert high - low < 0.1
+
+
+def test_what_a_gain_says():
+    """A loss, no number, little for sure, little perhaps, and more."""
+    gain, stderr = torch.tensor([-1.0, math.nan, 0.005, 0.005, 0.2]), torch.tensor([0.1, 0.1, 0.001, 0.01, 0.01])
+    said = _Said.of(gain, stderr, 0.01)
+    assert said.worse.tolist() == [True, True, False, False, False]
+    assert said.converged.tolist() == [False, False, True, False, False]
+    assert said.clear.tolist() == [True, True, True, False, True]
 
 
 def test_a_round_that_loses_has_not_converged():
