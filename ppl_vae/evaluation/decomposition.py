@@ -134,7 +134,7 @@ class GapDecomposition:
         if part in _FROM_SEARCH:
             low -= self._left(z)
         if part == "richer_gain" and not self.richer_converged.all():
-            high = max(high, self.interval("approximation", level, new_data=new_data).high)
+            high = max(high, float(self.interval("approximation", level, new_data=new_data).high))
         if part in ("log_evidence", "gap", "approximation") and not self.trusted.all():
             high = math.inf
         least = 0.0 if part in _NEVER_NEGATIVE else -math.inf
