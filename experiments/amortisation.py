@@ -41,13 +41,13 @@ class Config:
 
     data: str = "mnist"
     num_train: int = 10_000
-    num_judged: int = 300
+    num_judged: int = 150
     latent_dim: int = 16
     decoder: tuple[int, ...] = (200, 200)
     encoders: tuple[tuple[int, ...], ...] = ((), (50,), (200, 200), (500, 500))
     epochs: int = 60
     num_seeds: int = 3
-    search_steps: int = 400
+    search_steps: int = 150
     search_rounds: int = 3
     search_particles: int = 2
     num_samples: int = 2000

@@ -14,6 +14,9 @@ gain detail; samples come nearer to data at first, and at the smallest betas, wh
 of an autoencoder do, they stop being digits. As it grows both blur and units fall silent. Annealing changes log p(x) by
 less than a nat.
 
+Found otherwise: annealing gains seven nats of log p(x) at beta = 4, where five to seven units more are active. Between
+0.03 and 0.1 the slope of the front is 0.16, after twenty epochs.
+
 Run: python -m experiments.beta_vae [--small]; about 50 minutes on one core.
 """
 
@@ -268,7 +271,7 @@ def _draw_front(axes: Axes, found: Findings) -> None:
         )
         for beta in sorted({row["beta"] for row in own}) if how == "linear" else ():
             centre = [mean([row[what] for row in own if row["beta"] == beta]).mean for what in _AXES]
-            axes.annotate(f"({beta:g})", centre, (-22, -14), textcoords="offset points", color=MIDDLE)
+            axes.annotate(f"({beta:g})", centre, (-20, -16), textcoords="offset points", color=MIDDLE)
     judged = found.numbers["front"]["training"]
     words = "Distortion falls with the rate" if judged["monotone"]["mean"] > 0 else "Not monotone"
     words += ", along a convex front" if judged["convex"]["mean"] > 0 else ", along a curve that is not convex"

@@ -225,7 +225,7 @@ def _draw_course(axes: Axes, fits: list[dict[str, Any]]) -> None:
 
 
 def _draw_gaps(axes: Axes, guides: list[dict[str, Any]], exact: float) -> None:
-    told = [(tuple(g["hidden"]), g.get("first_beta", 1.0)) for g in guides]  # an older record has beta = 1 alone
+    told = [(tuple(g["hidden"]), g["first_beta"]) for g in guides]
     kinds = list(dict.fromkeys(told))
     looks = ((MIDDLE, "-"), (LIGHT, "--"), (DARK, "-."), ("0.5", ":"))
     for (size, beta), (colour, style) in zip(kinds, looks[4 - len(kinds) :], strict=True):

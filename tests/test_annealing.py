@@ -20,6 +20,7 @@ from pairs import (
 )
 from scipy import integrate, stats
 from statistical import assert_close, assert_estimates, assert_mean, assert_within
+from training import fresh, train
 
 import ppl_vae as pv
 from ppl_vae.checking import check
@@ -235,11 +236,13 @@ def test_constrained_latents_against_quadrature():
     assert_estimates(found.value, found.stderr, exact, effect=0.5, degrees=199)
 
 
-@pytest.mark.parametrize("dim", [2, 10])
-def test_bounds_from_both_sides_close_on_the_evidence(dim: int):
+@pytest.mark.parametrize(
+    ("dim", "s", "temperatures"), [(2, 1.3, 60), (10, 1.3, 60), pytest.param(50, 1.1, 120, marks=pytest.mark.slow)]
+)
+def test_bounds_from_both_sides_close_on_the_evidence(dim: int, s: float, temperatures: int):
     ppca = small_ppca(dim + 3, dim)
-    pair, template = scaled_guide(ppca, 1.3), torch.zeros(40, dim + 3, dtype=torch.float64)
-    found = pv.bidirectional_monte_carlo(pair, template, pv.Annealing(8, 60, 6), seed=1, progress=False)
+    pair, template = scaled_guide(ppca, s), torch.zeros(40, dim + 3, dtype=torch.float64)
+    found = pv.bidirectional_monte_carlo(pair, template, pv.Annealing(8, temperatures, 6), seed=1, progress=False)
     exact = ppca.log_prob(torch.as_tensor(found.x[0])).numpy()
     below, above = exact - found.lower, found.upper - exact
     assert below.mean() > -5.91 * below.std() / np.sqrt(40)
@@ -247,6 +250,25 @@ def test_bounds_from_both_sides_close_on_the_evidence(dim: int):
     assert found.gap < 0.05
     assert len({row.tobytes() for row in found.x[0]}) == 40
     assert "<= log p(x) <=" in str(found)
+
+
+def test_bounds_from_both_sides_of_a_trained_neural_vae_hold_what_quadrature_finds():
+    vae, x = fresh().double(), binary_rows(200).double()
+    train(vae, x, epochs=20, batch_size=20, learning_rate=1e-2, compile=False)
+    found = pv.bidirectional_monte_carlo(vae, x[:32], pv.Annealing(8, 20, 4), seed=1, progress=False)
+    exact = pv.log_evidence(vae, found.x[0], progress=False)
+    assert_mean(found.lower - exact, 0.0, effect=0.05)
+    assert_mean(found.upper - exact, 0.0, effect=0.05)
+    assert found.gap < 0.05
+
+
+def test_chains_of_given_data_in_ten_dimensions_find_their_evidence():
+    ppca = small_ppca(14, 10)
+    x = ppca.sample(6, seed=2)
+    found = pv.annealed_importance_sampling(
+        scaled_guide(ppca, 1.5), x, pv.Annealing(64, 40, 4), compare_starts=False, progress=False
+    )
+    assert_estimates(found.value, found.stderr, ppca.log_prob(x).numpy(), effect=1.5, degrees=63)
 
 
 def test_noise_belongs_to_the_seed_and_the_pair_is_left_alone():

@@ -131,7 +131,7 @@ def test_methods_that_only_do_worse_change_nothing(monkeypatch):
     assert (ll.verdict == "unreliable").all()
     worse = of_three(ll.value - 5.0, [0.1] * 3, ["noisy"] * 3)
     for method in ("_refined", "_annealed"):
-        monkeypatch.setattr(escalation, method, lambda *_: worse)
+        monkeypatch.setattr(escalation, method, lambda *_: (worse, {}))
     found = pv.escalate(ll, pair, x, progress=False)
     np.testing.assert_array_equal(found.value, ll.value)
     assert set(found.method) == {"guide"}
@@ -238,8 +238,8 @@ def test_annealing_is_the_last_resort(monkeypatch):
     fit = escalation._refined
 
     def hopeless(*arguments):
-        found = fit(*arguments)
-        return found._replace(verdict=np.full(len(found.value), "unreliable"))
+        found, reasons = fit(*arguments)
+        return found._replace(verdict=np.full(len(found.value), "unreliable")), reasons
 
     monkeypatch.setattr(escalation, "_refined", hopeless)
     found = pv.escalate(ll, pair, x, factor=1, annealing=pv.Annealing(16, 50, 5), progress=False)

@@ -156,9 +156,9 @@ def test_thresholds_that_are_named_are_those_of_the_samples_drawn():
     assert (ll.num_drawn == 250).all()
     few = dataclasses.replace(ll, khat=np.where(np.arange(200) == 0, 0.62, 0.2))
     assert few.verdict[0] == "unreliable"
-    assert "have k-hat above 0.58, they" in str(few)
+    assert "have k-hat above 0.58, or" in str(few)
     mixed = dataclasses.replace(ll, num_drawn=np.where(np.arange(200) < 2, 250, 5000), khat=np.full(200, 0.8))
-    assert "have k-hat above 0.58 to 0.70, they" in str(mixed)
+    assert "have k-hat above 0.58 to 0.70, or" in str(mixed)
 
 
 def test_a_pilot_of_zeros_asks_for_all_samples():

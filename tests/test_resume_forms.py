@@ -97,7 +97,7 @@ def test_a_state_without_a_part_is_an_error_in_words(missing: str, saved: Checkp
     assert missing == "facts" or f"that ppl_vae {saved.library} has left" in words
 
 
-@pytest.mark.parametrize("kind", ["missing", "shape", "dtype", "name"])
+@pytest.mark.parametrize("kind", ["missing", "shape", "dtype", "name", "more"])
 def test_tensors_of_another_pair_are_refused_by_name(kind: str, saved: Checkpoint, tmp_path: Path):
     """F12: a parameter, a buffer, a moment or a best value that is absent, or has another form or name."""
     for prefix in ("parameter/", "optimizer/", "best/", "sums", "history"):
@@ -105,8 +105,10 @@ def test_tensors_of_another_pair_are_refused_by_name(kind: str, saved: Checkpoin
         tensors = dict(saved.tensors)
         found = tensors.pop(name)
         if kind != "missing":
-            other = {"shape": found[None], "dtype": found.to(torch.int32), "name": found}[kind]
+            other = {"shape": found[None], "dtype": found.to(torch.int32)}.get(kind, found)
             tensors[f"{name}-renamed" if kind == "name" else name] = other
+        if kind == "more":
+            tensors[f"{name}-more"] = found
         words = refused(tmp_path / prefix.strip("/"), saved.step, tensors, saved.plain)
         assert name in words, words
 

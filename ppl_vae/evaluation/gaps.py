@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import PairError, located
-from ppl_vae.evaluation.collect import Collection
+from ppl_vae.errors import PairError
 from ppl_vae.evaluation.decomposition import GapDecomposition
 from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, is_enumerable
@@ -23,7 +22,6 @@ from ppl_vae.evaluation.proposal import check_finite
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.options import whole_number
-from ppl_vae.progress import Progress
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.tape import Batch
 
@@ -99,18 +97,13 @@ def gap_decomposition(
     known = log_evidence(pair, data, device=device, progress=progress) if exact else None
     with evaluating(pair, data, device) as subject, seeded(key(seed), subject.device):
         splitter = _Splitter(subject, num_samples, seed, search, richer, memory, compile)
-        found = Collection(len(subject.rows))
-        blocks, own = subject.blocks(splitter.num_rows)
-        with Progress("gap decomposition", own.stop, progress and subject.group.leads, "data") as bar:
-            for first in blocks:
-                batch = subject.rows.take(slice(first, first + blocks.step), subject.device)
-                with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                    own_known = None if known is None else known[first : first + len(batch[0])]
-                    found.put(first, splitter(batch, first, own_known))
-                bar.update(first + len(batch[0]), "")
-        values = found.gather(subject.group, own, subject.device)
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            return splitter(batch, first, None if known is None else known[first : first + len(batch[0])])
+
+        swept = subject.sweep(splitter.num_rows, "gap decomposition", progress, work)
     return GapDecomposition(
-        **values,
+        **swept.gathered(),
         family=splitter.family.names,
         is_supremum=splitter.family.is_supremum,
         no_richer=splitter.no_richer,

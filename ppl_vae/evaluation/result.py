@@ -149,9 +149,9 @@ class LogLikelihood(MeanOverData):
         )
         if doubtful:
             text += (
-                f"; {doubtful} of {len(self.value)} data have k-hat above {self._limit_in_words()}, they or their "
-                "equals, or much of p(x) unseen: do not trust their error nor that of the mean, the estimate is too "
-                "low rather than too high; take more samples, a better guide, or escalate"
+                f"; the weights of the unreliable, or of their equals, have k-hat above {self._limit_in_words()}, or "
+                "miss much of p(x): do not trust their error nor that of the mean, the estimate is too low rather than "
+                "too high; take more samples, a better guide, or escalate"
             )
         return text
 

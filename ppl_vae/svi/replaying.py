@@ -38,6 +38,7 @@ _FORM = forms.fields(
         "step": forms.whole(),
         "seed": forms.whole(),
         "beta": forms.anything,
+        "arrays": forms.whole(1),
         "rank": forms.whole(),
         "reason": forms.text,
         "objective": forms.anything,
@@ -174,9 +175,8 @@ def _checked(found: Checkpoint) -> _Step:
     kept = _Step(found.tensors, of_exact(found.plain))
     if type(kept.plain["beta"]) not in (int, float):
         raise CheckpointError(f"state.beta: expected a number, found {kept.plain['beta']!r}")
-    names = {ROWS, *(name for name in found.tensors if name.startswith(f"{BATCH}/"))}
-    wanted = {ROWS, *(f"{BATCH}/{i}" for i in range(max(1, len(names) - 1)))}
-    if odd := sorted((names ^ wanted) | (wanted - found.tensors.keys())):
+    names = {name for name in found.tensors if name == ROWS or name.startswith(f"{BATCH}/")}
+    if odd := sorted(names ^ {ROWS, *(f"{BATCH}/{i}" for i in range(min(found.plain["arrays"], len(found.tensors))))}):
         raise CheckpointError(f"{odd[0]}: expected rows and batch, found others")
     rows = found.tensors[ROWS]
     shapes = [array.shape[:1] for array in kept.batch]

@@ -145,6 +145,7 @@ def bundle(loop: Loop, bad: BadStep) -> State:
         "step": bad.step,
         "seed": bad.seed,
         "beta": bad.beta,
+        "arrays": len(bad.batch),
         "rank": bad.rank,
         "reason": bad.reason,
         "objective": as_plain(loop.settings.objective),
