@@ -86,7 +86,7 @@ def test_the_small_form_never_replaces_what_is_reported(tmp_path: Path, monkeypa
     ("arguments", "code", "message"),
     [
         (["run", "importance_samplin"], 2, "found 'importance_samplin': did you mean importance_sampling?"),
-        (["run", "zzz"], 2, "found 'zzz'\n"),
+        (["run", "zzz"], 2, "found 'zzz' (see"),
         (
             ["run", "importance_sampling", "--redraw", "--results", "nowhere"],
             1,

@@ -91,7 +91,7 @@ def test_options_are_checked():
     with pytest.raises(ValueError, match="num_steps"):
         pv.LocalSearch(num_steps=0)
     ppca = small_ppca(5, 3)
-    with pytest.raises(PairError, match="at most 2 latent numbers"):
+    with pytest.raises(PairError, match="at most 2 continuous latent numbers"):
         split(ppca, ppca.sample(2), 10, exact=True)
 
 

@@ -119,16 +119,16 @@ SOMETHING = st.sampled_from(
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
+@given(where=st.integers(0, 10**6), value=SOMETHING, missing=st.none() | st.integers(0, 10**6))
 def test_whatever_a_state_says_is_taken_or_refused(
-    data: st.DataObject, saved: Checkpoint, tmp_path_factory, monkeypatch
+    where: int, value: object, missing: int | None, saved: Checkpoint, tmp_path_factory, monkeypatch
 ):
     monkeypatch.setattr(stepper, "compile_function", Rounding)
-    place = data.draw(st.sampled_from(places({k: v for k, v in saved.plain.items() if k != "facts"})))
-    plain = put(saved.plain, place, data.draw(SOMETHING))
-    tensors = dict(saved.tensors)
-    if data.draw(st.booleans()):
-        tensors.pop(data.draw(st.sampled_from(sorted(tensors))))
+    everywhere = places({k: v for k, v in saved.plain.items() if k != "facts"})
+    place = everywhere[where % len(everywhere)]
+    plain, tensors = put(saved.plain, place, value), dict(saved.tensors)
+    if missing is not None:
+        tensors.pop(sorted(tensors)[missing % len(tensors)])
     try:
         refused(tmp_path_factory.mktemp("any"), saved.step, tensors, plain)
     except pv.EstimateError:
