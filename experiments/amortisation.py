@@ -11,7 +11,7 @@ data more than on test data, since an encoder overfits. The approximation gap is
 Each encoder leads to a model of its own, whose posteriors are easier or harder to hit: gaps of encoders compare only
 together with the log p(x) that they belong to, and errors are those over seeds, each of which is another model.
 
-Run: python -m experiments.amortisation [--small]; about 15 minutes on one core.
+Run: python -m experiments.amortisation [--small]; about 20 minutes on one core.
 
 Reference: Cremer, Li and Duvenaud (2018), Inference Suboptimality in Variational Autoencoders.
 """
@@ -37,7 +37,7 @@ from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 
 @dataclass(frozen=True)
 class Config:
-    """Full form: about fifteen minutes on one core."""
+    """Full form: about twenty minutes on one core."""
 
     data: str = "mnist"
     num_train: int = 10_000
@@ -144,10 +144,10 @@ def _draw_gaps(axes: Axes, rows: list[dict[str, Any]], sizes: list[str]) -> None
         for kind, base in (("approximation", np.zeros(len(own))), ("amortisation", np.array(bottom))):
             heights = base + [row[kind] for row in own]
             axes.errorbar(x, heights, [2 * row[f"{kind}_stderr"] for row in own], fmt="none", color="0.2", capsize=3)
-    axes.set_ylabel("log p(x) - ELBO (nats per datum)")
+    axes.set_ylabel("log p(x) - ELBO (nats per datum;\nbars: 2 standard errors over seeds)")
     shares = [row["untrusted"] for row in rows]
     axes.set_title(
-        "What the family of q costs, and what amortising it costs (bars: 2 standard errors over seeds)\n"
+        "What the family of q costs, and what amortising it costs\n"
         f"({min(shares):.0%} to {max(shares):.0%} of the log p(x) untrusted: approximation gaps are rather larger)",
         fontsize="medium",
     )
