@@ -17,7 +17,7 @@ from ppl_vae import storage
 
 __all__ = ["saving_case"]
 
-RAW, WRITTEN, SAVED = "raw write and fsync", "write", "write, read back, remove the old one"
+RAW, WRITTEN, SAVED = "raw write and fsync", "write", "write, remove the old one"
 LARGE = 100_000_000
 
 

@@ -82,7 +82,7 @@ def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
     Args:
         path: The folder, which must not exist.
         fill: Is given a function (name, chunks) -> `Written` that creates a file in the folder. It goes through the
-            chunks three times: to write, to hash while the disk is at work, and to compare.
+            chunks three times: to write, to hash meanwhile, and to compare.
 
     Raises:
         StorageError: The disk refuses, or gives back other bytes; what was begun is removed again where that is
@@ -95,10 +95,10 @@ def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
 
             def create(name: str, chunks: Iterable[Any]) -> Written:
                 file = opened.enter_context(calls.opened(part / name, calls.NEW))
+                written[name], summing = chunks, pool.submit(calls.summed, chunks)
                 calls.write(file, chunks)
                 syncing.append(pool.submit(calls.do, os.fsync, file))
-                written[name] = chunks
-                return calls.summed(chunks)
+                return summing.result()
 
             calls.do(os.mkdir, part)
             fill(create)
