@@ -32,6 +32,7 @@ __all__ = ["escalate"]
 Reasons = Mapping[int, str]
 """Why a method does not serve, by the place of the datum."""
 
+_GUIDE, _MORE, _REFINED, _ANNEALED = METHODS
 _ROWS = 16
 _FEWEST = 1024  # samples of a fitted proposal
 _STANDARD_ERRORS = 3.0  # by which lower bounds of the same number differ by chance, at most
@@ -118,22 +119,12 @@ def escalate(
     if len(rows) != len(ll.value):
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
-    best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
-    # What probes have found stays in mind: that something was missed, and that much of it is still missing.
-    missed, missing = misses_some(best.unseen, best.stderr), misses_much(best.unseen, best.stderr)
-    method, failures = np.full(len(rows), METHODS[0], dtype=object), []
+    course, failures = _Course(ll), []
 
     def more(some: Any, seed: int) -> tuple[_Found, Reasons]:
+        k = factor * ll.num_samples
         again = log_likelihood(
-            pair,
-            some,
-            factor * ll.num_samples,
-            seed,
-            num_draws=0,
-            memory=memory,
-            device=device,
-            compile=compile,
-            progress=progress,
+            pair, some, k, seed, num_draws=0, memory=memory, device=device, compile=compile, progress=progress
         )
         return _Found(*(getattr(again, name) for name in _Found._fields)), {}
 
@@ -143,40 +134,57 @@ def escalate(
     def annealed(some: Any, seed: int) -> tuple[_Found, Reasons]:
         return _annealed(pair, some, annealing, seed, device, progress)
 
-    steps: tuple[Callable[[Any, int], tuple[_Found, Reasons]], ...] = (more, refined, annealed)
-    for i, (name, step) in enumerate(zip(METHODS[1:], steps, strict=True)):
-        wanting = ~np.isin(best.verdict, enough)
-        if step is more:
-            wanting &= ~missing
-        if step is annealed:
-            wanting &= best.verdict == UNRELIABLE
-        if not len(left := np.flatnonzero(wanting)):
+    for i, (name, method) in enumerate(zip((_MORE, _REFINED, _ANNEALED), (more, refined, annealed), strict=True)):
+        left = np.flatnonzero(~np.isin(course.best.verdict, enough) & course.served_by(name))
+        if not len(left):
             continue
-        before = _Found(*(array[left] for array in best))
-        after, reasons = _tried(step, rows.take(torch.from_numpy(left)), key(seed, i))
+        after, reasons = _tried(method, rows.take(torch.from_numpy(left)), key(seed, i))
         if reasons:
             place, reason = next(iter(reasons.items()))
             failures.append(Failure(name, len(reasons), int(left[place]), reason))
-        missing[left] = misses_much(after.unseen, after.stderr) | (np.isnan(after.unseen) & missing[left])
-        after = _in_view_of(before, missed[left], missing[left], after)
-        missed[left] |= misses_some(after.unseen, after.stderr)
-        stays = _is_better(after, before)
-        for known, found in zip(best, after, strict=True):
-            known[left[stays]] = found[stays]
-        method[left[stays]] = name
+        course.take(name, left, after)
     return EscalatedLogLikelihood(
-        *best,
-        method=method.astype(str),
+        *course.best,
+        method=course.method.astype(str),
         failures=tuple(failures),
         num_chains=annealing.num_chains,
         seconds=time.monotonic() - start,
     )
 
 
-def _tried(step: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed: int) -> tuple[_Found, Reasons]:
-    """What a step finds of some data; NaN with the reason where it fails, as it does alike in every process."""
+class _Course:
+    """The best that is known of each datum so far, and by what method.
+
+    What probes have found stays in mind: that something was missed, and that much of it is still missing.
+    """
+
+    def __init__(self, ll: LogLikelihood) -> None:
+        self.best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
+        self.method = np.full(len(ll.value), _GUIDE, dtype=object)
+        self._missed = misses_some(self.best.unseen, self.best.stderr)
+        self._missing = misses_much(self.best.unseen, self.best.stderr)
+
+    def served_by(self, name: str) -> np.ndarray:
+        """Data that a method may serve (N,): samples of the same guide find nothing new, chains are the last resort."""
+        served = {_MORE: ~self._missing, _ANNEALED: self.best.verdict == UNRELIABLE}
+        return served.get(name, np.ones(len(self.method), dtype=bool))
+
+    def take(self, name: str, left: np.ndarray, after: _Found) -> None:
+        """Puts what a method has found of some data (n,) where it is better."""
+        before, missed, missing = _Found(*(array[left] for array in self.best)), self._missed, self._missing
+        missing[left] = misses_much(after.unseen, after.stderr) | (np.isnan(after.unseen) & missing[left])
+        after = _in_view_of(before, missed[left], missing[left], after)
+        missed[left] |= misses_some(after.unseen, after.stderr)
+        stays = _is_better(after, before)
+        for known, found in zip(self.best, after, strict=True):
+            known[left[stays]] = found[stays]
+        self.method[left[stays]] = name
+
+
+def _tried(method: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed: int) -> tuple[_Found, Reasons]:
+    """What a method finds of some data; NaN with the reason where it fails, as it does alike in every process."""
     try:
-        return step(some, seed)
+        return method(some, seed)
     except (PairError, EstimateError) as error:
         size, reason = len(some[0]), reason_of(error)
         none = np.full(size, np.nan)
