@@ -7,33 +7,23 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from chains import path_of
 from pairs import (
-    DiscreteVAE,
     binary_rows,
-    count_and_normal,
-    cut_off,
-    exponential_and_normal,
     mixture_and_normal,
     scaled_guide,
     small_ppca,
-    two_modes,
 )
 from scipy import integrate, stats
 from statistical import assert_close, assert_estimates, assert_mean, assert_within
 from training import fresh, train
 
 import ppl_vae as pv
-from ppl_vae.checking import check
 from ppl_vae.evaluation import annealing as steps
 from ppl_vae.evaluation.hamiltonian import transition
-from ppl_vae.evaluation.path import Ends, Path
+from ppl_vae.evaluation.path import Ends
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
-
-
-def path_of(pair, x, num_chains=4, start="prior"):
-    pair = as_pair(pair)
-    return Path(pair, (x,), check(pair, (x,)).layout, num_chains, start)
 
 
 def positive(x_dim: int = 1) -> pv.Pair:
@@ -328,229 +318,3 @@ def test_a_masked_discrete_latent_is_not_summed():
 
     with pytest.raises(pv.PairError, match=r"site 'c': .*without a mask.*use log_likelihood"):
         pv.annealed_importance_sampling(pv.Pair(model, guide), torch.tensor([-1.0, 1.0]), progress=False)
-
-
-# Densities that are none
-
-
-NONE_THERE = r"row [012]: expected a log-density at all latents.*found nan at .*site 'rule' of the model is none there"
-
-
-@pytest.mark.parametrize("start", ["prior", "guide"])
-def test_a_density_that_is_no_number_on_the_way_is_an_error_with_its_site(start: str):
-    """As from `log_likelihood`; moves to such latents were rejected, as if the model excluded them."""
-    x, how = torch.full((3,), 2.0).double(), pv.Annealing(16, 20, 5, start=start)
-    with pytest.raises(pv.EstimateError, match=NONE_THERE):
-        pv.annealed_importance_sampling(cut_off(1.5, float("nan")), x, how, compare_starts=False, progress=False)
-    with pytest.raises(pv.EstimateError, match=r"row [012]: expected a log-density.*found inf at.*site 'rule'"):
-        pv.annealed_importance_sampling(cut_off(1.5, float("inf")), x, how, compare_starts=False, progress=False)
-
-
-def test_a_density_that_is_no_number_is_named_where_there_is_one_temperature():
-    x, how = torch.full((3,), 2.0).double(), pv.Annealing(1, 1, 1, start="prior")
-    pair = cut_off(-9.0, float("nan"))
-    path = path_of(pair, x, 1)
-    frozen = steps.Frozen(np.array([0.0, 1.0]), torch.ones(2, 3).double())
-    with torch.no_grad(), pytest.raises(pv.EstimateError, match=NONE_THERE):
-        steps.forward(path, frozen, how.num_leapfrog)
-
-
-def test_latents_that_the_model_excludes_are_no_error_and_weigh_nothing():
-    """Half of the posterior is above the limit."""
-    x = torch.full((20,), 2.0).double()
-    how = pv.Annealing(50, 20, 5, start="prior")
-    found = pv.annealed_importance_sampling(cut_off(1.5, -torch.inf), x, how, compare_starts=False, progress=False)
-    loc, scale = 2.0 * 0.8, 0.2**0.5
-    exact = stats.norm.logpdf(2.0, 0, 1.25**0.5) + stats.norm.logcdf((1.5 - loc) / scale)
-    assert_estimates(found.value, found.stderr, exact, effect=2.5, degrees=49)
-    assert_mean(np.exp(found.value - exact), 1.0, effect=0.5)
-
-
-def test_steps_that_have_diverged_are_rejected_wherever_they_lead():
-    """Steps of 50 standard deviations throw the chains to where the model has no number."""
-    path = path_of(cut_off(1e3, float("nan")), torch.zeros(3).double())
-    with seeded(0), torch.no_grad():
-        points = path.draw()
-        moved, accepted = transition(path.density(1.0), points, torch.full((3,), 20.0).double(), 10, path.space)
-    assert (accepted < 1e-9).all()
-    assert_close(moved["z"], points["z"])
-
-
-# How far they can be trusted
-
-
-def test_starts_that_agree_are_trusted_and_their_intervals_cover(seed: int):
-    ppca = small_ppca()
-    x = ppca.sample(64)
-    found = pv.annealed_importance_sampling(scaled_guide(ppca, 1.3), x, pv.Annealing(16, 30, 4), seed, progress=False)
-    low, high = found.intervals()
-    exact = ppca.log_prob(x).numpy()
-    covered = ((low <= exact) & (exact <= high))[found.trusted]
-    assert found.trusted.sum() > 30
-    assert covered.mean() > 0.95 - 5.91 * np.sqrt(0.95 * 0.05 / len(covered))
-    assert np.isinf(high[~found.trusted]).all()
-    assert np.allclose((high - low)[found.trusted] / found.stderr[found.trusted], 2 * stats.t.ppf(0.975, 15))
-
-
-def test_the_interval_of_the_mean_covers(seed: int):
-    """Of four data each, 16 chains of weights that are log-normal: estimates as annealing gives them, 2,000 times."""
-    spread = np.array([0.2, 0.2, 0.3, 0.8])
-    log_weight = spread * np.random.default_rng(seed).standard_normal((2000, 16, 4)) - spread**2 / 2
-    weight = np.exp(log_weight)
-    value, stderr = np.log(weight.mean(1)), weight.std(1, ddof=1) / weight.mean(1) / 4
-    one = np.ones(4)
-    found = [
-        pv.AnnealedLogLikelihood(v, s, 16 * one, one, v, s, 16 * one, pv.Annealing(), 0).interval()
-        for v, s in zip(value, stderr, strict=True)
-    ]
-    assert 0.92 < np.mean([low <= 0 <= high for low, high in found]) < 0.98
-    untrusted = pv.AnnealedLogLikelihood(0 * one, one, one, one, one, one, one, pv.Annealing(), 0).interval()
-    assert untrusted.high == np.inf
-    exact = pv.AnnealedLogLikelihood(one, 0 * one, 16 * one, one, one, 0 * one, 16 * one, pv.Annealing(), 0)
-    assert exact.interval() == (1.0, 1.0)
-
-
-def test_chains_that_all_miss_a_mode_are_not_trusted():
-    """The prior is the posterior and has two modes; the guide is one of them: all weights are alike, log 2 too low."""
-    x = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
-    found = pv.annealed_importance_sampling(two_modes(6.0), x, pv.Annealing(8, 5, 2), progress=False)
-    exact = dist.Normal(0.0, 1.0).log_prob(x).numpy()
-    assert_close(found.value, exact - np.log(2))
-    assert_close(found.other, exact)
-    assert found.ess.min() > 7.9
-    assert not found.trusted.any()
-    assert "3 of 3 data are untrusted, chains from guide and prior differing" in str(found)
-
-
-def test_chains_that_lag_behind_are_not_trusted():
-    """Thirty numbers, a guide half as wide: of eight chains more than two count often, two nats too low."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(30), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1) * 0, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 30), 0.5).to_event(1))
-
-    x = torch.linspace(-2, 2, 40, dtype=torch.float64)
-    found = pv.annealed_importance_sampling(pv.Pair(model, guide), x, pv.Annealing(8, 10, 2), progress=False)
-    error = found.value - dist.Normal(0.0, 1.0).log_prob(x).numpy()
-    many = found.ess >= 2
-    assert many.sum() > 5
-    assert error[many].mean() < -1.5
-    assert not found.trusted.any()
-
-
-def test_few_chains_are_not_trusted():
-    how = pv.Annealing(num_chains=16)
-
-    def judged(ess, other, stderr=0.1, how=how):
-        one = np.ones(1)
-        return pv.AnnealedLogLikelihood(
-            0 * one, stderr * one, ess * one, one, other * one, stderr * one, 16 * one, how, 0
-        )
-
-    assert judged(8.0, 0.0).trusted.all()
-    assert not judged(7.9, 0.0).trusted.any()
-    assert not judged(8.0, 0.3).trusted.any()  # t times its error of 0.14 is 0.29
-    assert judged(8.0, 0.3, 0.2).trusted.all()
-    assert not judged(8.0, 0.4, 0.2).trusted.any()  # never further than a third of a nat
-    assert not judged(3.0, 0.0, how=pv.Annealing(num_chains=4)).trusted.any()
-    assert not judged(1.0, 0.0, how=pv.Annealing(num_chains=1)).trusted.any()
-    assert how.in_words() in str(judged(1.0, 0.0))
-
-
-def test_without_another_start_nothing_is_trusted():
-    ppca = small_ppca()
-    how, x = pv.Annealing(8, 3, 2), ppca.sample(3)
-    both = pv.annealed_importance_sampling(ppca, x, how, progress=False)
-    alone = pv.annealed_importance_sampling(ppca, x, how, compare_starts=False, progress=False)
-    assert_close(both.value, alone.value)
-    assert np.isnan(alone.other).all()
-    assert not alone.trusted.any()
-    assert "no chains from another start to hold theirs against" in str(alone)
-
-
-# What cannot be annealed
-
-
-def test_discrete_latents_are_refused_by_name():
-    with pytest.raises(pv.PairError, match=r"site 'z': .*latents all have finitely many values: use log_evidence"):
-        pv.annealed_importance_sampling(DiscreteVAE(), binary_rows(3), progress=False)
-
-
-def test_discrete_latents_of_infinitely_many_values_are_refused_by_name():
-    for estimate in (pv.annealed_importance_sampling, pv.bidirectional_monte_carlo):
-        with pytest.raises(pv.PairError, match=r"site 'z': expected a continuous latent.*use log_likelihood"):
-            estimate(count_and_normal(), torch.ones(3), progress=False)
-
-
-def test_a_guide_that_leaves_the_support_is_refused_before_any_chain(monkeypatch: pytest.MonkeyPatch):
-    x = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
-    pair, exact = exponential_and_normal(1.0, 0.0), stats.exponnorm.logpdf(x, 1.0)
-    found = pv.annealed_importance_sampling(pair, x, pv.Annealing(200, 15, 3, start="prior"), progress=False)
-    assert_estimates(found.value, found.stderr, exact, effect=0.5, degrees=199)
-    assert np.isnan(found.other).all()  # the guide is no start
-    assert not found.trusted.any()
-    monkeypatch.setattr("ppl_vae.evaluation.annealed.tune", None)
-    for estimate in (pv.annealed_importance_sampling, pv.bidirectional_monte_carlo):
-        with pytest.raises(
-            pv.PairError, match=r"site 'z': expected a guide that stays in.*start='prior' does not need"
-        ):
-            estimate(pair, x, progress=False)
-
-
-def test_chains_that_all_start_where_the_datum_is_impossible():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            top = pyro.sample("top", dist.Exponential(x.new_ones(len(x))))
-            pyro.sample("x", dist.Uniform(x.new_zeros(len(x)), top), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("top", dist.Exponential(x.new_ones(len(x)) / 50))
-
-    with pytest.raises(
-        pv.EstimateError, match=r"row 0: all 2 chains have weight zero: each.*prior where site 'x' of the model"
-    ):
-        pv.annealed_importance_sampling(
-            pv.Pair(model, guide), torch.full((2,), 50.0), pv.Annealing(2, 2, 1, start="prior"), progress=False
-        )
-
-
-def test_a_support_that_depends_on_latents_is_refused_by_name():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            top = pyro.sample("top", dist.Gamma(torch.full((len(x),), 2.0), 1.0))
-            z = pyro.sample("z", dist.Uniform(torch.zeros(len(x)), top))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            top = pyro.sample("top", dist.Gamma(torch.full((len(x),), 2.0), 1.0))
-            pyro.sample("z", dist.Uniform(torch.zeros(len(x)), top))
-
-    with pytest.raises(pv.PairError, match="site 'z': expected a support that is the same"):
-        pv.annealed_importance_sampling(pv.Pair(model, guide), torch.randn(3), progress=False)
-
-
-def test_data_that_are_no_argument_cannot_be_simulated():
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=2 * x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x, 1.0))
-
-    with pytest.raises(pv.PairError, match="site 'x': expected to be observed at one of the arguments"):
-        pv.bidirectional_monte_carlo(pv.Pair(model, guide), torch.randn(3), progress=False)
-
-
-@pytest.mark.parametrize("option", [{"num_chains": 0}, {"num_temperatures": 1.5}, {"schedule": "slow"}, {"start": "z"}])
-def test_options_without_meaning_are_refused(option: dict):
-    with pytest.raises(ValueError, match=next(iter(option))):
-        pv.Annealing(**option)

@@ -1,0 +1,111 @@
+"""How far annealed estimates can be trusted: starts that agree, intervals that cover."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import torch
+from pairs import (
+    scaled_guide,
+    small_ppca,
+    two_modes,
+)
+from scipy import stats
+from statistical import assert_close
+
+import ppl_vae as pv
+
+
+def test_starts_that_agree_are_trusted_and_their_intervals_cover(seed: int):
+    ppca = small_ppca()
+    x = ppca.sample(64)
+    found = pv.annealed_importance_sampling(scaled_guide(ppca, 1.3), x, pv.Annealing(16, 30, 4), seed, progress=False)
+    low, high = found.intervals()
+    exact = ppca.log_prob(x).numpy()
+    covered = ((low <= exact) & (exact <= high))[found.trusted]
+    assert found.trusted.sum() > 30
+    assert covered.mean() > 0.95 - 5.91 * np.sqrt(0.95 * 0.05 / len(covered))
+    assert np.isinf(high[~found.trusted]).all()
+    assert np.allclose((high - low)[found.trusted] / found.stderr[found.trusted], 2 * stats.t.ppf(0.975, 15))
+
+
+def test_the_interval_of_the_mean_covers(seed: int):
+    """Of four data each, 16 chains of weights that are log-normal: estimates as annealing gives them, 2,000 times."""
+    spread = np.array([0.2, 0.2, 0.3, 0.8])
+    log_weight = spread * np.random.default_rng(seed).standard_normal((2000, 16, 4)) - spread**2 / 2
+    weight = np.exp(log_weight)
+    value, stderr = np.log(weight.mean(1)), weight.std(1, ddof=1) / weight.mean(1) / 4
+    one = np.ones(4)
+    found = [
+        pv.AnnealedLogLikelihood(v, s, 16 * one, one, v, s, 16 * one, pv.Annealing(), 0).interval()
+        for v, s in zip(value, stderr, strict=True)
+    ]
+    assert 0.92 < np.mean([low <= 0 <= high for low, high in found]) < 0.98
+    untrusted = pv.AnnealedLogLikelihood(0 * one, one, one, one, one, one, one, pv.Annealing(), 0).interval()
+    assert untrusted.high == np.inf
+    exact = pv.AnnealedLogLikelihood(one, 0 * one, 16 * one, one, one, 0 * one, 16 * one, pv.Annealing(), 0)
+    assert exact.interval() == (1.0, 1.0)
+
+
+def test_chains_that_all_miss_a_mode_are_not_trusted():
+    """The prior is the posterior and has two modes; the guide is one of them: all weights are alike, log 2 too low."""
+    x = torch.tensor([0.0, 1.0, 2.0], dtype=torch.float64)
+    found = pv.annealed_importance_sampling(two_modes(6.0), x, pv.Annealing(8, 5, 2), progress=False)
+    exact = dist.Normal(0.0, 1.0).log_prob(x).numpy()
+    assert_close(found.value, exact - np.log(2))
+    assert_close(found.other, exact)
+    assert found.ess.min() > 7.9
+    assert not found.trusted.any()
+    assert "3 of 3 data are untrusted, chains from guide and prior differing" in str(found)
+
+
+def test_chains_that_lag_behind_are_not_trusted():
+    """Thirty numbers, a guide half as wide: of eight chains more than two count often, two nats too low."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(30), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1) * 0, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x), 30), 0.5).to_event(1))
+
+    x = torch.linspace(-2, 2, 40, dtype=torch.float64)
+    found = pv.annealed_importance_sampling(pv.Pair(model, guide), x, pv.Annealing(8, 10, 2), progress=False)
+    error = found.value - dist.Normal(0.0, 1.0).log_prob(x).numpy()
+    many = found.ess >= 2
+    assert many.sum() > 5
+    assert error[many].mean() < -1.5
+    assert not found.trusted.any()
+
+
+def test_few_chains_are_not_trusted():
+    how = pv.Annealing(num_chains=16)
+
+    def judged(ess, other, stderr=0.1, how=how):
+        one = np.ones(1)
+        return pv.AnnealedLogLikelihood(
+            0 * one, stderr * one, ess * one, one, other * one, stderr * one, 16 * one, how, 0
+        )
+
+    assert judged(8.0, 0.0).trusted.all()
+    assert not judged(7.9, 0.0).trusted.any()
+    assert not judged(8.0, 0.3).trusted.any()  # t times its error of 0.14 is 0.29
+    assert judged(8.0, 0.3, 0.2).trusted.all()
+    assert not judged(8.0, 0.4, 0.2).trusted.any()  # never further than a third of a nat
+    assert not judged(3.0, 0.0, how=pv.Annealing(num_chains=4)).trusted.any()
+    assert not judged(1.0, 0.0, how=pv.Annealing(num_chains=1)).trusted.any()
+    assert how.in_words() in str(judged(1.0, 0.0))
+
+
+def test_without_another_start_nothing_is_trusted():
+    ppca = small_ppca()
+    how, x = pv.Annealing(8, 3, 2), ppca.sample(3)
+    both = pv.annealed_importance_sampling(ppca, x, how, progress=False)
+    alone = pv.annealed_importance_sampling(ppca, x, how, compare_starts=False, progress=False)
+    assert_close(both.value, alone.value)
+    assert np.isnan(alone.other).all()
+    assert not alone.trusted.any()
+    assert "no chains from another start to hold theirs against" in str(alone)
