@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,17 @@ def test_a_figure_of_its_own_has_its_caption_as_title(tmp_path: Path, monkeypatc
     page.samples("New digits", torch.zeros(10, 64))
     album.write()
     assert [figure.axes[0].get_title() for figure in saved] == ["New digits"]
+
+
+def test_a_histogram_trusts_what_the_table_trusts(tmp_path: Path):
+    """By the verdict: data with a small k-hat are untrusted where much of p(x) was unseen."""
+    page = Album(tmp_path).page("digits", "Digits", "")
+    page.estimates["VAE"] = SimpleNamespace(
+        value=np.linspace(-3.0, -1.0, 40), khat=np.zeros(40), trusted=np.arange(40) >= 12
+    )
+    page.histograms()
+    (draw,) = page.drawings.values()
+    assert "untrusted, rather too low: 30.0%" in draw().axes[0].get_legend_handles_labels()[1]
 
 
 def test_its_runs_can_be_evaluated_sampled_and_compared(folder: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ppl_vae import figures, report
+from ppl_vae.evaluation import LogLikelihood
 from ppl_vae.history import History
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Page:
         self.name, self.title, self.note, self._console = name, title, note, console
         self.rows: list[report.ModelRow] = []
         self.drawings: dict[str, Callable[..., Figure]] = {}
-        self.estimates: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
+        self.estimates: dict[str, LogLikelihood] = {}
 
     def table(self, rows: list[report.ModelRow]) -> None:
         """Print a table, the best model first."""
@@ -84,9 +85,12 @@ class Page:
 
     def histograms(self) -> None:
         """Draw the distribution of log p(x) over the test data for each model that estimates it."""
-        for name, (value, khat, limit) in self.estimates.items():
+        for name, found in self.estimates.items():
             caption = f"{name}: log p(x) of each test datum"
-            self.drawings[caption] = partial(figures.log_likelihood_histogram, value, khat, khat_limit=limit)
+            trusted = np.where(found.trusted, -np.inf, np.inf)  # by the verdict, as in the table
+            self.drawings[caption] = partial(
+                figures.log_likelihood_histogram, found.value, trusted, criterion="verdict"
+            )
 
     def curves(self, histories: Mapping[str, History], objectives: Mapping[str, str]) -> None:
         """Draw the training of each model, whose objective has a name in words."""

@@ -229,7 +229,6 @@ class _Demo:
         estimate = log_likelihood(pair, x, num_samples, seed, device="cpu")
         exact = float(pair.log_prob(x).mean()) if isinstance(pair, GMM | PPCA) else None
         if data_spec is not None:
-            threshold = khat_threshold(num_samples)
             kind = kind_of_density(as_pair(pair), (x[:1],))
             record = described_estimate(
                 estimate,
@@ -239,10 +238,10 @@ class _Demo:
                 seed,
                 event_size=estimate.num_dimensions,
                 num_samples=num_samples,
-                khat_threshold=threshold,
+                khat_threshold=khat_threshold(num_samples),
             )
             write_evaluation(self.root / file_name(name), record, estimate)
-            page.estimates[name] = (estimate.value, estimate.khat, threshold)
+            page.estimates[name] = estimate
         num_parameters = getattr(pair, "num_parameters", sum(p.numel() for p in as_pair(pair).parameters()))
         return report.ModelRow.of(name, num_parameters, estimate, seconds, exact)
 
