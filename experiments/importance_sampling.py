@@ -30,6 +30,7 @@ from torch import Tensor
 import ppl_vae as pv
 from experiments.common.images import images
 from experiments.common.progress import steps
+from experiments.common.statistics import mean
 from experiments.common.study import Findings, Study
 from experiments.common.training import trained
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
@@ -52,15 +53,17 @@ class Config:
     num_components: int = 10
     blur: float = 0.1
     vae_epochs: int = 200
+    vae_seeds: tuple[int, ...] = (0, 1, 2)
     seed: int = 0
 
 
 class Known(NamedTuple):
-    """A pair, data, and their exact log-likelihood."""
+    """Data, and the pairs, of the same kind, under which their log-likelihood is known."""
 
-    pair: Any
     x: Tensor
-    log_evidence: np.ndarray
+    """The data, N of them."""
+    pairs: list[tuple[Any, np.ndarray]]
+    """Pairs, each with exact log p(x) (N,)."""
 
 
 def widened(ppca: pv.PPCA, s: float) -> pv.Pair:
@@ -120,7 +123,7 @@ def measure(config: Config) -> Findings:
     ppca = random_ppca(config)
     x = ppca.sample(config.num_data, config.seed)
     rows = [_of_width(config, ppca, x, s, k) for s in steps(config.widths, "widths") for k in config.num_samples]
-    known = [{"model": name, **row} for name, case in _known(config, ppca, x) for row in _of_model(config, *case)]
+    known = [{"model": name, **row} for name, case in _known(config, ppca, x) for row in _of_model(config, case)]
     elbo = [_of_elbo(config, ppca, x, m) for m in steps(config.num_elbo_samples, "ELBO")]
     return Findings({"rows": rows, "known": known, "elbo": elbo})
 
@@ -142,13 +145,18 @@ def _of_width(config: Config, ppca: pv.PPCA, x: Tensor, s: float, k: int) -> dic
 
 
 def _known(config: Config, ppca: pv.PPCA, x: Tensor) -> Iterator[tuple[str, Known]]:
-    """PPCA and a mixture with guides that are too wide, and a neural VAE, each with exact log p(x)."""
+    """PPCA and a mixture with guides that are too wide, and trainings of a neural VAE, with exact log p(x)."""
     x = x[: config.num_known]
     widest = max(config.widths)
-    yield f"PPCA, posterior x {widest}", Known(widened(ppca, widest), x, ppca.log_prob(x).numpy())
+    yield f"PPCA, posterior x {widest}", Known(x, [(widened(ppca, widest), ppca.log_prob(x).numpy())])
     digits = images("digits", num_test=config.num_known)
     yield f"mixture, posterior x {widest}", _mixture(config, digits.train, widest)
-    yield "VAE, two latents", _vae(config, digits.train, digits.test)
+    x_test = pv.data.binarize(digits.test, 1).double()
+    trainings = [_vae(config, digits.train, seed) for seed in steps(config.vae_seeds, "VAEs")]
+    yield (
+        "VAE, two latents",
+        Known(x_test, [(vae, pv.log_evidence(vae, x_test, progress=False)) for vae in trainings]),
+    )
 
 
 def _mixture(config: Config, train: Tensor, widest: float) -> Known:
@@ -158,46 +166,49 @@ def _mixture(config: Config, train: Tensor, widest: float) -> Known:
     gmm = pv.GMM.fit(centred @ axes.T, config.num_components, seed=config.seed, covariance_floor=1e-2)
     pair = BlurredMixture(gmm, config.blur, widest)
     x = pair.of_data.sample(config.num_known, seed=config.seed)
-    return Known(pair, x, pair.of_data.log_prob(x).numpy())
+    return Known(x, [(pair, pair.of_data.log_prob(x).numpy())])
 
 
-def _vae(config: Config, train: Tensor, test: Tensor) -> Known:
-    """A VAE with two latents on binary digits, in double precision, and the quadrature of its marginal."""
-    x, x_test = (pv.data.binarize(part, seed) for seed, part in enumerate((train, test)))
-    size = x.shape[1]
+def _vae(config: Config, train: Tensor, seed: int) -> pv.VAE:
+    """A VAE with two latents on binary digits, in double precision."""
+    x, size = pv.data.binarize(train, 0), train.shape[1]
 
     def make() -> pv.VAE:
         decoder = pv.decoders.Bernoulli.mlp(2, [64], size)
         return pv.VAE(pv.priors.StandardNormal(2), decoder, pv.encoders.FullCovarianceNormal.mlp(size, [64], 2))
 
-    vae, _ = trained(make, x, config.seed, epochs=config.vae_epochs, learning_rate=3e-3)
-    vae, x_test = vae.double(), x_test.double()
-    return Known(vae, x_test, pv.log_evidence(vae, x_test, progress=False))
+    return trained(make, x, seed, epochs=config.vae_epochs, learning_rate=3e-3)[0].double()
 
 
-def _of_model(config: Config, pair: Any, x: Tensor, log_evidence: np.ndarray) -> list[dict[str, float]]:
-    """Actual and reported error, and how many 95 % intervals hold log p(x), over data and seeds."""
+def _of_model(config: Config, known: Known) -> list[dict[str, Any]]:
+    """Actual and reported error, and how many 95 % intervals hold log p(x), over pairs, seeds and data."""
     rows = []
     for k in config.known_num_samples:
-        runs = [pv.log_likelihood(pair, x, k, seed, num_draws=0, progress=False) for seed in range(config.num_seeds)]
-        gap = np.stack([log_evidence - ll.value for ll in runs])
-        reported = np.stack([ll.stderr for ll in runs])
-        trusted = np.stack([ll.trusted for ll in runs])
-        covered = np.abs(gap) <= 1.96 * reported + 1e-9
+        gap, reported, trusted = (np.stack(part) for part in zip(*_runs(config, known, k), strict=True))
+        covered = np.abs(gap) <= 1.96 * reported + 1e-9  # (pairs x seeds, N)
         rows.append(
             {
                 "K": k,
-                "gap": float(gap.mean()),
-                "gap_stderr": float(gap.mean(0).std(ddof=1) / np.sqrt(len(x))),
+                "gap": mean(gap.mean(0)).mean,
+                "gap_stderr": mean(gap.mean(0)).stderr,
                 "actual_error": float(np.sqrt(np.square(gap).mean())),
                 "reported_error": float(np.sqrt(np.square(reported).mean())),
-                "coverage": float(covered.mean()),
-                "coverage_stderr": float(covered.mean(0).std(ddof=1) / np.sqrt(len(x))),
+                "coverage": mean(covered.mean(0)).mean,
+                "coverage_stderr": mean(covered.mean(0)).stderr,
+                "coverage_by_pair": covered.reshape(len(known.pairs), -1).mean(1),
                 "trusted": float(trusted.mean()),
                 "coverage_trusted": float(covered[trusted].mean()) if trusted.any() else float("nan"),
             }
         )
     return rows
+
+
+def _runs(config: Config, known: Known, k: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Gap to log p(x), reported error and trust of each datum, for every pair and seed."""
+    for pair, log_evidence in known.pairs:
+        for seed in range(config.num_seeds):
+            ll = pv.log_likelihood(pair, known.x, k, seed, num_draws=0, progress=False)
+            yield log_evidence - ll.value, ll.stderr, ll.trusted
 
 
 def _of_elbo(config: Config, ppca: pv.PPCA, x: Tensor, m: int) -> dict[str, float]:
@@ -307,6 +318,7 @@ STUDY = Study(
         num_known=40,
         num_seeds=2,
         vae_epochs=8,
+        vae_seeds=(0, 1),
     ),
 )
 

@@ -67,7 +67,8 @@ def measure(config: Config) -> Findings:
     """Classes from codes, the map, and disentanglement."""
     data = images(config.data, num_test=config.num_test)
     rows = [row for seed in steps(config.seeds, "classes") for row in classes(data, config, seed)]
-    plane = vae_of(data.train, 2, config, config.seeds[0])
+    planes = [vae_of(data.train, 2, config, seed) for seed in steps(config.seeds, "maps")]
+    plane = planes[0]
     where = posterior_means(plane, data.test[: config.num_mapped])
     places = [[*z, label] for z, label in zip(where.tolist(), data.test_labels.tolist(), strict=False)]
     pictures = {"map": decoded_plane(plane, config.map_side).reshape(-1, *data.shape[1:]).numpy()}
@@ -76,7 +77,7 @@ def measure(config: Config) -> Findings:
         "classes": rows,
         "gains": gains(rows),
         "map": places,
-        "map_neighbours": neighbours_in(plane, data, config),
+        "map_neighbours": mean([neighbours_in(plane, data, config) for plane in planes])._asdict(),
         "disentanglement": scores,
     }
     return Findings(numbers, pictures | traversals)
@@ -200,7 +201,9 @@ def _draw_map(axes: Axes, found: Findings) -> None:
     for first, second, label in found.numbers["map"]:
         axes.plot(first, second, marker=f"${label:.0f}$", color=(DARK, LIGHT)[int(label) % 2], ms=6, mew=0)
     share = found.numbers["map_neighbours"]
-    axes.set_title(f"Two latents, no labels: neighbours agree for {share:.0%}")
+    axes.set_title(
+        f"Two latents, no labels: neighbours agree for\n{share['mean']:.0%} ± {200 * share['stderr']:.0f} points"
+    )
     axes.set(xlabel="first latent, posterior mean of test data (odd digits orange)", ylabel="second latent")
     axes.locator_params(nbins=6)
     quiet(axes)

@@ -146,6 +146,20 @@ def semi_supervised() -> SemiSupervisedVAE:
     return SemiSupervisedVAE(parts.prior, parts.decoder, parts.encoder, Classifier.mlp(5, [8], 3), 3)
 
 
+def three_layers() -> pv.HierarchicalVAE:
+    """Latents of three, two and two dimensions."""
+    conditionals = [pv.encoders.DiagonalNormal.mlp(2, [6], 3), pv.encoders.FullCovarianceNormal.mlp(2, [6], 2)]
+    encoders = [_ENCODER(5, [8], 3), _ENCODER(3, [6], 2), pv.encoders.LowRankNormal.mlp(2, [6], 2, rank=1)]
+    decoder = pv.decoders.Bernoulli.mlp(3, [8], 5)
+    return pv.HierarchicalVAE(pv.priors.StandardNormal(2), conditionals, decoder, encoders)
+
+
+def made_decoder() -> pv.VAE:
+    """A MADE that sees features of z."""
+    made = pv.autoregressive.MADE(5, [8], context_dim=3)
+    return vae(nn.Sequential(pv.networks.MLP(2, [8], 3), made), _ENCODER(5, [8], 2))
+
+
 def pixelcnn_decoder() -> pv.VAE:
     """A PixelCNN that sees an image of features of z."""
     network = pv.networks.ConvDecoder(2, [4], (3, 8, 8))
@@ -157,6 +171,7 @@ torch.manual_seed(0)
 _BINARY, _REAL = binary_rows(20), torch.randn(20, 6)
 _LEVELS = torch.randint(4, (20, 6)).float()
 _IMAGES = (torch.rand(20, 1, 8, 8) < 0.5).float()
+_GREY = torch.randint(3, (20, 1, 8, 8)).float()
 _SMALL = {"context_dim": 3, "flow_hidden": [8], "num_flows": 1}
 _LABELS = torch.arange(20) % 4 - 1
 _ENCODER = pv.encoders.DiagonalNormal.mlp
@@ -179,6 +194,7 @@ ZOO: dict[str, Case] = {
     "discrete, enumerated": Case(DiscreteVAE, pv.ELBO(discrete="enumerate"), _BINARY),
     "mixture, enumerated": Case(mixture, pv.ELBO(discrete="enumerate"), _REAL.double()),
     "layers": Case(lambda: pv.HierarchicalVAE.burda(5, ((8,), (6,)), (3, 2)), pv.IWAE(3), _BINARY),
+    "three layers": Case(three_layers, pv.ELBO(2), _BINARY),
     "classes given": Case(conditional, pv.ELBO(), (_BINARY, _LABELS.clamp_min(0))),
     "classes given in part": Case(
         semi_supervised,
@@ -192,12 +208,16 @@ ZOO: dict[str, Case] = {
     ),
     "low-rank covariance": Case(lambda: guided(pv.encoders.LowRankNormal, rank=1), pv.ELBO(), _REAL),
     "inverse autoregressive flow": Case(lambda: guided(pv.encoders.InverseAutoregressive, **_SMALL), pv.ELBO(), _REAL),
+    "masked autoregressive flow": Case(lambda: guided(pv.encoders.MaskedAutoregressive, **_SMALL), pv.ELBO(), _REAL),
     "neural spline flow, DReG": Case(
         lambda: guided(pv.encoders.NeuralSpline, **_SMALL), pv.IWAE(2, gradient="dreg"), _REAL
     ),
     "mixture as prior": Case(lambda: with_prior(lambda _: pv.priors.MixtureOfNormals(2, 3)), pv.ELBO(), _REAL),
     "VampPrior": Case(lambda: with_prior(lambda e: pv.priors.VampPrior(e, _REAL[:3])), pv.IWAE(3), _REAL),
     "flow as prior": Case(lambda: with_prior(lambda _: pv.priors.FlowPrior(2, "affine", [8], 1)), pv.ELBO(), _REAL),
+    "spline flow as prior": Case(
+        lambda: with_prior(lambda _: pv.priors.FlowPrior(2, "spline", [8], 1)), pv.IWAE(2), _REAL
+    ),
     "learned scale": Case(
         lambda: vae(pv.decoders.Gaussian.mlp(2, [8], 6, scale="learned"), _ENCODER(6, [8], 2)), pv.ELBO(), _REAL
     ),
@@ -220,6 +240,9 @@ ZOO: dict[str, Case] = {
         lambda: pv.Autoencoder(pv.networks.MLP(6, [8], 2), pv.decoders.Gaussian.mlp(2, [8], 6)), pv.ELBO(), _REAL
     ),
     "MADE": Case(lambda: pv.autoregressive.MADE(5, [8]), pv.ELBO(), _BINARY),
+    "MADE of levels": Case(lambda: pv.autoregressive.MADE(6, [8], levels=4), pv.ELBO(), _LEVELS),
+    "MADE as decoder": Case(made_decoder, pv.ELBO(), _BINARY),
+    "PixelCNN of levels": Case(lambda: pv.autoregressive.PixelCNN((1, 8, 8), 4, 2, levels=3), pv.ELBO(), _GREY),
     "PixelCNN": Case(lambda: pv.autoregressive.PixelCNN((1, 8, 8), 4, 2), pv.ELBO(), _IMAGES),
     "PixelCNN as decoder": Case(pixelcnn_decoder, pv.ELBO(), _IMAGES),
     "batch normalisation and dropout": Case(batch_norm, pv.ELBO(), _REAL),

@@ -77,27 +77,28 @@ def replace(path: Path, chunks: Iterable[Any]) -> None:
 def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
     """Makes a new folder of files that is whole or absent, whenever the process or the machine stops.
 
-    Before it gets its name, everything in it is durable and has been read back.
+    Before it gets its name, everything in it is durable and has been read back; files are synced and hashed meanwhile.
 
     Args:
         path: The folder, which must not exist.
         fill: Is given a function (name, chunks) -> `Written` that creates a file in the folder. It goes through the
-            chunks three times: to write, to hash meanwhile, and to compare.
+            chunks three times: to write, to hash, and to compare.
 
     Raises:
         StorageError: The disk refuses, or gives back other bytes; what was begun is removed again where that is
             possible.
     """
-    part, written = temporary(path), dict[str, Iterable[Any]]()
+    part = temporary(path)
     with _discarded_unless_done(part):
         with calls.failing("cannot be written", path), ExitStack() as opened, ThreadPoolExecutor() as pool:
             syncing = []
 
             def create(name: str, chunks: Iterable[Any]) -> Written:
                 file = opened.enter_context(calls.opened(part / name, calls.NEW))
-                written[name], summing = chunks, pool.submit(calls.summed, chunks)
+                summing = pool.submit(calls.summed, chunks)
                 calls.write(file, chunks)
                 syncing.append(pool.submit(calls.do, os.fsync, file))
+                _read_back(part / name, chunks)
                 return summing.result()
 
             calls.do(os.mkdir, part)
@@ -105,8 +106,6 @@ def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
             sync_folder(part)
             for done in syncing:
                 done.result()
-        for name, chunks in written.items():
-            _read_back(part / name, chunks)
         move(part, path)
 
 
