@@ -12,7 +12,7 @@ noise of independent pixels and its means are blurred. The autoregressive decode
 its rate is lower. On two cores PixelCNNs train for a tenth of the epochs of the others, in four times their time, and
 the likelihood of the autoregressive decoder has a tenth of their samples.
 
-Run: python -m experiments.expressive_generator [--small]; 40 minutes on one core.
+Run: python -m experiments.expressive_generator [--small]; 50 minutes on one core.
 """
 
 from __future__ import annotations
@@ -177,9 +177,12 @@ def measure(config: Config) -> Findings:
     """Log p of each model and seed, what it is ahead of the VAE of that seed on the same test images, and draws."""
     found = prepared(config)
     rows: list[dict[str, Any]] = []
+    floors: list[float] = []
     pictures = {"data": found.test[:NUM_SHOWN]}
     for seed in steps(config.seeds, "seeds"):
         features = classifier(pv.data.binarize(found.train, seed), found.train_labels, found.shape, seed)
+        like_draws = pv.data.binarize(found.train[: config.num_draws], key(seed, 2))
+        floors.append(pv.quality.frechet_distance(features(found.test), features(like_draws)))
         reference: Score | None = None
         for name, kind in kinds(config, found).items():
             pair, fit = fitted(config, kind, found, seed)
@@ -205,7 +208,7 @@ def measure(config: Config) -> Findings:
                 if name == "VAE":
                     pictures["VAE, means"] = images_of["means"][:NUM_SHOWN]
     tiles = {name: x.reshape(-1, *found.shape[1:]).numpy() for name, x in pictures.items()}
-    return Findings({"rows": rows, "means": means(rows)}, tiles)
+    return Findings({"rows": rows, "means": means(rows), "frechet_of_training_data": mean(floors)._asdict()}, tiles)
 
 
 def fitted(config: Config, kind: Kind, found: Binary, seed: int) -> tuple[Any, pv.Fit]:
@@ -259,22 +262,15 @@ def draw(found: Findings) -> Figure:
     """Draws of each model, and beside each its log-likelihood and its distance to the data."""
     table = found.numbers["means"]
     names = list(table)
-    figure = new_figure(14, 6.6)
-    left, middle, right = figure.subplots(1, 3, width_ratios=[2.2, 2, 1.2])
+    figure = new_figure(16, 6.8)
+    left, middle, detail, right = figure.subplots(1, 4, width_ratios=[2.2, 2, 1.1, 1.1])
     strips = {"test images": "data", **{name: name for name in ("VAE, means", *names)}}
     show_rows(left, {label: found.pictures[name] for label, name in strips.items()}, "Draws of binary images")
     places = np.arange(len(names))[::-1]
     _likelihoods(middle, [table[name] for name in names], places)
     middle.set_yticks(places, [f"{name}\n{_in_words(found, name)}" for name in names])
-    distances = [table[name]["frechet"] for name in names]
-    errors = [2 * (d["stderr"] or 0.0) for d in distances]
-    right.barh(places, [d["mean"] for d in distances], xerr=errors, color=MIDDLE, capsize=3)
-    right.set(
-        yticks=[],
-        xlabel="Fréchet distance to test images\n(± 2 standard errors over seeds)",
-        title="Distance (less is better)",
-    )
-    quiet(right)
+    _sharpness(detail, [table[name] for name in names], places)
+    _distances(right, [table[name] for name in names], places, found.numbers["frechet_of_training_data"]["mean"])
     figure.suptitle(_headline(table, found.numbers["rows"]), fontsize="x-large", fontweight="bold")
     return figure
 
@@ -311,6 +307,36 @@ def _likelihoods(axes: Axes, rows: list[dict[str, Any]], places: np.ndarray) -> 
     axes.set(xlabel="nats per image (more is better)", ylim=(-0.6, len(rows) - 0.2))
     axes.set_title("Likelihood of test images; gain over the VAE")
     axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncol=2)
+    quiet(axes)
+
+
+def _sharpness(axes: Axes, rows: list[dict[str, Any]], places: np.ndarray) -> None:
+    """Fine detail of draws and of means of p(x given z), that of test images being 1."""
+    for number, shift, colour, label in (
+        ("sharpness_draws", 0.2, DARK, "draws"),
+        ("sharpness_means", -0.2, LIGHT, "means of p(x given z)"),
+    ):
+        values = [row[number]["mean"] if row[number]["mean"] is not None else np.nan for row in rows]
+        errors = [2 * (row[number]["stderr"] or 0.0) for row in rows]
+        axes.barh(places + shift, values, 0.38, xerr=errors, color=colour, capsize=3, label=label)
+    axes.axvline(1, color="0.3", linestyle=":", label="test images")
+    axes.set(yticks=[], xlabel="fine detail, test images = 1\n(± 2 standard errors over seeds)", title="Sharpness")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize="small")
+    quiet(axes)
+
+
+def _distances(axes: Axes, rows: list[dict[str, Any]], places: np.ndarray, floor: float) -> None:
+    """Fréchet distance of draws to test images, and that of as many training images."""
+    distances = [row["frechet"] for row in rows]
+    errors = [2 * (d["stderr"] or 0.0) for d in distances]
+    axes.barh(places, [d["mean"] for d in distances], xerr=errors, color=MIDDLE, capsize=3)
+    axes.axvline(floor, color="0.3", linestyle=":", label="training images")
+    axes.set(
+        yticks=[],
+        xlabel="Fréchet distance of draws to\ntest images (± 2 standard errors)",
+        title="Distance (less is better)",
+    )
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize="small")
     quiet(axes)
 
 
