@@ -208,7 +208,7 @@ def _draw_trained(axes: Axes, rows: list[dict[str, Any]], num_steps: int) -> Non
     axes.set(yticks=height, ylim=(-0.5, len(rows) - 0.2))
     axes.set_yticklabels([r["estimator"] for r in rows])
     axes.margins(x=0.3)
-    axes.set_xlabel("exact log p(x), nats per test image (± 2 standard errors over seeds)")
+    axes.set_xlabel("exact log p(x), nats per test image\n(± 2 standard errors over seeds)")
     behind = {r["estimator"]: r["behind_sum"]["mean"] for r in rows}
     axes.set_title(
         f"After {num_steps:,} steps: leave one out {behind['score, leave one out']:.1f} nats behind the sum,\n"

@@ -81,7 +81,9 @@ def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def bias_in_words(rows: list[dict[str, Any]]) -> str:
     """The largest bias that the intervals of the estimators allow, and how many are too noisy to say."""
     known = [r for r in rows if is_testable(r)]
-    most = max((abs(r[stage]["bias"]) + 2 * r[stage]["bias_stderr"] for r in known for stage in STAGES), default=np.nan)
+    if not known:
+        return "Biases are not testable at this size"
+    most = max(abs(r[stage]["bias"]) + 2 * r[stage]["bias_stderr"] for r in known for stage in STAGES)
     unknown = len(rows) - len(known)
     return f"Bias within {most:.2f} of the gradient for {len(known)};\nnot testable at this size for {unknown}"
 
