@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,11 @@ from training import fresh
 import ppl_vae as pv
 from ppl_vae.arrays import as_rows
 from ppl_vae.errors import CheckpointError, PplVaeError, StorageError
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import newest, steps
 from ppl_vae.svi import facts, saving
+from ppl_vae.svi.signals import Terminated
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
 
 # Processes are forked from one with threads that do nothing: Python 3.12 and later warn of that.
@@ -127,6 +131,61 @@ def test_a_second_interrupt_of_a_fit_leaves_at_once_and_what_is_there_can_be_use
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     assert time.monotonic() - begin < 20
     assert newest(tmp_path / "checkpoints").step == 5
+    assert not RunDirectory(tmp_path).has_parameters
+
+
+class Torn(torch.optim.SGD):
+    """Updates one parameter of the third step, and something ends it."""
+
+    def __init__(self, parameters, lr: float, end) -> None:
+        super().__init__(parameters, lr)
+        self.steps, self.end = 0, end
+
+    def step(self, closure=None) -> None:
+        self.steps += 1
+        if self.steps == 3:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1.0)
+            self.end()
+        super().step()
+
+
+def broken_off(root: Path, end, kind: type[BaseException], every: int = 1) -> None:
+    with pytest.raises(kind):
+        torn = partial(Torn, end=end)
+        run(ModuleVAE, binary, {"optimizer": torn}, run_dir=root, checkpoint_every=every)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_insists_within_an_update_is_left_no_parameters_but_the_checkpoint(number: int, tmp_path: Path):
+    """F4: half of them would be those of the next step."""
+
+    def insist() -> None:
+        (tmp_path / "parameters.safetensors").touch()  # as an earlier process may have left it
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        broken_off(tmp_path, insist, KeyboardInterrupt if number == signal.SIGINT else Terminated)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not RunDirectory(tmp_path).has_parameters
+    assert newest(tmp_path / "checkpoints").step == 2
+    assert [name for name in names(tmp_path) if ".tmp-" in name] == []
+
+
+def test_what_breaks_a_step_off_leaves_the_parameters_of_the_newest_checkpoint(tmp_path: Path):
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    broken_off(tmp_path / "kept", fail, ZeroDivisionError)
+    checkpoint, pair = newest(tmp_path / "kept/checkpoints"), fresh(seed=1)
+    RunDirectory(tmp_path / "kept").read_parameters(as_pair(pair))
+    assert checkpoint.step == 2
+    assert all(torch.equal(checkpoint.tensors[f"parameter/{n}"], p) for n, p in as_pair(pair).named_parameters())
+    broken_off(tmp_path / "none", fail, ZeroDivisionError, every=100)
+    assert not RunDirectory(tmp_path / "none").has_parameters
 
 
 def slow(step: int) -> float:

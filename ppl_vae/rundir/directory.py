@@ -46,6 +46,11 @@ class RunDirectory:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
+    @property
+    def has_parameters(self) -> bool:
+        """Whether a fit that has ended has left its parameters."""
+        return (self.root / _PARAMETERS).is_file()
+
     @classmethod
     def create(
         cls, root: str | Path, settings: Any, device: torch.device | None = None, again: bool = False
@@ -87,6 +92,11 @@ class RunDirectory:
         """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
         files.replace(self.root / _PARAMETERS, tensors.sealed(pair.state_dict()))
 
+    def remove_parameters(self) -> None:
+        """Removes the file of the parameters, if there is one: they would be those of an earlier step."""
+        if os.path.lexists(path := self.root / _PARAMETERS):
+            files.remove([path])
+
     def read_parameters(self, pair: Pair) -> None:
         """Loads the parameters of the run into a pair of the same programs.
 
@@ -96,7 +106,9 @@ class RunDirectory:
         """
         path = self.root / _PARAMETERS
         if not path.is_file():
-            raise PplVaeError(f"{path}: expected the parameters of a finished or interrupted run, found no such file")
+            raise PplVaeError(
+                f"{path}: expected the parameters of a finished or interrupted run, found no such file: resume the run"
+            )
         try:
             state = tensors.from_sealed(files.read(path, tensors.MAX_BYTES), path)
         except StorageError as error:
