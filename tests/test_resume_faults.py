@@ -88,7 +88,7 @@ def test_a_fit_that_was_killed_leaves_no_debris_after_the_next_start(tmp_path: P
             assert forked(lambda root=root: run(ModuleVAE, binary, OFTEN, run_dir=root)) == KILLED
         debris += any(".tmp-" in name for name in names(root))
         (root / "bad-steps").mkdir()
-        (root / "bad-steps" / ".tmp-0123456789abcdef").mkdir()
+        (root / "bad-steps" / ".tmp-0123456789abcdef-step").mkdir()
         assert same(whole, gone_on(root)), at
         assert [name for name in names(root) if ".tmp-" in name] == []
     assert debris
@@ -222,7 +222,7 @@ def test_clocks_that_jump_decide_nothing(jump: float, tmp_path: Path, monkeypatc
 def test_a_folder_of_someone_else_stays_as_it_is(tmp_path: Path):
     (tmp_path / ".tmp-mine").mkdir()
     (tmp_path / ".tmp-mine" / "thesis.tex").touch()
-    (tmp_path / ".tmp-0123456789abcdef").mkdir()
+    (tmp_path / ".tmp-0123456789abcdef-step").mkdir()
     (tmp_path / "notes.txt").touch()
     before = sorted(names(tmp_path))
     with pytest.raises(PplVaeError, match="expected a new or empty directory"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +17,12 @@ from torch import Tensor
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError, StorageError
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_record
-from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked
+from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked, remove_debris
 
 __all__ = [
     "described_estimate",
     "finite_or_none",
+    "is_of_evaluation",
     "outdate_evaluation",
     "read_arrays",
     "read_evaluation",
@@ -147,9 +148,17 @@ def described_estimate(
     )
 
 
-def _alone(root: Path) -> AbstractContextManager[None]:
+def is_of_evaluation(name: str) -> bool:
+    """Whether a file of a run is of an evaluation: those are written under a lock of their own, also while it trains."""
+    return name.startswith((_NAME, _BOUNDS))
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
     """Context in which no other process writes evaluations of the run; it may train meanwhile."""
-    return locked(root, EVALUATION_LOCK, patience=_PATIENCE)
+    with locked(root, EVALUATION_LOCK, patience=_PATIENCE):
+        remove_debris(root, is_of_evaluation)
+        yield
 
 
 def _write(root: Path, name: str, record: T, found: Mapping[str, np.ndarray]) -> None:

@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 _TEMPORARY = ".tmp-"
-_DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}")
+_DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}-(.+)", re.DOTALL)
 
 
 Create = Callable[[str, Iterable[Any]], Written]
@@ -208,15 +208,17 @@ def remove_empty(path: Path) -> None:
         calls.do(os.rmdir, path)
 
 
-def remove_debris(folder: Path) -> list[str]:
+def remove_debris(folder: Path, of: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Removes what processes that were killed have left under temporary names, and returns these names.
 
-    Only for the one process that writes in the folder, which the lock of the run makes sure of.
+    Args:
+        folder: The folder.
+        of: What only this process writes there, by name, which a lock makes sure of.
 
     Raises:
         StorageError: The disk refuses.
     """
-    debris = [name for name in listed(folder) if is_debris(name)]
+    debris = [name for name in listed(folder) if (found := _DEBRIS.fullmatch(name)) and of(found[1])]
     for name in debris:
         _unlink(folder / name)
     return debris
@@ -233,8 +235,8 @@ def is_debris(name: str) -> bool:
 
 
 def temporary(path: Path) -> Path:
-    """A name beside a path, on the same file system, that nobody else has."""
-    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    """A name beside a path, on the same file system, that nobody else has; it ends in the name that it stands for."""
+    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}-{path.name}")
 
 
 def _read_back(path: Path, chunks: Iterable[Any]) -> None:
