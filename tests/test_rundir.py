@@ -235,6 +235,29 @@ def test_parameters_of_another_pair_name_the_first_difference(tmp_path: Path):
         run.read_parameters(small())
 
 
+@pytest.mark.parametrize(
+    ("kept", "own", "mend"),
+    [
+        (torch.float64, torch.float32, r"pair\.double\(\)"),
+        (torch.float32, torch.float64, r"pair\.float\(\)"),
+        (torch.bfloat16, torch.float32, r"pair\.to\(torch\.bfloat16\)"),
+    ],
+)
+def test_parameters_of_another_dtype_are_not_rounded(
+    kept: torch.dtype, own: torch.dtype, mend: str, tmp_path: Path
+):
+    """F12: a number that is read back is the one that was written."""
+    run, pair = RunDirectory(tmp_path), small().to(own)
+    run.write_parameters(small().to(kept))
+    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    with pytest.raises(DataError, match=rf"expected programs.* in {own}, found {kept}, .*: call {mend} first"):
+        run.read_parameters(pair)
+    with pytest.raises(PplVaeError, match=f"load_state_dict: .*call {mend} first"):
+        pair.load_state_dict(small().to(kept).state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pair.state_dict().items())
+    run.read_parameters(pair.to(kept))
+
+
 def test_parameters_made_on_first_use_are_read_into_a_pair_that_has_not_run(tmp_path: Path):
     def make(start: float) -> pv.Pair:
         def model(x: torch.Tensor) -> None:

@@ -102,7 +102,8 @@ class RunDirectory:
 
         Raises:
             PplVaeError: There are none yet.
-            DataError: The file is damaged, or its parameters are not those of the pair; the first one is named.
+            DataError: The file is damaged, or its parameters are not those of the pair, in shape and dtype; the first one
+                is named.
         """
         path = self.root / _PARAMETERS
         if not path.is_file():
