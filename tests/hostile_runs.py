@@ -189,5 +189,6 @@ RUNS: dict[str, Case] = {
     "deep evaluation.json": run_file("evaluation.json", DEEP, read_evaluation),
     "pickle as history": run_file("history.jsonl", b"\n" + PICKLE + b"\n", read_history),
     "list in history": run_file("history.jsonl", b"[1]\n", read_history),
+    "history without a hash": run_file("history.jsonl", b'{"step":7}\n', read_history),
     "pickle as parameters": run_file("parameters.safetensors", PICKLE, read_parameters),
 }

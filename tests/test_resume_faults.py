@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import time
 from datetime import timedelta
@@ -151,8 +152,8 @@ class Torn(torch.optim.SGD):
 
 
 def broken_off(root: Path, end, kind: type[BaseException], every: int = 1) -> None:
+    torn = partial(Torn, end=end)
     with pytest.raises(kind):
-        torn = partial(Torn, end=end)
         run(ModuleVAE, binary, {"optimizer": torn}, run_dir=root, checkpoint_every=every)
 
 
@@ -228,6 +229,36 @@ def test_a_folder_of_someone_else_stays_as_it_is(tmp_path: Path):
     with pytest.raises(PplVaeError, match="expected a new or empty directory"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path, resume="auto")
     assert sorted(set(names(tmp_path)) - {"lock"}) == before
+
+
+def test_a_run_directory_may_be_a_link(tmp_path: Path):
+    """To a larger disk, say: the user has named it."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "run")
+    longer = numbers(*run(ModuleVAE, binary, {"epochs": 2}, seed=1, run_dir=tmp_path / "run", resume=True))
+    assert same(longer, numbers(*run(ModuleVAE, binary, {"epochs": 2})))
+    assert (tmp_path / "run").is_symlink()
+    assert steps(tmp_path / "disk/checkpoints") == [3, 6]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "bad-steps"])
+def test_folders_of_a_run_that_are_links_are_refused_and_what_they_lead_to_stays(name: str, tmp_path: Path):
+    """F16: what a fit writes and removes there would be another run's."""
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "run")
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "other")
+    if name == "checkpoints":
+        shutil.rmtree(tmp_path / "run" / name)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "other" / "checkpoints")
+    before = sorted(names(tmp_path / "other"))
+    with pytest.raises(StorageError, match=rf"{name}: expected a folder of the run, found a link"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume=True)
+    assert sorted(names(tmp_path / "other")) == before
+
+
+def test_a_directory_that_cannot_be_looked_at_is_no_place_to_resume(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="File name too long"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / ("x" * 300), resume=True)
 
 
 def rows(n: int = 5000) -> torch.Tensor:

@@ -149,7 +149,7 @@ def described_estimate(
 
 
 def is_of_evaluation(name: str) -> bool:
-    """Whether a file of a run is of an evaluation: those are written under a lock of their own, also while it trains."""
+    """Whether a file of a run is of an evaluation: those have a lock of their own, and are written while it trains."""
     return name.startswith((_NAME, _BOUNDS))
 
 
@@ -180,15 +180,15 @@ def outdate_evaluation(root: Path, steps: int) -> Path | None:
         Its new name; None where there is none.
     """
     with _alone(root):
-        if not (root / f"{_NAME}.json").is_file():
+        if not files.is_file(root / f"{_NAME}.json"):
             return None
         kept = _copy(root, f"{_name_of(_old(root))}-step{steps}")
-        files.remove([path for suffix in _SUFFIXES[::-1] if (path := root / f"{_NAME}{suffix}").is_file()])
+        files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{_NAME}{suffix}")])
         return kept
 
 
 def _set_aside(root: Path, new: Evaluation) -> Path | None:
-    if not (root / f"{_NAME}.json").is_file():
+    if not files.is_file(root / f"{_NAME}.json"):
         return None
     old = _old(root)
     return None if old is not None and _identity(old) == _identity(new) else _copy(root, _name_of(old))
@@ -215,7 +215,7 @@ def _copy(root: Path, name: str) -> Path:
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
     free = next(n for n in names if not any(os.path.lexists(root / f"{n}{suffix}") for suffix in _SUFFIXES))
     for suffix in _SUFFIXES:
-        if (path := root / f"{_NAME}{suffix}").is_file():
+        if files.is_file(path := root / f"{_NAME}{suffix}"):
             _copy_file(path, root / f"{free}{suffix}")
     return root / f"{free}.json"
 

@@ -187,7 +187,7 @@ def write_record(path: Path, record: RunRecord | Evaluation | Bounds) -> None:
     """Write the fields of a record, and their SHA-256, that `read_record` compares.
 
     Raises:
-        StorageError: The disk refuses; the file is as it was before.
+        StorageError: The disk refuses; the file is whole, as with `files.replace`.
     """
     files.replace(path, [plain.seal(asdict(record), _INDENT)])
 
@@ -211,9 +211,9 @@ def fingerprint(*arrays: Tensor) -> str:
 
 
 def _fields(path: Path, expected: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
     try:
+        if not files.is_file(path):
+            raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
         return plain.unseal(files.read(path, _MAX_BYTES), path, _INDENT)
     except StorageError as error:
         raise DataError(str(error)) from error
