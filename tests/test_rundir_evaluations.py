@@ -16,9 +16,9 @@ from resuming import binary, run
 
 from ppl_vae.errors import DataError, LockedError, StorageError
 from ppl_vae.rundir import evaluations as module
-from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation
+from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation, write_evaluation
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, locked
-from tests.evaluations import evaluated
+from tests.evaluations import evaluated, evaluation, result
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -138,6 +138,12 @@ def test_evaluations_of_two_processes_are_pairs(fast_path: Path):
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
         assert sorted(pairs(root).values()) == [(mean, mean) for mean in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
         assert not (root / EVALUATION_LOCK).exists()
+
+
+def test_the_figure_of_an_evaluation_is_drawn_before_another_one_is_written(tmp_path: Path):
+    seen = []
+    write_evaluation(tmp_path, evaluation(), result(), lambda: seen.append((tmp_path / EVALUATION_LOCK).exists()))
+    assert seen == [True]
 
 
 def test_an_evaluation_waits_for_another_one_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -182,7 +182,7 @@ def _training_is_kept(root: Path) -> Iterator[None]:
     """Context of the evaluation at the end: whoever interrupts it learns that nothing of the training is lost."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         typer.echo(f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it")
         raise
 

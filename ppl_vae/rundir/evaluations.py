@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +68,9 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
         ) from error
 
 
-def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None:
+def write_evaluation(
+    root: Path, record: Evaluation, result: Any, draw: Callable[[], object] = lambda: None
+) -> Path | None:
     """Write an evaluation as the latest one of a run, with the arrays of its data (those of `result`).
 
     One by another method, or with other settings, another K, seed or other data, is kept under a name of its own; the
@@ -78,6 +80,7 @@ def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None
         root: The run directory.
         record: The evaluation.
         result: What has the arrays: `value`, `stderr` and `trusted`, and others that it may have.
+        draw: Draws its figure, before another evaluation is written.
 
     Returns:
         The new name of the earlier evaluation, if one was kept.
@@ -89,6 +92,7 @@ def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None
     with _alone(root):
         kept = _set_aside(root, record)
         _write(root, _NAME, record, found)
+        draw()
     return kept
 
 
