@@ -43,7 +43,7 @@ _ADVICE = re.compile(r"(?<![\w./'\"-])(" + "|".join(map(re.escape, _OPTIONS)) + 
 
 
 class Shell(TyperGroup):
-    """The group of commands: status 2 for a wrong command line, 1 for any other error, 130 for Ctrl-C, 143 for SIGTERM."""
+    """The group of commands: status 2 for a wrong command line, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named on the command line."""

@@ -26,7 +26,7 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
 
 def save(figure: Figure, path: Path | IO[bytes]) -> None:
-    """Write a figure without the blank margins that pictures of a fixed shape leave around them; to a stream, as PNG."""
+    """Write a figure without the blank margins that pictures of a fixed shape leave around them; a PNG in a stream."""
     figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 
