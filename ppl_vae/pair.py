@@ -203,7 +203,11 @@ class _Form(NamedTuple):
     dtype: torch.dtype | None
 
 
-_OF_DTYPE = {torch.float64: "pair.double()", torch.float32: "pair.float()", torch.float16: "pair.half()"}
+_OF_DTYPE: dict[Any, str] = {
+    torch.float64: "pair.double()",
+    torch.float32: "pair.float()",
+    torch.float16: "pair.half()",
+}
 
 
 def _form(value: Any) -> _Form:
