@@ -81,7 +81,10 @@ def _terminable() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(_TERMINATED)
+    signals = sys.modules.get(
+        "ppl_vae.svi.signals"
+    )  # heavy to import, and nobody to tell it from others where it is not
+    raise getattr(signals, "Terminated", SystemExit)(_TERMINATED)
 
 
 def _in_words(error: Exception) -> str:
