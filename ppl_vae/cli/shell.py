@@ -81,9 +81,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    signals = sys.modules.get(
-        "ppl_vae.svi.signals"
-    )  # heavy to import, and nobody to tell it from others where it is not
+    signals = sys.modules.get("ppl_vae.svi.signals")  # heavy to import; who tells it from others has done so
     raise getattr(signals, "Terminated", SystemExit)(_TERMINATED)
 
 
