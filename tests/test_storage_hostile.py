@@ -53,8 +53,6 @@ def test_a_hostile_file_is_refused_and_runs_nothing(name: str, met: dict[str, di
     found = met["cases"][name]
     assert found["events"] == []
     assert any(word in found["outcome"] for word in SAYS), found["outcome"]
-        found["outcome"]
-    )
     assert not found["outcome"].startswith(("untyped", "nothing"))
     assert len(found["outcome"]) < 1000
 
