@@ -65,6 +65,8 @@ class ModelRow:
             seconds: Wall time of training.
             exact: Mean log p(x), where it is known; the row then tells of the weights all the same.
         """
+        if estimate.is_exact:
+            exact = estimate.mean
         return cls(
             model=model,
             num_parameters=num_parameters,

@@ -23,6 +23,7 @@ class Known(NamedTuple):
     value: np.ndarray
     stderr: np.ndarray
     trusted: np.ndarray
+    is_exact: bool = False
 
 
 def known(value, stderr=0.0, trusted=True):

@@ -259,8 +259,19 @@ def compared() -> pv.Comparison:
         "two layers": (hard - 0.8 + 2 * rng.normal(size=200), 1.0, doubtful),
     }
     return pv.Comparison(
-        {n: SimpleNamespace(value=v, stderr=np.full(200, s), trusted=t) for n, (v, s, t) in made.items()}
+        {
+            n: SimpleNamespace(value=v, stderr=np.full(200, s), trusted=t, is_exact=False)
+            for n, (v, s, t) in made.items()
+        }
     )
+
+
+def test_no_error_is_not_exact():
+    """Equal weights of an exact guide have no error, and are an estimate all the same."""
+    for is_exact in (False, True):
+        one = SimpleNamespace(value=np.ones(2), stderr=np.zeros(2), trusted=np.ones(2, dtype=bool), is_exact=is_exact)
+        (axes,) = figures.comparison(pv.Comparison({"one": one})).axes
+        assert axes.texts[-1].get_text() == ("1.00 exact" if is_exact else "1.00 ± 0.00")
 
 
 def test_a_comparison_shows_how_far_each_is_behind_and_how_sure_that_is(tmp_path: Path):

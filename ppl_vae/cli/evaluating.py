@@ -79,6 +79,10 @@ class _Exact:
     def trusted(self) -> np.ndarray:
         return np.ones(self.value.shape, dtype=bool)
 
+    @property
+    def exact(self) -> np.ndarray:
+        return self.trusted
+
     def intervals(self, level: float = 0.95) -> Interval:
         del level
         return Interval(self.value, self.value)

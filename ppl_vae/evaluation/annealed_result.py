@@ -11,7 +11,6 @@ from ppl_vae.averages import population_stderr
 from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.evaluation.means import MeanOverData
-from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
 
@@ -83,14 +82,11 @@ class AnnealedLogLikelihood(MeanOverData):
         of_errors = variance.sum() ** 2 / np.square(variance).sum() if variance.any() else 1.0
         centre = self.mean + float(variance.mean()) / 2
         half = float(t.ppf(0.5 + level / 2, max(1, self.annealing.num_chains - 1) * of_errors)) * self.mean_stderr
-        doubtful = is_lower_bound(float((~self.trusted).mean()))
-        return Interval(centre - half, math.inf if doubtful else centre + half)
+        return Interval(centre - half, math.inf if self.is_lower_bound else centre + half)
 
     def __str__(self) -> str:
-        share = float((~self.trusted).mean())
         text = (
-            f"log p(x) {'' if is_lower_bound(share) else '= '}{in_words(self.mean, self.mean_stderr, share)} nats per "
-            f"datum ({len(self.value)} data, {self.annealing.in_words()}; "
+            f"{self._mean_in_words()} ({len(self.value)} data, {self.annealing.in_words()}; "
             f"median ESS {np.median(self.ess):.1f}, acceptance {self.acceptance.mean():.2f})"
         )
         if doubtful := int((~self.trusted).sum()):

@@ -45,6 +45,7 @@ class _Found(NamedTuple):
     stderr: np.ndarray
     skewness: np.ndarray
     unseen: np.ndarray
+    exact: np.ndarray
     verdict: np.ndarray
 
 
@@ -188,7 +189,7 @@ def _tried(method: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed
     except (PairError, EstimateError) as error:
         size, reason = len(some[0]), reason_of(error)
         none = np.full(size, np.nan)
-        found = _Found(none, none, none, none, np.full(size, UNRELIABLE))
+        found = _Found(none, none, none, none, np.zeros(size, dtype=bool), np.full(size, UNRELIABLE))
         return found, {row_of(error): reason} | dict.fromkeys(range(size), reason)
 
 
@@ -225,7 +226,8 @@ def _refined(
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
     words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(s["value"]), num_samples))
-    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], words), reasons
+    exact = np.zeros(len(words), dtype=bool)
+    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], exact, words), reasons
 
 
 def _annealed(
@@ -248,4 +250,4 @@ def _annealed(
     ais = AnnealedLogLikelihood(**values, annealing=annealing, seconds=0.0)
     nothing = np.zeros(len(ais.value))
     words = np.where(ais.trusted, NOISY, UNRELIABLE)
-    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, words), reasons
+    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing > 0, words), reasons

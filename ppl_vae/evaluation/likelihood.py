@@ -166,14 +166,19 @@ class _Evaluator:
     def block(self, batch: Batch, first: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """What is said of each datum of a block whose first is `first`, and posterior draws."""
         layout, found = self._subject.layout, weigh(batch, first, self._plan, self._weigher)
-        said, unseen = found.summary, np.zeros(len(batch[0]))
+        said, unseen, exact = found.summary, np.zeros(len(batch[0])), np.zeros(len(batch[0]), dtype=bool)
         if self._is_exact:
-            said = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
+            said, exact = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
         else:
             with located(f"rows {first} to {first + len(batch[0]) - 1}"):
                 unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
         drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), self._num_samples)
-        values = said._asdict() | {"unseen": unseen, "num_drawn": drawn, "num_pilot": found.num_pilot}
+        values = said._asdict() | {
+            "unseen": unseen,
+            "exact": exact,
+            "num_drawn": drawn,
+            "num_pilot": found.num_pilot,
+        }
         return values, found.draws
 
 

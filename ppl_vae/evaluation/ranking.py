@@ -38,6 +38,10 @@ class Estimate(Protocol):
     def trusted(self) -> np.ndarray:
         """Whether both can be trusted; an untrusted estimate is rather too low."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is log p(x) itself."""
+
 
 class Difference(NamedTuple):
     """How far one pair is above another, in nats per datum."""
@@ -76,7 +80,6 @@ class Comparison:
     Args:
         estimates: Name -> estimate, such as a `LogLikelihood`, all of the same N data in the same order.
         level: Probability, at least, that no order among those told is wrong, such as 0.95.
-        exact: Names of those whose estimates are log p(x) itself, so that they have no error.
         rounding: Relative rounding of the estimates, that of the least precise pair.
 
     Raises:
@@ -91,8 +94,6 @@ class Comparison:
     """Name -> estimate, as given."""
     level: float = 0.95
     """Probability that all of the order told is right."""
-    exact: frozenset[str] = frozenset()
-    """Names of those that are log p(x) itself."""
     rounding: float = 2.0**-52
     """Relative rounding of the estimates."""
 
@@ -111,6 +112,11 @@ class Comparison:
     def names(self) -> tuple[str, ...]:
         """Names, the highest mean first."""
         return tuple(sorted(self.estimates, key=lambda name: -self.estimates[name].value.mean()))
+
+    @cached_property
+    def exact(self) -> frozenset[str]:
+        """Names of those whose estimates are log p(x) itself, so that they have no error."""
+        return frozenset(name for name, estimate in self.estimates.items() if estimate.is_exact)
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:

@@ -68,7 +68,7 @@ def _draw(axes: Axes, found: Any, name: str, place: int) -> None:
         axes.plot(x, place, "D", color=DARK, markersize=6)
     if name in found.bounds:  # the truth is further on
         axes.annotate("", (x, place), (26, 0), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
-    text = in_words(mean, stderr or None, found.share_untrusted(name)).replace("-", "−")
+    text = in_words(mean, None if name in found.exact else stderr, found.share_untrusted(name)).replace("-", "−")
     axes.annotate(text, (x, place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
 
 

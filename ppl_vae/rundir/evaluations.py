@@ -35,7 +35,8 @@ _NAME, _BOUNDS = "evaluation", "bounds"
 _SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its arrays
 _MAX_BYTES = 2**30
 _PATIENCE = 60.0  # seconds until another evaluation is written; that takes a fraction of one
-_ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance")
+_ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance", "exact")
+_ABSENT = {"exact": False}  # versions up to 0.1 did not write it
 
 
 def read_evaluation(root: Path) -> Evaluation:
@@ -59,7 +60,7 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
         content = files.read(path, _MAX_BYTES)
         if (found := calls.summed([content]).sha256) != record.arrays_sha256:
             raise StorageError(f"SHA-256 {found} for the {record.arrays_sha256} of evaluation.json")
-        return arrays.from_bytes(content, names, (record.num_data,), path)
+        return arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
     except StorageError as error:
         raise DataError(
             f"{path}: expected the arrays {', '.join(names)} of evaluation.json, found damage ({error}): run "
