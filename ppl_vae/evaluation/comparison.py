@@ -12,9 +12,9 @@ from ppl_vae.arrays import as_rows
 from ppl_vae.checking import kind_of_density
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.evaluation.likelihood import log_likelihood
-from ppl_vae.evaluation.ranking import Comparison, check_level
+from ppl_vae.evaluation.ranking import Comparison
 from ppl_vae.evaluation.result import LogLikelihood
-from ppl_vae.options import whole_number
+from ppl_vae.options import probability, whole_number
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.tape import Batch
 
@@ -74,7 +74,7 @@ def compare(
     _check_pairs(pairs)
     whole_number("num_samples", num_samples, least=1)
     whole_number("seed", seed)
-    check_level(level)
+    probability("level", level)
     rows = as_rows(data)
     kinds, rounding = {}, 0.0
     results: dict[str, LogLikelihood] = {}

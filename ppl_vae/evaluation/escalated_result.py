@@ -10,7 +10,7 @@ import numpy as np
 
 from ppl_vae.evaluation.annealed_result import interval_of_chains
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
-from ppl_vae.evaluation.means import MeanOverData
+from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
 
 __all__ = ["METHODS", "EscalatedLogLikelihood", "Failure"]
@@ -35,7 +35,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EscalatedLogLikelihood(MeanOverData):
+class EscalatedLogLikelihood(MeanLogLikelihood):
     """Estimate of log p(x) for each datum, the most trustworthy that was found; every array has shape (N,), in nats."""
 
     value: np.ndarray
@@ -57,6 +57,8 @@ class EscalatedLogLikelihood(MeanOverData):
     """Methods that gave no estimate of some data, which stayed as they were, and why."""
     num_chains: int
     """K of the annealed chains."""
+    num_dimensions: int
+    """D, how many numbers of a datum the model observes."""
     seconds: float
     """Wall time of the escalation."""
 

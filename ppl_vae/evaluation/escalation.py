@@ -149,6 +149,7 @@ def escalate(
         method=course.method.astype(str),
         failures=tuple(failures),
         num_chains=annealing.num_chains,
+        num_dimensions=ll.num_dimensions,
         seconds=time.monotonic() - start,
     )
 
@@ -247,7 +248,9 @@ def _annealed(
         swept = subject.sweep(num_rows(subject.layout), "annealing", progress, attempts)
     values = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
-    ais = AnnealedLogLikelihood(**values, annealing=annealing, seconds=0.0)
+    ais = AnnealedLogLikelihood(
+        **values, annealing=annealing, num_dimensions=subject.layout.num_dimensions, seconds=0.0
+    )
     nothing = np.zeros(len(ais.value))
     words = np.where(ais.trusted, NOISY, UNRELIABLE)
     return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing > 0, words), reasons

@@ -21,7 +21,7 @@ from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
-from ppl_vae.options import finite_number, whole_number
+from ppl_vae.options import positive_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import FEW
 from ppl_vae.progress import Progress
@@ -135,7 +135,7 @@ def log_likelihood(
         **values,
         num_samples=num_samples,
         target_stderr=target_stderr,
-        num_dimensions=subject.layout.observed_size,
+        num_dimensions=subject.layout.num_dimensions,
         seconds=time.monotonic() - start,
         posterior=draws,
         posterior_log_lik=posterior_log_lik,
@@ -148,9 +148,7 @@ def _check_options(num_samples: int, seed: int, target_stderr: float | None, num
     whole_number("num_probes", num_probes, least=0)
     whole_number("seed", seed)
     if target_stderr is not None:
-        finite_number("target_stderr", target_stderr)
-        if target_stderr <= 0:
-            raise ValueError(f"target_stderr: expected a standard error above 0, found {target_stderr}")
+        positive_number("target_stderr", target_stderr)
 
 
 class _Evaluator:

@@ -13,12 +13,12 @@ import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError
-from ppl_vae.options import finite_number
+from ppl_vae.options import probability
 
-__all__ = ["Comparison", "Difference", "Estimate", "check_level"]
+__all__ = ["Comparison", "Difference", "Estimate"]
 
 
-_MOST = 0.5  # with a larger share of untrusted data a mean is a bound, which has no place among means
+_MOST = 0.5  # with a larger share of untrusted data a mean has no place among means
 _ROUNDINGS, _LARGEST_ROUNDING = 200.0, 1e-3  # as for weights that are equal
 _MISSED = 0.5  # guides of scale 0.1 to 0.5 leave 3 to 27 % of the data trusted, those that are lowest
 
@@ -98,7 +98,7 @@ class Comparison:
     """Relative rounding of the estimates."""
 
     def __post_init__(self) -> None:
-        check_level(self.level)
+        probability("level", self.level)
         sizes = {name: len(estimate.value) for name, estimate in self.estimates.items()}
         if not sizes or len(set(sizes.values())) > 1:
             raise DataError(f"estimates: expected some, all of the same data, found {sizes or 'none'}")
@@ -134,15 +134,15 @@ class Comparison:
         return {name: (1 + above[name], len(self.names) - below[name]) for name in self.names}
 
     @cached_property
-    def bounds(self) -> tuple[str, ...]:
-        """Names of those whose mean is but a lower bound, most of their data being untrusted."""
+    def unplaced(self) -> tuple[str, ...]:
+        """Names of those that have no place among the others, most of their data being untrusted."""
         return tuple(name for name in self.names if self.share_untrusted(name) > _MOST)
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """All names but `bounds` in groups, the best first: each is known to be better than all of the next one."""
+        """All names but `unplaced` in groups, the best first: each is known to be better than all of the next one."""
         told = {(d.better, d.worse) for d in self.differences if self.tells(d)}
-        placed = [name for name in self.names if name not in self.bounds]
+        placed = [name for name in self.names if name not in self.unplaced]
         groups: list[tuple[str, ...]] = []
         start = 0
         for end in range(1, len(placed) + 1):
@@ -182,13 +182,6 @@ class Comparison:
         gain = a.value - b.value
         noise = mean_stderr(np.hypot(a.stderr, b.stderr))
         return Difference(better, worse, float(gain.mean()), population_stderr(gain), noise, p_value)
-
-
-def check_level(level: float) -> None:
-    """Refuses a level that is no probability between 0 and 1."""
-    finite_number("level", level)
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a probability between 0 and 1, found {level}")
 
 
 def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:

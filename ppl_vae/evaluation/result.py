@@ -11,7 +11,7 @@ import numpy as np
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
-from ppl_vae.evaluation.means import MeanOverData
+from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
 from ppl_vae.pareto import FEW, khat_threshold
 
@@ -19,7 +19,7 @@ __all__ = ["LogLikelihood"]
 
 
 @dataclass(frozen=True)
-class LogLikelihood(MeanOverData):
+class LogLikelihood(MeanLogLikelihood):
     """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
 
     value: np.ndarray
@@ -106,10 +106,6 @@ class LogLikelihood(MeanOverData):
     def is_exact(self) -> bool:
         """Whether every value is log p(x) itself, so that the mean has no error."""
         return bool(self.exact.all())
-
-    def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
-        """-mean / (D log 2), with the D that the model observes unless another is given."""
-        return -self.mean / ((num_dimensions or self.num_dimensions) * math.log(2))
 
     def to_arviz(self) -> Any:
         """The result for ArviZ: an `InferenceData` under arviz 0.x, a `DataTree` under 1.x.

@@ -19,7 +19,7 @@ import torch
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
-from ppl_vae.pair import Pair, misfit
+from ppl_vae.pair import as_pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, lent, plain, tensors
 from ppl_vae.storage.versions import version_of
@@ -83,18 +83,18 @@ class RunDirectory:
         lines = (json.dumps(record, allow_nan=False) + "\n" for record in records)
         files.replace(self.root / _HISTORY, [line.encode() for line in lines])
 
-    def write_parameters(self, pair: Pair) -> None:
+    def write_parameters(self, pair: Any) -> None:
         """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
-        files.replace(self.root / _PARAMETERS, tensors.sealed(pair.state_dict()))
+        files.replace(self.root / _PARAMETERS, tensors.sealed(as_pair(pair).state_dict()))
 
-    def read_parameters(self, pair: Pair) -> None:
-        """Loads the parameters of the run into a pair of the same programs.
+    def read_parameters(self, pair: Any) -> None:
+        """Loads the parameters of the run into a pair of the same programs, a `Pair` or anything that `fit` takes.
 
         Raises:
             PplVaeError: There are none yet.
             DataError: The file is damaged, or its parameters are not those of the pair; the first one is named.
         """
-        path = self.root / _PARAMETERS
+        path, pair = self.root / _PARAMETERS, as_pair(pair)
         if not path.is_file():
             raise PplVaeError(f"{path}: expected the parameters of a finished or interrupted run, found no such file")
         try:

@@ -105,7 +105,6 @@ def described_estimate(
     kind: Kind,
     seed: int,
     *,
-    event_size: int,
     method: Method = "is",
     settings: str = "the guide as proposal",
     num_samples: int | None = None,
@@ -119,7 +118,6 @@ def described_estimate(
         data: The same in words.
         kind: Whether p(x) is a probability or a density.
         seed: Of the samples.
-        event_size: Number of dimensions of a datum.
         method: How it was made.
         settings: Its settings in words.
         num_samples: K.
@@ -130,7 +128,7 @@ def described_estimate(
         data=data,
         data_sha256=fingerprint(*batch),
         num_data=len(batch[0]),
-        event_size=event_size,
+        event_size=result.num_dimensions,
         kind=kind,
         method=method,
         settings=settings,
@@ -142,7 +140,7 @@ def described_estimate(
         elbo=None if elbo is None else float(elbo.mean()),
         ess=None if ess is None else float(np.median(ess)),
         khat_threshold=finite_or_none(khat_threshold),
-        share_untrusted=float((~result.trusted).mean()),
+        share_untrusted=result.share_untrusted,
         seconds=result.seconds,
         verdict=str(result),
     )
