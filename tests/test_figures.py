@@ -260,7 +260,7 @@ def test_every_lower_bound_has_an_arrow(untrusted: int):
     one = SimpleNamespace(
         value=np.arange(4.0), stderr=np.full(4, 0.1), trusted=np.arange(4) >= untrusted, is_exact=False
     )
-    figure = figures.comparison(pv.Comparison({"one": one}))
+    figure = figures.rank_intervals(pv.Comparison({"one": one}))
     arrows = [text for text in figure.axes[0].texts if text.arrow_patch is not None]
     (legend,) = figure.legends
     assert len(arrows) == (untrusted > 0) == ("lower bound" in [text.get_text() for text in legend.get_texts()])
@@ -271,13 +271,13 @@ def test_no_error_is_not_exact():
     """Equal weights of an exact guide have no error, and are an estimate all the same."""
     for is_exact in (False, True):
         one = SimpleNamespace(value=np.ones(2), stderr=np.zeros(2), trusted=np.ones(2, dtype=bool), is_exact=is_exact)
-        (axes,) = figures.comparison(pv.Comparison({"one": one})).axes
+        (axes,) = figures.rank_intervals(pv.Comparison({"one": one})).axes
         assert axes.texts[-1].get_text() == ("1.00 exact" if is_exact else "1.00 ± 0.00")
 
 
 def test_a_comparison_shows_how_far_each_is_behind_and_how_sure_that_is(tmp_path: Path):
     found = compared()
-    figure = figures.comparison(found, "Test digits")
+    figure = figures.rank_intervals(found, "Test digits")
     (axes,) = figure.axes
     ranks = ["1 to 3", "1 to 3", "3 to 4", "1 to 4"]
     expected = [f"{rank}  {name}" for rank, name in zip(ranks, found.names, strict=True)]

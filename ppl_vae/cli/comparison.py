@@ -161,7 +161,7 @@ def _print_all(groups: Sequence[_Group], form: Form, level: float, figure: Path 
         found = Comparison({name: run.estimate for name, run in group.runs.items()}, level, _ROUNDING)
         _print(group, found, form)
         if figure is not None:
-            figures.save(figures.comparison(found, group.title), figure)
+            figures.save(figures.rank_intervals(found, group.title), figure)
             typer.echo(str(figure), err=form == "json")
 
 

@@ -53,11 +53,11 @@ def escalate(
     ll: LogLikelihood,
     pair: Any,
     data: Any,
+    seed: int = 0,
     *,
     until: Literal["noisy", "reliable"] = "noisy",
     factor: int = 4,
     annealing: Annealing = Annealing(),
-    seed: int = 0,
     memory: int = 256 << 20,
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
@@ -87,10 +87,10 @@ def escalate(
         ll: What `log_likelihood` said of these data.
         pair: The pair that was evaluated.
         data: The data that were evaluated.
+        seed: Of the further samples.
         until: The verdict that is enough.
         factor: How many times as many samples are drawn first; of the fitted proposal as many as before, or 1024.
         annealing: Chains and temperatures of the last method.
-        seed: Of the further samples.
         memory: Bytes that the decoder may use at once for more samples, about; see `log_likelihood`.
         compile: Whether to compile for them, as for `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.

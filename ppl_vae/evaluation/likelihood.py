@@ -9,9 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppl_vae.errors import located
-from ppl_vae.evaluation.collect import Collection
-from ppl_vae.evaluation.draws import LOG_LIK
+from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.enumerated import is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober
@@ -24,7 +22,6 @@ from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
 from ppl_vae.options import positive_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import FEW
-from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.shrinking import Shrinking
 from ppl_vae.tape import Batch, Layout
@@ -120,16 +117,9 @@ def log_likelihood(
     with evaluating(pair, data, device) as subject:
         plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
         evaluator = _Evaluator(subject, plan, weigher, num_samples, num_probes)
-        blocks, own = subject.blocks(plan.num_rows)
-        found, posterior = Collection(len(subject.rows)), Collection(len(subject.rows), axis=1)
-        with Progress("log-likelihood", own.stop, progress and subject.group.leads, "data") as bar:
-            for first in blocks:
-                batch = subject.rows.take(slice(first, first + plan.num_rows), subject.device)
-                values, draws = evaluator.block(batch, first)
-                found.put(first, values)
-                posterior.put(first, draws)
-                bar.update(first + len(batch[0]), "")
-    values, draws = (collection.gather(subject.group, own, subject.device) for collection in (found, posterior))
+        swept = subject.sweep(plan.num_rows, "log-likelihood", progress, evaluator.block)
+    values = swept.gathered()
+    draws = taken_out(values)
     posterior_log_lik = draws.pop(LOG_LIK, np.empty((0, 0)))
     return LogLikelihood(
         **values,
@@ -161,15 +151,14 @@ class _Evaluator:
         self._is_exact = is_exact(layout, num_samples)
         self._probe = Prober(pair, layout, weigher.score, num_probes if num_samples > FEW else 0, num_samples, device)
 
-    def block(self, batch: Batch, first: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def block(self, batch: Batch, first: int) -> dict[str, np.ndarray]:
         """What is said of each datum of a block whose first is `first`, and posterior draws."""
         layout, found = self._subject.layout, weigh(batch, first, self._plan, self._weigher)
         said, unseen, exact = found.summary, np.zeros(len(batch[0])), np.zeros(len(batch[0]), dtype=bool)
         if self._is_exact:
             said, exact = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
         else:
-            with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
+            unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
         drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), self._num_samples)
         values = said._asdict() | {
             "unseen": unseen,
@@ -177,7 +166,7 @@ class _Evaluator:
             "num_drawn": drawn,
             "num_pilot": found.num_pilot,
         }
-        return values, found.draws
+        return values | put_in(found.draws)
 
 
 def planned(

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["comparison"]
+__all__ = ["rank_intervals"]
 
 _INTERVAL = 1.96
 
 
-def comparison(found: Any, title: str = "Held-out data") -> Figure:
+def rank_intervals(found: Any, title: str = "Held-out data") -> Figure:
     """Draw how far each pair is behind that of the highest mean, with 95 % intervals over data and of Monte Carlo.
 
     A filled marker is a pair that is known to be worse than the best, an open one is not told apart from it; an arrow
@@ -31,7 +31,7 @@ def comparison(found: Any, title: str = "Held-out data") -> Figure:
         >>> import torch, ppl_vae as pv
         >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
         >>> found = pv.compare({"a": ppca, "b": ppca}, ppca.sample(3), num_samples=10, progress=False)
-        >>> [text.get_text() for text in comparison(found).axes[0].get_yticklabels()]
+        >>> [text.get_text() for text in rank_intervals(found).axes[0].get_yticklabels()]
         ['1 to 2  a', '1 to 2  b']
     """
     names = found.names
