@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,9 +72,20 @@ def evaluate(
     root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings, group: Group
 ) -> None:
     """Evaluate the test data of a run under its parameters."""
-    with group.together(choose_device(settings.device)):
-        pair, splits = reopen(root, pair_name, data_dir)
-    evaluate_run(root, pair, splits, settings, group)
+    with _begins_anew(root):
+        with group.together(choose_device(settings.device)):
+            pair, splits = reopen(root, pair_name, data_dir)
+        evaluate_run(root, pair, splits, settings, group)
+
+
+@contextmanager
+def _begins_anew(root: Path) -> Iterator[None]:
+    """Context of an evaluation: whoever interrupts it learns that it keeps nothing of what it has done."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}` begins it anew")
+        raise
 
 
 def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings, group: Group) -> None:
@@ -116,10 +130,11 @@ def _write(
     result: _Estimate,
 ) -> Path | None:
     kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in batch)))
-    draw_evaluation(root, result.value, None if result.is_exact else result.trusted, title)
+    trusted = None if result.is_exact else result.trusted
+    draw = partial(draw_evaluation, root, result.value, trusted, title)
     seed = 0 if isinstance(result, ExactLogLikelihood) else settings.seed
     record = described_estimate(result, batch, title, kind, seed, **_recorded(result, settings))
-    return write_evaluation(root, record, result)
+    return write_evaluation(root, record, result, draw)
 
 
 def _khat_limit(result: LogLikelihood) -> float:
