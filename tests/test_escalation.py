@@ -160,7 +160,7 @@ def test_escalation_leaves_nothing_worse():
 
 
 def of_three(value, stderr, words):
-    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.array(words))
+    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.zeros(3, dtype=bool), np.array(words))
     return escalation._Found(*arrays)
 
 

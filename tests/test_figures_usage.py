@@ -48,7 +48,7 @@ def test_latents_are_drawn_through_training():
     assert_close([line.get_ydata() for line in drawn], kl.T)
     assert drawn[0].get_linestyle() != drawn[1].get_linestyle()
     assert_close(number.get_lines()[0].get_ydata(), [2, 1, 1])
-    assert drawn[0].get_xdata() == [10, 20, 30]
+    assert list(drawn[0].get_xdata()) == [10, 20, 30]
 
 
 def test_learning_curves_split_the_bound_of_the_validation_data_too():
