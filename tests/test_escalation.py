@@ -160,7 +160,7 @@ def test_escalation_leaves_nothing_worse():
 
 
 def of_three(value, stderr, words):
-    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.array(words))
+    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.zeros(3, dtype=bool), np.array(words))
     return escalation._Found(*arrays)
 
 
@@ -373,7 +373,7 @@ def test_intervals_of_annealed_data_are_those_of_students_t():
     words = np.array(["noisy", "noisy", "unreliable"])
     zero, error = np.zeros(3), np.full(3, 0.1)
     method = np.array(["guide", "annealing", "annealing"])
-    found = pv.EscalatedLogLikelihood(zero, error, zero, zero + np.nan, words, method, (), 16, 0.0)
+    found = pv.EscalatedLogLikelihood(zero, error, zero, zero + np.nan, zero > 0, words, method, (), 16, 1, 0.0)
     low, high = found.intervals()
     half = 0.1 * stats.t.ppf(0.975, 15)
     np.testing.assert_allclose((low[1], high[1], low[2], high[2]), (-half, half, -half, np.inf))

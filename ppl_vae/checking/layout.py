@@ -41,7 +41,7 @@ def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
         rescaled=any(is_rescaled(s) for s in sites),
         subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
         full_size=stated_size(model),
-        observed_size=sum(_size_in_data(s) for s in model.sites.values() if s["is_observed"]),
+        num_dimensions=sum(_size_in_data(s) for s in model.sites.values() if s["is_observed"]),
     )
 
 

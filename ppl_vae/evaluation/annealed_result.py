@@ -9,9 +9,8 @@ import numpy as np
 
 from ppl_vae.averages import population_stderr
 from ppl_vae.evaluation.annealing import Annealing
-from ppl_vae.evaluation.intervals import Interval
-from ppl_vae.evaluation.means import MeanOverData
-from ppl_vae.wording import in_words, is_lower_bound
+from ppl_vae.evaluation.intervals import Interval, two_sided
+from ppl_vae.evaluation.means import MeanLogLikelihood
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
 
@@ -21,7 +20,7 @@ _FEWEST, _CLOSE, _NOTHING = 4.0, 0.35, 1e-3
 
 
 @dataclass(frozen=True)
-class AnnealedLogLikelihood(MeanOverData):
+class AnnealedLogLikelihood(MeanLogLikelihood):
     """Annealed estimate of log p(x) for each datum; arrays (N,), in nats: in mean a lower bound."""
 
     value: np.ndarray
@@ -40,6 +39,8 @@ class AnnealedLogLikelihood(MeanOverData):
     """Effective number of its chains."""
     annealing: Annealing
     """How it was annealed."""
+    num_dimensions: int
+    """D, how many numbers of a datum the model observes."""
     seconds: float
     """Wall time."""
 
@@ -77,20 +78,15 @@ class AnnealedLogLikelihood(MeanOverData):
         Reference:
             Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.
         """
-        from scipy.stats import t
-
         variance = np.square(self.stderr)
         of_errors = variance.sum() ** 2 / np.square(variance).sum() if variance.any() else 1.0
         centre = self.mean + float(variance.mean()) / 2
-        half = float(t.ppf(0.5 + level / 2, max(1, self.annealing.num_chains - 1) * of_errors)) * self.mean_stderr
-        doubtful = is_lower_bound(float((~self.trusted).mean()))
-        return Interval(centre - half, math.inf if doubtful else centre + half)
+        half = two_sided(level, max(1, self.annealing.num_chains - 1) * of_errors) * self.mean_stderr
+        return Interval(centre - half, math.inf if self.is_lower_bound else centre + half)
 
     def __str__(self) -> str:
-        share = float((~self.trusted).mean())
         text = (
-            f"log p(x) {'' if is_lower_bound(share) else '= '}{in_words(self.mean, self.mean_stderr, share)} nats per "
-            f"datum ({len(self.value)} data, {self.annealing.in_words()}; "
+            f"{self._mean_in_words()} ({len(self.value)} data, {self.annealing.in_words()}; "
             f"median ESS {np.median(self.ess):.1f}, acceptance {self.acceptance.mean():.2f})"
         )
         if doubtful := int((~self.trusted).sum()):
@@ -120,9 +116,7 @@ def interval_of_chains(
         >>> round(float(high[0]), 2)
         2.13
     """
-    from scipy.stats import t
-
-    half = t.ppf(0.5 + level / 2, max(1, num_chains - 1)) * stderr
+    half = two_sided(level, max(1, num_chains - 1)) * stderr
     return Interval(value - half, np.where(trusted, value + half, np.inf))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from ppl_vae.averages import bits_per_dimension
 from ppl_vae.coordinates import Form
 from ppl_vae.evaluation.means import MeanOverData
 from ppl_vae.evaluation.surgery import Surgery
@@ -113,7 +113,7 @@ class Ledger:
 
     def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
         """-ELBO / (D log 2), an upper bound on that of log p(x), with the observed D unless another is given."""
-        return -self.elbo.mean / ((num_dimensions or self.num_dimensions) * math.log(2))
+        return bits_per_dimension(self.elbo.mean, self.num_dimensions if num_dimensions is None else num_dimensions)
 
     @property
     def alarms(self) -> tuple[str, ...]:
