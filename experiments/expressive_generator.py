@@ -12,7 +12,7 @@ noise of independent pixels and its means are blurred. The autoregressive decode
 its rate is lower. On two cores PixelCNNs train for a tenth of the epochs of the others, in four times their time, and
 the likelihood of the autoregressive decoder has a tenth of their samples.
 
-Run: python -m experiments.expressive_generator [--small]; 50 minutes on one core.
+Run: python -m experiments.expressive_generator [--small]; 40 minutes on one core.
 """
 
 from __future__ import annotations
