@@ -167,10 +167,10 @@ def _print(group: _Group, found: Comparison, form: Form) -> None:
             "differences": [d._asdict() for d in found.differences],
             "notes": notes(found),
         }
-        typer.echo(report.to_json(rows, group.event_size, order), nl=False)
+        typer.echo(report.to_json(rows, group.event_size or None, order), nl=False)
         return
     if form == "markdown":
-        typer.echo(report.to_markdown(rows, group.event_size, group.title))
+        typer.echo(report.to_markdown(rows, group.event_size or None, group.title))
     else:
         from rich.console import Console
 

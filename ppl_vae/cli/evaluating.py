@@ -224,7 +224,7 @@ def _bound(
 
 
 def _event_size(pair: Any, batch: Batch) -> int:
-    """How many numbers of a datum the model observes."""
+    """How many numbers of a datum the model observes; 0 where it differs among data."""
     return check(pair, as_parameters(pair, tuple(x[:16] for x in batch)), proposes_outside=True).layout.observed_size
 
 
@@ -232,6 +232,8 @@ def _bits(value: np.ndarray, share_untrusted: float, event_size: int) -> str:
     """Bits per dimension and the error for new data, which a lower bound does not have."""
     from ppl_vae.report import bits_per_dimension
 
+    if not event_size:
+        return "no bits per dimension: masks leave more numbers of some data than of others"
     bits = bits_per_dimension(float(value.mean()), event_size)
     if is_lower_bound(share_untrusted):
         return f"bits per dimension ≤ {bits:.4f}"

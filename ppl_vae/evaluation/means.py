@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
+from ppl_vae.errors import EstimateError
 
-__all__ = ["MeanOverData"]
+__all__ = ["MeanOverData", "bits_per_dimension"]
 
 
 class MeanOverData:
@@ -31,3 +34,17 @@ class MeanOverData:
     def population_stderr(self) -> float:
         """Standard error of `mean` as an estimate for new data: the spread over data, Monte Carlo error included."""
         return population_stderr(self.value)
+
+
+def bits_per_dimension(mean: float, num_dimensions: int) -> float:
+    """-mean / (D log 2).
+
+    Raises:
+        EstimateError: D is 0: masks leave more numbers of some data than of others.
+    """
+    if not num_dimensions:
+        raise EstimateError(
+            "bits per dimension: expected as many observed numbers of every datum, found masks that leave more of some "
+            "than of others; give num_dimensions"
+        )
+    return -mean / (num_dimensions * math.log(2))

@@ -11,7 +11,7 @@ import numpy as np
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
-from ppl_vae.evaluation.means import MeanOverData
+from ppl_vae.evaluation.means import MeanOverData, bits_per_dimension
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
 from ppl_vae.pareto import FEW, khat_threshold
 from ppl_vae.wording import in_words, is_lower_bound
@@ -59,7 +59,7 @@ class LogLikelihood(MeanOverData):
     target_stderr: float | None
     """Standard error that was asked for, in nats; None where K samples were."""
     num_dimensions: int
-    """D, how many numbers of a datum the model observes."""
+    """D, how many numbers of a datum the model observes, masked ones left out; 0 where that differs among data."""
     seconds: float
     """Wall time."""
     posterior: Mapping[str, np.ndarray]
@@ -106,8 +106,12 @@ class LogLikelihood(MeanOverData):
         return is_lower_bound(self._share_untrusted())
 
     def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
-        """-mean / (D log 2), with the D that the model observes unless another is given."""
-        return -self.mean / ((num_dimensions or self.num_dimensions) * math.log(2))
+        """-mean / (D log 2), with the D that the model observes unless another is given.
+
+        Raises:
+            EstimateError: None is given where masks leave more of some data than of others.
+        """
+        return bits_per_dimension(self.mean, num_dimensions or self.num_dimensions)
 
     def to_arviz(self) -> Any:
         """The result for ArviZ: an `InferenceData` under arviz 0.x, a `DataTree` under 1.x.
