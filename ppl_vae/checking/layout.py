@@ -48,8 +48,9 @@ def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
 
 def observed_size(model: Tape) -> int:
     """How many numbers of a datum are observed where no mask takes them away; 0 where it differs among data."""
-    sizes = sum(_sizes_in_data(site) for site in model.sites.values() if site["is_observed"])
-    return int(sizes[0]) if bool((sizes == sizes[0]).all()) else 0
+    sizes = [_sizes_in_data(site) for site in model.sites.values() if site["is_observed"]]
+    each = torch.stack(sizes).sum(0) if sizes else torch.zeros(1)
+    return int(each[0]) if bool((each == each[0]).all()) else 0
 
 
 def _sizes_in_data(site: Site) -> Tensor:
