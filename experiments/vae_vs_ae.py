@@ -73,7 +73,7 @@ def train(config: Config, found: Images, seed: int) -> Trained:
         return made
 
     def autoencoder() -> pv.Autoencoder:
-        return pv.Autoencoder(pv.networks.MLP(size, hidden, latent), decoder())
+        return pv.Autoencoder(encoder=pv.networks.MLP(size, hidden, latent), decoder=decoder())
 
     def vae() -> pv.VAE:
         encoder = pv.encoders.DiagonalNormal.mlp(size, hidden, latent)

@@ -31,13 +31,13 @@ class Autoencoder(nn.Module):
     Example:
         >>> import torch
         >>> from ppl_vae import decoders, networks
-        >>> autoencoder = Autoencoder(networks.MLP(64, [20], 2), decoders.Bernoulli.mlp(2, [20], 64))
+        >>> autoencoder = Autoencoder(encoder=networks.MLP(64, [20], 2), decoder=decoders.Bernoulli.mlp(2, [20], 64))
         >>> x = torch.zeros(5, 64)
         >>> autoencoder.encode(x).shape, autoencoder.reconstruct(x).shape
         (torch.Size([5, 2]), torch.Size([5, 64]))
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+    def __init__(self, *, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         for role, part in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(part, nn.Module):

@@ -1,4 +1,4 @@
-"""Standard errors of a mean over data."""
+"""A mean over data: its standard errors, and what it says in bits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 
-__all__ = ["mean_stderr", "population_stderr"]
+from ppl_vae.options import whole_number
+
+__all__ = ["bits_per_dimension", "mean_stderr", "population_stderr"]
 
 
 def mean_stderr(stderr: np.ndarray) -> float:
@@ -27,3 +29,21 @@ def population_stderr(value: np.ndarray) -> float:
         1.0
     """
     return float(value.std(ddof=1) / math.sqrt(len(value))) if len(value) > 1 else math.nan
+
+
+def bits_per_dimension(log_p: float, num_dimensions: int) -> float:
+    r"""-log_2 p(x) / D, the cost of a datum in bits for each of its numbers.
+
+    Args:
+        log_p: log p(x) or a bound on it, in nats per datum.
+        num_dimensions: D, how many numbers of a datum the model observes.
+
+    Raises:
+        ValueError: D is no whole number of at least 1.
+
+    Example:
+        >>> bits_per_dimension(-64 * math.log(2), num_dimensions=64)
+        1.0
+    """
+    whole_number("num_dimensions", num_dimensions, least=1)
+    return -log_p / (num_dimensions * math.log(2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from numbers import Real
 
-__all__ = ["finite_number", "whole_number"]
+__all__ = ["finite_number", "positive_number", "probability", "whole_number"]
 
 
 def whole_number(name: str, value: object, least: int | None = None) -> None:
@@ -36,3 +36,31 @@ def finite_number(name: str, value: object, least: float = -math.inf) -> None:
         raise ValueError(f"{name}: expected a finite number, found {value!r}")
     if value < least:
         raise ValueError(f"{name}: expected at least {least:g}, found {value}")
+
+
+def positive_number(name: str, value: object) -> None:
+    """Refuses what is no finite number above 0.
+
+    Example:
+        >>> positive_number("learning_rate", 0.0)
+        Traceback (most recent call last):
+            ...
+        ValueError: learning_rate: expected a positive number, found 0.0
+    """
+    finite_number(name, value)
+    if not value > 0:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a positive number, found {value}")
+
+
+def probability(name: str, value: object) -> None:
+    """Refuses what is no probability between 0 and 1, both left out, such as the level of an interval in percent.
+
+    Example:
+        >>> probability("level", 95)
+        Traceback (most recent call last):
+            ...
+        ValueError: level: expected a probability between 0 and 1, such as 0.95, found 95
+    """
+    finite_number(name, value)
+    if not 0 < value < 1:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected a probability between 0 and 1, such as 0.95, found {value}")

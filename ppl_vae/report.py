@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppl_vae.errors import DataError
+from ppl_vae.averages import bits_per_dimension
 from ppl_vae.wording import in_words, is_lower_bound
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ __all__ = ["ModelRow", "bits_per_dimension", "to_json", "to_markdown", "to_table
 ABSENT = "–"
 UNIT = "nats per datum, higher is better"
 LEGEND = (
-    "untrusted: share of the data with k-hat above min(1 - 1/log10 K, 0.7), or too few samples to tell it, or part of "
-    "the posterior unseen; their estimate is rather too low, and ± does not cover that. ≥: some data are untrusted; "
-    "the number is a lower bound in mean, and has no ±. seconds: wall time of training."
+    "untrusted: share of the data that are unreliable by the verdict: k-hat above min(1 - 1/log10 K, 0.7), theirs or "
+    "that of their equals, or too few samples to tell it, or part of the posterior unseen, or annealed chains that "
+    "differ; their estimate is rather too low, and ± does not cover that. ≥: some data are untrusted; the number is a "
+    "lower bound in mean, and has no ±. seconds: wall time of training."
 )
 
 
@@ -65,6 +66,8 @@ class ModelRow:
             seconds: Wall time of training.
             exact: Mean log p(x), where it is known; the row then tells of the weights all the same.
         """
+        if estimate.is_exact:
+            exact = estimate.mean
         return cls(
             model=model,
             num_parameters=num_parameters,
@@ -73,7 +76,7 @@ class ModelRow:
             log_likelihood_stderr=estimate.mean_stderr if exact is None else None,
             num_samples=estimate.num_samples,
             ess=float(np.median(estimate.ess)),
-            share_untrusted=float((~estimate.trusted).mean()),
+            share_untrusted=estimate.share_untrusted,
             seconds=seconds,
         )
 
@@ -83,31 +86,14 @@ class ModelRow:
         return self.log_likelihood_stderr is not None and is_lower_bound(self.share_untrusted or 0.0)
 
 
-def bits_per_dimension(log_likelihood: float, event_size: int) -> float:
-    r"""Return $-\log_2 p(x) / D$, the cost of a datum in bits per dimension.
-
-    Args:
-        log_likelihood: $\log p(x)$, nats per datum.
-        event_size: $D$, number of dimensions of a datum.
-
-    Raises:
-        DataError: If `event_size` is not positive.
-
-    Example:
-        >>> bits_per_dimension(-64 * math.log(2), event_size=64)
-        1.0
-    """
-    if event_size < 1:
-        raise DataError(f"event_size: expected the number of dimensions of a datum, at least 1, found {event_size}")
-    return -log_likelihood / (event_size * math.log(2.0))
-
-
-def to_table(rows: Iterable[ModelRow], event_size: int | None = None, title: str = "Held-out log-likelihood") -> Table:
+def to_table(
+    rows: Iterable[ModelRow], num_dimensions: int | None = None, title: str = "Held-out log-likelihood"
+) -> Table:
     """Lay the rows out as a rich table.
 
     Args:
         rows: One row per model.
-        event_size: Number of dimensions of a datum; if given, a column of bits per dimension is added.
+        num_dimensions: D, numbers of a datum that the models observe; if given, bits per dimension have a column.
         title: Title, completed by the unit.
 
     Example:
@@ -121,19 +107,21 @@ def to_table(rows: Iterable[ModelRow], event_size: int | None = None, title: str
     rows = list(rows)
     table = Table(title=f"{title} ({UNIT})", box=SIMPLE_HEAD, padding=0, collapse_padding=True)
     table.caption, table.caption_justify = _legend(rows), "left"
-    for heading in _headings(event_size, _ranked(rows)):  # folded where the terminal is narrow: nothing is cut
+    for heading in _headings(num_dimensions, _ranked(rows)):  # folded where the terminal is narrow: nothing is cut
         table.add_column(heading, justify="left" if heading == "model" else "right", overflow="fold")
     for row in rows:
-        table.add_row(*_cells(row, event_size, _ranked(rows)))
+        table.add_row(*_cells(row, num_dimensions, _ranked(rows)))
     return table
 
 
-def to_markdown(rows: Iterable[ModelRow], event_size: int | None = None, title: str = "Held-out log-likelihood") -> str:
+def to_markdown(
+    rows: Iterable[ModelRow], num_dimensions: int | None = None, title: str = "Held-out log-likelihood"
+) -> str:
     """Return the same table as Markdown.
 
     Args:
         rows: One row per model.
-        event_size: Number of dimensions of a datum; if given, a column of bits per dimension is added.
+        num_dimensions: D, numbers of a datum that the models observe; if given, bits per dimension have a column.
         title: Title, completed by the unit.
 
     Example:
@@ -141,20 +129,20 @@ def to_markdown(rows: Iterable[ModelRow], event_size: int | None = None, title: 
         | GMM | 9 | – | -2.50 exact | – | – | – | – |
     """
     rows = list(rows)
-    headings = _headings(event_size, _ranked(rows))
+    headings = _headings(num_dimensions, _ranked(rows))
     lines = [headings, ["---" if heading == "model" else "---:" for heading in headings]]
-    lines += [[cell.replace("|", "\\|") for cell in _cells(row, event_size, _ranked(rows))] for row in rows]
+    lines += [[cell.replace("|", "\\|") for cell in _cells(row, num_dimensions, _ranked(rows))] for row in rows]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     legend = _legend(rows)
     return f"**{title}** ({UNIT})\n\n{table}\n" + (f"\n{legend}\n" if legend else "")
 
 
-def to_json(rows: Iterable[ModelRow], event_size: int | None = None, order: Mapping[str, Any] | None = None) -> str:
+def to_json(rows: Iterable[ModelRow], num_dimensions: int | None = None, order: Mapping[str, Any] | None = None) -> str:
     """Return the rows as JSON, numbers unrounded; an infinity or NaN as a string, since JSON has none.
 
     Args:
         rows: One row per model.
-        event_size: Number of dimensions of a datum; if given, `bits_per_dimension` is added to each row.
+        num_dimensions: D, numbers of a datum that the models observe; if given, rows have `bits_per_dimension`.
         order: What is said of the order of the rows; if given, it is added as it is, under its own names.
 
     Example:
@@ -165,9 +153,9 @@ def to_json(rows: Iterable[ModelRow], event_size: int | None = None, order: Mapp
     records: list[dict[str, Any]] = []
     for row in rows:
         record = asdict(row) | {"is_lower_bound": row.is_lower_bound}
-        if event_size is not None:
+        if num_dimensions is not None:
             ll = row.log_likelihood
-            record["bits_per_dimension"] = None if ll is None else bits_per_dimension(ll, event_size)
+            record["bits_per_dimension"] = None if ll is None else bits_per_dimension(ll, num_dimensions)
         records.append({name: _strict(value) for name, value in record.items()})
     told = {"unit": "nats per datum", "rows": records} | _strictly(dict(order or {}))
     return json.dumps(told, indent=2, allow_nan=False) + "\n"
@@ -177,8 +165,8 @@ def _ranked(rows: Sequence[ModelRow]) -> bool:
     return len(rows) > 1 and all(row.rank is not None for row in rows)
 
 
-def _headings(event_size: int | None, ranked: bool) -> Sequence[str]:
-    bits = [] if event_size is None else ["bits/dim"]
+def _headings(num_dimensions: int | None, ranked: bool) -> Sequence[str]:
+    bits = [] if num_dimensions is None else ["bits/dim"]
     return [
         *(["rank"] if ranked else []),
         "model",
@@ -193,16 +181,16 @@ def _headings(event_size: int | None, ranked: bool) -> Sequence[str]:
     ]
 
 
-def _cells(row: ModelRow, event_size: int | None, ranked: bool) -> list[str]:
+def _cells(row: ModelRow, num_dimensions: int | None, ranked: bool) -> list[str]:
     ll = row.log_likelihood
-    bits = [] if event_size is None else [_text(None if ll is None else bits_per_dimension(ll, event_size), ".3f")]
+    bits = None if ll is None or num_dimensions is None else bits_per_dimension(ll, num_dimensions)
     return [
         *([row.rank or ABSENT] if ranked else []),
         row.model,
         f"{row.num_parameters:,}",
         _text(row.elbo, ".2f"),
         ABSENT if ll is None else in_words(ll, row.log_likelihood_stderr, row.share_untrusted or 0.0),
-        *bits,
+        *([] if num_dimensions is None else [_text(bits, ".3f")]),
         _text(row.num_samples, ",d"),
         _text(row.ess, ",.0f"),
         _text(row.share_untrusted, ".1%"),

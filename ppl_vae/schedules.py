@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ppl_vae.options import positive_number
+
 __all__ = ["Constant", "Cosine", "Cyclical", "Linear", "Schedule", "Sigmoid", "Step"]
 
 Schedule = Callable[[int], float]
@@ -41,7 +43,7 @@ class Linear:
     steps: int
 
     def __post_init__(self) -> None:
-        _positive("steps", self.steps)
+        positive_number("steps", self.steps)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
@@ -83,7 +85,7 @@ class Cyclical:
     ramp: float = 0.5
 
     def __post_init__(self) -> None:
-        _positive("period", self.period)
+        positive_number("period", self.period)
         if not 0 < self.ramp <= 1:
             raise ValueError(f"ramp: expected a share in (0, 1], found {self.ramp}")
 
@@ -107,7 +109,7 @@ class Cosine:
     steps: int
 
     def __post_init__(self) -> None:
-        _positive("steps", self.steps)
+        positive_number("steps", self.steps)
 
     def __call__(self, step: int) -> float:
         """The value at `step`."""
@@ -129,8 +131,3 @@ class Step:
     def __call__(self, step: int) -> float:
         """The value at `step`."""
         return self.factor ** sum(step >= m for m in self.milestones)
-
-
-def _positive(name: str, value: float) -> None:
-    if value <= 0:
-        raise ValueError(f"{name}: expected a positive number, found {value}")

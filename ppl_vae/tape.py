@@ -56,7 +56,7 @@ class Layout(NamedTuple):
     """Whether a plate nested inside "data" is subsampled."""
     full_size: int | None
     """Number of rows of the whole data set where the data plate states it; None where it states those of the batch."""
-    observed_size: int
+    num_dimensions: int
     """How many numbers of a datum the model observes, masked ones left out; 0 where that differs among data."""
 
     def largest_batch(self, num_rows: int) -> int:

@@ -103,6 +103,8 @@ def evaluations(n):
     found |= {"elbo": entries.elbo.value, "kl": entries.latents[0].kl, "form": np.array(entries.latents[0].form)}
     found |= {"information": np.array(entries.surgery.mutual_information), "z": made.posterior["z"]}
     found |= {"made": made.predictive["x"], "given": made.observed["x"], "log_lik": made.log_lik}
+    found |= pv.calibrate(pair, x[:3], 100, 9, **quiet).ranks
+    found |= {"bounds": pv.k_curve(pair, x, 4, **quiet).bounds}
     return found | {"kept": kept.value, "why": np.array(json.dumps(kept.failures))}
 
 

@@ -38,13 +38,13 @@ def test_the_interval_of_the_mean_covers(seed: int):
     value, stderr = np.log(weight.mean(1)), weight.std(1, ddof=1) / weight.mean(1) / 4
     one = np.ones(4)
     found = [
-        pv.AnnealedLogLikelihood(v, s, 16 * one, one, v, s, 16 * one, pv.Annealing(), 0).interval()
+        pv.AnnealedLogLikelihood(v, s, 16 * one, one, v, s, 16 * one, pv.Annealing(), 1, 0).interval()
         for v, s in zip(value, stderr, strict=True)
     ]
     assert_mean([low <= 0 <= high for low, high in found], 0.95, sigma=np.sqrt(0.95 * 0.05), effect=0.06)
-    untrusted = pv.AnnealedLogLikelihood(0 * one, one, one, one, one, one, one, pv.Annealing(), 0).interval()
+    untrusted = pv.AnnealedLogLikelihood(0 * one, one, one, one, one, one, one, pv.Annealing(), 1, 0).interval()
     assert untrusted.high == np.inf
-    exact = pv.AnnealedLogLikelihood(one, 0 * one, 16 * one, one, one, 0 * one, 16 * one, pv.Annealing(), 0)
+    exact = pv.AnnealedLogLikelihood(one, 0 * one, 16 * one, one, one, 0 * one, 16 * one, pv.Annealing(), 1, 0)
     assert exact.interval() == (1.0, 1.0)
 
 
@@ -87,7 +87,7 @@ def test_few_chains_are_not_trusted():
     def judged(ess, other, stderr=0.1, how=how):
         one = np.ones(1)
         return pv.AnnealedLogLikelihood(
-            0 * one, stderr * one, ess * one, one, other * one, stderr * one, 16 * one, how, 0
+            0 * one, stderr * one, ess * one, one, other * one, stderr * one, 16 * one, how, 1, 0
         )
 
     assert judged(8.0, 0.0).trusted.all()

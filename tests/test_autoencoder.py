@@ -13,7 +13,7 @@ import ppl_vae as pv
 
 
 def autoencoder(dim=5):
-    return pv.Autoencoder(pv.networks.MLP(dim, [8], 2), pv.decoders.Bernoulli.mlp(2, [8], dim))
+    return pv.Autoencoder(encoder=pv.networks.MLP(dim, [8], 2), decoder=pv.decoders.Bernoulli.mlp(2, [8], dim))
 
 
 def score(pair, x):
@@ -59,7 +59,9 @@ def test_codes_and_reconstructions():
 
 
 def test_dropout_is_off_in_codes():
-    pair = pv.Autoencoder(nn.Sequential(nn.Linear(5, 2), nn.Dropout(0.5)), pv.decoders.Bernoulli.mlp(2, [4], 5))
+    pair = pv.Autoencoder(
+        encoder=nn.Sequential(nn.Linear(5, 2), nn.Dropout(0.5)), decoder=pv.decoders.Bernoulli.mlp(2, [4], 5)
+    )
     x = binary_rows(6)
     assert torch.equal(pair.encode(x), pair.encode(x))
 
@@ -92,9 +94,9 @@ def test_the_check_says_that_it_reconstructs():
 )
 def test_parts_of_another_kind_are_named(encoder, decoder, match):
     with pytest.raises(pv.PairError, match=match):
-        pv.check(pv.Autoencoder(encoder, decoder), binary_rows(6))
+        pv.check(pv.Autoencoder(encoder=encoder, decoder=decoder), binary_rows(6))
 
 
 def test_parts_are_modules():
     with pytest.raises(pv.PairError, match="encoder: expected a module"):
-        pv.Autoencoder(torch.tanh, nn.Linear(2, 5))
+        pv.Autoencoder(encoder=torch.tanh, decoder=nn.Linear(2, 5))

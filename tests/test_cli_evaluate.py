@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from ppl_vae.cli.inputs import random_rows
 from ppl_vae.cli.reopening import reopen
 from ppl_vae.cli.shell import _OPTIONS, _in_options
 from ppl_vae.cli.specs import check_served
-from ppl_vae.rundir import read_evaluation
+from ppl_vae.rundir import read_arrays, read_evaluation, write_evaluation
 from tests.commands import TINY, call, read, succeed
 
 SHORT = ["--chains", "3", "--temperatures", "4", "--leapfrog", "2", "--limit", "6"]
@@ -116,7 +117,7 @@ WRONG = [
         ["evaluate", "RUN", "--method", "exact", "--target-stderr", "1"],
         "--target-stderr is of --method is, found exact",
     ),
-    (["evaluate", "RUN", "--target-stderr", "-1"], "--target-stderr: expected a positive number of nats"),
+    (["evaluate", "RUN", "--target-stderr", "-1"], "--target-stderr: expected a positive number, found -1"),
     (["evaluate", "RUN", "--chains", "3"], "--chains is of --method ais and bdmc, found is, which takes --num-samples"),
     (
         ["evaluate", "RUN", "--method", "exact", "--start", "prior"],
@@ -202,14 +203,22 @@ def test_ranks_come_with_records_too(run: Path, copy: Path):
     shutil.copy(run / "evaluation.json", copy)
     text = succeed("compare", run, copy)
     assert "1 to 2" in text
-    assert "lower bounds, which cannot rank each other" in text
+    assert "mostly untrusted, not placed, for lower bounds cannot rank each other" in text
+
+
+def test_records_of_sums_are_exact(copy: Path):
+    names = ("value", "stderr", "trusted")
+    found = SimpleNamespace(**dict(zip(names, read_arrays(copy, names), strict=True)))
+    found.exact = np.ones_like(found.value, dtype=bool)
+    write_evaluation(copy, read_evaluation(copy), found)
+    assert " exact " in succeed("compare", copy)
 
 
 def test_damaged_arrays_are_a_line(copy: Path):
     (copy / "evaluation.npz").write_bytes(b"PK")
     result = call("compare", copy)
     assert result.exit_code == 1
-    assert "expected the arrays value, stderr, trusted of evaluation.json, found damage" in result.stderr
+    assert "expected the arrays value, stderr, trusted, exact of evaluation.json, found damage" in result.stderr
 
 
 def test_code_of_the_users_own_runs_in_a_comparison_only_by_name(users_file: Path, run: Path, tmp_path: Path):

@@ -23,6 +23,7 @@ class Known(NamedTuple):
     value: np.ndarray
     stderr: np.ndarray
     trusted: np.ndarray
+    is_exact: bool = False
 
 
 def known(value, stderr=0.0, trusted=True):
@@ -230,9 +231,9 @@ def test_lower_bounds_do_not_rank_each_other():
     found = pv.Comparison({"low": low, "high": high, "sure": known(noise + 1)})
     assert found.ranks == {"high": (1, 2), "low": (1, 3), "sure": (2, 3)}  # a bound may well lie above what is sure
     assert found.groups == (("sure",),)
-    assert found.bounds == ("high", "low")
+    assert found.unplaced == ("high", "low")
     text = str(found)
-    assert "high, low: lower bounds, which cannot rank each other" in text
+    assert "high, low: mostly untrusted, not placed, for lower bounds cannot rank each other" in text
     assert "≥ " in text
 
 

@@ -160,7 +160,7 @@ def test_escalation_leaves_nothing_worse():
 
 
 def of_three(value, stderr, words):
-    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.array(words))
+    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.zeros(3, dtype=bool), np.array(words))
     return escalation._Found(*arrays)
 
 
@@ -373,7 +373,7 @@ def test_intervals_of_annealed_data_are_those_of_students_t():
     words = np.array(["noisy", "noisy", "unreliable"])
     zero, error = np.zeros(3), np.full(3, 0.1)
     method = np.array(["guide", "annealing", "annealing"])
-    found = pv.EscalatedLogLikelihood(zero, error, zero, zero + np.nan, words, method, (), 16, 0.0)
+    found = pv.EscalatedLogLikelihood(zero, error, zero, zero + np.nan, zero > 0, words, method, (), 16, 1, 0.0)
     low, high = found.intervals()
     half = 0.1 * stats.t.ppf(0.975, 15)
     np.testing.assert_allclose((low[1], high[1], low[2], high[2]), (-half, half, -half, np.inf))
@@ -384,11 +384,11 @@ def test_the_interval_of_the_mean_knows_which_errors_are_of_few_chains():
     """All annealed it is that of `AnnealedLogLikelihood`; of one annealed datum in two, by Satterthwaite."""
     error, zero = np.array([0.3, 0.1]), np.zeros(2)
     words, chains = np.array(["noisy", "noisy"]), pv.Annealing(num_chains=6)
-    ais = pv.AnnealedLogLikelihood(zero, error, 6 + zero, 1 + zero, zero, error, 6 + zero, chains, 0.0)
+    ais = pv.AnnealedLogLikelihood(zero, error, 6 + zero, 1 + zero, zero, error, 6 + zero, chains, 1, 0.0)
 
     def interval(*method):
         named = np.array(method)
-        return pv.EscalatedLogLikelihood(zero, error, zero, zero, words, named, (), 6, 0.0).interval()
+        return pv.EscalatedLogLikelihood(zero, error, zero, zero, zero > 0, words, named, (), 6, 1, 0.0).interval()
 
     assert interval("annealing", "annealing") == ais.interval()
     degrees = 5 * (0.3**2 + 0.1**2) ** 2 / (0.3**4 + 0.1**4)

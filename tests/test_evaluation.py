@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, scaled_guide, small_ppca
+from pairs import DiscreteVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
 from running import estimate
 from statistical import assert_close
 from torch import nn
+from training import fresh
 
 import ppl_vae as pv
 
@@ -338,3 +340,18 @@ def test_a_sum_that_is_not_finite_is_no_answer():
     ll = estimate(pv.Pair(model, guide), torch.zeros(3), 100)
     assert_close(ll.value, dist.Normal(0.0, 1.0).log_prob(torch.zeros(3)))
     assert (ll.verdict == "unreliable").all()
+    assert not ll.exact.any()
+    assert "exact" not in str(ll)
+    compared = pv.compare({"a": pv.Pair(model, guide)}, torch.zeros(3), 100, progress=False)
+    assert not compared.exact
+    assert " exact " not in str(compared)
+
+
+def test_a_sum_says_that_it_is_exact():
+    pair, x = fresh(make=DiscreteVAE), binary_rows(20)
+    ll = estimate(pair, x, 64)
+    assert re.match(r"log p\(x\) = -\d\.\d{4} nats per datum, exact \(20 data", str(ll))
+    assert ll.exact.all()
+    again = pv.escalate(ll, pair, x, until="reliable", progress=False)
+    assert again.exact.all()
+    assert not estimate(pair, x, 1).exact.any()

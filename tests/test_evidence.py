@@ -290,12 +290,12 @@ def test_an_estimate_is_set_against_the_exact_answer():
 def test_coverage_is_that_of_the_intervals_which_an_estimate_has():
     """Student's t where chains were annealed; leaning where weights do."""
     zero, error, many = np.zeros(4), np.full(4, 0.1), np.full(4, 16.0)
-    ais = pv.AnnealedLogLikelihood(zero, error, many, many, zero, error, many, pv.Annealing(), 0)
+    ais = pv.AnnealedLogLikelihood(zero, error, many, many, zero, error, many, pv.Annealing(), 1, 0)
     exact = np.array([0.0, 0.205, 0.22, -0.205])  # t of 15 degrees is 2.13
     assert pv.agreement(ais, exact).held.tolist() == [True, True, False, True]
     words = np.full(4, "reliable")
     guide = np.full(4, "guide")
-    leaning = pv.EscalatedLogLikelihood(zero, error, zero + 0.3, zero, words, guide, (), 16, 0)
+    leaning = pv.EscalatedLogLikelihood(zero, error, zero + 0.3, zero, zero > 0, words, guide, (), 16, 1, 0)
     assert pv.agreement(leaning, exact).held.tolist() == [True, True, True, False]
 
 

@@ -126,29 +126,17 @@ def test_reconstructions_refuse_a_row_of_another_size():
 
 def test_histogram_counts_every_datum_and_marks_the_doubtful():
     values = np.linspace(-30.0, -10.0, 200)
-    khat = np.where(np.arange(200) < 30, 0.9, 0.1)
-    khat[0] = np.nan
-    axes = figures.log_likelihood_histogram(values, khat).axes[0]
+    axes = figures.log_likelihood_histogram(values, np.arange(200) >= 30).axes[0]
     _, legend = axes.get_legend_handles_labels()
     counts = [sum(bar.get_height() for bar in group) for group in axes.containers]
     assert counts == [170, 30]
-    assert any("15.0%" in text for text in legend)
-    assert "mean ≥ −20.00 nats" in legend
+    assert set(legend) == {"mean ≥ −20.00 nats", "trusted: 85.0%", "untrusted, rather too low: 15.0%"}
 
 
 @pytest.mark.parametrize(("untrusted", "mean"), [(0, "mean −20.00 nats"), (1, "mean ≥ −20.00 nats")])
 def test_histogram_of_untrusted_data_has_a_lower_bound(untrusted: int, mean: str):
-    khat = np.where(np.arange(100) < untrusted, 0.9, 0.1)
-    axes = figures.log_likelihood_histogram(np.linspace(-30.0, -10.0, 100), khat).axes[0]
+    axes = figures.log_likelihood_histogram(np.linspace(-30.0, -10.0, 100), np.arange(100) >= untrusted).axes[0]
     assert mean in axes.get_legend_handles_labels()[1]
-
-
-def test_histogram_trusts_below_the_limit_of_its_number_of_samples():
-    khat = np.array([-np.inf, 0.1, 0.55, 0.65, 0.8])
-    for limit, trusted in ((0.7, 4), (0.6, 3), (-np.inf, 1)):
-        axes = figures.log_likelihood_histogram(np.linspace(-3, -1, 5), khat, khat_limit=limit).axes[0]
-        assert sum(bar.get_height() for bar in axes.containers[0]) == trusted
-    assert "K is too small" in axes.get_legend_handles_labels()[1][1] + axes.get_legend_handles_labels()[1][0]
 
 
 def test_histogram_of_an_exact_model_says_so():
@@ -157,16 +145,16 @@ def test_histogram_of_an_exact_model_says_so():
 
 
 @pytest.mark.parametrize(
-    ("values", "khat", "message"),
+    ("values", "trusted", "message"),
     [
         ([-1.0, np.nan], None, "finite"),
         ([[-1.0]], None, "finite"),
-        ([-1.0, -2.0], [0.1], r"one k-hat per datum, \(2,\)"),
+        ([-1.0, -2.0], [True], r"trusted: expected one truth value per datum, \(2,\)"),
     ],
 )
-def test_histogram_refuses(values: list[float], khat: list[float] | None, message: str):
+def test_histogram_refuses(values: list[float], trusted: list[bool] | None, message: str):
     with pytest.raises(DataError, match=message):
-        figures.log_likelihood_histogram(values, khat)
+        figures.log_likelihood_histogram(values, trusted)
 
 
 def test_a_saved_grid_has_no_blank_strip(tmp_path: Path):
@@ -259,13 +247,37 @@ def compared() -> pv.Comparison:
         "two layers": (hard - 0.8 + 2 * rng.normal(size=200), 1.0, doubtful),
     }
     return pv.Comparison(
-        {n: SimpleNamespace(value=v, stderr=np.full(200, s), trusted=t) for n, (v, s, t) in made.items()}
+        {
+            n: SimpleNamespace(value=v, stderr=np.full(200, s), trusted=t, is_exact=False)
+            for n, (v, s, t) in made.items()
+        }
     )
+
+
+@pytest.mark.parametrize("untrusted", [0, 1, 3])
+def test_every_lower_bound_has_an_arrow(untrusted: int):
+    """As `≥` is written from the first untrusted datum on."""
+    one = SimpleNamespace(
+        value=np.arange(4.0), stderr=np.full(4, 0.1), trusted=np.arange(4) >= untrusted, is_exact=False
+    )
+    figure = figures.rank_intervals(pv.Comparison({"one": one}))
+    arrows = [text for text in figure.axes[0].texts if text.arrow_patch is not None]
+    (legend,) = figure.legends
+    assert len(arrows) == (untrusted > 0) == ("lower bound" in [text.get_text() for text in legend.get_texts()])
+    assert (figure.axes[0].texts[-1].get_text()[0] == "≥") == (untrusted > 0)
+
+
+def test_no_error_is_not_exact():
+    """Equal weights of an exact guide have no error, and are an estimate all the same."""
+    for is_exact in (False, True):
+        one = SimpleNamespace(value=np.ones(2), stderr=np.zeros(2), trusted=np.ones(2, dtype=bool), is_exact=is_exact)
+        (axes,) = figures.rank_intervals(pv.Comparison({"one": one})).axes
+        assert axes.texts[-1].get_text() == ("1.00 exact" if is_exact else "1.00 ± 0.00")
 
 
 def test_a_comparison_shows_how_far_each_is_behind_and_how_sure_that_is(tmp_path: Path):
     found = compared()
-    figure = figures.comparison(found, "Test digits")
+    figure = figures.rank_intervals(found, "Test digits")
     (axes,) = figure.axes
     ranks = ["1 to 3", "1 to 3", "3 to 4", "1 to 4"]
     expected = [f"{rank}  {name}" for rank, name in zip(ranks, found.names, strict=True)]

@@ -23,8 +23,8 @@ def test_every_pair_of_the_zoo_is_split(name: str):
     data = tuple(a[:5] for a in case.data) if isinstance(case.data, tuple) else case.data[:5]
     search = pv.LocalSearch(2, 1, 64)
     without = {"autoencoder": "reconstruction", "MADE": "expected latents", "PixelCNN": "expected latents"}
-    if name in without:
-        with pytest.raises(PairError, match=without[name]):
+    if (kind := name.removesuffix(" of levels")) in without:
+        with pytest.raises(PairError, match=without[kind]):
             split(case.make(), data, 8, search)
         return
     found = split(case.make(), data, 8, search)

@@ -171,7 +171,7 @@ def test_a_pilot_of_zeros_asks_for_all_samples():
 
 @pytest.mark.parametrize(
     ("target", "found"),
-    [(0, "standard error above 0, found 0"), (-1.0, "standard error above 0"), ("a", "finite number")],
+    [(0, "positive number, found 0"), (-1.0, "positive number"), ("a", "finite number")],
 )
 def test_targets_that_are_none(target, found):
     with pytest.raises(ValueError, match=f"target_stderr: expected a {found}"):

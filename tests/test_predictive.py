@@ -41,6 +41,8 @@ def test_draws_have_the_moments_of_the_predictive(corrected: bool, seed):
     x = ppca.sample(2000, seed=1)
     pair = scaled_guide(ppca, 1.3) if corrected else ppca
     found = pv.posterior_predictive(pair, x, 1, seed, corrected=corrected, num_samples=200, progress=False)
+    assert found.num_samples == (200 if corrected else 1)
+    assert found.seconds > 0
     assert_close(found.observed["x"], x)
     q = ppca.posterior(x)
     covariance = ppca.loading @ q.covariance_matrix[0] @ ppca.loading.T + ppca.scale**2 * torch.eye(4)

@@ -10,7 +10,6 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from ppl_vae.errors import DataError
 from ppl_vae.report import ModelRow, bits_per_dimension, to_json, to_markdown, to_table
 
 VAE = ModelRow(
@@ -27,9 +26,9 @@ VAE = ModelRow(
 GMM = ModelRow(model="GMM | EM", num_parameters=99, log_likelihood=-23.0, seconds=0.4)
 
 
-def rendered(rows: list[ModelRow], event_size: int | None = None, width: int = 160) -> str:
+def rendered(rows: list[ModelRow], num_dimensions: int | None = None, width: int = 160) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(to_table(rows, event_size))
+    console.print(to_table(rows, num_dimensions))
     return console.file.getvalue()
 
 
@@ -46,14 +45,16 @@ def test_a_narrow_terminal_folds_and_cuts_nothing():
     assert all(sorted("".join(words)) == sorted("".join(wide)) for words in narrow)
 
 
-def test_a_bits_column_appears_only_with_an_event_size():
+def test_a_bits_column_appears_only_with_a_number_of_dimensions():
     assert "bits/dim" in to_markdown([VAE], 64)
     assert "bits/dim" not in to_markdown([VAE])
 
 
-@pytest.mark.parametrize("event_size", [None, 64])
-def test_markdown_rows_have_one_cell_per_heading(event_size: int | None):
-    lines = [line.replace("\\|", "") for line in to_markdown([VAE, GMM], event_size).splitlines() if line[:1] == "|"]
+@pytest.mark.parametrize("num_dimensions", [None, 64])
+def test_markdown_rows_have_one_cell_per_heading(num_dimensions: int | None):
+    lines = [
+        line.replace("\\|", "") for line in to_markdown([VAE, GMM], num_dimensions).splitlines() if line[:1] == "|"
+    ]
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
 
@@ -96,7 +97,7 @@ def test_a_table_with_estimates_explains_its_marks(render):
 
 
 def test_json_keeps_every_digit_and_none():
-    record = json.loads(to_json([VAE, GMM], event_size=64))
+    record = json.loads(to_json([VAE, GMM], num_dimensions=64))
     assert record["unit"] == "nats per datum"
     assert record["rows"][0]["log_likelihood"] == VAE.log_likelihood
     assert record["rows"][0]["bits_per_dimension"] == pytest.approx(22.3111 / 64 / math.log(2), rel=1e-12)
@@ -125,5 +126,5 @@ def test_json_is_strict(value: float, text: str):
 
 
 def test_bits_need_a_dimension():
-    with pytest.raises(DataError, match="at least 1, found 0"):
+    with pytest.raises(ValueError, match="num_dimensions: expected at least 1, found 0"):
         bits_per_dimension(-1.0, 0)

@@ -169,7 +169,7 @@ def test_what_no_checkpoint_can_hold_is_refused_before_the_first_step(tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_what_a_program_keeps_and_json_cannot_is_a_typed_error(tmp_path: Path):
+def test_what_a_program_keeps_and_json_cannot_is_said_and_the_run_goes_on(tmp_path: Path):
     class Odd(ModuleVAE):
         def __init__(self) -> None:
             super().__init__()
@@ -179,7 +179,7 @@ def test_what_a_program_keeps_and_json_cannot_is_a_typed_error(tmp_path: Path):
             self.mood = np.str_("good")
             super().model(x)
 
-    with pytest.raises(CheckpointError, match=r"no checkpoint written.*mood: expected what JSON can hold, found str_"):
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'self\.mood'"):
         run(Odd, binary, {}, run_dir=tmp_path / "run", checkpoint_every=1)
 
 

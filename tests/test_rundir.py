@@ -303,6 +303,20 @@ def test_parameters_of_another_pair_name_the_first_difference(tmp_path: Path):
         run.read_parameters(small())
 
 
+def test_parameters_are_those_of_the_object_that_was_trained(tmp_path: Path):
+    def make() -> pv.VAE:
+        prior, decoder = pv.priors.StandardNormal(2), pv.decoders.Bernoulli.mlp(2, [], 4)
+        return pv.VAE(prior, decoder, pv.encoders.DiagonalNormal.mlp(4, [], 2))
+
+    first, second = make(), make()
+    RunDirectory(tmp_path).write_parameters(pv.as_pair(first))
+    RunDirectory(tmp_path).read_parameters(second)
+    for name, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+    RunDirectory(tmp_path).write_parameters(second)
+    RunDirectory(tmp_path).read_parameters(first)
+
+
 @pytest.mark.parametrize(
     ("kept", "own", "mend"),
     [

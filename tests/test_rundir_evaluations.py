@@ -53,6 +53,12 @@ def test_evaluations_by_other_settings_are_all_kept(tmp_path: Path):
     assert outdate_evaluation(tmp_path, 7) is None
 
 
+def test_arrays_of_an_earlier_version_are_not_called_exact(tmp_path: Path):
+    evaluated(tmp_path)
+    value, exact = read_arrays(tmp_path, ["value", "exact"])
+    assert exact.tolist() == [False] * 3 == (value > 0).tolist()
+
+
 @pytest.mark.parametrize("act", ["write", "outdate"])
 def test_a_kill_or_a_refusal_at_any_call_loses_no_earlier_evaluation(act: str, fast_path: Path):
     old, new = (-1.0, -1.0), (-2.0, -2.0)

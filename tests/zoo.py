@@ -237,7 +237,9 @@ ZOO: dict[str, Case] = {
     },
     "convolutional": Case(convolutional, pv.ELBO(), _IMAGES),
     "autoencoder": Case(
-        lambda: pv.Autoencoder(pv.networks.MLP(6, [8], 2), pv.decoders.Gaussian.mlp(2, [8], 6)), pv.ELBO(), _REAL
+        lambda: pv.Autoencoder(encoder=pv.networks.MLP(6, [8], 2), decoder=pv.decoders.Gaussian.mlp(2, [8], 6)),
+        pv.ELBO(),
+        _REAL,
     ),
     "MADE": Case(lambda: pv.autoregressive.MADE(5, [8]), pv.ELBO(), _BINARY),
     "MADE of levels": Case(lambda: pv.autoregressive.MADE(6, [8], levels=4), pv.ELBO(), _LEVELS),

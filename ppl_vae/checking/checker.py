@@ -267,8 +267,8 @@ def _check_some(pair: Pair, batch: Batch, found: list[Layout], some: Places, _: 
     check_gaps(pair, batch, layout, guide, model)
     sizes = cardinalities(guide, layout.local_latents)
     alike = {name: size for name, size in layout.cardinalities.items() if sizes.get(name) == size}
-    size = layout.observed_size if observed_size(model) == layout.observed_size else 0
-    found[0] = layout._replace(cardinalities=alike, observed_size=size)
+    size = layout.num_dimensions if observed_size(model) == layout.num_dimensions else 0
+    found[0] = layout._replace(cardinalities=alike, num_dimensions=size)
     return ()
 
 

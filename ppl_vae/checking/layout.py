@@ -42,7 +42,7 @@ def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
         rescaled=any(is_rescaled(s) for s in sites),
         subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
         full_size=stated_size(model),
-        observed_size=observed_size(model),
+        num_dimensions=observed_size(model),
     )
 
 

@@ -47,6 +47,12 @@ class _Recorded(NamedTuple):
     value: np.ndarray
     stderr: np.ndarray
     trusted: np.ndarray
+    exact: np.ndarray
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is log p(x) itself."""
+        return bool(self.exact.all())
 
 
 class _Run(NamedTuple):
@@ -63,7 +69,7 @@ class _Group(NamedTuple):
 
     data: str
     kind: Kind
-    event_size: int
+    num_dimensions: int
     runs: dict[str, _Run]
 
     @property
@@ -113,8 +119,10 @@ def _named(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
-    arrays = read_arrays(root, _Recorded._fields)
-    stderr = None if e.method == "exact" else math.nan if e.mean_stderr is None else e.mean_stderr
+    estimate = _Recorded(*read_arrays(root, _Recorded._fields))
+    if e.method == "exact":
+        estimate = estimate._replace(exact=np.ones_like(estimate.exact))
+    stderr = None if estimate.is_exact else math.nan if e.mean_stderr is None else e.mean_stderr
     row = report.ModelRow(
         model=_title(name, record),
         num_parameters=record.num_parameters,
@@ -126,7 +134,7 @@ def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
         share_untrusted=e.share_untrusted,
         seconds=record.seconds,
     )
-    return _Run(root, record, _Recorded(*arrays), row)
+    return _Run(root, record, estimate, row)
 
 
 def _evaluated(name: str, root: Path, estimate: Any) -> _Run:
@@ -150,11 +158,10 @@ def _print_all(groups: Sequence[_Group], form: Form, level: float, figure: Path 
             f"{figure}: expected NAME.png and one table, found {len(groups)}: compare runs of the same data"
         )
     for group in groups:
-        exact = frozenset(name for name, run in group.runs.items() if run.row.log_likelihood_stderr is None)
-        found = Comparison({name: run.estimate for name, run in group.runs.items()}, level, exact, _ROUNDING)
+        found = Comparison({name: run.estimate for name, run in group.runs.items()}, level, _ROUNDING)
         _print(group, found, form)
         if figure is not None:
-            figures.save(figures.comparison(found, group.title), figure)
+            figures.save(figures.rank_intervals(found, group.title), figure)
             typer.echo(str(figure), err=form == "json")
 
 
@@ -167,10 +174,10 @@ def _print(group: _Group, found: Comparison, form: Form) -> None:
             "differences": [d._asdict() for d in found.differences],
             "notes": notes(found),
         }
-        typer.echo(report.to_json(rows, group.event_size or None, order), nl=False)
+        typer.echo(report.to_json(rows, group.num_dimensions or None, order), nl=False)
         return
     if form == "markdown":
-        typer.echo(report.to_markdown(rows, group.event_size or None, group.title))
+        typer.echo(report.to_markdown(rows, group.num_dimensions or None, group.title))
     else:
         from rich.console import Console
 

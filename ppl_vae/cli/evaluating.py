@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import typer
 
-from ppl_vae.averages import population_stderr
-from ppl_vae.checking import check, kind_of_density
+from ppl_vae.checking import kind_of_density
 from ppl_vae.cli.inputs import Batch, Splits, random_rows
 from ppl_vae.cli.pairs import naming_the_line
 from ppl_vae.cli.pictures import draw_evaluation
@@ -27,6 +25,7 @@ from ppl_vae.evaluation import (
     AnnealedLogLikelihood,
     Annealing,
     EscalatedLogLikelihood,
+    ExactLogLikelihood,
     LogLikelihood,
     agreement,
     annealed_importance_sampling,
@@ -35,11 +34,10 @@ from ppl_vae.evaluation import (
     log_evidence,
     log_likelihood,
 )
-from ppl_vae.evaluation.intervals import Interval
+from ppl_vae.evaluation.evidence import exact_log_likelihood
 from ppl_vae.pair import as_pair
 from ppl_vae.pareto import khat_threshold
 from ppl_vae.rundir import Bounds, described_estimate, finite_or_none, write_bounds, write_evaluation
-from ppl_vae.wording import is_lower_bound
 
 __all__ = ["EvaluationSettings", "Method", "evaluate", "evaluate_run"]
 
@@ -67,30 +65,7 @@ class EvaluationSettings:
         return f"the guide as proposal{target}{', untrusted data escalated' * self.escalate}"
 
 
-@dataclass(frozen=True)
-class _Exact:
-    """log p(x) of each datum, as an estimate without error."""
-
-    value: np.ndarray
-    seconds: float
-
-    @property
-    def stderr(self) -> np.ndarray:
-        return np.zeros_like(self.value)
-
-    @property
-    def trusted(self) -> np.ndarray:
-        return np.ones(self.value.shape, dtype=bool)
-
-    def intervals(self, level: float = 0.95) -> Interval:
-        del level
-        return Interval(self.value, self.value)
-
-    def __str__(self) -> str:
-        return f"log p(x) = {self.value.mean():.4f} nats per datum, exact ({len(self.value)} data)"
-
-
-_Estimate = LogLikelihood | EscalatedLogLikelihood | AnnealedLogLikelihood | _Exact
+_Estimate = LogLikelihood | EscalatedLogLikelihood | AnnealedLogLikelihood | ExactLogLikelihood
 
 
 def evaluate(
@@ -126,10 +101,9 @@ def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSett
         exact = log_evidence(pair, batch, device=device) if settings.against_exact else None
     if not group.leads:
         return
-    event_size = _event_size(pair, batch)
-    kept = _write(root, pair, batch, title, settings, result, event_size)
+    kept = _write(root, pair, batch, title, settings, result)
     typer.echo(f"{title}: {result}")
-    typer.echo(_bits(result.value, float((~result.trusted).mean()), event_size))
+    typer.echo(_bits(result))
     if exact is not None:
         typer.echo(str(agreement(result, exact)))
     if kept is not None:
@@ -140,8 +114,7 @@ def _estimate(pair: Any, batch: Batch, settings: EvaluationSettings, device: tor
     if settings.method == "ais":
         return annealed_importance_sampling(pair, batch, settings.annealing, settings.seed, device=device)
     if settings.method == "exact":
-        start = time.monotonic()
-        return _Exact(log_evidence(pair, batch, device=device), time.monotonic() - start)
+        return exact_log_likelihood(pair, batch, device=device)
     result = log_likelihood(
         pair, batch, settings.num_samples, settings.seed, target_stderr=settings.target_stderr, device=device
     )
@@ -155,35 +128,13 @@ def _write(
     title: str,
     settings: EvaluationSettings,
     result: _Estimate,
-    event_size: int,
 ) -> Path | None:
     kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in batch)))
-    of_datum = _of_datum(result)
-    draw = partial(draw_evaluation, root, result.value, of_datum.khat, title, of_datum.limit, of_datum.criterion)
-    seed = 0 if isinstance(result, _Exact) else settings.seed
-    record = described_estimate(result, batch, title, kind, seed, event_size=event_size, **_recorded(result, settings))
+    trusted = None if result.is_exact else result.trusted
+    draw = partial(draw_evaluation, root, result.value, trusted, title)
+    seed = 0 if isinstance(result, ExactLogLikelihood) else settings.seed
+    record = described_estimate(result, batch, title, kind, seed, **_recorded(result, settings))
     return write_evaluation(root, record, result, draw)
-
-
-class _OfDatum(NamedTuple):
-    """What the figure says of the trust in single data."""
-
-    khat: np.ndarray | None
-    """k-hat, or -inf and inf for what is trusted by another criterion; None for what is exact."""
-    criterion: str
-    """By what data are trusted."""
-    limit: float = 0.7
-    """Largest k-hat that is."""
-
-
-def _of_datum(result: _Estimate) -> _OfDatum:
-    if isinstance(result, _Exact):
-        return _OfDatum(None, "k-hat")
-    if isinstance(result, LogLikelihood) and not math.isnan(limit := _khat_limit(result)):
-        khat = np.where(result.trusted, result.khat, np.inf)  # some are untrusted for what was not seen
-        return _OfDatum(khat, "k-hat", limit)
-    criterion = "agreement of two starts" if isinstance(result, AnnealedLogLikelihood) else "verdict"
-    return _OfDatum(np.where(result.trusted, -np.inf, np.inf), criterion)
 
 
 def _khat_limit(result: LogLikelihood) -> float:
@@ -194,7 +145,7 @@ def _khat_limit(result: LogLikelihood) -> float:
 
 def _recorded(result: _Estimate, settings: EvaluationSettings) -> dict[str, Any]:
     """What the record says of how an estimate was made."""
-    if isinstance(result, _Exact):
+    if isinstance(result, ExactLogLikelihood):
         return {"method": "exact", "settings": "enumeration or quadrature"}
     if isinstance(result, AnnealedLogLikelihood):
         how = result.annealing.in_words()
@@ -237,22 +188,13 @@ def _bound(
     )
 
 
-def _event_size(pair: Any, batch: Batch) -> int:
-    """How many numbers of a datum the model observes; 0 where it differs among data."""
-    return check(pair, as_parameters(pair, tuple(x[:16] for x in batch)), proposes_outside=True).layout.observed_size
-
-
-def _bits(value: np.ndarray, share_untrusted: float, event_size: int) -> str:
+def _bits(result: _Estimate) -> str:
     """Bits per dimension and the error for new data, which a lower bound does not have."""
-    from ppl_vae.report import bits_per_dimension
-
-    if not event_size:
+    if not result.num_dimensions:
         return "no bits per dimension: masks leave more numbers of some data than of others"
-    bits = bits_per_dimension(float(value.mean()), event_size)
-    if is_lower_bound(share_untrusted):
-        return f"bits per dimension ≤ {bits:.4f}"
-    spread = population_stderr(value)
+    if result.is_lower_bound:
+        return f"bits per dimension ≤ {result.bits_per_dimension():.4f}"
     return (
-        f"bits per dimension {bits:.4f}; as an estimate for new data of this kind the mean has a standard error of "
-        f"{spread:.3f} nats"
+        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this kind the mean has "
+        f"a standard error of {result.population_stderr:.3f} nats"
     )

@@ -11,7 +11,8 @@ import typer
 from ppl_vae.cli import experiments
 from ppl_vae.cli import options as o
 from ppl_vae.cli.shell import Shell
-from ppl_vae.cli.specs import annealing_of, check_served, data_spec_of, pair_spec_of, training_spec_of
+from ppl_vae.cli.specs import annealing_of, check_option, check_served, data_spec_of, pair_spec_of, training_spec_of
+from ppl_vae.options import positive_number, probability
 
 __all__ = ["app"]
 
@@ -173,8 +174,7 @@ def evaluate(
         "--start": start,
     }
     check_served(method, given)
-    if target_stderr is not None and not target_stderr > 0:
-        raise typer.BadParameter(f"--target-stderr: expected a positive number of nats, found {target_stderr}")
+    check_option(positive_number, "--target-stderr", target_stderr)
     from ppl_vae.cli.evaluating import EvaluationSettings
     from ppl_vae.cli.evaluating import evaluate as work
     from ppl_vae.cli.processes import processes
@@ -251,8 +251,7 @@ def compare(
 
     Takes the evaluations that the runs have; with --num-samples it evaluates all of them itself, with the same noise.
     """
-    if not 0 < level < 1:
-        raise typer.BadParameter(f"--level: expected a probability between 0 and 1, found {level}")
+    check_option(probability, "--level", level)
     if num_samples is None and (limit is not None or pair):
         raise typer.BadParameter("--limit and --pair are for evaluating anew: add --num-samples K")
     from ppl_vae.cli.comparison import Anew, compare_anew, compare_records

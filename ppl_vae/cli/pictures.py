@@ -51,17 +51,9 @@ def has_mean(vae: VAE) -> bool:
     return True
 
 
-def draw_evaluation(
-    root: Path,
-    value: np.ndarray,
-    khat: np.ndarray | None,
-    title: str,
-    khat_limit: float = 0.7,
-    criterion: str = "k-hat",
-) -> None:
-    """Draw the distribution of the log-likelihood over the data, exact where there is no k-hat."""
-    figure = figures.log_likelihood_histogram(value, khat, title, khat_limit, criterion)
-    _save(figure, root, "log-likelihood")
+def draw_evaluation(root: Path, value: np.ndarray, trusted: np.ndarray | None, title: str) -> None:
+    """Draw the distribution of the log-likelihood over the data, exact where nothing is said of trust."""
+    _save(figures.log_likelihood_histogram(value, trusted, title), root, "log-likelihood")
 
 
 def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:

@@ -89,7 +89,7 @@ def _in_words(error: Exception) -> str:
     from ppl_vae.errors import PplVaeError
 
     if hasattr(error, "format_message"):  # an error of the command line; the class moved between versions of typer
-        return error.format_message() + _help_on(error)
+        return _with_help(error.format_message(), error)
     if isinstance(error, PplVaeError):
         return _in_options(str(error))
     if isinstance(error, OSError) and error.strerror:
@@ -98,13 +98,13 @@ def _in_words(error: Exception) -> str:
     return f"{type(error).__name__}: {first} (`ppl-vae --debug ...` shows where)"
 
 
-def _help_on(error: Exception) -> str:
-    """Where to read on, if it was the command line that could not be read."""
+def _with_help(message: str, error: Exception) -> str:
+    """The message, with where to read on, if it was the command line that could not be read."""
     context = getattr(error, "ctx", None)
     if context is None:
-        return ""
+        return message
     command = " ".join(["ppl-vae", *context.command_path.split()[1:]])
-    return f" (see `{command} --help`)"
+    return f"{message.removesuffix('.')} (see `{command} --help`)"
 
 
 def _in_options(message: str) -> str:

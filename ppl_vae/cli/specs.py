@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
+
+from ppl_vae.options import positive_number
 
 if TYPE_CHECKING:
     from ppl_vae.evaluation import Annealing
     from ppl_vae.rundir import Binarization, DataSpec, PairSpec, TrainingSpec
 
-__all__ = ["annealing_of", "check_served", "data_spec_of", "pair_spec_of", "training_spec_of"]
+__all__ = ["annealing_of", "check_option", "check_served", "data_spec_of", "pair_spec_of", "training_spec_of"]
 
 _OF_CHAINS = {
     "--chains": "num_chains",
@@ -29,6 +31,16 @@ _SERVED = {
     **dict.fromkeys(_OF_CHAINS, ("ais", "bdmc")),
 }
 _IWAE_PARTICLES = 5
+
+
+def check_option(check: Callable[[str, object], None], option: str, value: object) -> None:
+    """Refuses on the command line what the library refuses, by a function of `ppl_vae.options`; None is no value."""
+    if value is None:
+        return
+    try:
+        check(option, value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def pair_spec_of(name: str, latent_dim: int | None, hidden: str | None, seed: int) -> PairSpec:
@@ -98,8 +110,7 @@ def training_spec_of(
         raise typer.BadParameter("--objective iwae bounds log p(x) with beta = 1: leave out --beta and --beta-warmup")
     if patience is not None and not validation:
         raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
-    if not learning_rate > 0:
-        raise typer.BadParameter(f"--learning-rate: expected a positive number, found {learning_rate}")
+    check_option(positive_number, "--learning-rate", learning_rate)
     return TrainingSpec(
         epochs=epochs,
         batch_size=batch_size,

@@ -87,10 +87,7 @@ class Page:
         """Draw the distribution of log p(x) over the test data for each model that estimates it."""
         for name, found in self.estimates.items():
             caption = f"{name}: log p(x) of each test datum"
-            trusted = np.where(found.trusted, -np.inf, np.inf)  # by the verdict, as in the table
-            self.drawings[caption] = partial(
-                figures.log_likelihood_histogram, found.value, trusted, criterion="verdict"
-            )
+            self.drawings[caption] = partial(figures.log_likelihood_histogram, found.value, found.trusted)
 
     def curves(self, histories: Mapping[str, History], objectives: Mapping[str, str]) -> None:
         """Draw the training of each model, whose objective has a name in words."""

@@ -236,7 +236,6 @@ class _Demo:
                 page.title,
                 kind,
                 seed,
-                event_size=estimate.num_dimensions,
                 num_samples=num_samples,
                 khat_threshold=khat_threshold(num_samples),
             )

@@ -17,6 +17,7 @@ from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.escalated_result import EscalatedLogLikelihood
 from ppl_vae.evaluation.escalation import escalate
 from ppl_vae.evaluation.evidence import log_evidence
+from ppl_vae.evaluation.exact_result import ExactLogLikelihood
 from ppl_vae.evaluation.exactness import Agreement, agreement
 from ppl_vae.evaluation.gaps import gap_decomposition
 from ppl_vae.evaluation.likelihood import log_likelihood
@@ -35,6 +36,7 @@ __all__ = [
     "Difference",
     "Entry",
     "EscalatedLogLikelihood",
+    "ExactLogLikelihood",
     "GapDecomposition",
     "KCurve",
     "LatentUse",

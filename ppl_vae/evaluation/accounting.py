@@ -98,7 +98,7 @@ def ledger(
         latents=tuple(_latent(name, form, values) for name, form in forms.items()),
         surgery=None if draws is None else _surgery(draws, rate),
         num_samples=num_samples,
-        num_dimensions=subject.layout.observed_size,
+        num_dimensions=subject.layout.num_dimensions,
         seconds=time.monotonic() - start,
     )
 

@@ -85,7 +85,12 @@ def annealed_importance_sampling(
             return Chains(subject, batch, first).estimate(annealing, seed, compare_starts)
 
         swept = subject.sweep(num_rows(subject.layout), "annealing", progress, work)
-    return AnnealedLogLikelihood(**swept.gathered(), annealing=annealing, seconds=time.monotonic() - start)
+    return AnnealedLogLikelihood(
+        **swept.gathered(),
+        annealing=annealing,
+        num_dimensions=subject.layout.num_dimensions,
+        seconds=time.monotonic() - start,
+    )
 
 
 def bidirectional_monte_carlo(

@@ -9,9 +9,8 @@ import numpy as np
 
 from ppl_vae.averages import population_stderr
 from ppl_vae.evaluation.annealing import Annealing
-from ppl_vae.evaluation.intervals import Interval, interval_of_mean
-from ppl_vae.evaluation.means import MeanOverData
-from ppl_vae.wording import in_words, is_lower_bound
+from ppl_vae.evaluation.intervals import Interval, interval_of_mean, two_sided
+from ppl_vae.evaluation.means import MeanLogLikelihood
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
 
@@ -21,7 +20,7 @@ _FEWEST, _CLOSE, _NOTHING = 4.0, 0.35, 1e-3
 
 
 @dataclass(frozen=True)
-class AnnealedLogLikelihood(MeanOverData):
+class AnnealedLogLikelihood(MeanLogLikelihood):
     """Annealed estimate of log p(x) for each datum; arrays (N,), in nats: in mean a lower bound."""
 
     value: np.ndarray
@@ -40,6 +39,8 @@ class AnnealedLogLikelihood(MeanOverData):
     """Effective number of its chains."""
     annealing: Annealing
     """How it was annealed."""
+    num_dimensions: int
+    """D, how many numbers of a datum the model observes."""
     seconds: float
     """Wall time."""
 
@@ -72,13 +73,11 @@ class AnnealedLogLikelihood(MeanOverData):
         """
         nothing, chains = np.zeros_like(self.value), self.annealing.num_chains
         found = interval_of_mean(self.value, self.stderr, 1.5 * self.stderr, nothing, level, max(1, chains - 1))
-        return found._replace(high=math.inf) if is_lower_bound(float((~self.trusted).mean())) else found
+        return found._replace(high=math.inf) if self.is_lower_bound else found
 
     def __str__(self) -> str:
-        share = float((~self.trusted).mean())
         text = (
-            f"log p(x) {'' if is_lower_bound(share) else '= '}{in_words(self.mean, self.mean_stderr, share)} nats per "
-            f"datum ({len(self.value)} data, {self.annealing.in_words()}; "
+            f"{self._mean_in_words()} ({len(self.value)} data, {self.annealing.in_words()}; "
             f"median ESS {np.median(self.ess):.1f}, acceptance {self.acceptance.mean():.2f})"
         )
         if doubtful := int((~self.trusted).sum()):
@@ -108,9 +107,7 @@ def interval_of_chains(
         >>> round(float(high[0]), 2)
         2.13
     """
-    from scipy.stats import t
-
-    half = t.ppf(0.5 + level / 2, max(1, num_chains - 1)) * stderr
+    half = two_sided(level, max(1, num_chains - 1)) * stderr
     return Interval(value - half, np.where(trusted, value + half, np.inf))
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppl_vae.evaluation.ranks import central_coverage, holm, relative_width, score, smooth_test
+from ppl_vae.options import probability
 
 __all__ = ["LOG_JOINT", "LOG_LIK", "Calibration", "Coverage", "Departure"]
 
@@ -107,8 +108,8 @@ class Calibration:
         Raises:
             ValueError: A level is not between 0 and 1.
         """
-        if not all(0 < level < 1 for level in levels):
-            raise ValueError(f"levels: expected numbers between 0 and 1, found {list(levels)}")
+        for level in levels:
+            probability("levels", level)
         share, due = central_coverage(self._all, self.num_draws, np.asarray(levels, dtype=np.float64))
         return Coverage(due, share, np.sqrt(due * (1 - due) / self.num_simulations))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.checking.sites import mask_of
 from ppl_vae.coordinates import by_datum
-from ppl_vae.errors import EstimateError, PairError, located
+from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.calibrated import LOG_JOINT, LOG_LIK, Calibration
 from ppl_vae.evaluation.draws import DrawPlan, pick, resample
 from ppl_vae.evaluation.proposal import Proposal, check_weights, evaluate_model, propose
@@ -21,7 +21,6 @@ from ppl_vae.evaluation.simulation import Simulated, simulate
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
-from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout, run_program
 from ppl_vae.weights import check_possible
@@ -61,7 +60,8 @@ def calibrate(
         num_simulations: R.
         num_draws: L; 119 makes the usual intervals exact.
         seed: Of simulations and draws.
-        corrected: Resample the draws by their importance weights: the calibration of `log_likelihood(...).posterior`.
+        corrected: Resample the draws by their importance weights: the calibration of `log_likelihood(...).posterior`,
+            and of what `posterior_predictive` draws from unless it is told not to. Else that of the guide itself.
         num_samples: How many draws of the guide they are then resampled from.
         memory: Bytes that the decoder may use at once, about; see `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
@@ -92,21 +92,19 @@ def calibrate(
         whole_number(name, value, least=2)
     whole_number("seed", seed)
     start = time.monotonic()
-    with evaluating(pair, data, device) as (pair, rows, layout, target, group):
+    with evaluating(pair, data, device) as subject:
+        pair, _, layout, target, _ = subject
         if not layout.local_latents:
             raise PairError("expected latents whose posterior can be judged, found a pair without")
-        size = layout.largest_batch(_ROWS)
         plan = DrawPlan.of(num_draws, num_samples, corrected, seed)
         score = Scorer(pair, layout, memory, False, num_simulations * plan.num_proposed)
-        blocks: list[dict[str, np.ndarray]] = []
-        with Progress("calibration", num_simulations, progress and group.leads, "simulations") as bar:
-            for first in range(0, num_simulations, size):
-                index = torch.arange(first, min(first + size, num_simulations)) % len(rows)
-                with located(f"simulations {first} to {first + len(index) - 1}"):
-                    blocks.append(_of_block(pair, rows.take(index, target), first, plan, layout, score, target))
-                bar.update(first + len(index), "")
-    ranks = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    return Calibration(ranks, num_draws, corrected, time.monotonic() - start)
+
+        def work(given: Batch, first: int) -> dict[str, np.ndarray]:
+            return _of_block(pair, given, first, plan, layout, score, target)
+
+        size = layout.largest_batch(_ROWS)
+        swept = subject.sweep(size, "calibration", progress, work, number=num_simulations, unit="simulations")
+    return Calibration(swept.gathered(), num_draws, corrected, time.monotonic() - start)
 
 
 def _of_block(

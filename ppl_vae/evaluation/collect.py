@@ -26,26 +26,21 @@ class Collection:
         array([1., 2., 3.])
     """
 
-    def __init__(self, num_data: int, axis: int = 0) -> None:
+    def __init__(self, num_data: int) -> None:
         self.arrays: dict[str, np.ndarray] = {}
-        self._num_data, self._axis = num_data, axis
+        self._num_data = num_data
 
     def put(self, first: int, block: Mapping[str, np.ndarray]) -> None:
-        """Stores the arrays of a block whose first datum is `first`; data are dimension `axis`."""
+        """Stores the arrays of a block whose first datum is `first`; data come first in each."""
         for name, values in block.items():
             if name not in self.arrays:
-                shape = list(values.shape)
-                shape[self._axis] = self._num_data
-                self.arrays[name] = np.empty(shape, values.dtype)
-            place = [slice(None)] * values.ndim
-            place[self._axis] = slice(first, first + values.shape[self._axis])
-            self.arrays[name][tuple(place)] = values
+                self.arrays[name] = np.empty((self._num_data, *values.shape[1:]), values.dtype)
+            self.arrays[name][first : first + len(values)] = values
 
     def gather(self, group: Group, own: slice, device: torch.device) -> dict[str, np.ndarray]:
         """The arrays with what all processes have put in their places; `own` are the data of this one."""
         if group.size == 1:
             return self.arrays
-        place = (slice(None),) * self._axis + (own,)
-        mine = {name: torch.from_numpy(np.ascontiguousarray(a[place])) for name, a in self.arrays.items()}
+        mine = {name: torch.from_numpy(array[own]) for name, array in self.arrays.items()}
         parts = [part for part in group.gather(mine, device) if part]
-        return {name: torch.cat([part[name] for part in parts], self._axis).numpy() for name in (parts or [{}])[0]}
+        return {name: torch.cat([part[name] for part in parts]).numpy() for name in (parts or [{}])[0]}

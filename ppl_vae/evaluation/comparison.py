@@ -9,13 +9,12 @@ from typing import Any, Literal
 import torch
 
 from ppl_vae.arrays import as_rows
-from ppl_vae.checking import check, kind_of_density
+from ppl_vae.checking import kind_of_density
 from ppl_vae.errors import PairError, PplVaeError
-from ppl_vae.evaluation.enumerated import is_exact
 from ppl_vae.evaluation.likelihood import log_likelihood
-from ppl_vae.evaluation.ranking import Comparison, check_level
+from ppl_vae.evaluation.ranking import Comparison
 from ppl_vae.evaluation.result import LogLikelihood
-from ppl_vae.options import whole_number
+from ppl_vae.options import probability, whole_number
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.tape import Batch
 
@@ -75,9 +74,9 @@ def compare(
     _check_pairs(pairs)
     whole_number("num_samples", num_samples, least=1)
     whole_number("seed", seed)
-    check_level(level)
+    probability("level", level)
     rows = as_rows(data)
-    kinds, exact, rounding = {}, set(), 0.0
+    kinds, rounding = {}, 0.0
     results: dict[str, LogLikelihood] = {}
     for name, pair in pairs.items():
         with _naming(name):
@@ -95,13 +94,11 @@ def compare(
             valid = as_pair(pair)
             first = rows.with_dtype(valid.dtype).take(slice(0, 2))
             kinds[name] = kind_of_density(valid, first)
-            if is_exact(check(valid, first, proposes_outside=True).layout, num_samples):
-                exact.add(name)
             rounding = max(rounding, _rounding(valid, first))
     _check_alike(kinds, "kind of number", "a probability and a density have no common measure")
     sizes = {name: f"log p of {result.num_dimensions} numbers" for name, result in results.items()}
     _check_alike(sizes, "observed part of a datum", "let all of them observe the same")
-    return Comparison(results, level, frozenset(exact), rounding)
+    return Comparison(results, level, rounding)
 
 
 def _rounding(pair: Pair, batch: Batch) -> float:

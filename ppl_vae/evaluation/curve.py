@@ -10,12 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.evaluation.collect import Collection
 from ppl_vae.evaluation.likelihood import planned
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.weighing import all_weights
 from ppl_vae.options import whole_number
-from ppl_vae.progress import Progress
+from ppl_vae.tape import Batch
 
 __all__ = ["KCurve", "k_curve"]
 
@@ -156,20 +155,16 @@ def k_curve(
         raise ValueError(f"num_samples: expected a power of two, such as 4096, found {num_samples}")
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
-        rows, target, group = subject.rows, subject.device, subject.group
         plan, weigher = planned(subject, num_samples, seed, memory, compile)
-        blocks, own = subject.blocks(plan.num_rows)
-        found, variance = Collection(len(rows), axis=1), Collection(len(rows))
-        with Progress("bound against K", own.stop, progress and group.leads, "data") as bar:
-            for first in blocks:
-                batch = rows.take(slice(first, first + plan.num_rows), target)
-                log_weight = all_weights(batch, first, plan, weigher).double().cpu().expand(num_samples, len(batch[0]))
-                found.put(first, {"bounds": _bounds(log_weight).numpy()})
-                variance.put(first, {"chi_square": _chi_square(log_weight).numpy()})
-                bar.update(first + len(batch[0]), "")
-    arrays = found.gather(group, own, target) | variance.gather(group, own, target)
-    levels = 2 ** np.arange(len(arrays["bounds"]))
-    return KCurve(levels, **arrays, seconds=time.monotonic() - start)
+
+        def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            log_weight = all_weights(batch, first, plan, weigher).double().cpu().expand(num_samples, len(batch[0]))
+            return {"bounds": _bounds(log_weight).T.numpy(), "chi_square": _chi_square(log_weight).numpy()}
+
+        swept = subject.sweep(plan.num_rows, "bound against K", progress, work)
+    found = swept.gathered()
+    bounds = np.ascontiguousarray(found["bounds"].T)
+    return KCurve(2 ** np.arange(len(bounds)), bounds, found["chi_square"], time.monotonic() - start)
 
 
 def _bounds(log_weight: Tensor) -> Tensor:

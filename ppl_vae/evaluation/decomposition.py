@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
-from ppl_vae.evaluation.intervals import Interval
+from ppl_vae.evaluation.intervals import Interval, two_sided
 from ppl_vae.wording import in_words
 
 __all__ = ["GapDecomposition", "PartOfGap"]
@@ -131,7 +130,7 @@ class GapDecomposition:
             level: Coverage, such as 0.95.
             new_data: Whether it is of the mean over all data, of which these are a sample; NaN for one datum.
         """
-        found, z = self.mean(part), NormalDist().inv_cdf(0.5 + level / 2)
+        found, z = self.mean(part), two_sided(level)
         error = z * (found.population_stderr if new_data else found.stderr)
         low, high = found.value - error, found.value + error
         if part in _OF_EVIDENCE:

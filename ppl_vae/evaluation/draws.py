@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,27 @@ from torch import Tensor
 from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.tape import Layout
 
-__all__ = ["LOG_LIK", "DrawPlan", "PosteriorDraws", "pick", "resample"]
+__all__ = ["LOG_LIK", "DrawPlan", "PosteriorDraws", "pick", "put_in", "resample", "taken_out"]
 
 LOG_LIK = ""  # no site has that name
+_PART = "draws "  # nor is a number of a datum called so
+
+
+def put_in(draws: Mapping[str, np.ndarray], part: str = _PART) -> dict[str, np.ndarray]:
+    """Draws (S, n, ...) by site in the form in which blocks of data are swept: data first, under names of their own.
+
+    Example:
+        >>> found = put_in({"z": np.zeros((3, 2, 4))})
+        >>> found["draws z"].shape, taken_out(found)["z"].shape, found
+        ((2, 3, 4), (3, 2, 4), {})
+    """
+    return {f"{part}{name}": values.swapaxes(0, 1) for name, values in draws.items()}
+
+
+def taken_out(arrays: dict[str, np.ndarray], part: str = _PART) -> dict[str, np.ndarray]:
+    """The draws among swept arrays, which keep the others, (S, N, ...) by site."""
+    names = [name for name in arrays if name.startswith(part)]
+    return {name.removeprefix(part): arrays.pop(name).swapaxes(0, 1) for name in names}
 
 
 class DrawPlan(NamedTuple):

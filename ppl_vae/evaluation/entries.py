@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ppl_vae.coordinates import Form
-from ppl_vae.evaluation.means import MeanOverData, bits_per_dimension
+from ppl_vae.evaluation.means import MeanOverData, observed_bits
 from ppl_vae.evaluation.surgery import Surgery
 from ppl_vae.latents.units import active_units
 from ppl_vae.wording import in_words
@@ -116,7 +116,7 @@ class Ledger:
         Raises:
             EstimateError: None is given where masks leave more of some data than of others.
         """
-        return bits_per_dimension(self.elbo.mean, num_dimensions or self.num_dimensions)
+        return observed_bits(self.elbo.mean, self.num_dimensions, num_dimensions)
 
     @property
     def alarms(self) -> tuple[str, ...]:

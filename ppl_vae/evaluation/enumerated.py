@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +14,16 @@ from ppl_vae.shrinking import Places, Shrinking, rows_of
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Summary
 
-__all__ = ["is_exact", "made_exact"]
+__all__ = ["Enumerated", "is_exact", "made_exact"]
+
+
+class Enumerated(NamedTuple):
+    """What is said of some data once values of latents have been summed over."""
+
+    summary: Summary
+    """Of the weights, with log p(x) in the place of its estimate where that is known."""
+    exact: np.ndarray
+    """Where it is (N,)."""
 
 
 def is_exact(layout: Layout, num_samples: int) -> bool:
@@ -26,7 +36,7 @@ def is_exact(layout: Layout, num_samples: int) -> bool:
 
 def made_exact(
     summary: Summary, pair: Pair, batch: Batch, layout: Layout, num_samples: int, within_memory: Shrinking
-) -> Summary:
+) -> Enumerated:
     """The summary with log p(x) = log sum_z p(x, z) in the place of its estimate, error 0 and k-hat -inf.
 
     Weights of finitely many values have no tail to fit, and values that were never drawn leave no trace in them: an
@@ -36,17 +46,19 @@ def made_exact(
     zero = np.zeros_like(summary.value)
     if not layout.local_latents:
         every = np.full_like(zero, num_samples)
-        return summary._replace(stderr=zero, ess=every, khat=np.full_like(zero, -np.inf))
+        said = summary._replace(stderr=zero, ess=every, khat=np.full_like(zero, -np.inf))
+        return Enumerated(said, np.ones_like(zero, dtype=bool))
 
     def enumerated(some: Places, _: range) -> tuple[Tensor]:
         return (enumerate_latents(pair, rows_of(batch, some), layout).unsqueeze(0),)
 
-    exact = within_memory(enumerated, range(len(batch[0])), range(1))[0][0].cpu().numpy()
-    summed = np.isfinite(exact)
-    return summary._replace(
-        value=np.where(summed, exact, summary.value),
+    log_sum = within_memory(enumerated, range(len(batch[0])), range(1))[0][0].cpu().numpy()
+    summed = np.isfinite(log_sum)
+    said = summary._replace(
+        value=np.where(summed, log_sum, summary.value),
         stderr=np.where(summed, 0.0, summary.stderr),
         skewness=np.where(summed, 0.0, summary.skewness),
-        smoothed=np.where(summed, exact, np.nan),
+        smoothed=np.where(summed, log_sum, np.nan),
         khat=np.where(summed, -np.inf, np.inf),
     )
+    return Enumerated(said, summed)

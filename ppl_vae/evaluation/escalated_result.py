@@ -10,9 +10,8 @@ import numpy as np
 
 from ppl_vae.evaluation.annealed_result import interval_of_chains
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
-from ppl_vae.evaluation.means import MeanOverData
+from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
-from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["METHODS", "EscalatedLogLikelihood", "Failure"]
 
@@ -36,7 +35,7 @@ class Failure(NamedTuple):
 
 
 @dataclass(frozen=True)
-class EscalatedLogLikelihood(MeanOverData):
+class EscalatedLogLikelihood(MeanLogLikelihood):
     """Estimate of log p(x) for each datum, the most trustworthy that was found; every array has shape (N,), in nats."""
 
     value: np.ndarray
@@ -47,6 +46,8 @@ class EscalatedLogLikelihood(MeanOverData):
     """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
     unseen: np.ndarray
     """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
+    exact: np.ndarray
+    """Whether `value` is log p(x) itself."""
     verdict: np.ndarray
     """`reliable`, `noisy` or `unreliable`; noisy at best where chains were annealed, or an earlier method of the datum
     had left more unseen than an interval bears."""
@@ -56,6 +57,8 @@ class EscalatedLogLikelihood(MeanOverData):
     """Methods that gave no estimate of some data, which stayed as they were, and why."""
     num_chains: int
     """K of the annealed chains."""
+    num_dimensions: int
+    """D, how many numbers of a datum the model observes."""
     seconds: float
     """Wall time of the escalation."""
 
@@ -63,6 +66,11 @@ class EscalatedLogLikelihood(MeanOverData):
     def trusted(self) -> np.ndarray:
         """Whether the verdict on a datum is not `unreliable`."""
         return self.verdict != UNRELIABLE
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is log p(x) itself, so that the mean has no error."""
+        return bool(self.exact.all())
 
     def interval(self, level: float = 0.95) -> Interval:
         """Interval of the mean of log p(x) over these data, in nats per datum.
@@ -73,7 +81,7 @@ class EscalatedLogLikelihood(MeanOverData):
         skewness = np.where(self._annealed, 1.5 * self.stderr, self.skewness)
         degrees = np.where(self._annealed, max(1, self.num_chains - 1), np.inf)
         found = interval_of_mean(self.value, self.stderr, skewness, self.unseen, level, degrees)
-        return found._replace(high=math.inf) if is_lower_bound(float((~self.trusted).mean())) else found
+        return found._replace(high=math.inf) if self.is_lower_bound else found
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`.
@@ -102,10 +110,8 @@ class EscalatedLogLikelihood(MeanOverData):
         counts = self.counts()
         moved = int((self.method != METHODS[0]).sum())
         left = int((self.verdict == UNRELIABLE).sum())
-        size = len(self.value)
         lines = [
-            f"log p(x) {'' if left else '= '}{in_words(self.mean, self.mean_stderr, left / size)} nats per datum "
-            f"({size} data, {moved} of them escalated, {left} still unreliable)",
+            f"{self._mean_in_words()} ({len(self.value)} data, {moved} of them escalated, {left} still unreliable)",
             f"{'method':<18}{RELIABLE:>10}{NOISY:>10}{UNRELIABLE:>12}",
             *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
             *(str(failure) for failure in self.failures),

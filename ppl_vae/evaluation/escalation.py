@@ -45,6 +45,7 @@ class _Found(NamedTuple):
     stderr: np.ndarray
     skewness: np.ndarray
     unseen: np.ndarray
+    exact: np.ndarray
     verdict: np.ndarray
 
 
@@ -52,11 +53,11 @@ def escalate(
     ll: LogLikelihood,
     pair: Any,
     data: Any,
+    seed: int = 0,
     *,
     until: Literal["noisy", "reliable"] = "noisy",
     factor: int = 4,
     annealing: Annealing = Annealing(),
-    seed: int = 0,
     memory: int = 256 << 20,
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
@@ -86,10 +87,10 @@ def escalate(
         ll: What `log_likelihood` said of these data.
         pair: The pair that was evaluated.
         data: The data that were evaluated.
+        seed: Of the further samples.
         until: The verdict that is enough.
         factor: How many times as many samples are drawn first; of the fitted proposal as many as before, or 1024.
         annealing: Chains and temperatures of the last method.
-        seed: Of the further samples.
         memory: Bytes that the decoder may use at once for more samples, about; see `log_likelihood`.
         compile: Whether to compile for them, as for `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
@@ -148,6 +149,7 @@ def escalate(
         method=course.method.astype(str),
         failures=tuple(failures),
         num_chains=annealing.num_chains,
+        num_dimensions=ll.num_dimensions,
         seconds=time.monotonic() - start,
     )
 
@@ -188,7 +190,7 @@ def _tried(method: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed
     except (PairError, EstimateError) as error:
         size, reason = len(some[0]), reason_of(error)
         none = np.full(size, np.nan)
-        found = _Found(none, none, none, none, np.full(size, UNRELIABLE))
+        found = _Found(none, none, none, none, np.zeros(size, dtype=bool), np.full(size, UNRELIABLE))
         return found, {row_of(error): reason} | dict.fromkeys(range(size), reason)
 
 
@@ -225,7 +227,8 @@ def _refined(
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
     words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(s["value"]), rounded_up(num_samples)))
-    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], words), reasons
+    exact = np.zeros(len(words), dtype=bool)
+    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], exact, words), reasons
 
 
 def _annealed(
@@ -245,7 +248,9 @@ def _annealed(
         swept = subject.sweep(num_rows(subject.layout), "annealing", progress, attempts)
     values = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
-    ais = AnnealedLogLikelihood(**values, annealing=annealing, seconds=0.0)
+    ais = AnnealedLogLikelihood(
+        **values, annealing=annealing, num_dimensions=subject.layout.num_dimensions, seconds=0.0
+    )
     nothing = np.zeros(len(ais.value))
     words = np.where(ais.trusted, NOISY, UNRELIABLE)
-    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, words), reasons
+    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing > 0, words), reasons

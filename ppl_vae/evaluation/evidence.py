@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.exact_result import ExactLogLikelihood
 from ppl_vae.evaluation.proposal import site_at_fault
 from ppl_vae.evaluation.quadrature import integrate
 from ppl_vae.evaluation.subject import evaluating
@@ -20,7 +22,7 @@ from ppl_vae.tape import Batch, Layout, run_program
 from ppl_vae.terms import outer_plates, run
 from ppl_vae.weights import not_a_weight
 
-__all__ = ["enumerate_latents", "log_evidence"]
+__all__ = ["enumerate_latents", "exact_log_likelihood", "log_evidence"]
 
 _ROWS = 16
 _MOST_VALUES, _AT_ONCE = 1 << 20, 1 << 18  # joint values of discrete latents; the same times data, in one run
@@ -54,6 +56,14 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
         >>> bool(abs(log_evidence(ppca, x, progress=False) - ppca.log_prob(x).numpy()).max() < 1e-6)
         True
     """
+    return exact_log_likelihood(pair, data, device=device, progress=progress).value
+
+
+def exact_log_likelihood(
+    pair: Any, data: Any, *, device: str | torch.device = "auto", progress: bool = True
+) -> ExactLogLikelihood:
+    """`log_evidence` as a result like that of `log_likelihood`."""
+    start = time.monotonic()
     with evaluating(pair, data, device) as subject:
         within_memory = Shrinking("the sum over all values of the latents")
 
@@ -63,7 +73,7 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
             return {"value": value.double().cpu().numpy()}
 
         swept = subject.sweep(_num_rows(subject.layout), "log p(x)", progress, work)
-    return swept.gathered()["value"]
+    return ExactLogLikelihood.of(swept.gathered()["value"], subject.layout.num_dimensions, time.monotonic() - start)
 
 
 def enumerate_latents(pair: Pair, batch: Batch, layout: Layout) -> Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Interval", "interval_of_each", "interval_of_mean"]
+from ppl_vae.options import probability
+
+__all__ = ["Interval", "interval_of_each", "interval_of_mean", "two_sided"]
 
 _STRAIGHT = 1e-6  # a lean below it moves no digit that counts
 
@@ -19,6 +22,28 @@ class Interval(NamedTuple):
     """Lower end."""
     high: np.ndarray | float
     """Upper end."""
+
+
+def two_sided(level: float, degrees: float = math.inf) -> float:
+    """How many standard errors to either side make an interval of this level, by Student's t.
+
+    Args:
+        level: Coverage, such as 0.95.
+        degrees: Degrees of freedom; infinite for a normal distribution.
+
+    Raises:
+        ValueError: The level is no probability between 0 and 1.
+
+    Example:
+        >>> round(two_sided(0.95), 2), round(two_sided(0.95, degrees=15), 2)
+        (1.96, 2.13)
+    """
+    probability("level", level)
+    if math.isinf(degrees):
+        return NormalDist().inv_cdf(0.5 + level / 2)
+    from scipy.stats import t
+
+    return float(t.ppf(0.5 + level / 2, degrees))
 
 
 def interval_of_each(
@@ -39,6 +64,9 @@ def interval_of_each(
         unseen: Share of p(x) that the samples cannot have seen (N,), added on the upper side; NaN where unknown.
         level: Coverage, such as 0.95.
 
+    Raises:
+        ValueError: The level is no probability between 0 and 1.
+
     Reference:
         Hall (1992), On the Removal of Skewness by Transformation.
 
@@ -48,7 +76,7 @@ def interval_of_each(
         >>> round(float(low[0]), 3), round(float(high[0]), 3)
         (-0.178, 0.235)
     """
-    z = NormalDist().inv_cdf(0.5 + level / 2)
+    z = two_sided(level)
     with np.errstate(divide="ignore"):
         low = value + np.log(np.maximum(1 - stderr * _untransformed(z, skewness), 0.0))
         high = value + np.log(1 - stderr * _untransformed(-z, skewness))
@@ -82,23 +110,14 @@ def interval_of_mean(
         Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.
     """
     size, variance = len(value), np.square(stderr)
-    total = variance.sum()
-    z = _quantile(level, np.square(variance) / degrees, total)
+    total, parts = variance.sum(), np.square(variance) / degrees
+    z = two_sided(level, total**2 / parts.sum() if parts.any() else math.inf)
     # The logarithm takes 3 s from the skewness of a mean, of which its own error makes up for a half.
     third = (stderr**3 * (skewness - 1.5 * stderr)).sum()
     lean = third / total**1.5 if total > 0 else np.zeros(())
     centre, error = value.mean() + total / 2 / size, np.sqrt(total) / size
     high = centre - error * _untransformed(-z, lean) + np.log1p(np.nan_to_num(unseen)).mean()
     return Interval(float(centre - error * _untransformed(z, lean)), float(high))
-
-
-def _quantile(level: float, parts: np.ndarray, total: float) -> float:
-    """That of Student's t, whose degrees are total^2 / sum of parts, or of the normal distribution where none is."""
-    if not parts.any():
-        return NormalDist().inv_cdf(0.5 + level / 2)
-    from scipy.stats import t
-
-    return float(t.ppf(0.5 + level / 2, total**2 / parts.sum()))
 
 
 def _untransformed(x: float, lean: np.ndarray) -> np.ndarray:

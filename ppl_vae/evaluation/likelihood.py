@@ -9,9 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppl_vae.errors import located
-from ppl_vae.evaluation.collect import Collection
-from ppl_vae.evaluation.draws import LOG_LIK
+from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.enumerated import is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober
@@ -21,10 +19,9 @@ from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
-from ppl_vae.options import finite_number, whole_number
+from ppl_vae.options import positive_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import FEW
-from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.shrinking import Shrinking
 from ppl_vae.tape import Batch, Layout
@@ -120,22 +117,15 @@ def log_likelihood(
     with evaluating(pair, data, device) as subject:
         plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
         evaluator = _Evaluator(subject, plan, weigher, num_samples, num_probes)
-        blocks, own = subject.blocks(plan.num_rows)
-        found, posterior = Collection(len(subject.rows)), Collection(len(subject.rows), axis=1)
-        with Progress("log-likelihood", own.stop, progress and subject.group.leads, "data") as bar:
-            for first in blocks:
-                batch = subject.rows.take(slice(first, first + plan.num_rows), subject.device)
-                values, draws = evaluator.block(batch, first)
-                found.put(first, values)
-                posterior.put(first, draws)
-                bar.update(first + len(batch[0]), "")
-    values, draws = (collection.gather(subject.group, own, subject.device) for collection in (found, posterior))
+        swept = subject.sweep(plan.num_rows, "log-likelihood", progress, evaluator.block)
+    values = swept.gathered()
+    draws = taken_out(values)
     posterior_log_lik = draws.pop(LOG_LIK, np.empty((0, 0)))
     return LogLikelihood(
         **values,
         num_samples=num_samples,
         target_stderr=target_stderr,
-        num_dimensions=subject.layout.observed_size,
+        num_dimensions=subject.layout.num_dimensions,
         seconds=time.monotonic() - start,
         posterior=draws,
         posterior_log_lik=posterior_log_lik,
@@ -148,9 +138,7 @@ def _check_options(num_samples: int, seed: int, target_stderr: float | None, num
     whole_number("num_probes", num_probes, least=0)
     whole_number("seed", seed)
     if target_stderr is not None:
-        finite_number("target_stderr", target_stderr)
-        if target_stderr <= 0:
-            raise ValueError(f"target_stderr: expected a standard error above 0, found {target_stderr}")
+        positive_number("target_stderr", target_stderr)
 
 
 class _Evaluator:
@@ -163,18 +151,22 @@ class _Evaluator:
         self._is_exact = is_exact(layout, num_samples)
         self._probe = Prober(pair, layout, weigher.score, num_probes if num_samples > FEW else 0, num_samples, device)
 
-    def block(self, batch: Batch, first: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def block(self, batch: Batch, first: int) -> dict[str, np.ndarray]:
         """What is said of each datum of a block whose first is `first`, and posterior draws."""
         layout, found = self._subject.layout, weigh(batch, first, self._plan, self._weigher)
-        said, unseen = found.summary, np.zeros(len(batch[0]))
+        said, unseen, exact = found.summary, np.zeros(len(batch[0])), np.zeros(len(batch[0]), dtype=bool)
         if self._is_exact:
-            said = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
+            said, exact = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
         else:
-            with located(f"rows {first} to {first + len(batch[0]) - 1}"):
-                unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
+            unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
         drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), self._num_samples)
-        values = said._asdict() | {"unseen": unseen, "num_drawn": drawn, "num_pilot": found.num_pilot}
-        return values, found.draws
+        values = said._asdict() | {
+            "unseen": unseen,
+            "exact": exact,
+            "num_drawn": drawn,
+            "num_pilot": found.num_pilot,
+        }
+        return values | put_in(found.draws)
 
 
 def planned(

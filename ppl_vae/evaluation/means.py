@@ -1,15 +1,14 @@
-"""What estimates of single data share: their mean over data, with its errors."""
+"""What estimates of single data share: their mean over data, its errors, and how far it can be trusted."""
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from ppl_vae.averages import mean_stderr, population_stderr
+from ppl_vae.averages import bits_per_dimension, mean_stderr, population_stderr
 from ppl_vae.errors import EstimateError
+from ppl_vae.wording import in_words, is_lower_bound
 
-__all__ = ["MeanOverData", "bits_per_dimension"]
+__all__ = ["MeanLogLikelihood", "MeanOverData", "observed_bits"]
 
 
 class MeanOverData:
@@ -36,15 +35,57 @@ class MeanOverData:
         return population_stderr(self.value)
 
 
-def bits_per_dimension(mean: float, num_dimensions: int) -> float:
-    """-mean / (D log 2).
+class MeanLogLikelihood(MeanOverData):
+    """Mean of estimates of log p(x), some of which may be untrusted, and what it is called in words."""
+
+    num_dimensions: int
+    """D, how many numbers of a datum the model observes, masked ones left out; 0 where that differs among data."""
+
+    @property
+    def trusted(self) -> np.ndarray:
+        """Whether value and error of each datum can be trusted, (N,); an untrusted one is rather too low."""
+        raise NotImplementedError
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is log p(x) itself, so that the mean has no error."""
+        return False
+
+    @property
+    def share_untrusted(self) -> float:
+        """Share of the data whose estimate cannot be trusted, in [0, 1]."""
+        return float((~self.trusted).mean())
+
+    @property
+    def is_lower_bound(self) -> bool:
+        """Whether a datum is untrusted: `mean` is then rather too low, by more than its error tells."""
+        return is_lower_bound(self.share_untrusted)
+
+    def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
+        """-mean / (D log 2), with the D that the model observes unless another is given.
+
+        Raises:
+            EstimateError: None is given where masks leave more of some data than of others.
+        """
+        return observed_bits(self.mean, self.num_dimensions, num_dimensions)
+
+    def _mean_in_words(self) -> str:
+        """The mean with its error, or what stands in the place of one."""
+        if self.is_exact:
+            return f"log p(x) = {self.mean:.4f} nats per datum, exact"
+        sign = "" if self.is_lower_bound else "= "
+        return f"log p(x) {sign}{in_words(self.mean, self.mean_stderr, self.share_untrusted)} nats per datum"
+
+
+def observed_bits(mean: float, observed: int, given: int | None) -> float:
+    """-mean / (D log 2), D as given, or as observed.
 
     Raises:
-        EstimateError: D is 0: masks leave more numbers of some data than of others.
+        EstimateError: Neither is known: masks leave more numbers of some data than of others.
     """
-    if not num_dimensions:
+    if given is None and not observed:
         raise EstimateError(
             "bits per dimension: expected as many observed numbers of every datum, found masks that leave more of some "
             "than of others; give num_dimensions"
         )
-    return -mean / (num_dimensions * math.log(2))
+    return bits_per_dimension(mean, observed if given is None else given)

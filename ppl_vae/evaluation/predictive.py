@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError
-from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, resample
+from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, put_in, resample, taken_out
 from ppl_vae.evaluation.proposal import Proposal, check_weights, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import evaluating
@@ -27,6 +28,7 @@ __all__ = ["PosteriorPredictive", "posterior_predictive"]
 
 _ROWS = 64
 _LATENTS, _CHOICE, _DATA = range(3)
+_PARTS = _LATENT, _MADE, _GIVEN = ("z ", "x ", "observed ")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class PosteriorPredictive:
     """The data themselves, by observed site, (N, *event)."""
     log_lik: np.ndarray
     """log p(x given z) of the data at the latents, over all observed sites, (S, N), in nats."""
+    num_samples: int
+    """How many draws of the guide there were for each datum; more than S where they were resampled by weight."""
+    seconds: float
+    """Wall time."""
 
     def to_arviz(self) -> Any:
         """The draws for ArviZ, as `LogLikelihood.to_arviz` has them, for `plot_ppc`, `plot_bpv` and the like.
@@ -72,7 +78,8 @@ def posterior_predictive(
         data: Data (N, *event) or a tuple of arrays; arguments that the model does not observe are used as they are.
         num_draws: S.
         seed: Of the draws.
-        corrected: Resample draws of the guide by their importance weights; False takes the guide as it is.
+        corrected: Resample draws of the guide by their importance weights, as latents of the posterior; False takes the
+            guide as it is. (`calibrate`, which judges the guide, does not resample unless it is told to.)
         num_samples: How many draws of the guide they are then resampled from, for each datum.
         memory: Bytes that the decoder may use at once, about, where it scores samples; see `log_likelihood`.
         device: Where to evaluate; "auto" is where the parameters are.
@@ -96,6 +103,7 @@ def posterior_predictive(
     for name, value in (("num_draws", num_draws), ("num_samples", num_samples)):
         whole_number(name, value, least=1)
     whole_number("seed", seed)
+    start = time.monotonic()
     with evaluating(pair, data, device) as subject:
         pair, rows, layout, target, _ = subject
         if not layout.local_latents:
@@ -105,19 +113,21 @@ def posterior_predictive(
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
             block = _of_block(pair, batch, first, plan, layout, score, target)
-            return {f"{part} {name}": z.cpu().numpy() for part, of in block.items() for name, z in of.items()}
+            parts = [put_in({name: z.cpu().numpy() for name, z in of.items()}, part) for part, of in block.items()]
+            return {name: array for part in parts for name, array in part.items()}
 
-        swept = subject.sweep(layout.largest_batch(_ROWS), "posterior predictive", progress, work, axis=1)
+        swept = subject.sweep(layout.largest_batch(_ROWS), "posterior predictive", progress, work)
     found = swept.gathered()
-    posterior, predictive, observed = (_named(found, part) for part in ("z", "x", "observed"))
+    posterior, predictive, observed = (taken_out(found, part) for part in _PARTS)
     log_lik = posterior.pop(LOG_LIK)
-    return PosteriorPredictive(posterior, predictive, {name: x[0] for name, x in observed.items()}, log_lik)
-
-
-def _named(found: Mapping[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
-    """The arrays of a part."""
-    start = f"{part} "
-    return {name.removeprefix(start): array for name, array in found.items() if name.startswith(start)}
+    return PosteriorPredictive(
+        posterior,
+        predictive,
+        {name: x[0] for name, x in observed.items()},
+        log_lik,
+        num_samples=plan.num_proposed,
+        seconds=time.monotonic() - start,
+    )
 
 
 def _of_block(
@@ -140,9 +150,9 @@ def _of_block(
     given = run_program(pair, pair.model, batch, None, layout, next(_by_run(latents, 1, layout))[1])
     drawn = {name: pick(z, choice) for name, z in proposal.particles_first(layout).items()}
     return {
-        "z": drawn | {LOG_LIK: pick(log_lik, choice)},
-        "x": {name: torch.cat([_value(tape, name, layout) for tape in runs]) for name in runs[0].simulated},
-        "observed": {name: _value(given, name, layout) for name in runs[0].simulated},
+        _LATENT: drawn | {LOG_LIK: pick(log_lik, choice)},
+        _MADE: {name: torch.cat([_value(tape, name, layout) for tape in runs]) for name in runs[0].simulated},
+        _GIVEN: {name: _value(given, name, layout) for name in runs[0].simulated},
     }
 
 

@@ -13,12 +13,12 @@ import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError
-from ppl_vae.options import finite_number
+from ppl_vae.options import probability
 
-__all__ = ["Comparison", "Difference", "Estimate", "check_level"]
+__all__ = ["Comparison", "Difference", "Estimate"]
 
 
-_MOST = 0.5  # with a larger share of untrusted data a mean is a bound, which has no place among means
+_MOST = 0.5  # with a larger share of untrusted data a mean has no place among means
 _ROUNDINGS, _LARGEST_ROUNDING = 200.0, 1e-3  # as for weights that are equal
 _MISSED = 0.5  # guides of scale 0.1 to 0.5 leave 3 to 27 % of the data trusted, those that are lowest
 
@@ -37,6 +37,10 @@ class Estimate(Protocol):
     @property
     def trusted(self) -> np.ndarray:
         """Whether both can be trusted; an untrusted estimate is rather too low."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every value is log p(x) itself."""
 
 
 class Difference(NamedTuple):
@@ -76,7 +80,6 @@ class Comparison:
     Args:
         estimates: Name -> estimate, such as a `LogLikelihood`, all of the same N data in the same order.
         level: Probability, at least, that no order among those told is wrong, such as 0.95.
-        exact: Names of those whose estimates are log p(x) itself, so that they have no error.
         rounding: Relative rounding of the estimates, that of the least precise pair.
 
     Raises:
@@ -91,13 +94,11 @@ class Comparison:
     """Name -> estimate, as given."""
     level: float = 0.95
     """Probability that all of the order told is right."""
-    exact: frozenset[str] = frozenset()
-    """Names of those that are log p(x) itself."""
     rounding: float = 2.0**-52
     """Relative rounding of the estimates."""
 
     def __post_init__(self) -> None:
-        check_level(self.level)
+        probability("level", self.level)
         sizes = {name: len(estimate.value) for name, estimate in self.estimates.items()}
         if not sizes or len(set(sizes.values())) > 1:
             raise DataError(f"estimates: expected some, all of the same data, found {sizes or 'none'}")
@@ -111,6 +112,11 @@ class Comparison:
     def names(self) -> tuple[str, ...]:
         """Names, the highest mean first."""
         return tuple(sorted(self.estimates, key=lambda name: -self.estimates[name].value.mean()))
+
+    @cached_property
+    def exact(self) -> frozenset[str]:
+        """Names of those whose estimates are log p(x) itself, so that they have no error."""
+        return frozenset(name for name, estimate in self.estimates.items() if estimate.is_exact)
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
@@ -128,15 +134,15 @@ class Comparison:
         return {name: (1 + above[name], len(self.names) - below[name]) for name in self.names}
 
     @cached_property
-    def bounds(self) -> tuple[str, ...]:
-        """Names of those whose mean is but a lower bound, most of their data being untrusted."""
+    def unplaced(self) -> tuple[str, ...]:
+        """Names of those that have no place among the others, most of their data being untrusted."""
         return tuple(name for name in self.names if self.share_untrusted(name) > _MOST)
 
     @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """All names but `bounds` in groups, the best first: each is known to be better than all of the next one."""
+        """All names but `unplaced` in groups, the best first: each is known to be better than all of the next one."""
         told = {(d.better, d.worse) for d in self.differences if self.tells(d)}
-        placed = [name for name in self.names if name not in self.bounds]
+        placed = [name for name in self.names if name not in self.unplaced]
         groups: list[tuple[str, ...]] = []
         start = 0
         for end in range(1, len(placed) + 1):
@@ -176,13 +182,6 @@ class Comparison:
         gain = a.value - b.value
         noise = mean_stderr(np.hypot(a.stderr, b.stderr))
         return Difference(better, worse, float(gain.mean()), population_stderr(gain), noise, p_value)
-
-
-def check_level(level: float) -> None:
-    """Refuses a level that is no probability between 0 and 1."""
-    finite_number("level", level)
-    if not 0 < level < 1:
-        raise ValueError(f"level: expected a probability between 0 and 1, found {level}")
 
 
 def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:

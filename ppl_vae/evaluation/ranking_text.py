@@ -30,7 +30,7 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _order(comparison: Comparison) -> list[str]:
-    groups, bounds = comparison.groups, comparison.bounds
+    groups, unplaced = comparison.groups, comparison.unplaced
     placed, lines = {name for group in groups for name in group}, []
     if sum(map(len, groups)) > 1:
         text = f"order: {' > '.join(' = '.join(group) for group in groups)}"
@@ -38,10 +38,10 @@ def _order(comparison: Comparison) -> list[str]:
             text += "; = joins pairs that cannot all be told apart, more data may"
         assumed = "" if comparison.exact.issuperset(placed) else ", as long as no guide misses a mode"
         lines.append(f"{text} (any mistake in it: probability at most {1 - comparison.level:.2g}{assumed})")
-    if len(bounds) > 1:
+    if unplaced:
         lines.append(
-            f"{', '.join(bounds)}: lower bounds, which cannot rank each other: take more samples, a better guide, or "
-            "annealed importance sampling"
+            f"{', '.join(unplaced)}: mostly untrusted, not placed, for lower bounds cannot rank each other: take more "
+            "samples, a better guide, or annealed importance sampling"
         )
     return lines
 

@@ -11,22 +11,22 @@ import numpy as np
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
-from ppl_vae.evaluation.means import MeanOverData, bits_per_dimension
+from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
 from ppl_vae.pareto import FEW, khat_threshold
-from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["LogLikelihood"]
 
 
 @dataclass(frozen=True)
-class LogLikelihood(MeanOverData):
+class LogLikelihood(MeanLogLikelihood):
     """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
 
     value: np.ndarray
     """log 1/K sum_k p(x, z_k) / q(z_k given x).
 
-    Without latents, and where all are discrete with no more than K joint values: log p(x), summed, its error 0.
+    Without latents, and where all are discrete with no more than K joint values: log p(x), summed, its error 0; but for
+    data where the sum is not finite, a density being NaN at a value that was not drawn. `exact` tells.
     """
     stderr: np.ndarray
     """Monte Carlo standard error of `value` (delta method); see `trusted`."""
@@ -50,6 +50,8 @@ class LogLikelihood(MeanOverData):
     There a single sample would count for more than a tenth of all K. A share of 0.01 is 0.01 nats that the estimate
     is too low by, about. A mode of its own, far away, is not found.
     """
+    exact: np.ndarray
+    """Whether `value` is log p(x) itself: without latents, and where it was summed."""
     num_drawn: np.ndarray
     """Samples in the estimate of each datum, `num_samples` unless a target was given."""
     num_samples: int
@@ -101,17 +103,9 @@ class LogLikelihood(MeanOverData):
         return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
 
     @property
-    def is_lower_bound(self) -> bool:
-        """Whether a datum is untrusted: `mean` is then rather too low, by more than its error tells."""
-        return is_lower_bound(self._share_untrusted())
-
-    def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
-        """-mean / (D log 2), with the D that the model observes unless another is given.
-
-        Raises:
-            EstimateError: None is given where masks leave more of some data than of others.
-        """
-        return bits_per_dimension(self.mean, num_dimensions or self.num_dimensions)
+    def is_exact(self) -> bool:
+        """Whether every value is log p(x) itself, so that the mean has no error."""
+        return bool(self.exact.all())
 
     def to_arviz(self) -> Any:
         """The result for ArviZ: an `InferenceData` under arviz 0.x, a `DataTree` under 1.x.
@@ -131,10 +125,7 @@ class LogLikelihood(MeanOverData):
         drawn = (
             f"K = {self.num_samples}" if (counted == self.num_samples).all() else f"{counted.mean():.0f} samples each"
         )
-        text = (
-            f"log p(x) {self._in_words()} nats per datum "
-            f"({len(self.value)} data, {drawn}, median ESS {np.median(self.ess):.0f})"
-        )
+        text = f"{self._mean_in_words()} ({len(self.value)} data, {drawn}, median ESS {np.median(self.ess):.0f})"
         if zeros := int(self.zero_weights.sum()):
             text += f"; {zeros} samples fell outside the model's support and count as zero"
         if self.target_stderr is not None and (missed := int((self.stderr > self.target_stderr).sum())):
@@ -163,10 +154,3 @@ class LogLikelihood(MeanOverData):
         """Thresholds of k-hat of the data that are unreliable."""
         limits = [f"{khat_threshold(int(k)):.2f}" for k in np.unique(self.num_drawn[~self.trusted])]
         return limits[0] if limits[0] == limits[-1] else f"{limits[0]} to {limits[-1]}"
-
-    def _share_untrusted(self) -> float:
-        return float((~self.trusted).mean())
-
-    def _in_words(self) -> str:
-        text = in_words(self.mean, self.mean_stderr, self._share_untrusted())
-        return text if self.is_lower_bound else f"= {text}"

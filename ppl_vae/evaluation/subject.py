@@ -26,7 +26,7 @@ __all__ = ["Subject", "Swept", "Work", "evaluating", "rows_in_words"]
 _PROBE_ROWS = 16
 
 Work = Callable[[Batch, int], Mapping[str, np.ndarray]]
-"""Says of a block of data, whose first row is given, what there is to say: arrays with a number or more for each."""
+"""Says of a block of data, whose first row is given, what there is to say: arrays (n, ...), data first in each."""
 
 
 class Swept(NamedTuple):
@@ -63,16 +63,19 @@ class Subject(NamedTuple):
     group: Group
     """The processes that share it."""
 
-    def blocks(self, size: int) -> tuple[range, slice]:
+    def blocks(self, size: int, number: int | None = None) -> tuple[range, slice]:
         """First rows of the blocks of `size` data that this process evaluates, and which data those are.
 
         Blocks are whole: each has the noise that it has in one process alone.
         """
-        every = range(0, len(self.rows), size)
+        count = len(self.rows) if number is None else number
+        every = range(0, count, size)
         own = every[self.group.share(len(every))]
-        return own, slice(min(own.start, len(self.rows)), min(own.stop, len(self.rows)))
+        return own, slice(min(own.start, count), min(own.stop, count))
 
-    def sweep(self, size: int, title: str, progress: bool, work: Work, axis: int = 0) -> Swept:
+    def sweep(
+        self, size: int, title: str, progress: bool, work: Work, number: int | None = None, unit: str = "rows"
+    ) -> Swept:
         """Goes through the blocks of this process, `size` data each.
 
         Args:
@@ -80,27 +83,35 @@ class Subject(NamedTuple):
             title: What is done, beside the progress bar.
             progress: Show a progress bar where there is a terminal.
             work: What says something of a block; an error of a program in it names the rows.
-            axis: Dimension of the data in the arrays.
+            number: How many times a row is taken in all, from the first on and again; once each if None.
+            unit: What a taken row stands for, in messages.
         """
-        blocks, own = self.blocks(size)
-        found = Collection(len(self.rows), axis)
-        with Progress(title, own.stop, progress and self.group.leads, "data") as bar:
+        blocks, own = self.blocks(size, number)
+        count = len(self.rows) if number is None else number
+        found = Collection(count)
+        with Progress(title, own.stop, progress and self.group.leads, "data" if number is None else unit) as bar:
             for first in blocks:
-                batch = self.rows.take(slice(first, first + size), self.device)
-                with located(rows_in_words(first, len(batch[0]))):
+                batch = self._taken(first, min(first + size, count))
+                with located(rows_in_words(first, len(batch[0]), unit)):
                     found.put(first, work(batch, first))
                 bar.update(first + len(batch[0]), "")
         return Swept(found, own, self.group, self.device)
 
+    def _taken(self, first: int, end: int) -> Batch:
+        """Rows from `first` to before `end`, counted on from the beginning again behind the last."""
+        if end <= len(self.rows):
+            return self.rows.take(slice(first, end), self.device)
+        return self.rows.take(torch.arange(first, end) % len(self.rows), self.device)
 
-def rows_in_words(first: int, count: int) -> str:
+
+def rows_in_words(first: int, count: int, unit: str = "rows") -> str:
     """The rows of a block, for messages.
 
     Example:
         >>> rows_in_words(16, 4), rows_in_words(16, 1)
         ('rows 16 to 19', 'row 16')
     """
-    return f"rows {first} to {first + count - 1}" if count > 1 else f"row {first}"
+    return f"{unit} {first} to {first + count - 1}" if count > 1 else f"{unit.removesuffix('s')} {first}"
 
 
 @contextmanager

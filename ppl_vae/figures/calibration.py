@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import NormalDist
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,32 +22,29 @@ __all__ = ["rank_plots"]
 _BINS, _HISTOGRAMS, _LEVEL = 20, 6, 0.01
 
 
-def rank_plots(
-    ranks: Mapping[str, NDArray[np.int64]],
-    num_draws: int,
-    departures: Sequence[str] = (),
-    title: str = "Simulation-based calibration",
-) -> Figure:
+def rank_plots(calibration: Any, title: str = "Simulation-based calibration") -> Figure:
     r"""Draw histograms of the ranks that depart most, and every distribution function less the uniform one.
 
     A band around both holds all of a calibrated guide with probability 0.99: of the normal approximation for the bins,
     by the inequality of Dvoretzky, Kiefer, Wolfowitz and Massart for the distribution functions.
 
     Args:
-        ranks: Ranks (R, D) of each latent site or log-density, in 0..L: `Calibration.ranks`.
-        num_draws: L.
-        departures: Names of quantities to mark, as in `Calibration.departures`; z[1] is the second number of site z.
+        calibration: A `Calibration`: its ranks (R, D) of each latent site or log-density, in 0..L, and what departs.
         title: Title of the figure.
 
     Raises:
         DataError: There are no ranks, or one is outside 0..L.
 
     Example:
-        >>> figure = rank_plots({"z": np.arange(400)[:, None] % 20}, num_draws=19)
-        >>> figure.axes[0].get_title()
-        'z'
+        >>> import ppl_vae as pv
+        >>> ppca = pv.PPCA([[1.0], [0.5]], [0.0, 0.0], 0.5)
+        >>> figure = rank_plots(pv.calibrate(ppca, ppca.sample(1), 40, 19, progress=False))
+        >>> sorted(axes.get_title() for axes in figure.axes)[0]
+        'all 3 quantities, 40 simulations'
     """
-    columns = _columns(ranks, num_draws)
+    num_draws = calibration.num_draws
+    departures = [departure.quantity for departure in calibration.departures()]
+    columns = _columns(calibration.ranks, num_draws)
     apart = {name: _difference(column, num_draws) for name, column in columns.items()}
     worst = sorted(apart, key=lambda name: -float(np.abs(apart[name]).max()))[:_HISTOGRAMS]
     width = min(3, len(worst))

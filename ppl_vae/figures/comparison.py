@@ -6,22 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_vae.averages import mean_stderr
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
-from ppl_vae.wording import in_words
+from ppl_vae.wording import in_words, is_lower_bound
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["comparison"]
+__all__ = ["rank_intervals"]
 
 _INTERVAL = 1.96
 
 
-def comparison(found: Any, title: str = "Held-out data") -> Figure:
+def rank_intervals(found: Any, title: str = "Held-out data") -> Figure:
     """Draw how far each pair is behind that of the highest mean, with 95 % intervals over data and of Monte Carlo.
 
     A filled marker is a pair that is known to be worse than the best, an open one is not told apart from it; an arrow
-    says that the estimate is a lower bound: the pair may be better than drawn.
+    says that some data are untrusted, so that the mean is a lower bound: the pair may be better than drawn.
 
     Args:
         found: A `Comparison`.
@@ -31,7 +31,7 @@ def comparison(found: Any, title: str = "Held-out data") -> Figure:
         >>> import torch, ppl_vae as pv
         >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
         >>> found = pv.compare({"a": ppca, "b": ppca}, ppca.sample(3), num_samples=10, progress=False)
-        >>> [text.get_text() for text in comparison(found).axes[0].get_yticklabels()]
+        >>> [text.get_text() for text in rank_intervals(found).axes[0].get_yticklabels()]
         ['1 to 2  a', '1 to 2  b']
     """
     names = found.names
@@ -45,7 +45,7 @@ def comparison(found: Any, title: str = "Held-out data") -> Figure:
     axes.set_ylabel("rank, and pair")
     axes.set_xlabel(f"log p(x) minus that of {names[0]}: nats per datum, mean of {found.num_data:,} data")
     axes.set_title(title)
-    _legend(axes, bool(found.bounds))
+    _legend(axes, any(found.share_untrusted(name) > 0 for name in names))
     quiet(axes)
     axes.margins(x=0.25)
     return figure
@@ -66,9 +66,9 @@ def _draw(axes: Axes, found: Any, name: str, place: int) -> None:
         axes.plot(x, place, "o", color=DARK, markerfacecolor=DARK if told else "white", markersize=6)
     else:
         axes.plot(x, place, "D", color=DARK, markersize=6)
-    if name in found.bounds:  # the truth is further on
+    if is_lower_bound(found.share_untrusted(name)):  # the truth is further on
         axes.annotate("", (x, place), (26, 0), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
-    text = in_words(mean, stderr or None, found.share_untrusted(name)).replace("-", "−")
+    text = in_words(mean, None if name in found.exact else stderr, found.share_untrusted(name)).replace("-", "−")
     axes.annotate(text, (x, place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
 
 

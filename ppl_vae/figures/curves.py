@@ -79,49 +79,36 @@ def learning_curves(
 
 
 def log_likelihood_histogram(
-    values: ArrayLike,
-    khat: ArrayLike | None = None,
-    title: str = "Held-out data",
-    khat_limit: float = 0.7,
-    criterion: str = "k-hat",
+    values: ArrayLike, trusted: ArrayLike | None = None, title: str = "Held-out data"
 ) -> Figure:
     """Draw the distribution of log p(x) over the data, and mark the data whose estimate is not to be trusted.
 
     Args:
         values: (N,), log-likelihood per datum in nats.
-        khat: (N,), Pareto shape of its importance weights; absent for an exact log-likelihood.
+        trusted: (N,), whether it can be trusted, such as `LogLikelihood.trusted`; absent where it is exact.
         title: Title of the figure.
-        khat_limit: k-hat from which an estimate is untrusted, `weights.khat_threshold(K)`; the default is that of large
-            K.
-        criterion: What decides whether an estimate is trusted, where it is not k-hat; `khat` is then -inf or inf.
 
     Raises:
         DataError: If a value is not finite, or the shapes differ.
 
-    Reference:
-        Vehtari et al., *Pareto Smoothed Importance Sampling*, 2024.
-
     Example:
-        >>> log_likelihood_histogram([-3.0, -2.0], khat=[0.1, 0.9]).axes[0].get_xlabel()
+        >>> log_likelihood_histogram([-3.0, -2.0], trusted=[True, False]).axes[0].get_xlabel()
         'log p(x), nats per datum'
     """
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise DataError(f"expected one finite log-likelihood per datum, (N,), found shape {values.shape} or inf or NaN")
-    doubtful = np.zeros(values.shape, dtype=bool) if khat is None else _untrusted(np.asarray(khat), khat_limit)
+    doubtful = np.zeros(values.shape, dtype=bool) if trusted is None else ~np.asarray(trusted, dtype=bool)
     if doubtful.shape != values.shape:
-        raise DataError(f"expected one k-hat per datum, {values.shape}, found {doubtful.shape}")
+        raise DataError(f"trusted: expected one truth value per datum, {values.shape}, found {doubtful.shape}")
 
     figure = new_figure(6.0, 3.6)
     axes = figure.subplots()
-    groups, labels, colours = [values], ["exact" if khat is None else f"trusted: all of {values.size} data"], [DARK]
+    groups, labels, colours = [values], ["exact" if trusted is None else f"trusted: all of {values.size} data"], [DARK]
     if doubtful.any():
-        groups = [values[~doubtful], values[doubtful]]
         share = doubtful.mean()
-        rule = f"k-hat below {khat_limit:.2f}" if criterion == "k-hat" else criterion
-        labels = [f"trusted ({rule}): {1 - share:.1%}", f"untrusted, rather too low: {share:.1%}"]
-        if np.isneginf(khat_limit):
-            labels[0] = f"trusted: {1 - share:.1%} (K is too small to tell k-hat)"
+        groups = [values[~doubtful], values[doubtful]]
+        labels = [f"trusted: {1 - share:.1%}", f"untrusted, rather too low: {share:.1%}"]
         colours = [DARK, LIGHT]
     edges = np.histogram_bin_edges(values, bins=min(60, max(10, math.isqrt(values.size))))
     axes.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=labels)
@@ -135,11 +122,6 @@ def log_likelihood_histogram(
     axes.legend(loc="upper left", frameon=False)
     quiet(axes)
     return figure
-
-
-def _untrusted(khat: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
-    """Where k-hat is not below the limit, NaN included; -inf, of equal weights, is always trusted."""
-    return ~((khat < limit) | np.isneginf(khat))
 
 
 def _columns(history: Sequence[Any] | Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]:

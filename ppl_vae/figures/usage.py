@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,39 +20,34 @@ __all__ = ["bound_in_parts", "latent_curves"]
 _UNUSED = 0.01  # nats; see LatentUse.collapsed
 
 
-def bound_in_parts(
-    distortion: float,
-    rate: float,
-    kl: Mapping[str, ArrayLike],
-    mutual_information: float | None = None,
-    title: str = "What the bound is made of",
-) -> Figure:
+def bound_in_parts(ledger: Any, title: str = "What the bound is made of") -> Figure:
     r"""Draw -ELBO as a bar of its parts, and the rate of each latent scalar, largest first.
 
     Args:
-        distortion: -E log p(x given z), in nats per datum.
-        rate: KL(q, prior), in nats per datum.
-        kl: KL of each scalar, mean over data, (D,) for each latent site.
-        mutual_information: What of the rate is information on the datum; the rest is KL(q(z), p(z)).
+        ledger: A `Ledger`. With the aggregate posterior its rate is split into what is information on the datum and
+            the rest, KL(q(z), p(z)).
         title: Title of the figure.
 
     Raises:
         DataError: There is no latent, or a number is not finite.
 
     Example:
-        >>> figure = bound_in_parts(80.0, 20.0, {"z": [15.0, 5.0, 0.0]}, 18.0)
-        >>> [axes.get_title() for axes in figure.axes]
-        ['−ELBO = 100.0 nats', "latent 'z': 2 of 3 scalars used"]
+        >>> import ppl_vae as pv
+        >>> ppca = pv.PPCA([[1.0], [0.5]], [0.0, 0.0], 0.5)
+        >>> figure = bound_in_parts(pv.ledger(ppca, ppca.sample(20), progress=False))
+        >>> figure.axes[1].get_title()
+        "latent 'z': 1 of 1 scalars used"
     """
-    sites = {name: _finite(name, values) for name, values in kl.items()}
+    sites = {latent.name: _finite(latent.name, latent.kl.mean(0)) for latent in ledger.latents}
     if not sites:
         raise DataError("expected the KL of at least one latent site, found none")
-    parts = {"distortion": distortion, "rate": rate}
-    if mutual_information is not None:
+    parts = {"distortion": ledger.distortion.mean, "rate": ledger.rate.mean}
+    if ledger.surgery is not None:
+        information = ledger.surgery.mutual_information
         parts = {
-            "distortion": distortion,
-            "rate: mutual information": mutual_information,
-            "rate: marginal KL": rate - mutual_information,
+            "distortion": ledger.distortion.mean,
+            "rate: mutual information": information,
+            "rate: marginal KL": ledger.rate.mean - information,
         }
     figure = new_figure(4.0 + 4.0 * len(sites), 3.8)
     figure.suptitle(title, fontweight="bold")
@@ -88,27 +83,28 @@ def _draw_scalars(axes: Axes, name: str, values: NDArray[np.float64]) -> None:
     quiet(axes)
 
 
-def latent_curves(
-    kl: ArrayLike, steps: ArrayLike | None = None, title: str = "Latent scalars through training"
-) -> Figure:
+def latent_curves(history: Any, site: str = "z", title: str = "Latent scalars through training") -> Figure:
     """Draw the KL of each latent scalar through training, and how many are used.
 
     Args:
-        kl: Of one site, (epochs, D), in nats per datum: `history.kl(site)`.
-        steps: Optimisation step of each row; epochs where absent.
+        history: `Fit.history` of `fit(..., record_kl=True)` with validation data.
+        site: The latent site.
         title: Title of the figure.
 
     Raises:
-        DataError: The shape is another, or a number is not finite.
+        ValueError: The KL of that site was not recorded.
+        DataError: A number is not finite.
 
     Example:
-        >>> latent_curves([[0.5, 0.1], [1.0, 0.001]], steps=[10, 20]).axes[1].get_ylabel()
+        >>> import torch, ppl_vae as pv
+        >>> encoder = pv.encoders.DiagonalNormal.mlp(3, [], 2)
+        >>> vae = pv.VAE(pv.priors.StandardNormal(2), pv.decoders.Bernoulli.mlp(2, [], 3), encoder)
+        >>> fit = pv.fit(vae, torch.eye(3), epochs=2, validation=torch.eye(3), record_kl=True, progress=False)
+        >>> latent_curves(fit.history).axes[1].get_ylabel()
         'scalars used'
     """
-    values = _finite("kl", kl, dimensions=2)
-    x = np.arange(1, len(values) + 1) if steps is None else np.asarray(steps)
-    if x.shape != (len(values),):
-        raise DataError(f"expected one step for each of {len(values)} rows, found {x.shape}")
+    values = _finite("kl", history.kl(site), dimensions=2)
+    x = [record.step for record in history]
     figure = new_figure(8.0, 3.6)
     figure.suptitle(title, fontweight="bold")
     curves, number = figure.subplots(1, 2, width_ratios=[1.6, 1.0])
@@ -125,7 +121,7 @@ def latent_curves(
     number.set(ylabel="scalars used", title=f"how many of {values.shape[1]} are above {_UNUSED} nats")
     number.set_ylim(0, values.shape[1] * 1.05)
     for axes in (curves, number):
-        axes.set_xlabel("epoch" if steps is None else "optimisation step")
+        axes.set_xlabel("optimisation step")
         quiet(axes)
     return figure
 

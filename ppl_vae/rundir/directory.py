@@ -18,7 +18,7 @@ import torch
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
-from ppl_vae.pair import Pair, misfit
+from ppl_vae.pair import as_pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, lent, plain, tensors
 from ppl_vae.storage.versions import version_of
@@ -86,24 +86,24 @@ class RunDirectory:
         """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
         files.replace(self.root / _HISTORY, map(plain.seal, records))
 
-    def write_parameters(self, pair: Pair) -> None:
+    def write_parameters(self, pair: Any) -> None:
         """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
-        files.replace(self.root / _PARAMETERS, tensors.sealed(pair.state_dict()))
+        files.replace(self.root / _PARAMETERS, tensors.sealed(as_pair(pair).state_dict()))
 
     def remove_parameters(self) -> None:
         """Removes the file of the parameters, if there is one: they would be those of an earlier step."""
         if os.path.lexists(path := self.root / _PARAMETERS):
             files.remove([path])
 
-    def read_parameters(self, pair: Pair) -> None:
-        """Loads the parameters of the run into a pair of the same programs.
+    def read_parameters(self, pair: Any) -> None:
+        """Loads the parameters of the run into a pair of the same programs, a `Pair` or anything that `fit` takes.
 
         Raises:
             PplVaeError: There are none yet.
             DataError: The file is damaged, or its parameters are not those of the pair, in shape and dtype; the first
                 one is named.
         """
-        path = self.root / _PARAMETERS
+        path, pair = self.root / _PARAMETERS, as_pair(pair)
         if not files.is_file(path):
             raise PplVaeError(
                 f"{path}: expected the parameters of a finished or interrupted run, found no such file: resume the run"

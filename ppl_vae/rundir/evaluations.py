@@ -36,7 +36,8 @@ _NAME, _BOUNDS = "evaluation", "bounds"
 _SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its arrays
 _MAX_BYTES = 2**30
 _PATIENCE = 60.0  # seconds until another evaluation is written; that takes a fraction of one
-_ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance")
+_ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance", "exact")
+_ABSENT = {"exact": False}  # versions up to 0.1 did not write it
 
 
 def read_evaluation(root: Path) -> Evaluation:
@@ -60,7 +61,7 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
         content = files.read(path, _MAX_BYTES)
         if (found := calls.summed([content]).sha256) != record.arrays_sha256:
             raise StorageError(f"SHA-256 {found} for the {record.arrays_sha256} of evaluation.json")
-        return arrays.from_bytes(content, names, (record.num_data,), path)
+        return arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
     except StorageError as error:
         raise DataError(
             f"{path}: expected the arrays {', '.join(names)} of evaluation.json, found damage ({error}): run "
@@ -109,7 +110,6 @@ def described_estimate(
     kind: Kind,
     seed: int,
     *,
-    event_size: int,
     method: Method = "is",
     settings: str = "the guide as proposal",
     num_samples: int | None = None,
@@ -123,7 +123,6 @@ def described_estimate(
         data: The same in words.
         kind: Whether p(x) is a probability or a density.
         seed: Of the samples.
-        event_size: Number of dimensions of a datum.
         method: How it was made.
         settings: Its settings in words.
         num_samples: K.
@@ -134,7 +133,7 @@ def described_estimate(
         data=data,
         data_sha256=fingerprint(*batch),
         num_data=len(batch[0]),
-        event_size=event_size,
+        event_size=result.num_dimensions,
         kind=kind,
         method=method,
         settings=settings,
@@ -146,7 +145,7 @@ def described_estimate(
         elbo=None if elbo is None else float(elbo.mean()),
         ess=None if ess is None else float(np.median(ess)),
         khat_threshold=finite_or_none(khat_threshold),
-        share_untrusted=float((~result.trusted).mean()),
+        share_untrusted=result.share_untrusted,
         seconds=result.seconds,
         verdict=str(result),
     )

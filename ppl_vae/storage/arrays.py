@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,8 +28,17 @@ def to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
     return content.getvalue()
 
 
-def from_bytes(content: bytes, names: Sequence[str], shape: tuple[int, ...], path: Path) -> list[np.ndarray]:
+def from_bytes(
+    content: bytes, names: Sequence[str], shape: tuple[int, ...], path: Path, absent: Mapping[str, Any] | None = None
+) -> list[np.ndarray]:
     """Returns the arrays of these names, all of one shape, in a `.npz`.
+
+    Args:
+        content: The file.
+        names: Of the arrays.
+        shape: Of each of them.
+        path: Of the file, for messages.
+        absent: Name -> value of all entries, for arrays that earlier versions did not write.
 
     Raises:
         StorageError: It is damaged, claims more than it holds, has not exactly one array of each name, or one of
@@ -42,7 +51,13 @@ def from_bytes(content: bytes, names: Sequence[str], shape: tuple[int, ...], pat
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             check_archive(archive, _MAX_BYTES)
-            return [_member(archive, name, shape) for name in names]
+            members, given = archive.namelist(), absent or {}
+            return [
+                np.full(shape, given[name])
+                if name in given and f"{name}.npy" not in members
+                else _member(archive, name, shape)
+                for name in names
+            ]
     except StorageError as error:
         raise StorageError(f"{path}: {error}") from None
     except Exception as error:  # zlib.error, struct.error, BadZipFile, TokenError, ...: the list has no end

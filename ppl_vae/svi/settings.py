@@ -11,7 +11,7 @@ import pyro
 import torch
 
 from ppl_vae.objectives import ELBO, Objective
-from ppl_vae.options import finite_number, whole_number
+from ppl_vae.options import positive_number, whole_number
 from ppl_vae.schedules import Schedule
 
 __all__ = ["FitSettings", "OnNonfinite", "OptimizerFactory"]
@@ -57,13 +57,9 @@ class FitSettings:
         for name in ("epochs", "steps", "batch_size", "patience", "seed"):
             if getattr(self, name) is not None:
                 whole_number(name, getattr(self, name))
-        for name in ("learning_rate", "clip_norm"):
-            if getattr(self, name) is not None:
-                finite_number(name, getattr(self, name))
         for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: expected a positive number, found {value}")
+            if getattr(self, name) is not None:
+                positive_number(name, getattr(self, name))
         if self.schedule is not None and not callable(self.schedule):
             raise ValueError(f"schedule: expected a function step -> factor, found {self.schedule!r}")
         if self.optimizer is not None and not callable(self.optimizer):

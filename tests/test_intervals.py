@@ -1,0 +1,67 @@
+"""The level of an interval is a probability, wherever one is asked for."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from pairs import small_ppca
+
+import ppl_vae as pv
+
+
+@cache
+def results():
+    ppca = small_ppca()
+    x = ppca.sample(4)
+    options = {"progress": False}
+    ll = pv.log_likelihood(ppca, x, 20, **options)
+    return {
+        "LogLikelihood": ll,
+        "AnnealedLogLikelihood": pv.annealed_importance_sampling(ppca, x, pv.Annealing(4, 2, 2), **options),
+        "EscalatedLogLikelihood": pv.escalate(ll, ppca, x, **options),
+        "ExactLogLikelihood": pv.ExactLogLikelihood.of(ppca.log_prob(x), 3),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["LogLikelihood", "AnnealedLogLikelihood", "EscalatedLogLikelihood", "ExactLogLikelihood"]
+)
+@pytest.mark.parametrize("level", [95, -0.5, 0.0, 1.0, math.nan, "0.95"])
+def test_a_level_in_percent_is_refused(name, level):
+    found = results()[name]
+    for ask in (found.interval, found.intervals):
+        with pytest.raises(ValueError, match=r"level: expected a (probability between 0 and 1|finite number).*, found"):
+            ask(level)
+        assert np.all(np.asarray(ask(0.95).low) <= np.asarray(ask(0.95).high))
+
+
+def test_parts_of_a_gap_and_calibration_refuse_it_too():
+    rank = {"z": np.arange(20)[:, None] % 4}
+    calibration = pv.Calibration(rank, num_draws=3, corrected=False, seconds=0.0)
+    with pytest.raises(ValueError, match=r"levels: expected a probability between 0 and 1, .*, found 95"):
+        calibration.coverage([0.5, 95])
+    numbers = {field.name: np.zeros(2) for field in fields(pv.GapDecomposition) if field.type == "np.ndarray"}
+    gaps = pv.GapDecomposition(**numbers, family={}, is_supremum=True, no_richer="", num_samples=1, seconds=0.0)
+    with pytest.raises(ValueError, match="level: expected a probability"):
+        gaps.interval("gap", 95)
+
+
+def test_an_exact_answer_stands_beside_estimates():
+    ppca = small_ppca()
+    x = ppca.sample(30)
+    exact = pv.ExactLogLikelihood.of(ppca.log_prob(x), 3)
+    found = pv.Comparison({"exact": exact, "estimate": pv.log_likelihood(ppca, x, 20, progress=False)}, rounding=1e-6)
+    assert found.exact == {"exact"}
+    assert found.ranks == {"exact": (1, 2), "estimate": (1, 2)}
+    assert exact.interval() == (exact.mean, exact.mean)
+    assert exact.bits_per_dimension() == pytest.approx(-exact.mean / 3 / math.log(2))
+    assert str(exact) == f"log p(x) = {exact.mean:.4f} nats per datum, exact (30 data)"
+    for wrong in (torch.zeros(2, 2), torch.tensor([0.0, torch.nan]), torch.tensor([torch.inf])):
+        with pytest.raises(pv.DataError, match=r"log_prob: expected log p\(x\) of each datum"):
+            pv.ExactLogLikelihood.of(wrong, 3)
+    assert pv.ExactLogLikelihood.of([-math.inf, 0.0], 1).mean == -math.inf
