@@ -22,10 +22,12 @@ from torch.distributions import transforms as t
 
 __all__ = [
     "bounds",
+    "common",
     "covers",
     "differ",
     "excluded_values",
     "first_outside",
+    "is_constant",
     "is_fixed",
     "is_stateless",
     "support_name",
@@ -141,6 +143,34 @@ def is_fixed(support: constraints.Constraint) -> bool:
     if limits is None:
         return not any(isinstance(v, Tensor) for v in vars(base).values())
     return all(limit.numel() == 1 for limit in limits)
+
+
+def is_constant(support: constraints.Constraint) -> bool:
+    """Whether no bound is a tensor: programs may make tensors of what they like."""
+    return not any(isinstance(end, Tensor) for end in vars(_base(support)).values())
+
+
+def common(supports: Sequence[constraints.Constraint]) -> constraints.Constraint | None:
+    """The support with one number for each bound that all entries of all supports are; None where they differ.
+
+    Example:
+        >>> from torch.distributions import constraints
+        >>> common([constraints.interval(torch.zeros(3), torch.ones(3)), constraints.interval(0.0, 1.0)])
+        Interval(lower_bound=0.0, upper_bound=1.0)
+        >>> common([constraints.greater_than(torch.tensor([0.0, 1.0]))]) is None
+        True
+    """
+    first, limits = supports[0], [bounds(support) for support in supports]
+    known = [limit for limit in limits if limit is not None]
+    if len(known) < len(limits):
+        return None
+    ends = (torch.cat([limit[i].flatten() for limit in known]) for i in range(2))
+    if any(bool((end != end[0]).any()) for end in ends):
+        return None
+    base = _base(first)
+    plain = type(base)(**{name: _plain(torch.as_tensor(end)) for name, end in vars(base).items()})
+    missing = first.event_dim - plain.event_dim
+    return constraints.independent(plain, missing) if missing else plain
 
 
 def is_stateless(support: constraints.Constraint) -> bool:

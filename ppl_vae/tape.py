@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
 
-from ppl_vae.errors import PairError
+from ppl_vae.errors import PairError, first_line, is_lack_of_memory
 from ppl_vae.pair import Pair, Program
 
 __all__ = ["DATA", "Batch", "Layout", "Site", "Tape", "run_program"]
@@ -57,7 +57,7 @@ class Layout(NamedTuple):
     full_size: int | None
     """Number of rows of the whole data set where the data plate states it; None where it states those of the batch."""
     num_dimensions: int
-    """How many numbers of a datum the model observes."""
+    """How many numbers of a datum the model observes, masked ones left out; 0 where that differs among data."""
 
     def largest_batch(self, num_rows: int) -> int:
         """`num_rows`, or fewer where the data plate states a smaller data set."""
@@ -108,9 +108,10 @@ class Tape(Messenger):
                 msg["fn"](*msg["args"], **msg["kwargs"])
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True
-        elif self._simulate and msg["is_observed"]:
-            msg["value"], msg["is_observed"] = None, False
-            self.simulated[msg["name"]] = torch.empty(0)
+        elif self._simulate and not isinstance(msg["fn"], _Subsample):
+            if msg["is_observed"]:
+                self.simulated[msg["name"]], msg["is_observed"] = torch.empty(0), False
+            msg["value"], msg["done"] = _drawn(msg), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -134,6 +135,24 @@ class Tape(Messenger):
     def replay(self) -> dict[str, Tensor]:
         """What another run needs to repeat this one: values of latent sites and indices of subsampled plates."""
         return {**self.latents, **self.subsamples}
+
+
+def _drawn(msg: Any) -> Tensor:
+    """A draw of a site.
+
+    Raises:
+        PairError: Its distribution cannot be sampled.
+    """
+    try:
+        return msg["fn"](*msg["args"], **msg["kwargs"])
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise
+        raise PairError(
+            f"site {msg['name']!r}: expected a distribution that can be sampled, to simulate data, found "
+            f"{type(msg['fn']).__name__} failing with {type(error).__name__}: {first_line(error)}; log_likelihood and "
+            "annealed_importance_sampling need no simulated data"
+        ) from error
 
 
 def run_program(
@@ -164,7 +183,7 @@ class _Enumerate(Messenger):
 
     def __init__(self, cardinalities: Mapping[str, int]) -> None:
         super().__init__()
-        self._strides: dict[str, int] = {}
+        self._sizes, self._strides = cardinalities, dict[str, int]()
         stride = 1
         for name, size in cardinalities.items():
             self._strides[name] = stride
@@ -174,8 +193,30 @@ class _Enumerate(Messenger):
         if msg["name"] not in self._strides:
             return
         fn = msg["fn"]
-        support = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+        support = _values(msg["name"], fn, self._sizes[msg["name"]])
         assignment = torch.arange(fn.batch_shape[0], device=support.device) // self._strides[msg["name"]] % len(support)
         inner = (1,) * (len(fn.batch_shape) - 1)
         msg["value"] = support[assignment].reshape(-1, *inner, *fn.event_shape).expand(fn.shape())
         msg["done"] = True
+
+
+def _values(name: str, fn: Any, size: int) -> Tensor:
+    """The values of a discrete site, (size, *event).
+
+    Raises:
+        PairError: They are more or fewer than was found when the pair was checked, or not as many at every row.
+    """
+    try:
+        support = fn.enumerate_support(expand=False).reshape(-1, *fn.event_shape)
+    except NotImplementedError as error:
+        raise PairError(_not_so_many(name, size, "numbers that differ among rows")) from error
+    if len(support) != size:
+        raise PairError(_not_so_many(name, size, str(len(support))))
+    return support
+
+
+def _not_so_many(name: str, size: int, found: str) -> str:
+    return (
+        f"site {name!r}: expected {size} values to go through, as at the first rows, found {found}; give every row as "
+        "many, with probability zero for those that it lacks, or draw them instead (discrete='score')"
+    )

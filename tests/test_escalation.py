@@ -20,7 +20,7 @@ from pairs import (
 )
 from running import estimate
 from scipy import stats
-from statistical import assert_estimates, assert_mean
+from statistical import assert_estimates, assert_mean, assert_within
 from test_verdict import positive_latent
 
 import ppl_vae as pv
@@ -378,3 +378,22 @@ def test_intervals_of_annealed_data_are_those_of_students_t():
     half = 0.1 * stats.t.ppf(0.975, 15)
     np.testing.assert_allclose((low[1], high[1], low[2], high[2]), (-half, half, -half, np.inf))
     assert high[0] < 0.21  # by the normal distribution
+
+
+def test_the_interval_of_the_mean_knows_which_errors_are_of_few_chains():
+    """All annealed it is that of `AnnealedLogLikelihood`; of one annealed datum in two, by Satterthwaite."""
+    error, zero = np.array([0.3, 0.1]), np.zeros(2)
+    words, chains = np.array(["noisy", "noisy"]), pv.Annealing(num_chains=6)
+    ais = pv.AnnealedLogLikelihood(zero, error, 6 + zero, 1 + zero, zero, error, 6 + zero, chains, 1, 0.0)
+
+    def interval(*method):
+        named = np.array(method)
+        return pv.EscalatedLogLikelihood(zero, error, zero, zero, zero > 0, words, named, (), 6, 1, 0.0).interval()
+
+    assert interval("annealing", "annealing") == ais.interval()
+    degrees = 5 * (0.3**2 + 0.1**2) ** 2 / (0.3**4 + 0.1**4)
+    half, bias = stats.t.ppf(0.975, degrees) * np.hypot(*error) / 2, np.square(error).sum() / 4
+    assert_within(ais.interval(), (bias - half, bias + half), absolute=1e-6, reason="a lean of next to nothing")
+    low, high = interval("annealing", "guide")
+    of_one = stats.t.ppf(0.975, 5 * (0.3**2 + 0.1**2) ** 2 / 0.3**4)
+    assert_within((high - low) / np.hypot(*error), of_one, relative=0.01, reason="the guide's datum leans a little")

@@ -17,6 +17,7 @@ from test_gaps import diagonal
 
 import ppl_vae as pv
 from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.intervals import interval_of_mean
 from ppl_vae.evaluation.local import _Said
 
 NO_MORE = "0.01 nats are asked for, and noise"
@@ -117,30 +118,42 @@ def parts(**other) -> pv.GapDecomposition:
     arrays = {"log_evidence": zero, "elbo": -3 * one, "best_elbo": -one, "richer_elbo": -0.5 * one}
     names = ("log_evidence", "elbo", "gap", "approximation", "amortisation", "richer_gain")
     arrays |= {f"{name}_stderr": 0.1 * one for name in names}
-    arrays |= {"trusted": one.astype(bool), "late_gain": zero, "late_gain_stderr": zero}
+    arrays |= {"trusted": one.astype(bool), "unseen": zero, "late_gain": zero, "late_gain_stderr": zero}
     arrays |= {"converged": one.astype(bool), "richer_converged": one.astype(bool)}
     rest = {"family": {"z": "Normal"}, "is_supremum": True, "no_richer": "", "num_samples": 10, "seconds": 0.0}
     return pv.GapDecomposition(**arrays | rest | other)
 
 
 def test_intervals_of_parts_hold_what_searches_have_left():
-    error = 1.959964 * 0.1 / math.sqrt(2)
-    for part, value in (("gap", 3.0), ("approximation", 1.0), ("amortisation", 2.0), ("elbo", -3.0)):
+    error, bias = 1.959964 * 0.1 / math.sqrt(2), 0.1**2 / 2
+    for part, value in (("gap", 3 + bias), ("approximation", 1 + bias), ("amortisation", 2.0), ("elbo", -3.0)):
         assert_close(np.array(parts().interval(part)), np.array([value - error, value + error]), scale=1e6)
     late = parts(late_gain=np.array([0.02, 0.04]))
     assert_close(late.interval("amortisation").high, 2 + error + 0.03, scale=1e6)
-    assert_close(late.interval("approximation").low, 1 - error - 0.03, scale=1e6)
-    assert_close(late.interval("approximation").high, 1 + error, scale=1e6)
+    assert_close(late.interval("approximation").low, 1 + bias - error - 0.03, scale=1e6)
+    assert_close(late.interval("approximation").high, 1 + bias + error, scale=1e6)
     noisy = parts(late_gain_stderr=np.full(2, 0.1))
     assert_close(noisy.interval("amortisation").high, 2 + 2 * error, scale=1e6)
 
 
+def test_intervals_reach_to_what_no_draw_can_have_seen():
+    """As those of `log_likelihood` do, of which an interval of the evidence is one."""
+    plain, found = parts(), parts(unseen=np.array([0.0, 0.05]))
+    for part in ("log_evidence", "gap", "approximation"):
+        assert found.interval(part).low == plain.interval(part).low
+        assert_close(found.interval(part).high - plain.interval(part).high, np.log(1.05) / 2, scale=1.0)
+    assert found.interval("elbo") == plain.interval("elbo")
+    error, skewness = found.log_evidence_stderr, 1.5 * found.log_evidence_stderr  # of which the logarithm takes all
+    same = interval_of_mean(found.log_evidence, error, skewness, found.unseen, 0.95)
+    assert_within(found.interval("log_evidence"), same, absolute=1e-6, reason="a lean of next to nothing")
+
+
 @pytest.mark.parametrize("why", [{"converged": np.array([True, False])}, {"is_supremum": False}])
 def test_what_was_not_found_may_be_all_of_the_approximation_gap(why):
-    error, share = 1.959964 * 0.1 / math.sqrt(2), 0.5 if "converged" in why else 1.0
-    found, left = parts(**why), share + error * math.sqrt(share)
+    error, bias, share = 1.959964 * 0.1 / math.sqrt(2), 0.1**2 / 2, 0.5 if "converged" in why else 1.0
+    found, left = parts(**why), share * (1 + bias) + error * math.sqrt(share)
     assert_close(found.interval("amortisation").high, 2 + error + left, scale=1e6)
-    assert_close(found.interval("approximation").low, max(0.0, 1 - error - left), scale=1e6)
+    assert_close(found.interval("approximation").low, max(0.0, 1 + bias - error - left), scale=1e6)
 
 
 def test_a_log_p_that_is_not_trusted_has_no_upper_end():

@@ -10,7 +10,7 @@ from torch import Tensor
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
 from ppl_vae.checking.density import density_cautions
-from ppl_vae.checking.layout import find_layout, stated_size
+from ppl_vae.checking.layout import cardinalities, find_layout, observed_size, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
     check_coverage,
@@ -240,26 +240,35 @@ def check_draws(pair: Pair, rows: Rows, layout: Layout) -> None:
                 check_allowed(pair, batch, layout, start)
 
 
-def check_rows(pair: Pair, rows: Rows, layout: Layout) -> None:
+def check_rows(pair: Pair, rows: Rows, layout: Layout) -> Layout:
     """Checks that the guide covers the model's support at every row, whose bounds may depend on the datum.
+
+    Returns:
+        The layout for all rows: a discrete latent that has more values at some of them cannot be enumerated, and where
+        fewer numbers are observed at some there is no observed size.
 
     Raises:
         PairError: Naming the site.
     """
-    within_memory = Shrinking("the check of the guide at every row")
+    within_memory, found = Shrinking("the check of the guide at every row"), [layout]
     with quiet(pair), validating(False):
         for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
-            within_memory(partial(_check_some, pair, batch, layout), range(len(batch[0])), range(1))
+            within_memory(partial(_check_some, pair, batch, found), range(len(batch[0])), range(1))
+    return found[0]
 
 
-def _check_some(pair: Pair, batch: Batch, layout: Layout, some: Places, _: range) -> tuple[Tensor, ...]:
-    batch = rows_of(batch, some)
+def _check_some(pair: Pair, batch: Batch, found: list[Layout], some: Places, _: range) -> tuple[Tensor, ...]:
+    batch, layout = rows_of(batch, some), found[0]
     guide = trace(pair, "guide", batch)
     model = trace(pair, "model", batch, guide)
     check_sites(guide, model)
     check_supports(guide, model, layout.bounded)
     check_coverage(pair, batch, layout, _ROW_DRAWS)
     check_gaps(pair, batch, layout, guide, model)
+    sizes = cardinalities(guide, layout.local_latents)
+    alike = {name: size for name, size in layout.cardinalities.items() if sizes.get(name) == size}
+    size = layout.num_dimensions if observed_size(model) == layout.num_dimensions else 0
+    found[0] = layout._replace(cardinalities=alike, num_dimensions=size)
     return ()
 
 

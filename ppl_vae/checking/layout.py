@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ppl_vae.checking.sites import frame_of, is_point
+from ppl_vae.checking.sites import frame_of, is_point, mask_of
 from ppl_vae.kl import analytic_kl
 from ppl_vae.reductions import is_rescaled
 from ppl_vae.supports import covers, first_outside, support_of
 from ppl_vae.tape import DATA, Layout, Site, Tape
 
-__all__ = ["find_layout", "stated_size"]
+__all__ = ["cardinalities", "find_layout", "observed_size", "stated_size"]
 
 
 def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
@@ -32,7 +33,7 @@ def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
         local_latents=tuple(local),
         global_latents=tuple(n for n in latents if n not in local),
         analytic=frozenset(n for n in local if _has_analytic_kl(n, guide, model)),
-        cardinalities=_cardinalities(guide, local),
+        cardinalities=cardinalities(guide, local),
         points=tuple(n for n in latents if is_point(guide.sites[n])),
         not_reparametrised=tuple(n for n in latents if not guide.sites[n]["fn"].has_rsample),
         may_leave_support=frozenset(n for n in latents if _may_leave(guide.sites[n], model.sites[n])),
@@ -41,14 +42,22 @@ def find_layout(guide: Tape, model: Tape, bounded: frozenset[str]) -> Layout:
         rescaled=any(is_rescaled(s) for s in sites),
         subsampled=any(f.name != DATA and f.size not in (-1, f.full_size) for f in frames),
         full_size=stated_size(model),
-        num_dimensions=sum(_size_in_data(s) for s in model.sites.values() if s["is_observed"]),
+        num_dimensions=observed_size(model),
     )
 
 
-def _size_in_data(site: Site) -> int:
-    """Entries of a site's value that belong to one datum."""
-    shape, dim = site["value"].shape, frame_of(site, DATA).dim - site["fn"].event_dim
-    return int(site["value"].numel()) // int(shape[dim])
+def observed_size(model: Tape) -> int:
+    """How many numbers of a datum are observed where no mask takes them away; 0 where it differs among data."""
+    sizes = [_sizes_in_data(site) for site in model.sites.values() if site["is_observed"]]
+    each = torch.stack(sizes).sum(0) if sizes else torch.zeros(1)
+    return int(each[0]) if bool((each == each[0]).all()) else 0
+
+
+def _sizes_in_data(site: Site) -> Tensor:
+    """Entries of a site's value that belong to each datum and count, (N,)."""
+    dim = frame_of(site, DATA).dim - site["fn"].event_dim
+    counts = mask_of(site).expand(site["value"].shape).movedim(dim, 0)
+    return counts.reshape(len(counts), -1).sum(1)
 
 
 def stated_size(model: Tape) -> int | None:
@@ -84,7 +93,8 @@ def _same(left: Any, right: Any) -> bool:
     return left is right or (isinstance(left, int | float) and left == right)
 
 
-def _cardinalities(guide: Tape, local: list[str]) -> Mapping[str, int]:
+def cardinalities(guide: Tape, local: Iterable[str]) -> Mapping[str, int]:
+    """Number of values of those local latents that can be gone through, as many at every row of the run."""
     sizes = {}
     for name in local:
         site = guide.sites[name]

@@ -174,10 +174,10 @@ def _print(group: _Group, found: Comparison, form: Form) -> None:
             "differences": [d._asdict() for d in found.differences],
             "notes": notes(found),
         }
-        typer.echo(report.to_json(rows, group.num_dimensions, order), nl=False)
+        typer.echo(report.to_json(rows, group.num_dimensions or None, order), nl=False)
         return
     if form == "markdown":
-        typer.echo(report.to_markdown(rows, group.num_dimensions, group.title))
+        typer.echo(report.to_markdown(rows, group.num_dimensions or None, group.title))
     else:
         from rich.console import Console
 

@@ -190,6 +190,8 @@ def _bound(
 
 def _bits(result: _Estimate) -> str:
     """Bits per dimension and the error for new data, which a lower bound does not have."""
+    if not result.num_dimensions:
+        return "no bits per dimension: masks leave more numbers of some data than of others"
     if result.is_lower_bound:
         return f"bits per dimension ≤ {result.bits_per_dimension():.4f}"
     return (

@@ -27,7 +27,8 @@ __all__ = ["ESTIMATES", "Chains", "annealed_importance_sampling", "bidirectional
 ESTIMATES = ("value", "stderr", "ess", "acceptance", "other", "other_stderr", "other_ess")
 
 _ROWS = 64
-_TUNING, _FORWARD, _REVERSE, _DATA, _OTHER_TUNING, _OTHER_FORWARD = range(6)
+_TUNING, _FORWARD, _REVERSE, _, _OTHER_TUNING, _OTHER_FORWARD = range(6)
+_DATA = 1 << 21  # no noise of an evaluation of simulated data is that which made them
 
 
 def annealed_importance_sampling(

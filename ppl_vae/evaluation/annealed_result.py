@@ -9,7 +9,7 @@ import numpy as np
 
 from ppl_vae.averages import population_stderr
 from ppl_vae.evaluation.annealing import Annealing
-from ppl_vae.evaluation.intervals import Interval, two_sided
+from ppl_vae.evaluation.intervals import Interval, interval_of_mean, two_sided
 from ppl_vae.evaluation.means import MeanLogLikelihood
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
@@ -66,23 +66,14 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
         return interval_of_chains(self.value, self.stderr, self.annealing.num_chains, self.trusted, level)
 
     def interval(self, level: float = 0.95) -> Interval:
-        r"""Interval of the mean of log p(x) over these data, in nats per datum.
+        """Interval of the mean of log p(x) over these data, in nats per datum: Student's t for errors of few chains.
 
-        Logarithms of means are on average s^2 / 2 too low, which is added. Errors of K chains each have together, after
-        Satterthwaite, the degrees of freedom
-
-        .. math:: \nu = (K - 1) \frac{(\sum s^2)^2}{\sum s^4}
-
-        The upper end is infinite where data are untrusted: the mean is then rather too low, by nobody knows how much.
-
-        Reference:
-            Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.
+        Logarithms of means are on average s^2 / 2 too low, which is added. The upper end is infinite where data are
+        untrusted: the mean is then rather too low, by nobody knows how much.
         """
-        variance = np.square(self.stderr)
-        of_errors = variance.sum() ** 2 / np.square(variance).sum() if variance.any() else 1.0
-        centre = self.mean + float(variance.mean()) / 2
-        half = two_sided(level, max(1, self.annealing.num_chains - 1) * of_errors) * self.mean_stderr
-        return Interval(centre - half, math.inf if self.is_lower_bound else centre + half)
+        nothing, chains = np.zeros_like(self.value), self.annealing.num_chains
+        found = interval_of_mean(self.value, self.stderr, 1.5 * self.stderr, nothing, level, max(1, chains - 1))
+        return found._replace(high=math.inf) if self.is_lower_bound else found
 
     def __str__(self) -> str:
         text = (

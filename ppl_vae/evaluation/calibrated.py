@@ -18,6 +18,7 @@ LOG_LIK, LOG_JOINT = "log p(x given z)", "log p(x, z)"
 _FALSE_ALARM = 0.01
 _NAMED = 3.0  # scores from which a part of the shape is named
 _SHOWN = 5
+_FEW = 100  # simulations: of fewer the law of the test has heavier tails than chi2, and departures go unseen
 _SHIFT, _WIDTH = ("draws biased low", "draws biased high"), ("too narrow", "too wide")
 _DENSITY_SHIFT = ("lower at the draws than at the truth", "higher at the draws than at the truth")
 _DENSITY_WIDTH = ("too alike among the draws", "too different among the draws")
@@ -118,11 +119,12 @@ class Calibration:
             f"{self.num_simulations} simulations, {self.num_draws} draws each"
             f"{' resampled by weight' if self.corrected else ''} (false alarms: {_FALSE_ALARM:.0%} in all)"
         )
+        few = "; so few say little" if self.num_simulations < _FEW else ""
         if not departures:
-            return f"calibrated: no departure in {quantities} quantities, {how}\n{self._covered()}"
+            return f"calibrated: no departure in {quantities} quantities, {how}{few}\n{self._covered()}"
         shown = [f"{d.quantity}: {d.effect} (p = {d.p_value:.1g})" for d in departures[:_SHOWN]]
         more = [f"and {len(departures) - _SHOWN} more"] * (len(departures) > _SHOWN)
-        title = f"not calibrated in {len(departures)} of {quantities} quantities, {how}"
+        title = f"not calibrated in {len(departures)} of {quantities} quantities, {how}{few}"
         return "\n".join([title, *shown, *more, self._covered()])
 
     def _covered(self) -> str:

@@ -67,7 +67,9 @@ class _Rule(NamedTuple):
     """The largest |log density|."""
 
 
-def integrated(log_density: Callable[[Tensor], Tensor], box: Cells, rounding: float, first_row: int) -> Tensor:
+def integrated(
+    log_density: Callable[[Tensor], Tensor], box: Cells, rounding: float, first_row: int, sites: str
+) -> Tensor:
     """Log of the integral of each density over its box, (N,).
 
     A cell is done if it holds a negligible part even where the density rises between its nodes; or if the two rules
@@ -79,6 +81,7 @@ def integrated(log_density: Callable[[Tensor], Tensor], box: Cells, rounding: fl
         box: One cell for each density.
         rounding: Relative rounding of log-densities; rules need not agree to less than eight times that.
         first_row: Row of the first density, for messages.
+        sites: What is integrated over, in words, for messages.
 
     Raises:
         EstimateError: The rules still differ where half a million points of a datum have been tried.
@@ -103,7 +106,7 @@ def integrated(log_density: Callable[[Tensor], Tensor], box: Cells, rounding: fl
         cells = cells.kept(~done).split(2)
         if num_points + cells.num_points > _MOST_POINTS:
             break
-    _check(sum_fine, sum_coarse, left, rounding, first_row)
+    _check(sum_fine, sum_coarse, left, rounding, first_row, sites)
     return fine
 
 
@@ -148,20 +151,20 @@ def _added(settled: Tensor, of_cells: Tensor) -> Tensor:
     return torch.logaddexp(settled, of_cells.logsumexp(0))
 
 
-def _check(fine: Tensor, coarse: Tensor, left: Tensor, rounding: float, first_row: int) -> None:
+def _check(fine: Tensor, coarse: Tensor, left: Tensor, rounding: float, first_row: int, sites: str) -> None:
     """No cells are left of any datum, and both rules agree on the sum of all."""
     if bool((none := fine == -torch.inf).any()):
         raise EstimateError(
-            f"row {first_row + int(none.nonzero()[0])}: expected latents at which the datum is possible, found none "
-            "on the grid: mend the model, or use log_likelihood"
+            f"row {first_row + int(none.nonzero()[0])}: expected latents ({sites}) at which the datum is possible, "
+            "found none on the grid: mend the model, or use log_likelihood"
         )
     error = (fine - coarse).abs()
     if bool((wrong := left | (error > _TOLERANCE + _ROUNDINGS * rounding * fine.abs())).any()):
         row = int(torch.where(wrong, error, -1.0).argmax())
         raise EstimateError(
             f"row {first_row + row}: expected two rules that agree to {_TOLERANCE} nats in ever smaller cells, found "
-            f"{float(error[row]):.2g} between them and cells left: the density is too rough or too narrow for "
-            "quadrature; use annealed_importance_sampling"
+            f"{float(error[row]):.2g} between them and cells left: the density over {sites} is too rough or too narrow "
+            "for quadrature; use annealed_importance_sampling"
         )
 
 

@@ -21,6 +21,7 @@ _FROM_SEARCH, _NEVER_NEGATIVE = (
     ("approximation", "richer_gain"),
     ("gap", "approximation", "amortisation", "richer_gain"),
 )
+_OF_EVIDENCE = ("log_evidence", "gap", "approximation")
 _ASTRAY = 2.0  # standard errors below zero
 
 
@@ -61,6 +62,8 @@ class GapDecomposition:
     """Monte Carlo standard error of `richer_gain`."""
     trusted: np.ndarray
     """Whether log p(x) is exact, or the verdict on its weights and probes is not `unreliable`; else it is too low."""
+    unseen: np.ndarray
+    """Share of p(x) where no draw can have been, as `LogLikelihood.unseen`; 0 where log p(x) is exact."""
     late_gain: np.ndarray
     """What the last round of the search for `best_elbo` gained: near zero at the optimum, and about as much as is left.
 
@@ -77,9 +80,9 @@ class GapDecomposition:
     is_supremum: bool
     """Whether the family is all that these distributions can be.
 
-    Where one latent of the guide depends on another, or a flow keeps its transforms, that part of it stays as the
-    encoder made it: the best q may be better still, so that the approximation gap is at most what is said, and the
-    amortisation gap at least.
+    Where one latent of the guide depends on another, or a flow keeps its transforms, or a parameter moves the support,
+    that part of it stays as the encoder made it: the best q may be better still, so that the approximation gap is at
+    most what is said, and the amortisation gap at least.
     """
     no_richer: str
     """Why there is no richer family; empty if there is one."""
@@ -116,9 +119,11 @@ class GapDecomposition:
     def interval(self, part: Part, level: float = 0.95, *, new_data: bool = False) -> Interval:
         """Interval of the mean of a part over these data: for its Monte Carlo error, and for what searches have left.
 
-        That belongs to the amortisation gap, and is counted in the approximation gap. Of a datum that has converged it
-        is about `late_gain`; of another, and where the family is no supremum, as much as all of its approximation gap.
-        Where a log p(x) is not trusted, the upper ends of what contains it are infinite. No gap is below zero.
+        An estimate of log p(x) is on average s^2 / 2 too low, which is added, and lacks what no draw can have seen,
+        which is added on the upper side. What searches have left belongs to the amortisation gap, and is
+        counted in the approximation gap. Of a datum that has converged it is about `late_gain`; of another, and
+        where the family is no supremum, as much as all of its approximation gap. Where a log p(x) is not
+        trusted, the upper ends of what contains it are infinite. No gap is below zero.
 
         Args:
             part: Name of the part.
@@ -128,16 +133,28 @@ class GapDecomposition:
         found, z = self.mean(part), two_sided(level)
         error = z * (found.population_stderr if new_data else found.stderr)
         low, high = found.value - error, found.value + error
+        if part in _OF_EVIDENCE:
+            low, high = low + self._bias.mean(), high + (self._bias + self._missed).mean()
         if part == "amortisation":
             high += self._left(z)
         if part in _FROM_SEARCH:
             low -= self._left(z)
         if part == "richer_gain" and not self.richer_converged.all():
             high = max(high, float(self.interval("approximation", level, new_data=new_data).high))
-        if part in ("log_evidence", "gap", "approximation") and not self.trusted.all():
+        if part in _OF_EVIDENCE and not self.trusted.all():
             high = math.inf
         least = 0.0 if part in _NEVER_NEGATIVE else -math.inf
-        return Interval(low=max(low, least), high=max(high, least))
+        return Interval(low=max(float(low), least), high=max(float(high), least))
+
+    @property
+    def _bias(self) -> np.ndarray:
+        """By how much the logarithm of a mean is on average too low (N,)."""
+        return np.square(self.log_evidence_stderr) / 2
+
+    @property
+    def _missed(self) -> np.ndarray:
+        """By how much log p(x) is too low for what no draw can have seen (N,)."""
+        return np.log1p(np.nan_to_num(self.unseen))
 
     def _left(self, z: float) -> float:
         """How much a better search or family may move from the approximation gap to that of amortisation, at most."""
@@ -145,7 +162,8 @@ class GapDecomposition:
         if not self.trusted[~sure].all():
             return math.inf
         errors = np.where(sure, self.late_gain_stderr, self.approximation_stderr)
-        left = max(0.0, self.late_gain[sure].sum()) + self.approximation[~sure].clip(0.0).sum()
+        open_gap = self.approximation + self._bias + self._missed
+        left = max(0.0, self.late_gain[sure].sum()) + open_gap[~sure].clip(0.0).sum()
         return float(left / len(errors)) + z * mean_stderr(errors)
 
     def __str__(self) -> str:

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ppl_vae.averages import bits_per_dimension
 from ppl_vae.coordinates import Form
-from ppl_vae.evaluation.means import MeanOverData
+from ppl_vae.evaluation.means import MeanOverData, observed_bits
 from ppl_vae.evaluation.surgery import Surgery
 from ppl_vae.latents.units import active_units
 from ppl_vae.wording import in_words
@@ -107,13 +106,17 @@ class Ledger:
     num_samples: int
     """K."""
     num_dimensions: int
-    """How many numbers of a datum the model observes."""
+    """D, how many numbers of a datum the model observes, masked ones left out; 0 where that differs among data."""
     seconds: float
     """Wall time."""
 
     def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
-        """-ELBO / (D log 2), an upper bound on that of log p(x), with the observed D unless another is given."""
-        return bits_per_dimension(self.elbo.mean, self.num_dimensions if num_dimensions is None else num_dimensions)
+        """-ELBO / (D log 2), an upper bound on that of log p(x), with the observed D unless another is given.
+
+        Raises:
+            EstimateError: None is given where masks leave more of some data than of others.
+        """
+        return observed_bits(self.elbo.mean, self.num_dimensions, num_dimensions)
 
     @property
     def alarms(self) -> tuple[str, ...]:
@@ -131,8 +134,8 @@ class Ledger:
     def __str__(self) -> str:
         lines = [
             f"ELBO {self.elbo} nats per datum ({len(self.elbo.value)} data, K = {self.num_samples}; "
-            f"± {self.elbo.population_stderr:.2g} for new data); "
-            f"at most {self.bits_per_dimension():.3f} bits per dimension",
+            f"± {self.elbo.population_stderr:.2g} for new data)"
+            + (f"; at most {self.bits_per_dimension():.3f} bits per dimension" if self.num_dimensions else ""),
             f"= -(distortion {self.distortion} + rate {self.rate})",
             *map(str, self.latents),
         ]

@@ -75,9 +75,12 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
     def interval(self, level: float = 0.95) -> Interval:
         """Interval of the mean of log p(x) over these data, in nats per datum.
 
-        It covers where all data are reliable; its upper end is infinite where one is still unreliable.
+        It covers where all data are reliable; its upper end is infinite where one is still unreliable. Errors of
+        annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`.
         """
-        found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
+        skewness = np.where(self._annealed, 1.5 * self.stderr, self.skewness)
+        degrees = np.where(self._annealed, max(1, self.num_chains - 1), np.inf)
+        found = interval_of_mean(self.value, self.stderr, skewness, self.unseen, level, degrees)
         return found._replace(high=math.inf) if self.is_lower_bound else found
 
     def intervals(self, level: float = 0.95) -> Interval:
@@ -87,8 +90,11 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
         """
         low, high = interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
         by_chains = interval_of_chains(self.value, self.stderr, self.num_chains, self.trusted, level)
-        annealed = self.method == METHODS[-1]
-        return Interval(np.where(annealed, by_chains.low, low), np.where(annealed, by_chains.high, high))
+        return Interval(np.where(self._annealed, by_chains.low, low), np.where(self._annealed, by_chains.high, high))
+
+    @property
+    def _annealed(self) -> np.ndarray:
+        return self.method == METHODS[-1]
 
     def counts(self) -> dict[str, dict[str, int]]:
         """How many data each method served, by verdict."""

@@ -18,7 +18,7 @@ from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.attempts import Attempts, reason_of, row_of
 from ppl_vae.evaluation.escalated_result import METHODS, EscalatedLogLikelihood, Failure
 from ppl_vae.evaluation.likelihood import log_likelihood
-from ppl_vae.evaluation.refining import refine
+from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
@@ -226,7 +226,7 @@ def _refined(
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "refined proposals", progress, attempts)
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
-    words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(s["value"]), num_samples))
+    words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(s["value"]), rounded_up(num_samples)))
     exact = np.zeros(len(words), dtype=bool)
     return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], exact, words), reasons
 

@@ -121,7 +121,8 @@ def _of_block(pair: Pair, batch: Batch, layout: Layout, first: int, within_memor
         n = int(wrong.nonzero()[0])
         raise EstimateError(
             f"row {first + n}: expected a finite log p(x, z) at all values of the latents, found {float(found[n])}: "
-            f"{_at_fault(pair, rows_of(batch, range(n, n + 1)), layout)}; mend the density there"
+            f"{_at_fault(pair, rows_of(batch, range(n, n + 1)), layout)}; mend the density there, or use "
+            "log_likelihood, which asks for it at draws of the guide alone where they are fewer than all values"
         )
     return found
 

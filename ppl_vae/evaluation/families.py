@@ -14,7 +14,7 @@ from ppl_vae.errors import PairError
 from ppl_vae.evaluation.freeing import name_of
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
 from ppl_vae.evaluation.shifting import Recorder, Shift, Within
-from ppl_vae.evaluation.unconstrained import Unconstrained
+from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
 from ppl_vae.pair import Pair
 from ppl_vae.rng import seeded
 from ppl_vae.tape import Batch, Layout, run_program
@@ -77,8 +77,11 @@ class GuideFamily:
         self.dtype = pair.dtype or recorders[0].values[0].dtype
         self.names = {name: name_of(tape.sites[name]["fn"])[0] for name in layout.local_latents}
         self.has_density = all(name_of(tape.sites[name]["fn"])[1] for name in self.names)
-        self.is_supremum = self.has_density and all(
-            torch.equal(one, other) for one, other in zip(*(r.values for r in recorders), strict=True)
+        all_free = all(slot is not None for slots in self._slots.values() for slot in slots)
+        self.is_supremum = (
+            self.has_density
+            and all_free
+            and all(torch.equal(one, other) for one, other in zip(*(r.values for r in recorders), strict=True))
         )
 
     def start(self, num_data: int, device: torch.device) -> Tensor:
@@ -88,9 +91,8 @@ class GuideFamily:
     def freed(self, free: Tensor) -> Pair:
         """The pair with the freed guide; it shares everything else."""
         pair = copy.copy(self._pair)
-        pair.__dict__["guide"] = Within(
-            self._pair, Shift({n: [s.of(free) for s in slots] for n, slots in self._slots.items()})
-        )
+        shifts = {n: [None if s is None else s.of(free) for s in slots] for n, slots in self._slots.items()}
+        pair.__dict__["guide"] = Within(self._pair, Shift(shifts))
         return pair
 
     def elbo(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Tensor:
@@ -146,7 +148,9 @@ class AffineFamily:
             raise PairError("expected programs that accept a leading particle dimension, found ones that do not")
         with seeded(0, batch[0].device):
             guide = run_program(pair, pair.guide, batch, None, layout)
-            self._space = Unconstrained(run_program(pair, pair.model, batch, None, layout, guide.latents), layout)
+            model = run_program(pair, pair.model, batch, None, layout, guide.latents)
+            others = (run_program(pair, pair.model, batch, None, layout) for _ in range(OTHER_DRAWS))
+            self._space = Unconstrained(model, layout, (), others)
         start = family.start(len(batch[0]), batch[0].device)
         self.dim = self._flat(family.propose(start, (), batch, 2).latents[0]).shape[-1]
         if self.dim > _MOST_LATENTS:

@@ -32,8 +32,8 @@ class Parameter(NamedTuple):
     """How many dimensions of the shape lie right of those of the site's plates."""
 
 
-Free = Callable[[Parameter], Tensor]
-"""Gives the shift of a parameter; 0 leaves it as it is."""
+Free = Callable[[Parameter], Tensor | None]
+"""Gives the shift of a parameter; 0 leaves it as it is, None keeps it fixed."""
 
 
 def freed(fn: Any, free: Free, inner: int = 0) -> Any:
@@ -115,6 +115,8 @@ def _shifted(
     event = value.shape[value.dim() - max(constraint.event_dim, value.dim() - len(batch_shape)) :]
     inverse = transform.inverse_shape(event)
     delta = free(Parameter(value, batch_shape + inverse, inner + len(inverse)))
+    if delta is None:
+        return value
     if isinstance(transform, t.LowerCholeskyTransform):
         return value @ transform(delta)
     return transform(transform.inv(value) + _unit(fn, name, value) * delta)
@@ -136,6 +138,7 @@ def _moved(fn: Any, free: Free, inner: int) -> Any:
         raise PairError(f"found {type(fn).__name__}, of whose parameters nothing is known")
     shape = fn.batch_shape + fn.event_shape
     unit = torch.ones(())
-    loc, log_scale = (free(Parameter(unit, shape, inner + event_dim)) for _ in range(2))
+    shifts = [free(Parameter(unit, shape, inner + event_dim)) for _ in range(2)]
+    loc, log_scale = (unit.new_zeros(shape) if shift is None else shift for shift in shifts)
     # With a cache the inverse of a draw is the very draw, whose density a flow knows without inverting itself.
     return TransformedDistribution(fn, [t.AffineTransform(loc, log_scale.exp(), event_dim, cache_size=1)])

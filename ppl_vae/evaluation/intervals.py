@@ -84,18 +84,38 @@ def interval_of_each(
 
 
 def interval_of_mean(
-    value: np.ndarray, stderr: np.ndarray, skewness: np.ndarray, unseen: np.ndarray, level: float
+    value: np.ndarray,
+    stderr: np.ndarray,
+    skewness: np.ndarray,
+    unseen: np.ndarray,
+    level: float,
+    degrees: np.ndarray | float = np.inf,
 ) -> Interval:
-    """Interval of the mean of log p(x) over these data; arguments as for `interval_of_each`.
+    r"""Interval of the mean of log p(x) over these data, each argument (N,) as for `interval_of_each`.
 
-    The sum of logarithms is on average sum s^2 / 2 too low, which is added; t has the skewness of the sum.
+    The sum of logarithms is on average sum s^2 / 2 too low, which is added; t has the skewness of the sum. Errors that
+    come of few chains have few degrees of freedom n each, and together, after Satterthwaite,
+
+    .. math:: \nu = \frac{(\sum s^2)^2}{\sum s^4 / n}
+
+    Args:
+        value: Estimates.
+        stderr: Their standard errors s.
+        skewness: Skewness of the mean weight; 1.5 s where it is not known, which leans to no side.
+        unseen: Share that was missed.
+        level: Coverage.
+        degrees: Degrees of freedom n of each error, one for all or (N,).
+
+    Reference:
+        Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.
     """
-    size, z = len(value), two_sided(level)
-    variance = np.square(stderr).sum()
+    size, variance = len(value), np.square(stderr)
+    total, parts = variance.sum(), np.square(variance) / degrees
+    z = two_sided(level, total**2 / parts.sum() if parts.any() else math.inf)
     # The logarithm takes 3 s from the skewness of a mean, of which its own error makes up for a half.
     third = (stderr**3 * (skewness - 1.5 * stderr)).sum()
-    lean = third / variance**1.5 if variance > 0 else np.zeros(())
-    centre, error = value.mean() + variance / 2 / size, np.sqrt(variance) / size
+    lean = third / total**1.5 if total > 0 else np.zeros(())
+    centre, error = value.mean() + total / 2 / size, np.sqrt(total) / size
     high = centre - error * _untransformed(-z, lean) + np.log1p(np.nan_to_num(unseen)).mean()
     return Interval(float(centre - error * _untransformed(z, lean)), float(high))
 

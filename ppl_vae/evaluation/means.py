@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ppl_vae.averages import bits_per_dimension, mean_stderr, population_stderr
+from ppl_vae.errors import EstimateError
 from ppl_vae.wording import in_words, is_lower_bound
 
-__all__ = ["MeanLogLikelihood", "MeanOverData"]
+__all__ = ["MeanLogLikelihood", "MeanOverData", "observed_bits"]
 
 
 class MeanOverData:
@@ -38,7 +39,7 @@ class MeanLogLikelihood(MeanOverData):
     """Mean of estimates of log p(x), some of which may be untrusted, and what it is called in words."""
 
     num_dimensions: int
-    """D, how many numbers of a datum the model observes."""
+    """D, how many numbers of a datum the model observes, masked ones left out; 0 where that differs among data."""
 
     @property
     def trusted(self) -> np.ndarray:
@@ -61,8 +62,12 @@ class MeanLogLikelihood(MeanOverData):
         return is_lower_bound(self.share_untrusted)
 
     def bits_per_dimension(self, num_dimensions: int | None = None) -> float:
-        """-mean / (D log 2), with the D that the model observes unless another is given."""
-        return bits_per_dimension(self.mean, self.num_dimensions if num_dimensions is None else num_dimensions)
+        """-mean / (D log 2), with the D that the model observes unless another is given.
+
+        Raises:
+            EstimateError: None is given where masks leave more of some data than of others.
+        """
+        return observed_bits(self.mean, self.num_dimensions, num_dimensions)
 
     def _mean_in_words(self) -> str:
         """The mean with its error, or what stands in the place of one."""
@@ -70,3 +75,17 @@ class MeanLogLikelihood(MeanOverData):
             return f"log p(x) = {self.mean:.4f} nats per datum, exact"
         sign = "" if self.is_lower_bound else "= "
         return f"log p(x) {sign}{in_words(self.mean, self.mean_stderr, self.share_untrusted)} nats per datum"
+
+
+def observed_bits(mean: float, observed: int, given: int | None) -> float:
+    """-mean / (D log 2), D as given, or as observed.
+
+    Raises:
+        EstimateError: Neither is known: masks leave more numbers of some data than of others.
+    """
+    if given is None and not observed:
+        raise EstimateError(
+            "bits per dimension: expected as many observed numbers of every datum, found masks that leave more of some "
+            "than of others; give num_dimensions"
+        )
+    return bits_per_dimension(mean, observed if given is None else given)

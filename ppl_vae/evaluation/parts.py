@@ -23,6 +23,7 @@ def exact_parts(log_evidence: Tensor, elbo: Tensor, best_elbo: Tensor) -> dict[s
     parts = {name: value.double().cpu().numpy() for name, value in found.items()}
     nothing = np.zeros_like(parts["elbo"])
     parts["richer_elbo"], parts["trusted"] = np.full_like(nothing, np.nan), np.ones_like(nothing, dtype=bool)
+    parts["unseen"] = nothing
     return parts | {f"{name}_stderr": nothing for name in _ERRORS}
 
 
@@ -54,11 +55,13 @@ def sampled_parts(
         stream.add(torch.from_numpy(proposal))
         summary = stream.summary()
         counts, value = np.full(num_data, num_samples), summary.value
-        words = verdict(summary.khat, summary.stderr, summary.ess, look(value), counts)
+        unseen = look(value)
+        words = verdict(summary.khat, summary.stderr, summary.ess, unseen, counts)
         trusted = words != UNRELIABLE
         of_evidence = np.exp(proposal - value) - 1
     else:
         value, trusted, of_evidence = known, np.ones(num_data, dtype=bool), np.zeros_like(guide)
+        unseen = np.zeros(num_data)
     moved = np.full_like(guide, np.nan) if richer is None else richer
     differences = {
         "log_evidence": of_evidence,
@@ -70,4 +73,4 @@ def sampled_parts(
     }
     errors = {f"{name}_stderr": d.std(0, ddof=1) / math.sqrt(num_samples) for name, d in differences.items()}
     elbos = {"elbo": guide.mean(0), "best_elbo": best.mean(0), "richer_elbo": moved.mean(0)}
-    return {"log_evidence": value, "trusted": trusted} | elbos | errors
+    return {"log_evidence": value, "trusted": trusted, "unseen": unseen} | elbos | errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.hamiltonian import Density
 from ppl_vae.evaluation.proposal import site_at_fault, site_where
-from ppl_vae.evaluation.unconstrained import Unconstrained
+from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
 from ppl_vae.pair import Pair, Program
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms
@@ -58,9 +58,9 @@ class Path:
         first_row: Row of the first datum, for messages.
 
     Raises:
-        PairError: A latent has infinitely many discrete values, or too many, or a mask on them; its support moves; or
-            the guide cannot be the start, since it leaves the model's support, or has draws of its own beside the
-            model's latents.
+        PairError: A latent has infinitely many discrete values, or too many, or a mask on them, or has to be summed out
+            in programs that run their chains one after another; its support moves; or the guide cannot be the start,
+            since it leaves the model's support, or has draws of its own beside the model's latents.
     """
 
     def __init__(
@@ -74,7 +74,8 @@ class Path:
     ) -> None:
         self._pair, self._batch, self._layout, self._start = pair, batch, layout, start
         self._first_row = first_row
-        self._num_chains, self._size = num_chains, num_chains if num_chains > 1 else None
+        self._num_chains = num_chains
+        self._size = num_chains if num_chains > 1 and layout.vectorized else None
         self._num_values = num_values(layout)
         if start == "guide" and layout.may_leave_support:
             raise PairError(
@@ -82,31 +83,39 @@ class Path:
                 "densities on the way from it to the posterior are known, found one that may leave it; annealing from "
                 "start='prior' does not need it"
             )
-        guide = self._run(pair.guide)
+        guide = self._run_once(pair.guide)
         if start == "guide" and (extra := [name for name in guide.latents if name not in layout.local_latents]):
             raise PairError(
                 f"site {extra[0]!r}: expected a guide whose density can be evaluated at any latent, found a draw of "
                 "its own beside the model's latents; annealing from start='prior' does not need it"
             )
         # Draws outside the model's support have no point in R^n; its sites are known without them.
-        model = self._run(pair.model, None if layout.may_leave_support else guide.latents)
+        model = self._run_once(pair.model, None if layout.may_leave_support else guide.latents)
         _check_masks([guide, model], layout)
-        self.space = Unconstrained(model, layout, layout.cardinalities)
+        self._model = model
+        others = (self._run_once(pair.model) for _ in range(OTHER_DRAWS))
+        self.space = Unconstrained(model, layout, layout.cardinalities, others)
 
     def draw(self) -> dict[str, Tensor]:
         """Points of the start, one for each chain and datum."""
-        return self.space.points(self._run(self._pair.guide if self._start == "guide" else self._pair.model).latents)
+        tapes = self._run(self._pair.guide if self._start == "guide" else self._pair.model)
+        return self.space.points(self._chains_first([tape.latents for tape in tapes]))
 
     def at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Points where every chain of a datum has its latents (N, *event)."""
-        if self._size is not None:
-            latents = self._repeated(latents, self._size)
+        if self._num_chains > 1:
+            latents = self._repeated(latents, self._num_chains)
         return self.space.points(latents)
+
+    def masked_latent(self) -> str:
+        """The first latent that is masked somewhere, or an empty text."""
+        masked = (name for name in self._layout.local_latents if not bool(mask_of(self._model.sites[name]).all()))
+        return next(masked, "")
 
     def ends(self, points: Mapping[str, Tensor]) -> Ends:
         """Log-densities of both ends, whatever they are."""
-        guide, model, log_det = self._runs(points)
-        terms = Terms([(guide, model)], self._batch, self._layout, scaled=False)
+        runs, log_det = self._runs(points)
+        terms = Terms(runs, self._batch, self._layout, scaled=False)
         start = terms.log_guide if self._start == "guide" else terms.log_prior
         return Ends(self._summed(start) + log_det, self._summed(terms.log_lik + terms.log_prior) + log_det)
 
@@ -134,31 +143,34 @@ class Path:
         k, n = (int(i) for i in wrong.nonzero()[0])
         numbers = self.space.numbers(points, k, n)
         at = ", ".join(f"{u:.4g}" for u in numbers[:_SHOWN]) + " and more" * (len(numbers) > _SHOWN)
-        guide, model, _ = self._runs(points)
+        runs, _ = self._runs(points)
+        guide, model = runs[k] if len(runs) > 1 else runs[0]
         tapes = [("guide", guide)] * (self._start == "guide") + [("model", model)]
         raise EstimateError(
             f"row {self._first_row + n}: expected a log-density at all latents, or -inf where the model excludes them, "
             f"found {float(log_density[k, n])} at {at} (in unconstrained coordinates): "
-            f"{site_at_fault(tapes, self._layout, n)}; mend the density there"
+            f"{site_at_fault(tapes, self._layout, n)}; mend the density there, or use log_likelihood, "
+            "which asks for it at draws of the guide alone"
         )
 
     def excluding(self, column: int) -> str:
         """The first site of the model that is impossible at draws of the start, for a datum, or an empty text."""
-        _, model, _ = self._runs(self.draw())
-        return site_where(model, self._layout, torch.isneginf, column)
+        runs, _ = self._runs(self.draw())
+        sites = (site_where(model, self._layout, torch.isneginf, column) for _, model in runs)
+        return next(filter(None, sites), "")
 
     def density(self, temperature: float) -> Density:
         """log f_t with its gradient."""
         return _Tempered(self, temperature)
 
-    def _runs(self, points: Mapping[str, Tensor]) -> tuple[Tape, Tape, Tensor]:
+    def _runs(self, points: Mapping[str, Tensor]) -> tuple[list[tuple[Tape, Tape]], Tensor]:
         """Runs of guide and model at points, and log |dz / du|; from the prior the guide need not be run."""
         values, log_det = self.space.values(points)
         if self._num_values > 1:
             values = self._for_every_value(values)
-        model = self._run(self._pair.model, values, summed=True)
-        guide = self._run(self._pair.guide, values, summed=True) if self._start == "guide" else model
-        return guide, model, log_det
+        models = self._run(self._pair.model, values, summed=True)
+        guides = self._run(self._pair.guide, values, summed=True) if self._start == "guide" else models
+        return list(zip(guides, models, strict=True)), log_det
 
     def _for_every_value(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values of continuous latents, each chain as often as the others have joint values."""
@@ -176,11 +188,32 @@ class Path:
         every = log_density.expand(self._num_chains * self._num_values, -1)
         return every.unflatten(0, (self._num_chains, self._num_values)).logsumexp(1)
 
-    def _run(self, program: Program, values: Mapping[str, Tensor] | None = None, summed: bool = False) -> Tape:
+    def _run(
+        self, program: Program, values: Mapping[str, Tensor] | None = None, summed: bool = False
+    ) -> Sequence[Tape]:
+        """Runs of all chains: one, or one of each chain where a program cannot broadcast."""
+        if self._num_chains > 1 and not self._layout.vectorized:
+            each = [None if values is None else self._of_chain(values, k) for k in range(self._num_chains)]
+            return [self._run_once(program, own) for own in each]
+        return [self._run_once(program, values, summed)]
+
+    def _run_once(self, program: Program, values: Mapping[str, Tensor] | None = None, summed: bool = False) -> Tape:
         if not summed or self._num_values == 1:
             return run_program(self._pair, program, self._batch, self._size, self._layout, values)
         size, every = self._num_chains * self._num_values, self._layout.cardinalities
         return run_program(self._pair, program, self._batch, size, self._layout, values, enumerated=every)
+
+    def _chains_first(self, latents: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+        """Latents of the runs of all chains as those of one run."""
+        if len(latents) == 1:
+            return latents[0]
+        return {
+            n: torch.cat([self.space.repeated(own[n], n, 1) for own in latents]) for n in self._layout.local_latents
+        }
+
+    def _of_chain(self, values: Mapping[str, Tensor], k: int) -> dict[str, Tensor]:
+        """Values of one chain, in the shape that a run without chains gives them."""
+        return {name: z[k].reshape(self._model.sites[name]["value"].shape) for name, z in values.items()}
 
 
 class _Tempered:
@@ -203,13 +236,18 @@ def num_values(layout: Layout) -> int:
     """Joint values of the latents that a path sums out.
 
     Raises:
-        PairError: They are too many.
+        PairError: They are too many, or the programs cannot run all of them at once.
     """
     found = math.prod(layout.cardinalities.values())
     if found > _MOST_VALUES:
         raise PairError(
             f"site {next(iter(layout.cardinalities))!r}: expected at most {_MOST_VALUES} joint values of discrete "
             f"latents to sum over beside the continuous ones, found {found}: use log_likelihood"
+        )
+    if found > 1 and not layout.vectorized:
+        raise PairError(
+            f"site {next(iter(layout.cardinalities))!r}: expected programs that take a leading dimension, to sum over "
+            "the values of discrete latents, found ones whose particles run one after another: use log_likelihood"
         )
     return found
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.errors import PairError, is_lack_of_memory
 from ppl_vae.evaluation.proposal import Proposal, evaluate_guide
 from ppl_vae.evaluation.scoring import Scorer
-from ppl_vae.evaluation.unconstrained import Unconstrained
+from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of, undivided
@@ -162,9 +162,9 @@ class Prober:
         event_dims = {name: guide.sites[name]["fn"].event_dim for name in guide.latents}
         drawn, few = Proposal([guide.latents], event_dims, False, batch[0].new_empty(0)), slice(0, _FEW)
         latents = drawn.part(self._layout, few, slice(0, 1))[0]
-        model = run_program(self._pair, self._pair.model, tuple(a[few] for a in batch), None, self._layout, latents)
+        model = partial(run_program, self._pair, self._pair.model, tuple(a[few] for a in batch), None, self._layout)
         try:
-            return Unconstrained(model, self._spread_out)
+            return Unconstrained(model(latents), self._spread_out, (), (model() for _ in range(OTHER_DRAWS)))
         except PairError:
             return None  # a discrete latent without end, or a support that moves
 

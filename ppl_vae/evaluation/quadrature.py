@@ -62,7 +62,8 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         first_row: Row of its first datum, for messages.
 
     Raises:
-        PairError: A datum has more than two continuous latent numbers, or discrete ones of infinitely many values.
+        PairError: A datum has more than two continuous latent numbers, or discrete ones of infinitely many values, or
+            masked ones.
         EstimateError: The density is NaN or infinite somewhere, and site and row are named; or it does not end, or is
             too rough or too narrow.
 
@@ -71,6 +72,11 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     """
     chunk = max(1, _CHUNK // num_values(layout))
     path = Path(pair, batch, layout, max(2, chunk), "prior", first_row)
+    if masked := path.masked_latent():
+        raise PairError(
+            f"site {masked!r}: expected a latent without a mask, to integrate over it, found data where it is masked, "
+            "and has no density of its own: use log_likelihood"
+        )
     pattern = path.draw()
     drawn = path.space.flat(pattern)
     _check_dimensions({name: u.numel() // drawn[..., 0].numel() for name, u in pattern.items()})
@@ -84,8 +90,9 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     starts = line.inverse(drawn.double())
     kind = torch.finfo(drawn.dtype)
     furthest = ((_SAFE * math.sqrt(kind.max) - line.centre.abs()) / line.scale).asinh()
-    box = _wide_enough(log_density, starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN, furthest, first_row)
-    return integrated(log_density, box, kind.eps, first_row)
+    sites = ", ".join(map(repr, pattern))
+    box = _wide_enough(log_density, starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN, furthest, first_row, sites)
+    return integrated(log_density, box, kind.eps, first_row, sites)
 
 
 def _check_dimensions(sizes: Mapping[str, int]) -> None:
@@ -112,7 +119,9 @@ def _line(drawn: Tensor) -> _Line:
     return _Line(centre, torch.where(scale > 0, scale, 1.0))
 
 
-def _wide_enough(log_density: LogDensity, low: Tensor, high: Tensor, furthest: Tensor, first_row: int) -> Cells:
+def _wide_enough(
+    log_density: LogDensity, low: Tensor, high: Tensor, furthest: Tensor, first_row: int, sites: str
+) -> Cells:
     """One cell for each datum, widened until its sides are negligible."""
     points = _GRID[low.shape[-1]]
     share = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device)
@@ -128,8 +137,8 @@ def _wide_enough(log_density: LogDensity, low: Tensor, high: Tensor, furthest: T
             break
     row = first_row + int((over if bool(over.any()) else down | up).any(-1).nonzero()[0])
     raise EstimateError(
-        f"row {row}: expected p(x, z) to fall off on all sides, found that it still counts where latents are near the "
-        "largest number there is: use annealed_importance_sampling"
+        f"row {row}: expected p(x, z) to fall off on all sides, found that it still counts where latents ({sites}) are "
+        "near the largest number there is: use annealed_importance_sampling"
     )
 
 

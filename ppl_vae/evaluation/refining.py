@@ -18,7 +18,7 @@ from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
 
-__all__ = ["Refined", "refine"]
+__all__ = ["Refined", "refine", "rounded_up"]
 
 _CHUNK = 256  # samples of each datum at once
 _ROUNDS, _FIT_CHUNKS = 5, 4
@@ -81,7 +81,7 @@ def refine(
     with seeded(key(seed, first), device):
         path = Path(pair, batch, layout, _CHUNK, "guide", first)
         fitted = _fit(path)
-    chunks = math.ceil(num_samples / _CHUNK)
+    chunks = rounded_up(num_samples) // _CHUNK
     stream = Stream(len(batch[0]), chunks * _CHUNK, first)
     for j in range(chunks):
         with seeded(key(seed, first, _FIRST + j), device):
@@ -90,6 +90,16 @@ def refine(
     with seeded(key(seed, first, _FIRST + chunks), device):
         unseen = looked(lambda: _unseen(path, fitted, summary.value, chunks * _CHUNK), len(batch[0]))
     return Refined(summary, unseen)
+
+
+def rounded_up(num_samples: int) -> int:
+    """K as it is drawn: a multiple of 256.
+
+    Example:
+        >>> rounded_up(1025)
+        1280
+    """
+    return math.ceil(num_samples / _CHUNK) * _CHUNK
 
 
 def _fit(path: Path) -> Fitted:

@@ -61,7 +61,7 @@ class LogLikelihood(MeanLogLikelihood):
     target_stderr: float | None
     """Standard error that was asked for, in nats; None where K samples were."""
     num_dimensions: int
-    """D, how many numbers of a datum the model observes."""
+    """D, how many numbers of a datum the model observes, masked ones left out; 0 where that differs among data."""
     seconds: float
     """Wall time."""
     posterior: Mapping[str, np.ndarray]

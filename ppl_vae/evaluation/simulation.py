@@ -30,7 +30,8 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
     So do the entries of those that a mask takes away.
 
     Raises:
-        PairError: A site is observed at something else than one of the arguments, row by row.
+        PairError: A site is observed at something else than one of the arguments, row by row; it cannot be sampled; or
+            its argument is of a type that does not hold what it draws.
     """
     guide = run_program(pair, pair.guide, batch, None, layout)
     as_given = run_program(pair, pair.model, batch, None, layout, guide.latents)
@@ -42,6 +43,7 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
             continue
         sampled = _Drawn(value, counts)
         i = _argument(name, sampled, as_given, pair, batch, layout)
+        sampled.check_held_by(batch[i], name)
         if torch.equal(sampled.into(batch[i]), batch[i]):  # equal arguments cannot be told apart by it, and need not be
             continue
         own = counts.reshape(batch[i].shape)
@@ -67,6 +69,22 @@ class _Drawn(NamedTuple):
         new = self.value.reshape(array.shape).to(array.dtype)
         return torch.where(self.counts.reshape(array.shape), new, array)
 
+    def check_held_by(self, array: Tensor, name: str) -> None:
+        """An argument holds the value as it is, but for the rounding of real numbers.
+
+        Raises:
+            PairError: It is of whole numbers, and the value is not.
+        """
+        kept = self.value.to(array.dtype).to(self.value.dtype) == self.value
+        if array.is_floating_point() or bool((kept | ~self.counts).all()):
+            return
+        lost = float(self.value[~kept & self.counts][0])
+        kind = str(array.dtype).removeprefix("torch.")
+        raise PairError(
+            f"site {name!r}: expected data of a type that holds what the model draws, found {kind} and a draw of "
+            f"{lost:.4g}, which would be cut off; give the data as real numbers (x.float())"
+        )
+
     def is_at(self, observed: Tensor, array: Tensor) -> bool:
         """Whether what a site observes, where it counts, is an argument, row by row."""
         alike = observed.numel() == array.numel() and len(observed) == len(array)
@@ -87,5 +105,6 @@ def _argument(name: str, drawn: _Drawn, as_given: Tape, pair: Pair, batch: Batch
                 return i
     raise PairError(
         f"site {name!r}: expected to be observed at one of the arguments of the model, row by row, found other values: "
-        "data cannot be simulated; pass what is observed as an argument"
+        "data cannot be simulated; pass what is observed as an argument, or use annealed_importance_sampling or "
+        "log_likelihood, which need no simulated data"
     )

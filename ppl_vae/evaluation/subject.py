@@ -144,8 +144,7 @@ def _checked(pair: Pair, rows: Rows) -> Layout:
     layout = check(pair, rows.take(slice(0, _PROBE_ROWS)), proposes_outside=True).layout
     _check_local(layout)
     check_observations(pair, rows, layout)
-    check_rows(pair, rows, layout)
-    return layout
+    return check_rows(pair, rows, layout)
 
 
 def _check_local(layout: Layout) -> None:

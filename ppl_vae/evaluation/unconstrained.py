@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
+from ppl_vae.checking.sites import distribution_name
 from ppl_vae.errors import PairError
 from ppl_vae.reductions import sum_to_data
-from ppl_vae.supports import is_fixed, support_name, support_of, unmixed
-from ppl_vae.tape import Layout, Tape
+from ppl_vae.supports import common, is_constant, support_name, support_of, unmixed
+from ppl_vae.tape import DATA, Layout, Site, Tape
 
-__all__ = ["Unconstrained"]
+__all__ = ["OTHER_DRAWS", "Unconstrained"]
+
+OTHER_DRAWS = 8
 
 
 class Unconstrained:
@@ -25,12 +28,15 @@ class Unconstrained:
         model: A run of the model, whose supports decide.
         layout: Layout of the pair.
         summed: Sites that are summed out, and have no coordinates.
+        others: Runs of the model on the same data with latents of their own, which tell whether a bound depends on
+            them; `OTHER_DRAWS` are enough, and they are asked for only where a bound might.
 
     Raises:
-        PairError: There is no other latent, one is discrete, or its support depends on other latents.
+        PairError: There is no other latent, one is discrete, or its support differs among data or depends on other
+            latents.
     """
 
-    def __init__(self, model: Tape, layout: Layout, summed: Collection[str] = ()) -> None:
+    def __init__(self, model: Tape, layout: Layout, summed: Collection[str] = (), others: Iterable[Tape] = ()) -> None:
         self._layout = layout
         if not layout.local_latents:
             raise PairError("expected latents to move, found a pair without: its log_likelihood is exact at any K")
@@ -39,6 +45,7 @@ class Unconstrained:
                 f"site {layout.local_latents[0]!r}: expected a continuous latent to move, found a pair whose latents "
                 "all have finitely many values: use log_evidence, which sums over them"
             )
+        runs: list[Tape] | None = None
         self._transforms: dict[str, Transform] = {}
         self._event_dims: dict[str, int] = {}
         for name in layout.local_latents:
@@ -47,15 +54,20 @@ class Unconstrained:
             fn = model.sites[name]["fn"]
             support = unmixed(support_of(fn))
             if support.is_discrete:
+                kind = _discrete_kind(model.sites[name], layout)
                 raise PairError(
                     f"site {name!r}: expected a continuous latent, or one of finitely many values to sum over, found "
-                    "another discrete one: use log_likelihood, which needs no more than draws of it"
+                    f"{kind}: use log_likelihood, which needs no more than draws of it"
                 )
-            if not is_fixed(support):
-                raise PairError(
-                    f"site {name!r}: expected a support that is the same whatever the other latents, found "
-                    f"{support_name(support)}; write the site as a transform of one with a fixed support"
-                )
+            if not is_constant(support):
+                runs = list(others) if runs is None else runs
+                seen = [support, *(unmixed(support_of(run.sites[name]["fn"])) for run in runs)]
+                if (shared := common(seen)) is None:
+                    raise PairError(
+                        f"site {name!r}: expected a support that is the same whatever the datum and the other latents, "
+                        f"found {support_name(support)}; write the site as a transform of one with a fixed support"
+                    )
+                support = shared
             try:
                 self._transforms[name], self._event_dims[name] = biject_to(support), fn.event_dim
             except NotImplementedError as error:
@@ -137,3 +149,14 @@ class Unconstrained:
 def _sum_last(x: Tensor, dims: int) -> Tensor:
     """Sums the last dimensions."""
     return x.sum(list(range(-dims, 0))) if dims else x
+
+
+def _discrete_kind(site: Site, layout: Layout) -> str:
+    """What a discrete site is that cannot be summed out, in words."""
+    plates = [f for f in site["cond_indep_stack"] if f.name != DATA and f.dim != layout.particle_dim]
+    if site["fn"].event_shape or plates:
+        return (
+            f"a {distribution_name(site['fn'])} of several numbers a datum, whose joint values are not gone through "
+            "(make each number a site of its own, or all of them one Categorical)"
+        )
+    return "another discrete one, of infinitely many values or of more at some rows than at others"
