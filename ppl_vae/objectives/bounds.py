@@ -80,8 +80,8 @@ class IWAE:
         others = others.masked_fill(others.isneginf(), 0.0)  # others that are all outside the support say nothing
         if self.gradient == "vimco":
             return others
-        # The bound has -v_k d log q(y_k), which no path brings for a discrete y_k: the score does, with 1/K added, whose
-        # mean is zero, so that nothing is left where weights are equal.
+        # The bound has -v_k d log q(y_k), which no path brings for a discrete y_k: the score does, with 1/K added, of
+        # mean zero, so that nothing is left where weights are equal.
         return others + log_weight.softmax(0) - 1 / self.num_particles
 
 
