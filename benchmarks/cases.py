@@ -8,7 +8,7 @@ from benchmarks import memory, scaling
 from benchmarks.evaluation import evaluation_case
 from benchmarks.mixture import mixture_case
 from benchmarks.pairs import PAIRS, pair_case
-from benchmarks.saving import saving_case
+from benchmarks.saving import run_case, saving_case
 from benchmarks.setting import Setting
 from benchmarks.timing import Case
 from benchmarks.training import training_case
@@ -34,6 +34,7 @@ CASES: Mapping[str, Callable[[str, Setting], Case]] = {
     "memory-map": memory.mapped_case,
     "checkpoint": saving_case,
     "checkpoint-100": saving_case,
+    "checkpoint-run": run_case,
     "cost-data": scaling.data_case,
     "cost-parameters": scaling.parameters_case,
     "cost-k": scaling.samples_case,

@@ -17,10 +17,9 @@ Run: python -m experiments.expressive_generator [--small]; 50 minutes on one cor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from experiments.common.features import Classifier, classifier
+from experiments.common.generators import Binary, Kind, Networks, kinds
 from experiments.common.images import images
 from experiments.common.progress import steps
 from experiments.common.statistics import mean, paired
@@ -39,7 +39,6 @@ from ppl_vae.figures.images import show_rows
 from ppl_vae.rng import key
 
 NUM_SHOWN = 9
-_HIDDEN_OF_MADE = (500, 500)
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,7 @@ class Config:
     pool: int = 2
     num_train: int | None = None
     num_test: int = 1000
-    latent_dim: int = 32
-    hidden: tuple[int, ...] = (200, 200)
-    num_components: int = 100
-    channels: int = 16
-    num_layers: int = 5
+    networks: Networks = field(default_factory=Networks)
     epochs: int = 40
     epochs_pixels: int = 4
     batch_size: int = 128
@@ -64,21 +59,6 @@ class Config:
     num_samples_pixels: int = 200
     num_draws: int = 500
     seeds: tuple[int, ...] = (0, 1, 2)
-
-
-class Binary(NamedTuple):
-    """The images that all models share."""
-
-    shape: tuple[int, int, int]
-    """(1, height, width), D pixels."""
-    train: Tensor
-    """Grey, drawn binary anew in every step, (N, D)."""
-    test: Tensor
-    """Binary, (M, D)."""
-    grey: Tensor
-    """The same images in grey, which means of p(x given z) are held against, (M, D)."""
-    train_labels: Tensor
-    """Classes of the training images (N,)."""
 
 
 def prepared(config: Config) -> Binary:
@@ -95,84 +75,6 @@ def prepared(config: Config) -> Binary:
     return Binary((1, height, width), train.flatten(1), binary, test.flatten(1), found.train_labels)
 
 
-class Kind(NamedTuple):
-    """A model of the comparison."""
-
-    make: Callable[[], Any]
-    """Makes it anew."""
-    pixels: bool = False
-    """Whether it trains and draws at the cost of a PixelCNN."""
-    num_samples: int = 1
-    """K of its log-likelihood."""
-    has_means: bool = False
-    """Whether its pixels are independent given z, so that there are means to look at."""
-
-
-def kinds(config: Config, found: Binary) -> Mapping[str, Kind]:
-    """All of them, under the names of the figure."""
-    latent, k = config.latent_dim, config.num_samples
-
-    def vae(make: Callable[..., Any], *arguments: Any) -> Kind:
-        return Kind(partial(make, config, found, *arguments), num_samples=k, has_means=True)
-
-    return {
-        "VAE": vae(with_prior, partial(pv.priors.StandardNormal, latent)),
-        "VAE, mixture prior": vae(with_prior, partial(pv.priors.MixtureOfNormals, latent, config.num_components)),
-        "VAE, VampPrior": vae(vamp),
-        "VAE, flow prior": vae(with_prior, partial(pv.priors.FlowPrior, latent, "affine")),
-        "VAE, two layers": vae(two_layers),
-        "VAE, PixelCNN decoder": Kind(
-            partial(pixel_decoder, config, found), pixels=True, num_samples=config.num_samples_pixels
-        ),
-        "MADE": Kind(partial(pv.autoregressive.MADE, found.train.shape[1], _HIDDEN_OF_MADE)),
-        "PixelCNN": Kind(
-            partial(pv.autoregressive.PixelCNN, found.shape, config.channels, config.num_layers), pixels=True
-        ),
-    }
-
-
-def encoder(config: Config, found: Binary) -> nn.Module:
-    """The network that all VAEs with one layer of latents share."""
-    return pv.encoders.DiagonalNormal.mlp(found.train.shape[1], config.hidden, config.latent_dim)
-
-
-def with_prior(config: Config, found: Binary, prior: Callable[[], nn.Module]) -> pv.VAE:
-    """A VAE of independent pixels."""
-    return pv.VAE(prior(), decoder(config, found), encoder(config, found))
-
-
-def decoder(config: Config, found: Binary) -> pv.decoders.Bernoulli:
-    """Its decoder, which starts at the frequencies of the pixels."""
-    made = pv.decoders.Bernoulli.mlp(config.latent_dim, config.hidden[::-1], found.train.shape[1])
-    made.start_at(found.train)
-    return made
-
-
-def vamp(config: Config, found: Binary) -> pv.VAE:
-    """The same, its prior the mean of q over images that it learns."""
-    shared = encoder(config, found)
-    prior = pv.priors.VampPrior(shared, found.train[: config.num_components])
-    return pv.VAE(prior, decoder(config, found), shared)
-
-
-def two_layers(config: Config, found: Binary) -> pv.HierarchicalVAE:
-    """Two stochastic layers, the second half as wide."""
-    widths = (config.hidden, [width // 2 for width in config.hidden])
-    made = pv.HierarchicalVAE.burda(found.train.shape[1], widths, (2 * config.latent_dim, config.latent_dim))
-    assert isinstance(made.decoder, pv.decoders.Bernoulli)
-    made.decoder.start_at(found.train)
-    return made
-
-
-def pixel_decoder(config: Config, found: Binary) -> pv.VAE:
-    """A VAE whose decoder is a small PixelCNN that sees z."""
-    maps = (config.channels // 2, *found.shape[1:])
-    network = pv.networks.ConvDecoder(config.latent_dim, [2 * config.channels], maps)
-    pixels = pv.autoregressive.PixelCNN(found.shape, config.channels, 2, context_shape=maps, first_size=5)
-    prior = pv.priors.StandardNormal(config.latent_dim)
-    return pv.VAE(prior, nn.Sequential(network, pixels), encoder(config, found))
-
-
 def measure(config: Config) -> Findings:
     """Log p of each model and seed, what it is ahead of the VAE of that seed on the same test images, and draws."""
     found = prepared(config)
@@ -184,9 +86,9 @@ def measure(config: Config) -> Findings:
         like_draws = pv.data.binarize(found.train[: config.num_draws], key(seed, 2))
         floors.append(pv.quality.frechet_distance(features(found.test), features(like_draws)))
         reference: Score | None = None
-        for name, kind in kinds(config, found).items():
+        for name, kind in kinds(config.networks, found).items():
             pair, fit = fitted(config, kind, found, seed)
-            own = score(pair, found.test, kind.num_samples, seed)
+            own = score(pair, found.test, num_samples(config, kind), seed)
             reference = reference or own
             gain = paired(own.values, reference.values)
             images_of = looks(config, kind, pair, seed)
@@ -209,6 +111,13 @@ def measure(config: Config) -> Findings:
                     pictures["VAE, means"] = images_of["means"][:NUM_SHOWN]
     tiles = {name: x.reshape(-1, *found.shape[1:]).numpy() for name, x in pictures.items()}
     return Findings({"rows": rows, "means": means(rows), "frechet_of_training_data": mean(floors)._asdict()}, tiles)
+
+
+def num_samples(config: Config, kind: Kind) -> int:
+    """K of the log-likelihood; one is enough where that is exact."""
+    if kind.is_exact:
+        return 1
+    return config.num_samples_pixels if kind.pixels else config.num_samples
 
 
 def fitted(config: Config, kind: Kind, found: Binary, seed: int) -> tuple[Any, pv.Fit]:
@@ -263,7 +172,7 @@ def draw(found: Findings) -> Figure:
     table = found.numbers["means"]
     names = list(table)
     figure = new_figure(16, 6.8)
-    left, middle, detail, right = figure.subplots(1, 4, width_ratios=[2.2, 2, 1.1, 1.1])
+    left, middle, detail, right = figure.subplots(1, 4, width_ratios=[2.2, 1.9, 1.3, 1.3])
     strips = {"test images": "data", **{name: name for name in ("VAE, means", *names)}}
     show_rows(left, {label: found.pictures[name] for label, name in strips.items()}, "Draws of binary images")
     places = np.arange(len(names))[::-1]
@@ -320,8 +229,8 @@ def _sharpness(axes: Axes, rows: list[dict[str, Any]], places: np.ndarray) -> No
         errors = [2 * (row[number]["stderr"] or 0.0) for row in rows]
         axes.barh(places + shift, values, 0.38, xerr=errors, color=colour, capsize=3, label=label)
     axes.axvline(1, color="0.3", linestyle=":", label="test images")
-    axes.set(yticks=[], xlabel="fine detail, test images = 1\n(± 2 standard errors over seeds)", title="Sharpness")
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize="small")
+    axes.set(yticks=[], xlabel="fine detail, test images = 1\n(± 2 standard errors)", title="Sharpness\n")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize="small")
     quiet(axes)
 
 
@@ -333,10 +242,10 @@ def _distances(axes: Axes, rows: list[dict[str, Any]], places: np.ndarray, floor
     axes.axvline(floor, color="0.3", linestyle=":", label="training images")
     axes.set(
         yticks=[],
-        xlabel="Fréchet distance of draws to\ntest images (± 2 standard errors)",
-        title="Distance (less is better)",
+        xlabel="draws to test images\n(± 2 standard errors)",
+        title="Fréchet distance\n(less is better)",
     )
-    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize="small")
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), fontsize="small")
     quiet(axes)
 
 
@@ -351,11 +260,7 @@ STUDY = Study(
         pool=1,
         num_train=200,
         num_test=50,
-        latent_dim=4,
-        hidden=(16,),
-        num_components=5,
-        channels=4,
-        num_layers=2,
+        networks=Networks(latent_dim=4, hidden=(16,), num_components=5, made_hidden=(64,), channels=4, num_layers=2),
         epochs=3,
         epochs_pixels=2,
         num_samples=20,

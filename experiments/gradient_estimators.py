@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import ppl_vae as pv
+from experiments.common.estimators import STAGES, Reference, bias_in_words, compared, draw_estimators, summary
 from experiments.common.gradients import Timed, draw_gradients, timed
 from experiments.common.images import images
 from experiments.common.linear_gaussian import LinearGaussian
@@ -39,10 +40,8 @@ from experiments.common.training import trained
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 from ppl_vae.objectives import Objective
 
-STAGES = ("early", "late")
 LINEAR_GAUSSIAN = "linear Gaussian"
 _NUM_TIMED = 128  # images in a gradient whose time is taken: a usual batch
-_TESTABLE = 0.1  # of the gradient: a bias whose interval is no wider than this on each side is tested
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def measure(config: Config) -> Findings:
     for seed in steps(config.seeds, "seeds"):
         for stage, num_steps in zip(STAGES, config.steps, strict=True):
             vae = trained_vae(config, parts.train, num_steps, seed)
-            rows += compared(config, vae, x, seed, stage)
+            rows += [row | {"stage": stage} for row in compared_here(config, vae, x, seed)]
         for data in config.snr_data:
             against_k += by_particles(config, data, seed)
     times = timed_estimators(config, vae, pv.data.binarize(parts.test[:_NUM_TIMED], seed=0))
@@ -138,30 +137,16 @@ def trained_vae(config: Config, train: Tensor, num_steps: int, seed: int) -> pv.
     return trained(make, train, seed, steps=num_steps, epochs=10_000, binarize="dynamic", compile=compile)[0]
 
 
-def compared(config: Config, vae: pv.VAE, x: Tensor, seed: int, stage: str) -> list[dict[str, Any]]:
+def compared_here(config: Config, vae: pv.VAE, x: Tensor, seed: int) -> list[dict[str, Any]]:
     """Every estimator on the same data, against the reference gradient of its family."""
     guide, many = list(vae.encoder.parameters()), x.repeat(config.repeats, 1)
     truth = {
         family: draw_gradients(vae, objective, many, guide, config.num_references, seed=1_000 + seed)
         for family, objective in references(config.num_particles).items()
     }
-    rows = []
-    for name, objective in estimators(config.num_particles).items():
-        reference = truth[family_of(name)]
-        reference_error = np.sqrt(reference.variance / config.num_references) / np.sqrt(reference.squared_norm)
-        found = draw_gradients(vae, objective, x, guide, config.num_gradients, seed, reference.mean)
-        size, along = reference.squared_norm, mean(found.projections)
-        rows.append(
-            {
-                "estimator": name,
-                "stage": stage,
-                "bias": along.mean - 1,
-                "bias_stderr": float(np.hypot(along.stderr, reference_error)),
-                "variance": found.variance / size,
-                "snr": float(np.sqrt(size / found.variance)),
-            }
-        )
-    return rows
+    objectives = estimators(config.num_particles)
+    against = {name: Reference.of(truth[family_of(name)], config.num_references) for name in objectives}
+    return compared(vae, objectives, against, x, guide, config.num_gradients, seed)
 
 
 def by_particles(config: Config, data: str, seed: int) -> list[dict[str, Any]]:
@@ -188,20 +173,6 @@ def subject(config: Config, data: str, seed: int) -> tuple[Any, Tensor, list[nn.
     parts = images(data, num_test=config.num_snr_data)
     vae = trained_vae(config, parts.train, config.steps[1], seed)
     return vae, pv.data.binarize(parts.test, seed=0), list(vae.encoder.parameters())
-
-
-def summary(name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds for each stage; ratios are averaged as logarithms."""
-    out: dict[str, Any] = {"estimator": name}
-    for stage in STAGES:
-        own = [r for r in rows if r["estimator"] == name and r["stage"] == stage]
-        out[stage] = {
-            "bias": mean([r["bias"] for r in own]).mean,
-            "bias_stderr": float(np.sqrt(np.square([r["bias_stderr"] for r in own]).sum())) / len(own),
-            "variance": float(np.exp(np.mean(np.log([r["variance"] for r in own])))),
-            "snr": float(np.exp(np.mean(np.log([r["snr"] for r in own])))),
-        }
-    return out
 
 
 def slopes(rows: list[dict[str, Any]]) -> dict[str, Mean]:
@@ -253,39 +224,6 @@ def how_run(rows: list[dict[str, Any]]) -> str:
 def signal(rows: list[dict[str, Any]], name: str) -> float:
     """Signal-to-noise of an estimator late in training."""
     return float(next(r for r in rows if r["estimator"] == name)["late"]["snr"])
-
-
-def bias_in_words(rows: list[dict[str, Any]]) -> str:
-    """The largest bias that the intervals of the estimators allow, and how many are too noisy to say."""
-    known = [r for r in rows if is_testable(r)]
-    most = max((abs(r[stage]["bias"]) + 2 * r[stage]["bias_stderr"] for r in known for stage in STAGES), default=np.nan)
-    unknown = len(rows) - len(known)
-    return f"Bias within {most:.2f} of the gradient for {len(known)};\nnot testable at this size for {unknown}"
-
-
-def is_testable(row: dict[str, Any]) -> bool:
-    """Whether the bias is known to a tenth of the gradient."""
-    return all(2 * row[stage]["bias_stderr"] <= _TESTABLE for stage in STAGES)
-
-
-def draw_estimators(left: Axes, middle: Axes, rows: list[dict[str, Any]]) -> None:
-    """One line an estimator, open marks early and filled ones late."""
-    height = np.arange(len(rows))
-    looks = (("early", 0.15, LIGHT, "none", "s"), ("late", -0.15, DARK, "full", "o"))
-    for stage, shift, colour, fill, marker in looks:
-        marks = {"color": colour, "fillstyle": fill, "linestyle": "none", "label": f"{stage} in training"}
-        left.plot([r[stage]["snr"] for r in rows], height + shift, marker, **marks)
-        bias, error = ([r[stage][part] for r in rows] for part in ("bias", "bias_stderr"))
-        middle.errorbar(bias, height + shift, xerr=2 * np.array(error), marker=marker, capsize=2, **marks)
-    names = [f"{r['estimator']}  ({r['milliseconds']:.1f} ms)" for r in rows]
-    left.set(xscale="log", yticks=height, yticklabels=names)
-    left.legend(frameon=False, loc="upper left")
-    middle.set_xscale("symlog", linthresh=_TESTABLE, linscale=1.5)
-    middle.axvspan(-_TESTABLE, _TESTABLE, color="0.93", zorder=0)
-    middle.axvline(-2, color="0.4", linestyle=":")
-    middle.set(yticks=height, yticklabels=[], xticks=[-10, -1, -0.1, 0, 0.1, 1, 10])
-    middle.set_xticklabels(["-10", "-1", "-0.1", "0", "0.1", "1", "10"])
-    middle.set_xlabel("bias along the true gradient, in units of it\n± 2 standard errors; dotted: the wrong sign")
 
 
 def draw_particles(axes: Axes, rows: list[dict[str, Any]], slope: dict[str, Mean]) -> None:

@@ -11,7 +11,7 @@ paper's 3,280 epochs (k = 1, 5, 50): one layer, VAE 86.76, 86.47, 86.35 and IWAE
 85.33, 85.01, 84.78 and IWAE 85.33, 83.89, 82.90. The table here is of a few epochs and its numbers are higher; the
 long training reaches 88.9 or less.
 
-Run: python -m experiments.iwae_table [--small]; about 40 minutes on two cores, one training on each.
+Run: python -m experiments.iwae_table [--small]; 57 minutes on two cores, one training on each.
 The paper's own protocol, days on a GPU, into a folder of its own:
 python -c "from pathlib import Path; from experiments.iwae_table import *; STUDY.run(PAPER, Path('results-paper'))"
 """

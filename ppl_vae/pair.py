@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -111,7 +111,8 @@ class Pair(nn.Module):
         """Loads a state; `pyro.param` values not yet made by a first run are created from it.
 
         Raises:
-            PairError: The state is that of another pair; the first entry in which they differ is named.
+            PairError: The state is that of another pair, or in another dtype; the first entry in which they differ is
+                named.
         """
         if strict and (found := misfit(self, state_dict)):
             raise PairError(f"load_state_dict: {found}; give the pair the state of a pair of the same programs")
@@ -182,19 +183,39 @@ def as_pair(pair: Any) -> Pair:
 
 def misfit(pair: Pair, state: Mapping[str, Any]) -> str:
     """The first entry in which a state differs from that of the pair, in words; empty if none does."""
-    expected, found = (
-        {name: tuple(getattr(value, "shape", ())) for name, value in entries.items()}
-        for entries in (pair.state_dict(), state)
-    )
+    expected, found = ({n: _form(value) for n, value in entries.items()} for entries in (pair.state_dict(), state))
     for name in sorted(expected.keys() | found.keys()):
+        own, other = expected.get(name), found.get(name)
         # What `pyro.param` makes on first use may be missing in a pair that has not run.
-        if expected.get(name) != found.get(name) and not (name not in expected and name.startswith("store.")):
-            return f"expected {_entry(name, expected)}, found {_entry(name, found)}"
+        if own == other or (own is None and name.startswith("store.")):
+            continue
+        if own is None or other is None or own.shape != other.shape:
+            return f"expected {_entry(name, own)}, found {_entry(name, other)}"
+        mend = _OF_DTYPE.get(other.dtype, f"pair.to({other.dtype})")
+        return f"expected {name} in {own.dtype}, found {other.dtype}, which would be rounded: call {mend} first"
     return ""
 
 
-def _entry(name: str, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return f"{name} of shape {shapes[name]}" if name in shapes else f"no {name}"
+class _Form(NamedTuple):
+    """What entries of a state must have in common."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+
+
+_OF_DTYPE: dict[Any, str] = {
+    torch.float64: "pair.double()",
+    torch.float32: "pair.float()",
+    torch.float16: "pair.half()",
+}
+
+
+def _form(value: Any) -> _Form:
+    return _Form(tuple(getattr(value, "shape", ())), getattr(value, "dtype", None))
+
+
+def _entry(name: str, form: _Form | None) -> str:
+    return f"no {name}" if form is None else f"{name} of shape {form.shape}"
 
 
 @contextmanager

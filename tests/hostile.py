@@ -1,11 +1,12 @@
 """Files made to run code, to lie or to exhaust; `hostile.py FOLDER` reads them all and prints what happened.
 
+Nothing may be run, and nothing written, but by what goes on with a run, in its own folder.
+
 Those of checkpoints stand under intact hashes, as whoever writes one can make them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -31,22 +32,25 @@ from ppl_vae.rundir import (
     read_run,
     write_run,
 )
-from ppl_vae.storage import plain
-from tests.bombs import DEEP, PICKLE, SIGN, Bomb, Case, Gadget, archive, of_numpy, of_torch
+from tests.bombs import (
+    DEEP,
+    MANIFEST,
+    PICKLE,
+    SIGN,
+    STATE,
+    TENSORS,
+    Bomb,
+    Case,
+    Gadget,
+    archive,
+    of_numpy,
+    of_torch,
+    sign,
+)
 from tests.evaluations import evaluated
 from tests.faults import save
+from tests.hostile_fits import FITS, prepare
 from tests.hostile_runs import RUNS
-
-TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
-
-
-def sign(path: Path, **changes: Any) -> None:
-    """Writes the manifest anew, for the files that are there."""
-    contents = {name: (path / name).read_bytes() for name in (TENSORS, STATE) if (path / name).is_file()}
-    sizes = {n: {"num_bytes": len(c), "sha256": hashlib.sha256(c).hexdigest()} for n, c in contents.items()}
-    fields = {"format": 1, "library": "1", "step": 1, "files": sizes} | changes
-    fields["sha256"] = hashlib.sha256(plain.encode(fields)).hexdigest()
-    (path / MANIFEST).write_bytes(plain.encode(fields))
 
 
 def checkpoint(name: str, content: bytes | Callable[[Path], None], signed: bool = True) -> Case:
@@ -162,13 +166,19 @@ CASES: dict[str, Case] = {
     ),
     "empty folder as checkpoint": whole(os.mkdir),
     **RUNS,
+    **FITS,
 }
 
 
 FORBIDDEN = (
     *("exec", "pickle.find_class", "marshal.loads", "code.__new__", "import", "ctypes.dlopen", "os.system", "os.exec"),
-    *("os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "subprocess.Popen", "os.mkdir", "socket.connect"),
+    *("os.posix_spawn", "os.fork", "os.forkpty", "os.spawn", "subprocess.Popen", "socket.connect"),
 )
+CHANGING = (
+    *("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown"),
+    *("shutil.rmtree", "shutil.move", "shutil.copyfile"),
+)
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
 # What code that runs would do: the watch sees each of them, or it watches nothing.
@@ -176,6 +186,12 @@ CONTROLS: dict[str, Callable[[], object]] = {
     "pickle": lambda: pickle.loads(pickle.dumps(Harmless())),
     "code of a file": lambda: compile("1", "file.py", "eval"),
     "folder": lambda: Path("control").mkdir(),
+    "file": lambda: Path("control.txt").write_text("x"),
+    "other name": lambda: Path("control.txt").rename("control.old"),
+    "file that goes": lambda: Path("control.old").unlink(),
+    "link": lambda: Path("link").symlink_to("control"),
+    "file that is a link": lambda: Path("own", "file").write_text("x"),
+    "file behind a link": lambda: Path("own", "link", "x").write_text("x"),
     "process": lambda: subprocess.run(["true"], check=True),
     "import": lambda: __import__("no_such_module"),
 }
@@ -191,14 +207,16 @@ class Harmless:
 def main(root: Path) -> None:
     """Makes and reads everything; what the interpreter does meanwhile is watched from the first file on."""
     os.chdir(root)
+    _warm_up(root)
     for number, case in enumerate(CASES.values()):
         case.make(root / str(number))
     seen: list[str] = []
-    _warm_up(root)
+    home: list[Path] = []
     outcomes = {}
-    sys.addaudithook(lambda event, arguments: _note(seen, event, arguments))
+    sys.addaudithook(lambda event, arguments: _note(seen, home, event, arguments))
     for number, (name, case) in enumerate(CASES.items()):
         seen.clear()
+        home[:] = [root / str(number)] if name in FITS else []
         try:
             case.read(root / str(number))
             outcome = "nothing"
@@ -208,6 +226,7 @@ def main(root: Path) -> None:
             outcome = f"untyped {type(error).__name__}: {error}"
         outcomes[name] = {"outcome": outcome, "events": list(seen)}
     controls = {}
+    home[:] = [root / "own"]
     for name, act in CONTROLS.items():
         seen.clear()
         with suppress(ImportError):
@@ -227,12 +246,26 @@ def _warm_up(root: Path) -> None:
     evaluated(root)
     read_evaluation(root)
     read_arrays(root, ["value"])
+    (root / "own").mkdir()
+    (root / "own" / "link").symlink_to(root)
+    (root / "own" / "file").symlink_to(root / "control.txt")
+    prepare(root)
 
 
-def _note(seen: list[str], event: str, arguments: tuple[Any, ...]) -> None:
+def _note(seen: list[str], home: list[Path], event: str, arguments: tuple[Any, ...]) -> None:
+    if (event in CHANGING or (event == "open" and arguments[2] & WRITING)) and _is_outside(event, arguments, home):
+        seen.append(f"{event} {str(arguments)[:200]}")
     # numpy parses a header as a literal, by `compile` without a file; only an `exec` would run what it gives.
     if event in FORBIDDEN or (event == "compile" and arguments[1] not in (None, "<unknown>", b"<unknown>")):
         seen.append(f"{event} {str(arguments)[:200]}")
+
+
+def _is_outside(event: str, arguments: tuple[Any, ...], home: list[Path]) -> bool:
+    """Whether a call changes something that is not below a folder; links are followed where the call does it."""
+    paths = [Path(path) for path in arguments[:2] if isinstance(path, str | os.PathLike) and "\0" not in str(path)]
+    follows = event == "open" and not arguments[2] & os.O_NOFOLLOW
+    places = [path.resolve() if follows else path.parent.resolve() for path in paths if str(path) != os.devnull]
+    return any(not home or home[0].resolve() not in (place, *place.parents) for place in places)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,16 @@ import torch
 
 from ppl_vae.data import array_names, load_array
 from ppl_vae.pair import as_pair
-from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, read_arrays, read_evaluation, read_run
+from ppl_vae.rundir import (
+    DataSpec,
+    PairSpec,
+    RunDirectory,
+    RunRecord,
+    TrainingSpec,
+    read_arrays,
+    read_evaluation,
+    read_run,
+)
 from ppl_vae.rundir.records import write_record
 from ppl_vae.storage import plain
 from tests.bombs import DEEP, LYING, OBJECTS, PICKLE, Bomb, Case, archive, of_numpy, of_torch, twice
@@ -40,6 +49,49 @@ def run_record(**changes: Any) -> Case:
     """A `run.json` under an intact hash that says something else."""
     record = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
     return sealed("run.json", asdict(record) | changes, read_run)
+
+
+TRAINING = TrainingSpec(
+    epochs=1,
+    batch_size=8,
+    learning_rate=0.1,
+    schedule="constant",
+    objective="elbo",
+    num_particles=1,
+    beta=1.0,
+    beta_warmup=0,
+    validation=True,
+    patience=None,
+    seed=0,
+    device="cpu",
+    compile=False,
+    on_nonfinite="stop",
+)
+OUT_OF_RANGE: list[tuple[str, Any]] = [
+    ("batch_size", 0),
+    ("epochs", 0),
+    ("epochs", 2**62),
+    ("num_particles", 2**40),
+    ("num_particles", 0),
+    ("beta", -1.0),
+    ("beta", 10**400),
+    ("beta_warmup", -1),
+    ("patience", 0),
+    ("learning_rate", 0),
+    ("learning_rate", -0.1),
+    ("seed", 2**63),
+    ("compile", 1),
+]
+
+
+def trained(name: str, value: Any) -> Case:
+    """A `run.json` with an option of the training that is out of its range."""
+    return run_record(training=asdict(TRAINING) | {name: value})
+
+
+def evaluation_record(**changes: Any) -> Case:
+    """An `evaluation.json` under an intact hash that says something else."""
+    return sealed("evaluation.json", asdict(evaluation()) | changes, read_evaluation)
 
 
 def evaluated(content: bytes | Callable[[Path], object]) -> Case:
@@ -111,6 +163,14 @@ RUNS: dict[str, Case] = {
     "run.json with 2^40 latents": run_record(pair={"name": "vae", "latent_dim": 2**40, "hidden": [2], "seed": 0}),
     "run.json with -1 latents": run_record(pair={"name": "vae", "latent_dim": -1, "hidden": [2], "seed": 0}),
     "run.json with 2^40 levels": run_record(data=asdict(DataSpec("digits")) | {"quantize": 2**40}),
+    "run.json with a time of 10^400 seconds": run_record(seconds=10**400),
+    "run.json with 2^70 parameters": run_record(num_parameters=2**70),
+    **{f"run.json with {name} of {value}": trained(name, value) for name, value in OUT_OF_RANGE},
+    "run.json with an evaluation of no samples": run_record(evaluation={"num_samples": 0, "limit": 10}),
+    "run.json with an evaluation of -1 data": run_record(evaluation={"num_samples": 10, "limit": -1}),
+    "evaluation.json with a mean of 10^400": evaluation_record(mean=10**400),
+    "evaluation.json of data without a dimension": evaluation_record(event_size=0),
+    "evaluation.json of no data": evaluation_record(num_data=0),
     "evaluation.json of other fields": sealed("evaluation.json", {"mean": "os.system"}, read_evaluation),
     "pipe as run.json": Case(read_run, lambda folder: (folder.mkdir(), os.mkfifo(folder / "run.json"), None)[-1]),
     "pipe as arrays of an evaluation": evaluated(os.mkfifo),
@@ -129,5 +189,6 @@ RUNS: dict[str, Case] = {
     "deep evaluation.json": run_file("evaluation.json", DEEP, read_evaluation),
     "pickle as history": run_file("history.jsonl", b"\n" + PICKLE + b"\n", read_history),
     "list in history": run_file("history.jsonl", b"[1]\n", read_history),
+    "history without a hash": run_file("history.jsonl", b'{"step":7}\n', read_history),
     "pickle as parameters": run_file("parameters.safetensors", PICKLE, read_parameters),
 }

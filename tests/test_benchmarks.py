@@ -47,6 +47,7 @@ QUICK = (
     "memory-map",
     "cost-k",
     "checkpoint",
+    "checkpoint-run",
 )
 SLOW = tuple(name for name in CASES if name not in QUICK)
 
@@ -80,7 +81,7 @@ def test_a_quick_run_on_a_gpu(name: str, tmp_path: Path):
 def test_cases_about_the_processor_are_skipped_on_a_gpu():
     with ExitStack() as stack:
         setting = Setting(True, torch.device("cuda"), stack)
-        for name in ("gmm", "memory-k", "memory-map", "checkpoint"):
+        for name in ("gmm", "memory-k", "memory-map", "checkpoint", "checkpoint-run"):
             with pytest.raises(Unavailable):
                 CASES[name](name, setting)
 

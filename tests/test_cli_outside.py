@@ -65,6 +65,22 @@ def test_a_name_given_to_a_run_stays_in_its_folder(name: str, inside: Path, tmp_
     assert not Path("/tmp/ppl-vae-outside").exists()
 
 
+def test_figures_are_written_where_no_link_leads(run: Path, inside: Path, tmp_path: Path):
+    shutil.copytree(run, inside / "run")
+    figure, beside = inside / "run" / "figures" / "log-likelihood.png", tmp_path / "one" / "beside"
+    figure.unlink()
+    figure.symlink_to(beside / "thesis.tex")
+    before = tree(tmp_path, inside)
+    options = ["run", "--num-samples", "5", "--limit", "10"]
+    assert call("evaluate", *options).exit_code == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert not figure.is_symlink()
+    shutil.rmtree(figure.parent)
+    figure.parent.symlink_to(beside)
+    assert "figures: expected a folder of the run, found a link" in call("evaluate", *options).stderr
+    assert tree(tmp_path, inside) == before
+
+
 def test_data_that_are_there_are_read_from_where_the_description_says(run: Path, inside: Path):
     shutil.copytree(run, inside / "run")
     spec = read(run / "run.json")["data"] | {"data_dir": str(inside)}

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,32 @@ def test_an_interrupted_evaluation_at_the_end_says_that_the_training_is_kept(
     assert f"training is finished and saved; `ppl-vae evaluate {root}`" in " ".join(result.stdout.split())
     assert read_run(root).status == "finished"
     succeed("evaluate", root, "--num-samples", "10", "--limit", "10")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_an_evaluation_that_is_told_to_stop_ends_with_a_sentence(
+    number: int, code: int, said: str, copy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """F4: by the signals themselves; SIGTERM alone would end Python without a word."""
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+
+    def struck(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60)
+
+    monkeypatch.setattr("ppl_vae.cli.evaluating.log_likelihood", struck)
+    handlers = {n: signal.signal(n, h) for n, h in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, 0))}
+    try:
+        result = call("evaluate", copy, "--num-samples", "10", "--limit", "10")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        for n, handler in handlers.items():
+            signal.signal(n, handler)
+    assert (result.exit_code, result.stderr) == (code, f"ppl-vae: {said}\n")
+    assert f"not finished; `ppl-vae evaluate {copy}` begins it anew" in " ".join(result.stdout.split())
+    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
 def test_data_that_have_moved_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

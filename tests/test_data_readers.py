@@ -189,6 +189,14 @@ def test_damage_gives_a_data_error_or_an_array(suffix, position, bit, length, tm
     assert suffix == "npy" or np.array_equal(found, x), "damage that a checksum covers"
 
 
+def test_the_array_whose_header_was_checked_is_the_one_that_is_returned(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
+        for name, value in (("x.npy", 1.0), ("x.npy.npy", 2.0)):
+            file.writestr(name, npy(np.full((2, 1), value)))
+    assert load_array(tmp_path / "x.npz", "x")[0] == 1.0
+    assert load_array(tmp_path / "x.npz", "x.npy")[0] == 2.0
+
+
 def test_names_of_arrays_keep_their_order(tmp_path):
     np.savez(tmp_path / "x.npz", y=np.ones(3), x=np.ones(3))
     assert array_names(tmp_path / "x.npz") == ["y", "x"]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,11 @@ from training import fresh
 import ppl_vae as pv
 from ppl_vae.arrays import as_rows
 from ppl_vae.errors import CheckpointError, PplVaeError, StorageError
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import newest, steps
 from ppl_vae.svi import facts, saving
+from ppl_vae.svi.signals import Terminated
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
 
 # Processes are forked from one with threads that do nothing: Python 3.12 and later warn of that.
@@ -84,7 +89,7 @@ def test_a_fit_that_was_killed_leaves_no_debris_after_the_next_start(tmp_path: P
             assert forked(lambda root=root: run(ModuleVAE, binary, OFTEN, run_dir=root)) == KILLED
         debris += any(".tmp-" in name for name in names(root))
         (root / "bad-steps").mkdir()
-        (root / "bad-steps" / ".tmp-0123456789abcdef").mkdir()
+        (root / "bad-steps" / ".tmp-0123456789abcdef-step").mkdir()
         assert same(whole, gone_on(root)), at
         assert [name for name in names(root) if ".tmp-" in name] == []
     assert debris
@@ -127,6 +132,61 @@ def test_a_second_interrupt_of_a_fit_leaves_at_once_and_what_is_there_can_be_use
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
     assert time.monotonic() - begin < 20
     assert newest(tmp_path / "checkpoints").step == 5
+    assert not RunDirectory(tmp_path).has_parameters
+
+
+class Torn(torch.optim.SGD):
+    """Updates one parameter of the third step, and something ends it."""
+
+    def __init__(self, parameters, lr: float, end) -> None:
+        super().__init__(parameters, lr)
+        self.steps, self.end = 0, end
+
+    def step(self, closure=None) -> None:
+        self.steps += 1
+        if self.steps == 3:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1.0)
+            self.end()
+        super().step()
+
+
+def broken_off(root: Path, end, kind: type[BaseException], every: int = 1) -> None:
+    torn = partial(Torn, end=end)
+    with pytest.raises(kind):
+        run(ModuleVAE, binary, {"optimizer": torn}, run_dir=root, checkpoint_every=every)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_insists_within_an_update_is_left_no_parameters_but_the_checkpoint(number: int, tmp_path: Path):
+    """F4: half of them would be those of the next step."""
+
+    def insist() -> None:
+        (tmp_path / "parameters.safetensors").touch()  # as an earlier process may have left it
+        for _ in range(2):
+            os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        broken_off(tmp_path, insist, KeyboardInterrupt if number == signal.SIGINT else Terminated)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not RunDirectory(tmp_path).has_parameters
+    assert newest(tmp_path / "checkpoints").step == 2
+    assert [name for name in names(tmp_path) if ".tmp-" in name] == []
+
+
+def test_what_breaks_a_step_off_leaves_the_parameters_of_the_newest_checkpoint(tmp_path: Path):
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    broken_off(tmp_path / "kept", fail, ZeroDivisionError)
+    checkpoint, pair = newest(tmp_path / "kept/checkpoints"), fresh(seed=1)
+    RunDirectory(tmp_path / "kept").read_parameters(as_pair(pair))
+    assert checkpoint.step == 2
+    assert all(torch.equal(checkpoint.tensors[f"parameter/{n}"], p) for n, p in as_pair(pair).named_parameters())
+    broken_off(tmp_path / "none", fail, ZeroDivisionError, every=100)
+    assert not RunDirectory(tmp_path / "none").has_parameters
 
 
 def slow(step: int) -> float:
@@ -163,12 +223,42 @@ def test_clocks_that_jump_decide_nothing(jump: float, tmp_path: Path, monkeypatc
 def test_a_folder_of_someone_else_stays_as_it_is(tmp_path: Path):
     (tmp_path / ".tmp-mine").mkdir()
     (tmp_path / ".tmp-mine" / "thesis.tex").touch()
-    (tmp_path / ".tmp-0123456789abcdef").mkdir()
+    (tmp_path / ".tmp-0123456789abcdef-step").mkdir()
     (tmp_path / "notes.txt").touch()
     before = sorted(names(tmp_path))
     with pytest.raises(PplVaeError, match="expected a new or empty directory"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path, resume="auto")
     assert sorted(set(names(tmp_path)) - {"lock"}) == before
+
+
+def test_a_run_directory_may_be_a_link(tmp_path: Path):
+    """To a larger disk, say: the user has named it."""
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "run")
+    longer = numbers(*run(ModuleVAE, binary, {"epochs": 2}, seed=1, run_dir=tmp_path / "run", resume=True))
+    assert same(longer, numbers(*run(ModuleVAE, binary, {"epochs": 2})))
+    assert (tmp_path / "run").is_symlink()
+    assert steps(tmp_path / "disk/checkpoints") == [3, 6]
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "bad-steps"])
+def test_folders_of_a_run_that_are_links_are_refused_and_what_they_lead_to_stays(name: str, tmp_path: Path):
+    """F16: what a fit writes and removes there would be another run's."""
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "run")
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "other")
+    if name == "checkpoints":
+        shutil.rmtree(tmp_path / "run" / name)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "other" / "checkpoints")
+    before = sorted(names(tmp_path / "other"))
+    with pytest.raises(StorageError, match=rf"{name}: expected a folder of the run, found a link"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume=True)
+    assert sorted(names(tmp_path / "other")) == before
+
+
+def test_a_directory_that_cannot_be_looked_at_is_no_place_to_resume(tmp_path: Path):
+    with pytest.raises(CheckpointError, match="File name too long"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path / ("x" * 300), resume=True)
 
 
 def rows(n: int = 5000) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,13 +10,14 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyro
 import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae.errors import DataError, LockedError, PplVaeError
+from ppl_vae.errors import DataError, LockedError, PplVaeError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import (
@@ -26,13 +28,16 @@ from ppl_vae.rundir import (
     described,
     described_again,
     fingerprint,
+    read_arrays,
+    read_evaluation,
     read_run,
     write_run,
 )
 from ppl_vae.rundir import directory as module
 from ppl_vae.schedules import Constant
-from ppl_vae.storage import locked
+from ppl_vae.storage import files, locked, plain
 from ppl_vae.svi import FitSettings
+from tests.faults import Fail, count, fault
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -49,8 +54,13 @@ def break_off(root: Path, error: type[BaseException]) -> None:
     with described(root, RECORD):
         assert read_run(root) == RECORD
         RunDirectory.create(root, FitSettings())
-        (root / "history.jsonl").write_text('{"step": 7, "seconds": 1.5}\n{"step": 9, "sec')
+        (root / "history.jsonl").write_text(line(step=7, seconds=1.5) + line(step=9, seconds=2.0)[:16])
         raise error
+
+
+def line(**fields: float) -> str:
+    """A line of a history."""
+    return plain.seal(fields).decode()
 
 
 def test_a_description_is_written_first_and_says_how_it_ended(tmp_path: Path):
@@ -203,14 +213,72 @@ def test_a_directory_that_cannot_be_is_a_typed_error(name: str, tmp_path: Path):
 def test_a_torn_last_line_is_dropped_and_other_damage_is_an_error(tmp_path: Path):
     run = RunDirectory(tmp_path)
     assert run.read_history() == []
-    whole = '{"step": 7}\n{"step": 9}\n'
-    for torn in ("", '{"step"', '{"step": 11}', "\x80"):
+    whole = line(step=7) + line(step=9)
+    for torn in ("", line(step=11)[:7], line(step=11)[:-1], "\x80"):
         (tmp_path / "history.jsonl").write_text(whole + torn)
         assert run.read_history() == [{"step": 7}, {"step": 9}]
-    for damaged in ('{"step": 7}\n{"st\n{"step": 9}\n', '{"step": 7}\n[9]\n', "\n"):
+    for damaged in (line(step=7)[:9] + "\n" + line(step=9), "[9]\n", "\n", '{"step":7}\n', whole.replace("9", "8", 1)):
         (tmp_path / "history.jsonl").write_text(damaged)
-        with pytest.raises(DataError, match=r"history\.jsonl: expected"):
+        with pytest.raises(DataError, match=r"history\.jsonl, line \d: expected"):
             run.read_history()
+
+
+def test_a_damaged_history_does_not_hide_what_ended_a_fit(tmp_path: Path):
+    def fail() -> None:
+        with described(tmp_path / "run", replace(RECORD, steps=5)):
+            RunDirectory.create(tmp_path / "run", FitSettings())
+            (tmp_path / "run" / "history.jsonl").write_text(line(step=7).replace("7", "8", 1))
+            raise ArithmeticError
+
+    with pytest.raises(ArithmeticError):
+        fail()
+    assert (read_run(tmp_path / "run").status, read_run(tmp_path / "run").steps) == ("failed", 5)
+
+
+UNREADABLE: dict[str, Callable[[Path], object]] = {
+    "description": read_run,
+    "evaluation": read_evaluation,
+    "arrays": lambda root: read_arrays(root, ["value"]),
+    "history": lambda root: RunDirectory(root).read_history(),
+    "parameters": lambda root: RunDirectory(root).read_parameters(small()),
+    "whether there are parameters": lambda root: RunDirectory(root).has_parameters,
+    "a new run": lambda root: RunDirectory.create(root, FitSettings()),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_the_system_does_not_let_one_look_at_is_a_typed_error(what: str, tmp_path: Path):
+    """F3 and F16: a name of 300 characters, and folders and disks that refuse."""
+    with pytest.raises(PplVaeError, match="File name too long"):
+        UNREADABLE[what](tmp_path / ("x" * 300))
+
+    for code in (errno.EACCES, errno.EIO):
+
+        def refuse(operation: Callable[..., Any], *arguments: Any, code: int = code) -> Any:
+            if operation in (os.stat, os.lstat, os.listdir):
+                raise OSError(code, os.strerror(code))
+            return operation(*arguments)
+
+        with fault(refuse), pytest.raises(PplVaeError, match=os.strerror(code)):
+            UNREADABLE[what](tmp_path)
+
+
+def test_a_description_that_the_disk_refuses_is_a_typed_error_and_the_file_is_whole(fast_path: Path):
+    """F3: run.json is the old one, or the new one where only its name could not be made durable."""
+    new = replace(RECORD, steps=5)
+    total = count(lambda: write_run(fast_path, RECORD))
+    assert total > 5
+    for code in (errno.ENOSPC, errno.EIO, errno.EROFS):
+        found = []
+        for at in range(total):
+            write_run(fast_path, RECORD)
+            with fault(Fail(at, code)), pytest.raises(StorageError, match=os.strerror(code)):
+                write_run(fast_path, new)
+            found.append(read_run(fast_path))
+            assert not [name for name in files.listed(fast_path) if files.is_debris(name)]
+        assert found[0] == RECORD
+        assert found == sorted(found, key=lambda record: record.steps)
+        assert {record.steps for record in found} == {0, 5}
 
 
 def test_a_record_that_is_not_finite_is_kept_as_json(tmp_path: Path):
@@ -233,6 +301,27 @@ def test_parameters_of_another_pair_name_the_first_difference(tmp_path: Path):
     (tmp_path / "parameters.safetensors").write_bytes(b"damage")
     with pytest.raises(DataError, match="expected readable parameters, found damage"):
         run.read_parameters(small())
+
+
+@pytest.mark.parametrize(
+    ("kept", "own", "mend"),
+    [
+        (torch.float64, torch.float32, r"pair\.double\(\)"),
+        (torch.float32, torch.float64, r"pair\.float\(\)"),
+        (torch.bfloat16, torch.float32, r"pair\.to\(torch\.bfloat16\)"),
+    ],
+)
+def test_parameters_of_another_dtype_are_not_rounded(kept: torch.dtype, own: torch.dtype, mend: str, tmp_path: Path):
+    """F12: a number that is read back is the one that was written."""
+    run, pair = RunDirectory(tmp_path), small().to(own)
+    run.write_parameters(small().to(kept))
+    before = {name: tensor.clone() for name, tensor in pair.state_dict().items()}
+    with pytest.raises(DataError, match=rf"expected programs.* in {own}, found {kept}, .*: call {mend} first"):
+        run.read_parameters(pair)
+    with pytest.raises(PplVaeError, match=f"load_state_dict: .*call {mend} first"):
+        pair.load_state_dict(small().to(kept).state_dict())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in pair.state_dict().items())
+    run.read_parameters(pair.to(kept))
 
 
 def test_parameters_made_on_first_use_are_read_into_a_pair_that_has_not_run(tmp_path: Path):

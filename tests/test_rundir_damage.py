@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ppl_vae.errors import DataError
+from ppl_vae.history import Record
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.rundir import (
     DataSpec,
@@ -79,14 +81,30 @@ def is_noticed(path: Path, read: Callable[[Path], object]) -> bool:
 
 def test_every_flip_of_a_bit_in_a_file_of_a_run_is_noticed(file: tuple[Path, Callable[[Path], object]]):
     path, read = file
+    flipped(path, read, range(path.stat().st_size))
+
+
+def flipped(path: Path, read: Callable[[Path], object], positions: range) -> None:
+    """Flips every bit of some bytes of a file, one after the other; reading it has to fail each time."""
     content = path.read_bytes()
     with path.open("r+b", buffering=0) as handle:
-        for position, byte in enumerate(content):
+        for position in positions:
             for bit in range(8):
-                os.pwrite(handle.fileno(), bytes([byte ^ 1 << bit]), position)
+                os.pwrite(handle.fileno(), bytes([content[position] ^ 1 << bit]), position)
                 assert is_noticed(path, read), f"bit {bit} of byte {position} of {len(content)}"
-            os.pwrite(handle.fileno(), bytes([byte]), position)
+            os.pwrite(handle.fileno(), content[position : position + 1], position)
     read(path.parent)
+
+
+def test_every_flip_of_a_bit_in_a_line_of_the_history_is_noticed(fast_path: Path):
+    """But one that tears the last line off, which is what a kill may leave."""
+    run = RunDirectory(fast_path)
+    for epoch in (1, 2, 3):
+        run.append_history(Record(epoch, 7, -100.0, -100.0, 90.0, 10.0, 0.5, 1.0, 0.1, 1.0, math.nan))
+    path = fast_path / "history.jsonl"
+    size = path.stat().st_size // 3
+    flipped(path, lambda root: RunDirectory(root).read_history(), range(size, 2 * size))
+    assert [record["epoch"] for record in run.read_history()] == [1, 2, 3]
 
 
 def test_every_other_length_and_every_exchange_of_bytes_is_noticed(file: tuple[Path, Callable[[Path], object]]):

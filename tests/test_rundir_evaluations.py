@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pairs import ModuleVAE
+from resuming import binary, run
 
 from ppl_vae.errors import DataError, LockedError, StorageError
 from ppl_vae.rundir import evaluations as module
-from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation
-from ppl_vae.storage import EVALUATION_LOCK, LOCK, locked
-from tests.evaluations import evaluated
+from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation, write_evaluation
+from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, locked
+from tests.evaluations import evaluated, evaluation, result
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -75,13 +77,43 @@ def test_a_kill_or_a_refusal_at_any_call_loses_no_earlier_evaluation(act: str, f
             assert forked(lambda root=root: work(root)) == KILLED
         assert old in pairs(root).values(), f"killed at call {at} of {total}"
         assert {*pairs(root).values()} <= {old, new}
+        assert no_debris_after_the_next(root)
         root = fresh(f"refused-{at}")
         with fault(Fail(at, errno.ENOSPC, forever=True)), suppress(StorageError):
             work(root)
         assert old in pairs(root).values(), f"refused at call {at} of {total}"
 
 
+def no_debris_after_the_next(root: Path) -> bool:
+    evaluated(root, "next", -3.0)
+    return not [name for name in files.listed(root) if files.is_debris(name)]
+
+
+def test_an_evaluation_removes_debris_of_evaluations_alone(tmp_path: Path):
+    for name in ("evaluation.npz", "bounds.json", "history.jsonl"):
+        files.temporary(tmp_path / name).touch()
+    evaluated(tmp_path)
+    (left,) = [name for name in files.listed(tmp_path) if files.is_debris(name)]
+    assert left.endswith("-history.jsonl")
+
+
 # Processes at the same time
+
+
+@pytest.mark.parametrize("resume", ["auto", False])
+def test_a_fit_that_starts_leaves_an_evaluation_that_is_being_written(resume: str | bool, tmp_path: Path):
+    root = tmp_path / "run"
+    root.mkdir()
+
+    def meanwhile(operation: Callable[..., Any], *arguments: Any) -> Any:
+        if operation is os.rename and str(arguments[1]) == str(root / "evaluation.npz"):
+            run(ModuleVAE, binary, {"epochs": 1}, run_dir=root, resume=resume)
+        return operation(*arguments)
+
+    with fault(meanwhile):
+        evaluated(root)
+    assert (root / "config.json").is_file()
+    assert [*pairs(root)] == ["evaluation"]
 
 
 def test_evaluations_of_two_processes_are_pairs(fast_path: Path):
@@ -106,6 +138,12 @@ def test_evaluations_of_two_processes_are_pairs(fast_path: Path):
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
         assert sorted(pairs(root).values()) == [(mean, mean) for mean in (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)]
         assert not (root / EVALUATION_LOCK).exists()
+
+
+def test_the_figure_of_an_evaluation_is_drawn_before_another_one_is_written(tmp_path: Path):
+    seen = []
+    write_evaluation(tmp_path, evaluation(), result(), lambda: seen.append((tmp_path / EVALUATION_LOCK).exists()))
+    assert seen == [True]
 
 
 def test_an_evaluation_waits_for_another_one_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -40,10 +40,29 @@ WRITING = {
 
 def violations(source: str) -> list[str]:
     """Rule-breaking constructs of a source text, each as `line: what`."""
-    return [f"{node.lineno}: {what}" for node in ast.walk(ast.parse(source)) for what in _breaches(node)]
+    tree = ast.parse(source)
+    known = _aliases(tree)
+    return [f"{node.lineno}: {what}" for node in ast.walk(tree) for what in _breaches(node, known)]
 
 
-def _breaches(node: ast.AST) -> list[str]:
+def _aliases(tree: ast.AST) -> dict[str, str]:
+    """What names of a source text mean that an import has given them."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {name.asname: name.name for name in node.names if name.asname}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {name.asname or name.name: f"{node.module}.{name.name}" for name in node.names}
+    return found
+
+
+def _full(node: ast.AST, known: dict[str, str]) -> str:
+    """A dotted name as it is without the aliases of imports."""
+    first, dot, rest = ast.unparse(node).partition(".")
+    return known.get(first, first) + dot + rest
+
+
+def _breaches(node: ast.AST, known: dict[str, str]) -> list[str]:
     match node:
         case ast.Import(names):
             return [f"import {name.name}" for name in names if name.name.split(".")[0] in FORBIDDEN_MODULES]
@@ -52,13 +71,14 @@ def _breaches(node: ast.AST) -> list[str]:
             return sorted(qualified) + ([module] if module.split(".")[0] in FORBIDDEN_MODULES else [])
         case ast.Name(id=name) if name in FORBIDDEN_BUILTINS:
             return [name]
-        case ast.Attribute(attr=name) if name in FORBIDDEN_METHODS or ast.unparse(node) in FORBIDDEN_CALLS:
+        case ast.Attribute(attr=name) if name in FORBIDDEN_METHODS or _full(node, known) in FORBIDDEN_CALLS:
             return [ast.unparse(node)]
         case ast.Call(func=function, keywords=keywords):
             options = {keyword.arg: ast.unparse(keyword.value) for keyword in keywords}
             shell = ["shell=True"] if options.get("shell", "False") != "False" else []
-            unsafe = ast.unparse(function) in NUMPY_LOADS and options.get("allow_pickle") != "False"
-            return shell + (["np.load without allow_pickle=False"] if unsafe else [])
+            loads = _full(function, known) in NUMPY_LOADS or ast.unparse(function).endswith("read_array")
+            unsafe = options.get("allow_pickle", "" if loads else "False") != "False"
+            return shell + (["array read without allow_pickle=False"] if unsafe else [])
     return []
 
 
@@ -132,6 +152,15 @@ def test_the_scan_for_writers_sees():
         "from joblib import load",
         "torch.serialization.load(f)",
         "yaml.unsafe_load(text)",
+        "import torch as t\nt.load(f)",
+        "import torch.serialization as s\ns.load(f)",
+        "from torch import serialization as s\ns.load(f)",
+        "import numpy as n\nn.load(f)",
+        "import os as o\nrun = o.system",
+        "np.lib.format.read_array(f, allow_pickle=True)",
+        "format.read_array(f)",
+        "read_array(f, True)",
+        "open_memmap(f, allow_pickle=flag)",
     ],
 )
 def test_the_scan_sees(source: str):
@@ -140,7 +169,14 @@ def test_the_scan_sees(source: str):
 
 @pytest.mark.parametrize(
     "source",
-    ["model.eval()", "np.load('a.npy', mmap_mode='r', allow_pickle=False)", "yaml.safe_load(text)", "json.load(f)"],
+    [
+        "model.eval()",
+        "read_array(f, allow_pickle=False)",
+        "import json as t\nt.load(f)",
+        "np.load('a.npy', mmap_mode='r', allow_pickle=False)",
+        "yaml.safe_load(text)",
+        "json.load(f)",
+    ],
 )
 def test_the_scan_lets_pass(source: str):
     assert not violations(source)

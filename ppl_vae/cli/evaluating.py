@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -94,9 +97,20 @@ def evaluate(
     root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings, group: Group
 ) -> None:
     """Evaluate the test data of a run under its parameters."""
-    with group.together(choose_device(settings.device)):
-        pair, splits = reopen(root, pair_name, data_dir)
-    evaluate_run(root, pair, splits, settings, group)
+    with _begins_anew(root):
+        with group.together(choose_device(settings.device)):
+            pair, splits = reopen(root, pair_name, data_dir)
+        evaluate_run(root, pair, splits, settings, group)
+
+
+@contextmanager
+def _begins_anew(root: Path) -> Iterator[None]:
+    """Context of an evaluation: whoever interrupts it learns that it keeps nothing of what it has done."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        typer.echo(f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}` begins it anew")
+        raise
 
 
 def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings, group: Group) -> None:
@@ -145,10 +159,10 @@ def _write(
 ) -> Path | None:
     kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in batch)))
     of_datum = _of_datum(result)
-    draw_evaluation(root, result.value, of_datum.khat, title, of_datum.limit, of_datum.criterion)
+    draw = partial(draw_evaluation, root, result.value, of_datum.khat, title, of_datum.limit, of_datum.criterion)
     seed = 0 if isinstance(result, _Exact) else settings.seed
     record = described_estimate(result, batch, title, kind, seed, event_size=event_size, **_recorded(result, settings))
-    return write_evaluation(root, record, result)
+    return write_evaluation(root, record, result, draw)
 
 
 class _OfDatum(NamedTuple):

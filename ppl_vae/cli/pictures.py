@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ppl_vae.cli.inputs import Splits, random_rows
 from ppl_vae.drawing import Drawing
 from ppl_vae.errors import DataError, EstimateError
 from ppl_vae.history import History
+from ppl_vae.storage.files import make_folder, refuse_link, replace
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,9 +84,12 @@ def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:
 
 
 def _save(figure: Figure, root: Path, name: str) -> None:
-    folder = root / "figures"
-    folder.mkdir(exist_ok=True)
-    figures.save(figure, folder / f"{name}.png")
+    """Writes a figure of a run; where a link leads, nothing is written."""
+    refuse_link(folder := root / "figures")
+    make_folder(folder)
+    content = BytesIO()
+    figures.save(figure, content)
+    replace(folder / f"{name}.png", [content.getvalue()])
 
 
 def _images(x: Tensor, splits: Splits) -> np.ndarray:

@@ -15,6 +15,7 @@ from ppl_vae.data import is_there
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import DataSpec, RunDirectory, RunRecord, fingerprint, read_run
+from ppl_vae.storage.files import is_file
 
 __all__ = ["as_parameters", "made_again", "reopen", "reopen_named"]
 
@@ -51,7 +52,7 @@ def made_again(root: Path, record: RunRecord, pair_name: str | None, data_dir: s
             f"{root}: the pair of this run is your own code, which runs only if you name it: add --pair FILE.py:NAME "
             f"(the run was made with {spec.name!r})"
         )
-    if record.data.is_file and not Path(record.data.name).is_file():
+    if record.data.is_file and not is_file(Path(record.data.name)):
         raise DataError(
             f"{root}: expected the data of the run, {record.data.name}, found no such file: bring it back to that path"
         )

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import errno
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -12,7 +17,7 @@ from typer.core import TyperGroup
 
 __all__ = ["Shell"]
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 _LONGEST = 600
 _TENSOR = re.compile(r"tensor\(\[[^()]*\)")
 # What the library advises by the names of its functions and arguments.
@@ -38,22 +43,46 @@ _ADVICE = re.compile(r"(?<![\w./'\"-])(" + "|".join(map(re.escape, _OPTIONS)) + 
 
 
 class Shell(TyperGroup):
-    """The group of commands: status 2 for a wrong command line, 1 for any other error, 130 for Ctrl-C."""
+    """The group of commands: status 2 for a wrong command line, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command named on the command line."""
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
             _complain("interrupted")
             raise typer.Exit(_INTERRUPTED) from None
+        except SystemExit as error:
+            if error.code == _TERMINATED:
+                _complain("terminated")
+            raise
         except Exception as error:
             if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
                 raise
             _complain(_in_words(error))
             raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Context in which SIGTERM ends a command as Ctrl-C does, with what it has to say, where nobody else hears it."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not (is_ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
+        yield
+        return
+    signal.signal(signal.SIGTERM, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    signals = sys.modules.get("ppl_vae.svi.signals")  # heavy to import; who tells it from others has done so
+    raise getattr(signals, "Terminated", SystemExit)(_TERMINATED)
 
 
 def _in_words(error: Exception) -> str:

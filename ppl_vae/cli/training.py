@@ -30,6 +30,7 @@ from ppl_vae.rundir import (
     DataSpec,
     EvaluationSpec,
     PairSpec,
+    RunDirectory,
     RunRecord,
     TrainingSpec,
     check_free,
@@ -163,9 +164,8 @@ def _train(run: _Run, group: Group, description: AbstractContextManager[None], r
                 write_run(root, _finished(record, result))
     except (KeyboardInterrupt, SystemExit):
         if root.exists():
-            typer.echo(
-                f"{root}: `ppl-vae resume {root}` goes on; `ppl-vae evaluate {root}` takes the parameters of the moment"
-            )
+            moment = f"; `ppl-vae evaluate {root}` takes the parameters of the moment"
+            typer.echo(f"{root}: `ppl-vae resume {root}` goes on{moment * RunDirectory(root).has_parameters}")
         raise
     if group.leads:
         _show(run, result)
@@ -184,7 +184,7 @@ def _training_is_kept(root: Path) -> Iterator[None]:
     """Context of the evaluation at the end: whoever interrupts it learns that nothing of the training is lost."""
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         typer.echo(f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it")
         raise
 

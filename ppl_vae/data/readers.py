@@ -15,6 +15,7 @@ import numpy as np
 from ppl_vae.arrays import as_rows
 from ppl_vae.errors import DataError, StorageError
 from ppl_vae.storage.arrays import check_archive, check_header
+from ppl_vae.storage.files import is_file
 
 __all__ = ["array_names", "bounded_bytes", "load_array", "parse_idx"]
 
@@ -84,8 +85,8 @@ def _load_npz(path: Path, key: str | None, max_bytes: int) -> np.ndarray:
         info = archive.infolist()[names.index(key)]
         with archive.open(info) as stream:
             check_header(stream, info.file_size)
-    with np.load(path, allow_pickle=False) as arrays:
-        return arrays[key]
+        with archive.open(info) as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def bounded_bytes(path: Path, max_bytes: int) -> bytes:
@@ -115,9 +116,12 @@ def parse_idx(content: bytes, path: Path) -> np.ndarray:
 
 def existing(path: Path) -> Path:
     """Return the path of a regular file."""
-    if "\0" in str(path) or not path.is_file():
-        raise DataError(f"{str(path)!r}: expected an existing regular file, found none")
-    return path
+    try:
+        if is_file(path):
+            return path
+    except StorageError as error:
+        raise DataError(f"expected an existing regular file, found {error}") from error
+    raise DataError(f"{str(path)!r}: expected an existing regular file, found none")
 
 
 @contextmanager

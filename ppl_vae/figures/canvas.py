@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # matplotlib takes most of a second to import, and training needs none of it
     from pathlib import Path
+    from typing import IO
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -24,8 +25,8 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
     return Figure(figsize=(width, height), dpi=150, layout=layout)
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure without the blank margins that pictures of a fixed shape leave around them."""
+def save(figure: Figure, path: Path | IO[bytes]) -> None:
+    """Write a figure without the blank margins that pictures of a fixed shape leave around them; a PNG in a stream."""
     figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
 
 

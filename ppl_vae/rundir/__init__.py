@@ -11,6 +11,7 @@ from ppl_vae.rundir.directory import (
 from ppl_vae.rundir.evaluations import (
     described_estimate,
     finite_or_none,
+    is_of_evaluation,
     outdate_evaluation,
     read_arrays,
     read_evaluation,
@@ -48,6 +49,7 @@ __all__ = [
     "described_estimate",
     "fingerprint",
     "finite_or_none",
+    "is_of_evaluation",
     "outdate_evaluation",
     "read_arrays",
     "read_evaluation",

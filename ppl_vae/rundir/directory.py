@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import os
 import platform
@@ -46,6 +45,11 @@ class RunDirectory:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
 
+    @property
+    def has_parameters(self) -> bool:
+        """Whether a fit that has ended has left its parameters."""
+        return files.is_file(self.root / _PARAMETERS)
+
     @classmethod
     def create(
         cls, root: str | Path, settings: Any, device: torch.device | None = None, again: bool = False
@@ -75,28 +79,35 @@ class RunDirectory:
         write_json(self.root / name, value)
 
     def append_history(self, record: Record) -> None:
-        """Adds the line of an epoch to the history."""
-        files.append(self.root / _HISTORY, json.dumps(record_as_plain(record), allow_nan=False) + "\n")
+        """Adds the line of an epoch to the history, which ends in its own SHA-256."""
+        files.append(self.root / _HISTORY, plain.seal(record_as_plain(record)).decode())
 
-    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
+    def write_history(self, records: Sequence[dict[str, Any]]) -> None:
         """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
-        lines = (json.dumps(record, allow_nan=False) + "\n" for record in records)
-        files.replace(self.root / _HISTORY, [line.encode() for line in lines])
+        files.replace(self.root / _HISTORY, map(plain.seal, records))
 
     def write_parameters(self, pair: Pair) -> None:
         """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
         files.replace(self.root / _PARAMETERS, tensors.sealed(pair.state_dict()))
+
+    def remove_parameters(self) -> None:
+        """Removes the file of the parameters, if there is one: they would be those of an earlier step."""
+        if os.path.lexists(path := self.root / _PARAMETERS):
+            files.remove([path])
 
     def read_parameters(self, pair: Pair) -> None:
         """Loads the parameters of the run into a pair of the same programs.
 
         Raises:
             PplVaeError: There are none yet.
-            DataError: The file is damaged, or its parameters are not those of the pair; the first one is named.
+            DataError: The file is damaged, or its parameters are not those of the pair, in shape and dtype; the first
+                one is named.
         """
         path = self.root / _PARAMETERS
-        if not path.is_file():
-            raise PplVaeError(f"{path}: expected the parameters of a finished or interrupted run, found no such file")
+        if not files.is_file(path):
+            raise PplVaeError(
+                f"{path}: expected the parameters of a finished or interrupted run, found no such file: resume the run"
+            )
         try:
             state = tensors.from_sealed(files.read(path, tensors.MAX_BYTES), path)
         except StorageError as error:
@@ -111,19 +122,16 @@ class RunDirectory:
         """The records of the history: none before the end of the first epoch, and not the last if its line is torn.
 
         Raises:
-            DataError: Another line is damaged.
+            DataError: Another line is damaged: it does not hold what its SHA-256 says.
         """
         path = self.root / _HISTORY
-        if not path.is_file():
-            return []
         try:
+            if not files.is_file(path):
+                return []
             *lines, _torn = files.read(path, _MAX_HISTORY).split(b"\n")
-            records = [plain.decode(line, path) for line in lines]
+            return [plain.unseal(line + b"\n", Path(f"{path}, line {n}")) for n, line in enumerate(lines, 1)]
         except StorageError as error:
             raise DataError(str(error)) from error
-        if wrong := [number for number, record in enumerate(records, 1) if type(record) is not dict]:
-            raise DataError(f"{path}: expected a record in every line, found none in line {wrong[0]}")
-        return records
 
 
 def record_as_plain(record: Record) -> dict[str, Any]:
@@ -182,7 +190,7 @@ def _told_how_it_ended(root: Path, record: RunRecord) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if (root / _CONFIG).exists():
+        if files.is_file(root / _CONFIG):
             write_run(root, _ended(root, record, error))
         else:
             files.remove([root / RUN])
@@ -195,7 +203,7 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
     Raises:
         PplVaeError: There is a file in it, or in its place.
     """
-    if os.path.lexists(root) and (not root.is_dir() or _names_in(root) - set(allowed) - _LOCKS):
+    if os.path.lexists(root) and (not files.is_folder(root) or _names_in(root) - set(allowed) - _LOCKS):
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
 
 
@@ -213,11 +221,13 @@ def _make(root: Path) -> list[Path]:
 
 def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
     """The description of a run that did not finish: its parameters are those of the moment, or there are none."""
-    history = RunDirectory(root).read_history()
-    last: dict[str, Any] = history[-1] if history else {"step": 0, "seconds": 0.0}
     asked = isinstance(error, KeyboardInterrupt | SystemExit)  # by SIGINT, by SIGTERM
     status: Literal["interrupted", "failed"] = "interrupted" if asked else "failed"
-    return replace(record, status=status, steps=last["step"], best_step=last["step"], seconds=last["seconds"])
+    with suppress(DataError, LookupError):  # of a damaged history: what has ended the fit is the news
+        if history := RunDirectory(root).read_history():
+            step, seconds = history[-1]["step"], history[-1]["seconds"]
+            return replace(record, status=status, steps=step, best_step=step, seconds=seconds)
+    return replace(record, status=status)
 
 
 def _environment() -> dict[str, Any]:

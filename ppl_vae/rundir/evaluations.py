@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,11 +17,12 @@ from torch import Tensor
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError, StorageError
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_record
-from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked
+from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked, remove_debris
 
 __all__ = [
     "described_estimate",
     "finite_or_none",
+    "is_of_evaluation",
     "outdate_evaluation",
     "read_arrays",
     "read_evaluation",
@@ -67,7 +68,9 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
         ) from error
 
 
-def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None:
+def write_evaluation(
+    root: Path, record: Evaluation, result: Any, draw: Callable[[], object] = lambda: None
+) -> Path | None:
     """Write an evaluation as the latest one of a run, with the arrays of its data (those of `result`).
 
     One by another method, or with other settings, another K, seed or other data, is kept under a name of its own; the
@@ -77,6 +80,7 @@ def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None
         root: The run directory.
         record: The evaluation.
         result: What has the arrays: `value`, `stderr` and `trusted`, and others that it may have.
+        draw: Draws its figure, before another evaluation is written.
 
     Returns:
         The new name of the earlier evaluation, if one was kept.
@@ -88,6 +92,7 @@ def write_evaluation(root: Path, record: Evaluation, result: Any) -> Path | None
     with _alone(root):
         kept = _set_aside(root, record)
         _write(root, _NAME, record, found)
+        draw()
     return kept
 
 
@@ -147,9 +152,17 @@ def described_estimate(
     )
 
 
-def _alone(root: Path) -> AbstractContextManager[None]:
+def is_of_evaluation(name: str) -> bool:
+    """Whether a file of a run is of an evaluation: those have a lock of their own, and are written while it trains."""
+    return name.startswith((_NAME, _BOUNDS))
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
     """Context in which no other process writes evaluations of the run; it may train meanwhile."""
-    return locked(root, EVALUATION_LOCK, patience=_PATIENCE)
+    with locked(root, EVALUATION_LOCK, patience=_PATIENCE):
+        remove_debris(root, is_of_evaluation)
+        yield
 
 
 def _write(root: Path, name: str, record: T, found: Mapping[str, np.ndarray]) -> None:
@@ -171,15 +184,15 @@ def outdate_evaluation(root: Path, steps: int) -> Path | None:
         Its new name; None where there is none.
     """
     with _alone(root):
-        if not (root / f"{_NAME}.json").is_file():
+        if not files.is_file(root / f"{_NAME}.json"):
             return None
         kept = _copy(root, f"{_name_of(_old(root))}-step{steps}")
-        files.remove([path for suffix in _SUFFIXES[::-1] if (path := root / f"{_NAME}{suffix}").is_file()])
+        files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{_NAME}{suffix}")])
         return kept
 
 
 def _set_aside(root: Path, new: Evaluation) -> Path | None:
-    if not (root / f"{_NAME}.json").is_file():
+    if not files.is_file(root / f"{_NAME}.json"):
         return None
     old = _old(root)
     return None if old is not None and _identity(old) == _identity(new) else _copy(root, _name_of(old))
@@ -206,7 +219,7 @@ def _copy(root: Path, name: str) -> Path:
     names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
     free = next(n for n in names if not any(os.path.lexists(root / f"{n}{suffix}") for suffix in _SUFFIXES))
     for suffix in _SUFFIXES:
-        if (path := root / f"{_NAME}{suffix}").is_file():
+        if files.is_file(path := root / f"{_NAME}{suffix}"):
             _copy_file(path, root / f"{free}{suffix}")
     return root / f"{free}.json"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import DataError, PplVaeError, StorageError
-from ppl_vae.rundir.specs import DataSpec, EvaluationSpec, PairSpec, TrainingSpec
+from ppl_vae.rundir.specs import DataSpec, EvaluationSpec, PairSpec, TrainingSpec, check_range
 from ppl_vae.storage import files, plain
 
 __all__ = [
@@ -40,6 +40,7 @@ Method = Literal["is", "ais", "exact"]
 RUN = "run.json"
 _MAX_BYTES = 2**24
 _INDENT = 2
+_LARGEST = 2**63 - 1  # of whole numbers: a float holds their order, and a seed them
 _SPECS: dict[str, type] = {"pair": PairSpec, "data": DataSpec}
 _OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": EvaluationSpec}
 
@@ -76,7 +77,11 @@ class RunRecord:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """`evaluation.json`: the log-likelihood of test data, in nats per datum."""
+    """`evaluation.json`: the log-likelihood of test data, in nats per datum.
+
+    Raises:
+        DataError: There are no data, dimensions or samples.
+    """
 
     data: str
     """What was evaluated, in words."""
@@ -116,6 +121,10 @@ class Evaluation:
     """The same in a sentence."""
     arrays_sha256: str = ""
     """SHA-256 of `evaluation.npz`; `write_evaluation` puts it in."""
+
+    def __post_init__(self) -> None:
+        """Looks at the numbers that others are divided by."""
+        check_range(self, ("num_data", "event_size", "num_samples"), least=1)
 
 
 @dataclass(frozen=True)
@@ -178,7 +187,7 @@ def write_record(path: Path, record: RunRecord | Evaluation | Bounds) -> None:
     """Write the fields of a record, and their SHA-256, that `read_record` compares.
 
     Raises:
-        StorageError: The disk refuses; the file is as it was before.
+        StorageError: The disk refuses; the file is whole, as with `files.replace`.
     """
     files.replace(path, [plain.seal(asdict(record), _INDENT)])
 
@@ -202,9 +211,9 @@ def fingerprint(*arrays: Tensor) -> str:
 
 
 def _fields(path: Path, expected: str) -> dict[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
     try:
+        if not files.is_file(path):
+            raise DataError(f"{path.parent}: expected {expected}, found no {path.name} in it")
         return plain.unseal(files.read(path, _MAX_BYTES), path, _INDENT)
     except StorageError as error:
         raise DataError(str(error)) from error
@@ -233,7 +242,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(hint, UnionType):
         return any(_fits(value, choice) for choice in get_args(hint))
     if get_origin(hint) is Literal:
-        return value in get_args(hint)
+        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(entry, get_args(hint)[0]) for entry in value)
-    return type(value) is hint or (hint is float and type(value) is int)
+    if type(value) is int:
+        return hint in (int, float) and abs(value) <= _LARGEST
+    return type(value) is hint

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,12 +12,26 @@ from typing import Literal
 
 from ppl_vae.errors import DataError, PairError
 
-__all__ = ["Binarization", "DataSpec", "EvaluationSpec", "PairSpec", "TrainingSpec"]
+__all__ = ["Binarization", "DataSpec", "EvaluationSpec", "PairSpec", "TrainingSpec", "check_range"]
 
 Binarization = Literal["dynamic", "fixed", "none"]
 
 # Far beyond any recipe that trains on one machine; a file that asks for more asks for its memory.
-_MAX_LAYERS, _MAX_WIDTH, _MAX_WEIGHTS, _MAX_LEVELS = 100, 2**20, 2**30, 2**16
+_MAX_LAYERS, _MAX_WIDTH, _MAX_WEIGHTS, _MAX_LEVELS, _MAX_PARTICLES = 100, 2**20, 2**30, 2**16, 2**20
+_MAX_COUNT = 2**40
+_SMALLEST, _LARGEST = math.ulp(0.0), sys.float_info.max
+
+
+def check_range(spec: object, names: Sequence[str], least: float, most: float = _MAX_COUNT) -> None:
+    """Refuses numbers that nobody means, before anything is computed with them; None passes.
+
+    Raises:
+        DataError: Of a number by its name.
+    """
+    for name in names:
+        value = getattr(spec, name)
+        if value is not None and not least <= value <= most:
+            raise DataError(f"{name}: expected a number from {least:g} to {most:g}, found {value}")
 
 
 @dataclass(frozen=True)
@@ -84,7 +100,11 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSpec:
-    """Options of `ppl-vae fit` that decide the training."""
+    """Options of `ppl-vae fit` that decide the training.
+
+    Raises:
+        DataError: One of them is out of its range.
+    """
 
     epochs: int
     """Passes over the data."""
@@ -119,6 +139,14 @@ class TrainingSpec:
     on_nonfinite: Literal["stop", "skip", "rollback"]
     """What becomes of a step whose loss or gradient is not finite."""
 
+    def __post_init__(self) -> None:
+        """Looks at the numbers."""
+        check_range(self, ("epochs", "batch_size", "patience"), least=1)
+        check_range(self, ("num_particles",), least=1, most=_MAX_PARTICLES)
+        check_range(self, ("beta_warmup",), least=0)
+        check_range(self, ("beta",), least=0.0, most=_LARGEST)
+        check_range(self, ("learning_rate",), least=_SMALLEST, most=_LARGEST)
+
     def total_steps(self, num_data: int) -> int:
         """Number of steps on a data set."""
         return self.epochs * math.ceil(num_data / self.batch_size)
@@ -126,9 +154,17 @@ class TrainingSpec:
 
 @dataclass(frozen=True)
 class EvaluationSpec:
-    """The evaluation at the end of `ppl-vae fit`."""
+    """The evaluation at the end of `ppl-vae fit`.
+
+    Raises:
+        DataError: There are no samples, or no data.
+    """
 
     num_samples: int
     """K."""
     limit: int
     """Number of test data, at most."""
+
+    def __post_init__(self) -> None:
+        """Looks at the numbers."""
+        check_range(self, ("num_samples", "limit"), least=1)

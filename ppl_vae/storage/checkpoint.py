@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.options import whole_number
-from ppl_vae.storage import files, plain, tensors
+from ppl_vae.storage import calls, files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
 from ppl_vae.storage.versions import version_of
 
@@ -285,6 +285,6 @@ def _remove(paths: list[Path]) -> list[Path]:
 
 def _mode(path: Path) -> int:
     try:
-        return os.lstat(path).st_mode
+        return calls.do(os.lstat, path).st_mode
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror})") from error

@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,13 @@ __all__ = [
     "append",
     "create",
     "is_debris",
+    "is_file",
+    "is_folder",
     "listed",
     "make_folder",
     "move",
     "read",
+    "refuse_link",
     "remove",
     "remove_debris",
     "remove_empty",
@@ -41,7 +45,7 @@ __all__ = [
 ]
 
 _TEMPORARY = ".tmp-"
-_DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}")
+_DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}-(.+)", re.DOTALL)
 
 
 Create = Callable[[str, Iterable[Any]], Written]
@@ -66,7 +70,8 @@ def replace(path: Path, chunks: Iterable[Any]) -> None:
     """Writes a file that is whole, or as it was before, whenever the process or the machine stops.
 
     Raises:
-        StorageError: The disk refuses; the file is as it was before.
+        StorageError: The disk refuses; the file is as it was before, or, where only its new name could not be made
+            durable, the new one, which a loss of power may undo.
     """
     part = temporary(path)
     with _discarded_unless_done(part):
@@ -132,21 +137,53 @@ def read(path: Path, max_bytes: int) -> bytes:
     return b"".join(calls.pieces(path, max_bytes))
 
 
+def is_file(path: Path) -> bool:
+    """Whether a name is that of a regular file, or of a link to one.
+
+    Raises:
+        StorageError: The system does not tell.
+    """
+    return stat.S_ISREG(_mode(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a name is that of a folder, or of a link to one.
+
+    Raises:
+        StorageError: The system does not tell.
+    """
+    return stat.S_ISDIR(_mode(path))
+
+
+def refuse_link(path: Path) -> None:
+    """Refuses a link in the place of a folder of a run: what is written and removed there would be someone else's.
+
+    Raises:
+        StorageError: There is one, or the system does not tell.
+    """
+    with calls.failing("cannot be read", path), suppress(FileNotFoundError):
+        if stat.S_ISLNK(calls.do(os.lstat, path).st_mode):
+            raise StorageError(
+                f"{path}: expected a folder of the run, found a link: to keep a run elsewhere, let the run directory "
+                "itself be the link"
+            )
+
+
 def make_folder(path: Path) -> list[Path]:
     """Makes a folder and those it stands in, as far as they are missing, durably; returns them, the innermost first.
 
     Raises:
         StorageError: The disk refuses, or a file has the name.
     """
+    missing = [*takewhile(lambda folder: not _mode(folder), (path, *path.parents))]
     with calls.failing("cannot be made", path):
-        missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         for folder in reversed(missing):
             with suppress(FileExistsError):  # another process was quicker
                 calls.do(os.mkdir, folder)
             sync_folder(folder.parent)
-        if not path.is_dir():
-            raise StorageError(f"{path}: expected a folder, found a file in its place")
-        return missing
+    if not is_folder(path):
+        raise StorageError(f"{path}: expected a folder, found a file in its place")
+    return missing
 
 
 def move(source: Path, target: Path) -> None:
@@ -208,15 +245,17 @@ def remove_empty(path: Path) -> None:
         calls.do(os.rmdir, path)
 
 
-def remove_debris(folder: Path) -> list[str]:
+def remove_debris(folder: Path, of: Callable[[str], bool] = lambda name: True) -> list[str]:
     """Removes what processes that were killed have left under temporary names, and returns these names.
 
-    Only for the one process that writes in the folder, which the lock of the run makes sure of.
+    Args:
+        folder: The folder.
+        of: What only this process writes there, by name, which a lock makes sure of.
 
     Raises:
         StorageError: The disk refuses.
     """
-    debris = [name for name in listed(folder) if is_debris(name)]
+    debris = [name for name in listed(folder) if (found := _DEBRIS.fullmatch(name)) and of(found[1])]
     for name in debris:
         _unlink(folder / name)
     return debris
@@ -233,8 +272,15 @@ def is_debris(name: str) -> bool:
 
 
 def temporary(path: Path) -> Path:
-    """A name beside a path, on the same file system, that nobody else has."""
-    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    """A name beside a path, on the same file system, that nobody else has; it ends in the name that it stands for."""
+    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}-{path.name}")
+
+
+def _mode(path: Path) -> int:
+    """Of what a name, or a link of that name, stands for; 0 where there is nothing."""
+    with calls.failing("cannot be read", path), suppress(FileNotFoundError, NotADirectoryError):
+        return calls.do(os.stat, path).st_mode
+    return 0
 
 
 def _read_back(path: Path, chunks: Iterable[Any]) -> None:
@@ -246,7 +292,7 @@ def _read_back(path: Path, chunks: Iterable[Any]) -> None:
 def _unlink(path: Path) -> None:
     """Unlinks a file, or a folder of files; a link to a folder is unlinked, not followed."""
     with calls.failing("cannot be removed", path):
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        if not stat.S_ISDIR(calls.do(os.lstat, path).st_mode):
             calls.do(os.unlink, path)
             return
         for name in listed(path):

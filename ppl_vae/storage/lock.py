@@ -152,11 +152,9 @@ def _holder(file: int) -> str:
 
 def _is_still(path: Path, file: int) -> bool:
     """Whether the file that was locked is still the one that others will try."""
-    try:
-        there = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(there, os.fstat(file))
+    with calls.failing("cannot be locked", path), suppress(FileNotFoundError):
+        return os.path.samestat(calls.do(os.lstat, path), os.fstat(file))
+    return False
 
 
 def _sign(file: int) -> None:

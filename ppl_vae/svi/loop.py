@@ -86,6 +86,8 @@ class HeldOut(NamedTuple):
 class Loop:
     """State of one fit, between two steps: `step`, `epoch` and the metrics of the steps of this epoch.
 
+    `is_whole` says whether it is between two steps: within one, some parameters have moved and others have not.
+
     Args:
         stepper: Takes the steps.
         held_out: Validation data.
@@ -100,6 +102,7 @@ class Loop:
         self.step = self.epoch = self.seen = 0
         self.sums = torch.zeros(len(Metrics._fields), dtype=torch.float64, device=self.device)
         self.seconds_before, self._start = 0.0, start
+        self.is_whole = True
         self.policy = Policy(self)
 
     @property
@@ -153,14 +156,17 @@ class Loop:
 
     def _take(self, serving: Serving, keeper: Keeper) -> None:
         rows = self.stepper.feed.order.size(self.step)
+        self.is_whole = False
         try:
             self.sums += rows * self.stepper(self.step, serving)
             self.seen += rows
         except NotFiniteError as error:
+            self.is_whole = True  # the step was not taken
             if self.settings.on_nonfinite == "skip":
                 keeper.after_bad_step(self, error)
             self.policy.skip(error)
         self.step += 1
+        self.is_whole = True
 
     def _end_epoch(self, bar: Progress, keeper: Keeper) -> None:
         self.stepper.finish(self.step)
@@ -230,9 +236,11 @@ class Loop:
     def _restore_best(self, step: int) -> int:
         if self.best is None:
             return step
+        self.is_whole = False
         with torch.no_grad():
             for tensor, kept in zip(self.state_tensors(), self.best.state, strict=True):
                 tensor.copy_(kept)
+        self.is_whole = True
         return self.best.step
 
     def _out_of_patience(self) -> bool:

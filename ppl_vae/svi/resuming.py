@@ -16,9 +16,9 @@ from torch import Tensor
 from ppl_vae.distributed import Group
 from ppl_vae.errors import CheckpointError
 from ppl_vae.options import whole_number
-from ppl_vae.rundir import RunDirectory
+from ppl_vae.rundir import RunDirectory, is_of_evaluation
 from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
-from ppl_vae.storage.files import make_folder
+from ppl_vae.storage.files import make_folder, refuse_link
 from ppl_vae.svi.facts import differences
 from ppl_vae.svi.loop import Keeper
 from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving
@@ -74,12 +74,15 @@ def _opened(
         _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
     make_folder(root)
     with locked(root):
+        for folder in (root / CHECKPOINTS, root / BAD_STEPS):
+            refuse_link(folder)
         found = _found(root / CHECKPOINTS, resume, facts)
         if found is None:
             directory = RunDirectory.create(root, stepper.settings, stepper.device, again=resume == "auto")
         else:
             directory = RunDirectory(root)
-        for folder in (root, root / CHECKPOINTS, root / BAD_STEPS):
+        remove_debris(root, lambda name: not is_of_evaluation(name))
+        for folder in (root / CHECKPOINTS, root / BAD_STEPS):
             remove_debris(folder)
         yield Saving(directory, every, facts, signals, found)
 
@@ -111,7 +114,7 @@ def _found(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> Checkpoint
     """
     if resume is True:
         _refuse_nothing(folder)
-    if resume is False or not _any(folder):
+    if resume is False or not steps(folder):
         return None
     found = newest(folder)
     for reason in found.skipped:
@@ -135,12 +138,8 @@ def _found(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> Checkpoint
     return found
 
 
-def _any(folder: Path) -> bool:
-    return folder.is_dir() and bool(steps(folder))
-
-
 def _refuse_nothing(folder: Path) -> None:
-    if not _any(folder):
+    if not steps(folder):
         raise CheckpointError(f"{folder}: expected a checkpoint to resume from, found none; use resume='auto'")
 
 

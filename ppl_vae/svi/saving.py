@@ -83,8 +83,17 @@ class Saving(Keeper):
         self._signals.obey(f"all steps are done and saved in {self.folder}")
 
     def close(self, loop: Loop) -> None:
-        """Writes the parameters; where an update has made them infinite, the pair gets those of the last checkpoint."""
-        if not loop.stepper.is_finite():
+        """Leaves parameters that belong together: none for who insists on an end at once, and waits for no disk."""
+        try:
+            if not self._signals.insisted:
+                self._leave_parameters(loop)
+        finally:
+            if self._signals.insisted:
+                self.directory.remove_parameters()
+
+    def _leave_parameters(self, loop: Loop) -> None:
+        """Writes those of the pair; within a step, or not finite, it gets those of the newest checkpoint before."""
+        if not (loop.is_whole and loop.stepper.is_finite()):
             if not steps(self.folder):
                 return
             put_parameters(loop.pair, newest(self.folder).tensors)

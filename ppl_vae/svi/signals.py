@@ -19,7 +19,7 @@ class Terminated(SystemExit):
 
 
 class Signals:
-    """The first signal that was received, if any, and what the processes of a fit have agreed on.
+    """The first signal that was received, if any, whether another one came, and what the processes have agreed on.
 
     Args:
         alone: Whether this process is the only one: then what it receives is agreed on.
@@ -27,6 +27,7 @@ class Signals:
 
     def __init__(self, alone: bool = True) -> None:
         self.received: int | None = None
+        self.insisted = False
         self._agreed: int | None = None
         self._alone = alone
 
@@ -61,6 +62,7 @@ class Signals:
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The handler: remembers the first one; the second leaves at once."""
         if self.received is not None:
+            self.insisted = True
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise Terminated(128 + number)
