@@ -101,7 +101,8 @@ def _one_a_row(y: Tensor, rows: int | None = None) -> Tensor:
 class ConditionalVAE(_WithClasses):
     """The pair `p(x, z given y) = p(z) p(x given z, y)` and `q(z given x, y)`; data are (x, y).
 
-    Decoder and encoder take the class as `num_classes` further entries, one-hot, behind z and behind the flat x.
+    Decoder and encoder take the class as `num_classes` further entries, one-hot, behind z and behind the flat x: the
+    pseudo-inputs of a `VampPrior` of this encoder are such rows too, a class behind each.
 
     Args:
         prior: `prior()` returns p(z), event shape (latent_dim,).

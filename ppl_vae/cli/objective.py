@@ -52,7 +52,7 @@ def objective_of(training: TrainingSpec, pair: Any, num_data: int) -> Objective:
     if training.objective == "own":
         if (own := getattr(pair, "objective", None)) is None:
             raise PairError("expected pair.objective, by which the run trained, found none: let the factory set it")
-        return own  # type: ignore[no-any-return]  # make_pair has looked at it
+        return own  # make_pair has looked at it
     if training.objective == "iwae":
         return IWAE(training.num_particles, gradient=training.gradient)  # type: ignore[arg-type]  # the options fit
     beta: float | schedules.Schedule = training.beta
