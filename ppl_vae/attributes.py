@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from operator import attrgetter, itemgetter
 from types import CellType, MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from ppl_vae.contents import Change, TensorContent, content_of, memory
 from ppl_vae.holders import Holder, holders
 
-__all__ = ["Attributes", "Change"]
+__all__ = ["ABSENT", "PLAIN", "Attributes", "Change", "Place"]
 
-_PLAIN = (bool, int, float, complex, str, type(None), np.generic)
-# Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
-# at often are smaller.
-_LARGEST_COPY, _LARGEST_LOOK = 1 << 20, 1 << 12
+PLAIN = (bool, int, float, complex, str, type(None), np.generic)
 
 
-class Change(NamedTuple):
-    """A value that is not what it was."""
+class _Absent:
+    """Stands for a value that is not there."""
 
-    name: str
-    """The names that lead there."""
-    before: str
-    """What it was, in words."""
-    now: str
-    """What it is, in words."""
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
 
 
 class Attributes:
@@ -43,15 +40,19 @@ class Attributes:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self._places = [_Place(holder) for holder in holders(module)]
-        self._values = [(p.read, p.holder.source, p.read(p.holder.source)) for p in self._places if p.keys]
-        self._sizes = [(p.holder.source, p.size) for p in self._places if p.size is not None]
-        registered = {_memory(t) for t in (*module.parameters(), *module.buffers())}  # their numbers may move
-        held = {id(v): v for p in self._places for v in p.before if type(v) is Tensor and v.numel() <= _LARGEST_COPY}
-        self._copies = [(t, t.detach().clone()) for t in held.values() if _memory(t) not in registered]
-        contents = [_content(p.holder.name, p.holder.source) for p in self._places]
-        self._contents = [content for content in contents if content is not None]
-        self._looks = [content for content in self._contents if content.small]
+        self.places = [Place(holder) for holder in holders(module)]
+        self._values = [(p.read, p.holder.source, p.read(p.holder.source)) for p in self.places if p.keys]
+        self._sizes = [(p.holder.source, p.size) for p in self.places if p.size is not None]
+        self.registered = {memory(t) for t in (*module.parameters(), *module.buffers())}  # their numbers may move
+        held: dict[int, TensorContent] = {}
+        for place in self.places:
+            for key, value in zip(place.keys, place.before, strict=True):
+                if type(value) is Tensor and id(value) not in held and memory(value) not in self.registered:
+                    held[id(value)] = TensorContent(place.label(key), value)
+        self.tensors = [*held.values()]
+        contents = [content_of(p.holder.name, p.holder.source) for p in self.places]
+        self.contents = [content for content in contents if content is not None]
+        self._looks = [content for content in self.contents if content.small]
 
     def outdated(self) -> Change | None:
         """The first value that is not what it was, or None; a look takes microseconds.
@@ -74,7 +75,7 @@ class Attributes:
 
     def changed(self) -> Change | None:
         """The first value that is not what it was, or a tensor that is another one, whatever its numbers; or None."""
-        seen = (*self._places, *self._contents)
+        seen = (*self.places, *self.contents)
         return next((change for place in seen if (change := place.change()) is not None), None)
 
     def moved(self) -> str:
@@ -82,50 +83,13 @@ class Attributes:
 
         Of tensors of more than a million numbers only their place is known.
         """
-        moved = {id(tensor) for tensor, copy in self._copies if not _same_numbers(tensor, copy)}
-        held = ((place.label(k), v) for place in self._places for k, v in zip(place.keys, place.before, strict=True))
-        return next((name for name, value in held if id(value) in moved), "")
-
-    def plain_now(self) -> dict[str, Any]:
-        """Numbers and text that are not what they were, by the names that lead there."""
-        now = ((name, before, place.now(key)) for name, place, key, before in self._labelled())
-        return {name: value for name, before, value in now if isinstance(value, _PLAIN) and not _same(before, value)}
-
-    def tensors_now(self) -> dict[str, Tensor]:
-        """Tensors that were written to, parameters and buffers apart, by the names that lead there."""
-        moved = {id(tensor) for tensor, copy in self._copies if not _same_numbers(tensor, copy)}
-        return {name: value for name, _, _, value in self._labelled() if id(value) in moved}
-
-    def misplaced(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-        """A name of values of `plain_now` and `tensors_now` that leads to no such value here; empty if all do."""
-        places = {name: before for name, _, _, before in self._labelled()}
-        odd = [name for name in plain if name not in places]
-        for name, value in tensors.items():
-            own = places.get(name)
-            if type(own) is not Tensor or own.shape != value.shape or own.dtype != value.dtype:
-                odd.append(name)
-        return odd[0] if odd else ""
-
-    def put(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Puts values of `plain_now` and `tensors_now` in their places, which they have, see `misplaced`."""
-        places = {name: (place, key, before) for name, place, key, before in self._labelled()}
-        for name, value in plain.items():
-            place, key, _ = places[name]
-            place.put(key, value)
-        for name, value in tensors.items():
-            places[name][2].data.copy_(value)
-
-    def _labelled(self) -> Iterator[tuple[str, _Place, Any, Any]]:
-        """Every value as it was, by a name of its own: places are found in the same order in every process."""
-        for number, place in enumerate(self._places):
-            for key, before in zip(place.keys, place.before, strict=True):
-                yield f"{number}:{place.label(key)}", place, key, before
+        return next((t.name for t in self.tensors if not t.large and t.differs()), "")
 
     def restore(self) -> None:
         """Puts every value back, and takes away what was added."""
-        for place in self._places:
+        for place in self.places:
             place.restore(lambda before, now: True, lambda added: True)
-        for content in self._contents:
+        for content in self.contents:
             content.restore()
         self._restore_numbers()
 
@@ -135,21 +99,20 @@ class Attributes:
         What a first run makes stays: other objects, entries of containers, and all of a module that has registered
         something.
         """
-        for place in self._places:
+        for place in self.places:
             if not place.has_grown():
                 added = _is_plain if place.holder.owner is not None else _never
                 place.restore(lambda before, now: _is_plain(before) and _is_plain(now), added)
-        for content in self._contents:
+        for content in self.contents:
             content.restore_plain()
         self._restore_numbers()
 
     def _restore_numbers(self) -> None:
-        for tensor, copy in self._copies:
-            if not _same_numbers(tensor, copy):
-                tensor.data.copy_(copy)
+        for tensor in self.tensors:
+            tensor.restore()
 
 
-class _Place:
+class Place:
     """The values of one holder as they were."""
 
     def __init__(self, holder: Holder) -> None:
@@ -174,7 +137,7 @@ class _Place:
                 return Change(self.label(key), words[0], words[1] if words[0] != words[1] else "another")
         if isinstance(self._source, list | deque) and len(self._source) != self.size:
             return Change(self.holder.name, f"{self.size} entries", str(len(self._source)))
-        return next((Change(self.label(key), "absent", _in_words(self._source[key])) for key in self._added()), None)
+        return next((Change(self.label(key), "absent", _in_words(self._source[key])) for key in self.added()), None)
 
     def has_grown(self) -> bool:
         """Whether the owner, a module, has registered something since."""
@@ -182,7 +145,7 @@ class _Place:
 
     def restore(self, put_back: Callable[[Any, Any], bool], take_away: Callable[[Any], bool]) -> None:
         """Puts back values of which `put_back(before, now)`, takes away new ones of which `take_away(value)`."""
-        for key in self._added():
+        for key in self.added():
             if take_away(self._source[key]):
                 del self._source[key]
         for key, before in zip(self.keys, self.before, strict=True):
@@ -201,75 +164,29 @@ class _Place:
         elif key == len(self._source):
             self._source.append(value)
 
+    def take_away(self, key: Any) -> None:
+        """Leaves no value in a place."""
+        if isinstance(self._source, CellType):
+            del self._source.cell_contents
+        elif isinstance(self._source, MappingProxyType):
+            delattr(self.holder.owner, key)
+        else:
+            del self._source[key]
+
     def now(self, key: Any) -> Any:
-        """The value as it is; None where there is none."""
+        """The value as it is; `ABSENT` where there is none."""
         try:
             return self._source.cell_contents if isinstance(self._source, CellType) else self._source[key]
         except (LookupError, ValueError):
-            return None
+            return ABSENT
 
-    def _added(self) -> list[Any]:
+    def added(self) -> list[Any]:
+        """Keys that were not there, those of a list from its end."""
         if self.size is None:
             return []
         if isinstance(self._source, list | deque):
             return list(range(len(self._source) - 1, self.size - 1, -1))
         return [key for key in self._source if key not in self._all and self.holder.counts(key)]
-
-
-class _Array:
-    """An array with the numbers it had: programs write into it in place."""
-
-    def __init__(self, name: str, array: np.ndarray) -> None:
-        self.name, self._array, self._before = name, array, array.copy()
-        self.small = array.size <= _LARGEST_LOOK
-        self._bytes = array.tobytes()
-
-    def differs(self) -> bool:
-        """Whether a number is another one."""
-        return self._array.tobytes() != self._bytes
-
-    def change(self) -> Change | None:
-        """The same in words."""
-        return Change(self.name, "an array", "one of other numbers") if self.differs() else None
-
-    def restore(self) -> None:
-        """Puts the numbers back."""
-        if self._array.shape == self._before.shape and self._array.flags.writeable and self.differs():
-            np.copyto(self._array, self._before)
-
-    restore_plain = restore
-
-
-class _Set:
-    """A set with the entries it had."""
-
-    small = True
-
-    def __init__(self, name: str, entries: set[Any]) -> None:
-        self.name, self._set, self._before = name, entries, set(entries)
-
-    def differs(self) -> bool:
-        """Whether an entry came or went."""
-        return self._set != self._before
-
-    def change(self) -> Change | None:
-        """The same in words."""
-        return Change(self.name, "a set", "one of other entries") if self.differs() else None
-
-    def restore(self) -> None:
-        """Puts back what went and takes away what came."""
-        self._set.intersection_update(self._before)
-        self._set.update(self._before)
-
-    def restore_plain(self) -> None:
-        """Puts back what went; what came is a record, as in a list."""
-        self._set.update(self._before)
-
-
-def _content(name: str, source: Any) -> _Array | _Set | None:
-    if isinstance(source, np.ndarray):
-        return _Array(name, source) if source.size <= _LARGEST_COPY else None
-    return _Set(name, source) if isinstance(source, set) else None
 
 
 def _reader(source: Any, keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
@@ -286,23 +203,11 @@ def _registered(owner: Any) -> list[str]:
 
 
 def _same(before: Any, now: Any) -> bool:
-    return now is before or (isinstance(before, _PLAIN) and isinstance(now, _PLAIN) and bool(before == now))
-
-
-def _memory(tensor: Tensor) -> int | None:
-    """Where the memory of a tensor begins, views and all; None of one without memory of its own, sparse or lazy."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError, ValueError):
-        return None
-
-
-def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:
-    return tensor.shape == copy.shape and bool(((tensor == copy) | (tensor != tensor)).all())
+    return now is before or (isinstance(before, PLAIN) and isinstance(now, PLAIN) and bool(before == now))
 
 
 def _is_plain(value: Any) -> bool:
-    return isinstance(value, _PLAIN) or type(value) is Tensor
+    return isinstance(value, PLAIN) or type(value) is Tensor or value is ABSENT
 
 
 def _never(value: Any) -> bool:
@@ -310,4 +215,4 @@ def _never(value: Any) -> bool:
 
 
 def _in_words(value: Any) -> str:
-    return repr(value) if isinstance(value, _PLAIN) else f"a {type(value).__name__}"
+    return repr(value) if isinstance(value, PLAIN) or value is ABSENT else f"a {type(value).__name__}"

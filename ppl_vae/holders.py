@@ -12,12 +12,12 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
 from ppl_vae.discovery import LARGEST_CONTAINER, LIBRARIES, names_in, variables
 
-__all__ = ["Holder", "holders"]
+__all__ = ["Holder", "holders", "is_users", "reached"]
 
 _MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
@@ -40,6 +40,8 @@ class Holder(NamedTuple):
     """The object or class whose attributes these are."""
     whole: bool = True
     """Whether what is added counts too."""
+    registered: bool = False
+    """Whether these are parameters or buffers of a module."""
 
     def counts(self, key: Any) -> bool:
         """Whether a key is neither machinery nor a cache, such as transforms keep of their last pair."""
@@ -78,21 +80,28 @@ def holders(root: nn.Module) -> list[Holder]:
     thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
     than by name.
     """
+    everything = reached(root)
+    spaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
+    for space, names in (space for _, value in everything for space in _spaces_of(value)):
+        spaces.setdefault(id(space), (space, set()))[1].update(names)
+    found = [holder for name, value in everything for holder in _holders_of(name, value)]
+    return found + [Holder("", space, sorted(names), whole=False) for space, names in spaces.values()]
+
+
+def reached(root: nn.Module) -> list[tuple[str, Any]]:
+    """Everything within reach, by the names that lead there, in the same order in every process."""
     queue: deque[tuple[str, Any]] = deque([("", root)])
     seen: dict[int, Any] = {}
-    spaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
-    found: list[Holder] = []
+    found: list[tuple[str, Any]] = []
     while queue:
         name, value = queue.popleft()
         if id(value) in seen:
             continue
         seen[id(value)] = value
-        found += _holders_of(name, value)
+        found.append((name, value))
         queue += _reached_from(name, value)
-        for space, names in _spaces_of(value):
-            spaces.setdefault(id(space), (space, set()))[1].update(names)
-            queue += [(key, space[key]) for key in names]
-    return found + [Holder("", space, sorted(names), whole=False) for space, names in spaces.values()]
+        queue += [(key, space[key]) for space, names in _spaces_of(value) for key in sorted(names)]
+    return found
 
 
 def _holders_of(name: str, value: Any) -> Iterator[Holder]:
@@ -102,10 +111,13 @@ def _holders_of(name: str, value: Any) -> Iterator[Holder]:
     if isinstance(value, nn.Module):
         hooks = (value._forward_hooks, value._forward_pre_hooks)
         yield from (Holder(f"{name}.forward_hooks", home, list(home)) for home in hooks)
-        registered = (value._parameters, value._buffers, value._modules)
-        yield from (Holder(name, home, list(home)) for home in registered if home)
+        homes = {"_parameters": True, "_buffers": True, "_modules": False}
+        named = ((vars(value)[home], registered) for home, registered in homes.items())
+        yield from (Holder(name, home, list(home), registered=registered) for home, registered in named if home)
     elif isinstance(value, dict | list | deque) and len(value) <= LARGEST_CONTAINER:
         yield Holder(name, value, list(value) if isinstance(value, dict) else range(len(value)))
+    elif isinstance(value, tuple) and any(type(item) is Tensor for item in value):
+        yield Holder(name, value, range(len(value)), whole=False)
     elif isinstance(value, np.ndarray) or (isinstance(value, set) and len(value) <= LARGEST_CONTAINER):
         yield Holder(name, value, (), whole=False)
     elif inspect.isfunction(value) and _is_entered(value.__module__):
@@ -140,13 +152,13 @@ def _below(name: str, inside: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]
 
 def _spaces_of(value: Any) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """The globals that a function mentions, and the variables of the user's modules among them."""
-    if not inspect.isfunction(value) or not _is_users(value.__globals__.get("__name__", "")):
+    if not inspect.isfunction(value) or not is_users(value.__globals__.get("__name__", "")):
         return
     mentioned = set(names_in(value.__code__))
     spaces = [value.__globals__]
     for name in mentioned & value.__globals__.keys():
         found = value.__globals__[name]
-        if isinstance(found, types.ModuleType) and _is_users(found.__name__):
+        if isinstance(found, types.ModuleType) and is_users(found.__name__):
             spaces.append(vars(found))
     yield from ((space, mentioned & space.keys()) for space in spaces)
 
@@ -161,7 +173,7 @@ def _has_attributes(value: Any) -> bool:
     if isinstance(value, nn.Module | Distribution | Transform):
         return True
     if isinstance(value, type):
-        return _is_users(value.__module__)
+        return is_users(value.__module__)
     if isinstance(value, types.ModuleType) or not _homes(value):
         return False
     return isinstance(value, _NAMESPACES) or _is_entered(type(value).__module__)
@@ -184,7 +196,7 @@ def _attributes(owner: Any, home: Iterable[Any]) -> list[Any]:
 
 def _counts(owner: Any, key: Any) -> bool:
     known = isinstance(owner, Distribution | Transform)
-    if (known or isinstance(owner, nn.Module)) and not _is_users(type(owner).__module__) and str(key).startswith("_"):
+    if (known or isinstance(owner, nn.Module)) and not is_users(type(owner).__module__) and str(key).startswith("_"):
         return False
     return key not in _MODULE_STATE and not str(key).startswith(("__", *_CACHES) if known else "__")
 
@@ -193,5 +205,6 @@ def _is_entered(module: str | None) -> bool:
     return (module or "").split(".")[0] not in _NOT_ENTERED
 
 
-def _is_users(module: str | None) -> bool:
+def is_users(module: str | None) -> bool:
+    """Whether a Python module is the user's: of no library, and none of ours."""
     return _is_entered(module) and (module or "").split(".")[0] != _OURS

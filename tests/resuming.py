@@ -95,6 +95,8 @@ CASES = {
     "autoencoder": (autoencoder, real, {}),
 }
 
+MOODY = {"moody": (Moody, binary, {})}
+
 
 def run(make, x, options, seed=0, **more):
     """A pair made from a seed, and its fit."""
@@ -133,7 +135,8 @@ def mapped_rows(folder: Path) -> np.memmap:
 
 def left(folder: Path, compile: bool, at: int | None, name: str) -> str:
     """What a fit leaves, in a line: whole, keeping every checkpoint, or gone on from that of so many steps."""
-    make, x, options = CASES[name.removesuffix(" on disk")]
+    make, x, options = (CASES | MOODY)[name.removesuffix(" on disk")]
+    random.seed(1 if at is None else 5), np.random.seed(1 if at is None else 5)  # noqa: NPY002
     x = mapped_rows(folder) if name.endswith(" on disk") else x
     root = folder / name.replace(" ", "-")
     if at is None:

@@ -15,7 +15,20 @@ FOUNDATION = {
     *("validation", "pareto", "options", "operations", "wording", "averages", "threads", "shrinking", "storage"),
 }
 CORE = {
-    *("discovery", "holders", "attributes", "pair", "tape", "reductions", "along", "terms", "coordinates", "checking"),
+    *(
+        "discovery",
+        "holders",
+        "contents",
+        "attributes",
+        "belongings",
+        "pair",
+        "tape",
+        "reductions",
+        "along",
+        "terms",
+        "coordinates",
+        "checking",
+    ),
     *("diagnosis", "weights", "schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {
@@ -47,7 +60,9 @@ MAY_IMPORT = {
     "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},
-    "attributes": FOUNDATION | {"holders"},
+    "contents": set(),
+    "attributes": FOUNDATION | {"holders", "contents"},
+    "belongings": FOUNDATION | {"discovery", "attributes", "contents"},
     "pair": FOUNDATION | {"discovery", "attributes"},
     "tape": FOUNDATION | {"pair"},
     "reductions": FOUNDATION | {"tape"},

@@ -56,6 +56,25 @@ class Rare(ModuleVAE):
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + edge).to_event(1), obs=x)
 
 
+class Overflowing(torch.optim.SGD):
+    """Keeps a sum that overflows in the fifth step, while gradients and parameters stay numbers."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["sum"] = self.state[p].get("sum", torch.ones_like(p)) * 1e10
+
+
+def test_moments_that_overflow_are_kept_in_no_checkpoint(tmp_path: Path):
+    """Parameters stay finite, and never move again: Adagrad, whose sum of squares is infinite, divides by it."""
+    with pytest.raises(pv.EstimateError, match=r"step 4: .*optimizer/0/sum, which the optimiser keeps, is not finite"):
+        train(fresh(), binary_rows(12), optimizer=Overflowing, run_dir=tmp_path / "run", checkpoint_every=1)
+    found = newest(tmp_path / "run" / "checkpoints")
+    assert found.step == 3
+    assert all(torch.isfinite(t).all() for name, t in found.tensors.items() if name.startswith("optimizer/"))
+
+
 def clean(generator: torch.Generator) -> torch.Tensor:
     return torch.randn(ROWS, 3, generator=generator)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -20,7 +21,7 @@ import ppl_vae as pv
 from ppl_vae.errors import CheckpointError, LockedError, PplVaeError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
-from ppl_vae.storage import locked, newest, steps
+from ppl_vae.storage import locked, newest, steps, write
 from ppl_vae.svi import loop, saving
 from ppl_vae.svi.signals import Terminated, heard
 
@@ -32,18 +33,26 @@ def every_step_kept(monkeypatch):
     monkeypatch.setattr(saving, "_KEPT", 1000)
 
 
+def history(root: Path) -> list[dict]:
+    """The lines of a history, but for the seconds."""
+    return [
+        json.loads(line) | {"seconds": 0.0, "sha256": ""} for line in (root / "history.jsonl").read_text().splitlines()
+    ]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_resume_at_every_step_changes_no_bit(name: str, tmp_path: Path, every_step_kept):
     make, x, options = CASES[name]
     whole = numbers(*run(make, x, options))
     saved = tmp_path / "saved"
     assert same(whole, numbers(*run(make, x, options, run_dir=saved, checkpoint_every=1)))  # saving changes nothing
-    checkpoints = sorted((saved / "checkpoints").iterdir())
+    checkpoints, lines = sorted((saved / "checkpoints").iterdir()), history(saved)
     assert len(checkpoints) >= whole[2]
+    assert len(lines) == len(whole[1])
     for checkpoint in checkpoints:
         root = only(checkpoint, tmp_path / checkpoint.name)
         assert same(whole, numbers(*run(make, x, options, seed=1, run_dir=root, resume=True))), checkpoint.name
-        assert len((root / "history.jsonl").read_text().splitlines()) == len(whole[1])
+        assert history(root) == lines
 
 
 def test_an_epoch_that_a_checkpoint_found_at_its_last_step_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -104,7 +113,7 @@ def in_a_process(root: Path, at: int = 0, number: int = 0, compile: bool = False
 @pytest.mark.parametrize(
     ("compile", "names"),
     [
-        (False, ["buffers and dropout", "momentum and a schedule", "defaults on disk", "patience"]),
+        (False, ["buffers and dropout", "momentum and a schedule", "defaults on disk", "patience", "moody"]),
         pytest.param(True, ["importance weights", "clipped"], marks=pytest.mark.slow),
         pytest.param(False, [*CASES], marks=pytest.mark.slow),
     ],
@@ -213,6 +222,14 @@ def test_another_run_is_not_resumed(tmp_path: Path):
         run(lambda: ModuleVAE(full_covariance=True), binary, {}, run_dir=tmp_path / "run", resume="auto")
     with pytest.raises(PplVaeError, match="expected a new or empty directory"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path / "run")
+
+
+def test_seconds_go_on_from_those_of_the_checkpoint(tmp_path: Path):
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "run")
+    found = newest(tmp_path / "run/checkpoints")
+    write(tmp_path / "later/checkpoints", found.step, found.tensors, found.plain | {"seconds": 1000.0})
+    _, fit = run(ModuleVAE, binary, {"epochs": 2}, seed=1, run_dir=tmp_path / "later", resume=True)
+    assert fit.history["seconds"][0] < 1000.0 < fit.history["seconds"][1] < 2000.0
 
 
 def test_a_run_that_ended_within_an_epoch_goes_on_in_its_middle(tmp_path: Path):

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from pairs import ModuleVAE
-from resuming import binary, numbers, run, same
+from resuming import Rounding, binary, numbers, run, same
 from training import fresh
 
 import ppl_vae as pv
@@ -24,7 +25,7 @@ from ppl_vae.errors import CheckpointError, PplVaeError, StorageError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import newest, steps
-from ppl_vae.svi import facts, saving
+from ppl_vae.svi import facts, saving, stepper
 from ppl_vae.svi.signals import Terminated
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
 
@@ -189,6 +190,63 @@ def test_what_breaks_a_step_off_leaves_the_parameters_of_the_newest_checkpoint(t
     assert not RunDirectory(tmp_path / "none").has_parameters
 
 
+def test_a_second_interrupt_at_any_call_of_a_save_leaves_what_can_be_used(tmp_path: Path):
+    """F4: the first one waits for the save, the second one ends it wherever it is."""
+    whole, total = numbers(*run(ModuleVAE, binary, {"epochs": 2})), []
+    with at_a_save(lambda do: lambda *call: total.append(1) or do(*call)):
+        run(ModuleVAE, binary, OFTEN, run_dir=tmp_path / "count")
+    for at in range(0, len(total), len(total) // 5):
+        root, left = tmp_path / f"{at}", iter([None] * at)
+
+        def interrupted(do, left=left):
+            def act(*call):
+                if next(left, left) is left:
+                    raise KeyboardInterrupt
+                return do(*call)
+
+            return act
+
+        with at_a_save(interrupted), pytest.raises(KeyboardInterrupt):
+            run(ModuleVAE, binary, OFTEN, run_dir=root)
+        assert same(whole, gone_on(root)), at
+        assert [name for name in names(root) if ".tmp-" in name] == []
+
+
+@contextmanager
+def at_a_save(change):
+    """Context in which the system calls of the second checkpoint are changed ones."""
+    write, saves = saving.write, []
+
+    def second(*arguments):
+        saves.append(1)
+        if len(saves) != 2:
+            return write(*arguments)
+        with fault(change(lambda operation, *more: operation(*more))):
+            return write(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "write", second)
+        yield
+
+
+def test_a_signal_while_the_step_is_compiled_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """F4: SIGTERM in the middle of compiling; what is saved knows that it was compiled."""
+
+    def struck(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Rounding(*arguments)
+
+    options = {"compile": True, "epochs": 2}
+    monkeypatch.setattr(stepper, "compile_function", Rounding)
+    whole = numbers(*run(ModuleVAE, binary, options))
+    monkeypatch.setattr(stepper, "compile_function", struck)
+    with pytest.raises(Terminated):
+        run(ModuleVAE, binary, options, run_dir=tmp_path)
+    monkeypatch.setattr(stepper, "compile_function", Rounding)
+    assert steps(tmp_path / "checkpoints") == [1]
+    assert same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path, resume=True)))
+
+
 def slow(step: int) -> float:
     if step == 5:
         time.sleep(60)
@@ -300,6 +358,32 @@ def test_other_versions_are_warned_of(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(facts, "version_of", {"ppl-vae": "99.0", "pyro-ppl": "2.0"}.get)
     with pytest.warns(UserWarning, match=r"not bit by bit.*: ppl_vae was .* and is '99\.0'.*pyro was .* and is '2\.0'"):
         run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path, resume=True)
+
+
+MACHINES = {
+    "instructions of the CPU": (torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX"),
+    "precision of float32": (torch, "get_float32_matmul_precision", lambda: "medium"),
+    "build of torch": (torch.version, "git_version", "abc"),
+}
+
+
+@pytest.mark.parametrize("what", MACHINES)
+def test_another_machine_is_warned_of(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path)
+    monkeypatch.setattr(*MACHINES[what])
+    with pytest.warns(UserWarning, match=f"not bit by bit.*: {what} was "):
+        run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path, resume=True)
+
+
+def test_another_generator_of_numpy_is_refused_before_the_first_step(tmp_path: Path):
+    before = np.random.get_bit_generator()
+    np.random.set_bit_generator(np.random.PCG64(1))
+    try:
+        with pytest.raises(CheckpointError, match=r"expected that of MT19937.*found PCG64"):
+            run(ModuleVAE, binary, {}, run_dir=tmp_path / "run")
+    finally:
+        np.random.set_bit_generator(before)
+    assert not (tmp_path / "run").exists()
 
 
 def test_fewer_steps_than_are_done_end_the_fit_at_once(tmp_path: Path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from pairs import ModuleVAE
-from resuming import CASES, Moody, Rounding, binary, numbers, run, same
+from resuming import CASES, MOODY, Moody, Rounding, binary, numbers, run, same
 
 from ppl_vae.storage import Checkpoint, read, step_folder, write
 from ppl_vae.svi import saving, stepper
@@ -34,8 +34,16 @@ class Wandering(torch.optim.SGD):
                 p.sub_(p.grad, alpha=group["lr"] * group["pace"] * own["count"])
 
 
+class Skipping(Moody):
+    """Its second run in training is not finite."""
+
+    def model(self, x):
+        super().model(x * (torch.nan if self.training and self.calls == 1 else 1.0))
+
+
 STATES = CASES | {
-    "moody": (Moody, binary, {}),
+    **MOODY,
+    "skipping": (Skipping, binary, {"on_nonfinite": "skip"}),
     "wandering": (ModuleVAE, binary, {"optimizer": Wandering}),
     "compiled": (ModuleVAE, binary, {"compile": True}),
 }
@@ -79,6 +87,8 @@ def begun(part: str, plain: dict, tensors: dict) -> tuple[dict, dict]:
         return plain | {"random": plain["random"] | {"numpy": [str(word), [int(k) for k in keys], *rest]}}, tensors
     if name == "best":
         return plain | {"best": None}, {k: t for k, t in tensors.items() if not k.startswith("best/")}
+    if name == "skipped":
+        return plain | {"policy": plain["policy"] | {"skipped": []}}, tensors
     optimizer = copy.deepcopy(plain["optimizer"])
     if name == "entries":
         optimizer["entries"] = [entry | {"count": 0} for entry in optimizer["entries"]]
@@ -118,9 +128,11 @@ def begun(part: str, plain: dict, tensors: dict) -> tuple[dict, dict]:
         ("plain entries", "wandering"),
         ("plain groups", "wandering"),
         ("plain policy", "defaults"),
+        ("plain skipped", "skipping"),
         ("plain compile", "compiled"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:.*The step is skipped:UserWarning")
 def test_every_part_of_the_state_is_needed(part: str, name: str, tmp_path: Path, folder: Path, kept: None):
     """Without it the numbers are others; with it, through the same hands, they are the same."""
     whole, states = left_by(name, folder)

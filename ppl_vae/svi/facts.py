@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import inspect
 import json
 import platform
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from types import CellType, CodeType, FunctionType
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from ppl_vae.arrays import Rows
 from ppl_vae.distributed import Group
+from ppl_vae.errors import first_line
+from ppl_vae.pair import Pair
 from ppl_vae.rundir import as_plain
 from ppl_vae.storage.versions import version_of
+from ppl_vae.svi.code import CODE, code_within
+from ppl_vae.svi.programs import facts_of_programs
 from ppl_vae.svi.settings import FitSettings
 
-__all__ = ["Change", "differences", "facts_of"]
+__all__ = ["Change", "differences", "facts_of", "other_programs"]
 
 _BLOCK, _SAMPLE = 4096, 1024
 _FREE = ("epochs", "steps", "on_nonfinite")  # may be others when a run is resumed
-_CODE = "code of "
 _VERSIONS = {"ppl_vae": "ppl-vae", "torch": "torch", "pyro": "pyro-ppl", "numpy": "numpy"}
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def facts_of(
-    settings: FitSettings, rows: Rows, held_out: Rows | None, device: torch.device, group: Group
+    pair: Pair,
+    settings: FitSettings,
+    compile: str | bool,
+    data: tuple[Rows, Rows | None],
+    device: torch.device,
+    group: Group,
 ) -> dict[str, Any]:
-    """What decides the numbers of a run: `run` may not change when it is resumed, `machine` is warned of."""
+    """What decides the numbers of a run: `run` and `programs` may not change as it resumes, `machine` is warned of."""
+    rows, held_out = data
     run = {name: value for name, value in as_plain(settings).items() if name not in _FREE}
-    run |= {f"{_CODE}{name}": _code(getattr(settings, name)) for name in ("objective", "optimizer", "schedule")}
-    for name, data in {"data": rows, "validation": held_out}.items():
-        run |= {name: None if data is None else fingerprint(data), f"{name} on disk": bool(data and data.mapped)}
+    run["compile"] = compile
+    run |= {f"{CODE}{name}": code_within(getattr(settings, name)) for name in ("objective", "optimizer", "schedule")}
+    for name, own in {"data": rows, "validation": held_out}.items():
+        run |= {name: None if own is None else fingerprint(own), f"{name} on disk": bool(own and own.mapped)}
     machine = {
         **{name: version_of(package) or "unknown" for name, package in _VERSIONS.items()},
         "python": ".".join(platform.python_version_tuple()[:2]),
+        "build of torch": _hash(torch.version.git_version, torch.__config__.show()),
         "device": device.type,
+        "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "instructions of the CPU": torch.backends.cpu.get_cpu_capability(),
+        "precision of float32": _precision(),
         "threads": torch.get_num_threads(),
         "processes": group.size,
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
-    return {"run": run, "machine": machine}
+    return {"run": run, "machine": machine, "programs": facts_of_programs(pair)}
+
+
+def _hash(*words: str | None) -> str:
+    return hashlib.sha256(repr(words).encode()).hexdigest()[:16]
+
+
+def _precision() -> str:
+    """How matrices of single precision are multiplied."""
+    try:
+        return f"{torch.get_float32_matmul_precision()}, TF32 in cuDNN {torch.backends.cudnn.allow_tf32}"
+    except RuntimeError as error:  # set in torch's newer way, which the older one cannot say
+        return first_line(error)
 
 
 def fingerprint(rows: Rows) -> str:
@@ -60,44 +81,6 @@ def fingerprint(rows: Rows) -> str:
             digest.update(json.dumps([len(rows), list(array.shape), str(array.dtype)]).encode())
             digest.update(array.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _code(value: Any) -> str:
-    """A hash of the Python functions within a value: their code, defaults, and plain values that they close over."""
-    return hashlib.sha256(repr(_described(value, 0)).encode(errors="backslashreplace")).hexdigest()[:16]
-
-
-def _described(value: Any, depth: int) -> Any:
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    if depth > 8:
-        return type(value).__qualname__
-    deeper = functools.partial(_described, depth=depth + 1)
-    if inspect.ismethod(value):
-        return deeper(value.__func__)
-    if isinstance(value, FunctionType):
-        cells = [_content(cell) for cell in value.__closure__ or ()]
-        return [deeper(value.__code__), deeper(value.__defaults__), deeper(value.__kwdefaults__), deeper(cells)]
-    if isinstance(value, CodeType):
-        return [value.co_code.hex(), value.co_names, [deeper(constant) for constant in value.co_consts]]
-    if isinstance(value, functools.partial):
-        return [deeper(value.func), deeper(value.args), deeper(value.keywords)]
-    if isinstance(value, Mapping):
-        return sorted((repr(name), repr(deeper(entry))) for name, entry in value.items())
-    if isinstance(value, tuple | list):
-        return [deeper(entry) for entry in value]
-    if isinstance(value, set | frozenset):
-        return sorted(repr(deeper(entry)) for entry in value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return [(field.name, deeper(getattr(value, field.name))) for field in fields(value)]
-    return getattr(value, "__qualname__", None) or type(value).__qualname__
-
-
-def _content(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # nothing is in it yet
-        return None
 
 
 class Change(NamedTuple):
@@ -115,9 +98,25 @@ def differences(known: Any, facts: Mapping[str, Any], part: str) -> list[Change]
     """
     before, now = _part(known, part), facts[part]
     same_python = _part(known, "machine").get("python") == facts["machine"]["python"]
-    names = [name for name in {**before, **now} if same_python or not name.startswith(_CODE)]
+    names = [name for name in {**before, **now} if same_python or not name.startswith(CODE)]
     changes = [Change(name, before.get(name), now.get(name)) for name in names]
     return [change for change in changes if change.before != change.now]
+
+
+def other_programs(known: Any, facts: Mapping[str, Any], moved: Collection[str]) -> list[Change]:
+    """The facts of programs that are not what is known of them, but for values that the fit itself has `moved`.
+
+    Entries that have come to a list are a record. Where versions are others, and libraries may keep other values, those
+    are compared that both know.
+    """
+    versions = [*_VERSIONS, "python"]
+    before, now = _part(known, "machine"), facts["machine"]
+    alike = all(before.get(name) == now[name] for name in versions)
+    both = _part(known, "programs").keys() & facts["programs"].keys()
+    changes = differences(known, facts, "programs")
+    own = [c for c in changes if not any(c.name == name or c.name.startswith(f"{name}.") for name in moved)]
+    recorded = {c.name for c in own if c.before is None and c.name.rpartition(".")[2].isdecimal()}
+    return [change for change in own if change.name not in recorded and (alike or change.name in both)]
 
 
 def _part(known: Any, part: str) -> Mapping[str, Any]:

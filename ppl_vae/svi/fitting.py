@@ -144,10 +144,10 @@ def fit(
             unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
         resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
             case, False never. From the same pair, data and options the numbers are, bit by bit, those of a fit that was
-            never interrupted; on other versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device or numbers of
-            threads they are not, and a warning says which. `epochs` and `steps` may be others. Every row of data in
-            memory is compared; of a file that stays on disk its shape and about a thousand rows; of functions their
-            code and what they close over.
+            never interrupted; on other versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device, processors
+            or numbers of threads they are not, and a warning says which. `epochs`, `steps` and `on_nonfinite` may be
+            others. Every row of data in memory is compared; of a file that stays on disk its shape and about a thousand
+            rows; of functions, and of the programs, their code and the values that they mention.
         checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
             at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
@@ -205,9 +205,11 @@ def fit(
             if root is not None and group.leads and not resume:
                 check_free(root, allowed={RUN})
             ready = _prepared(as_pair(pair), data, validation, settings, target, compile, group)
-            facts = facts_of(settings, ready.rows, ready.held_out, target, group) if root is not None else {}
+            data_read = (ready.rows, ready.held_out)
+            facts: dict[str, Any] = {}
+            if root is not None:
+                facts = facts_of(ready.stepper.pair, settings, compile, data_read, target, group)
             keeper = stack.enter_context(keeping(root, ready.stepper, facts, resume, checkpoint_every))
-        data_read = (ready.rows, ready.held_out)
         begin_together(group, ready.stepper.pair, ready.report.layout, settings, data_read, target)
         state = shared(keeper.state, group, target)
         for caution in ready.report.cautions if group.leads else ():

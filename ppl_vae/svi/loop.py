@@ -16,7 +16,8 @@ from ppl_vae.errors import EstimateError, located
 from ppl_vae.history import History, Record
 from ppl_vae.pair import frozen_modes, kept_state
 from ppl_vae.progress import Progress
-from ppl_vae.rng import key, reseed, seeded
+from ppl_vae.rng import key, seeded
+from ppl_vae.svi.dividing import Divided
 from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
 from ppl_vae.svi.guard import NotFiniteError
@@ -104,6 +105,7 @@ class Loop:
         self.seconds_before, self._start = 0.0, start
         self.is_whole = True
         self.policy = Policy(self)
+        self._divided = Divided(stepper.layout)
 
     @property
     def seconds(self) -> float:
@@ -202,7 +204,7 @@ class Loop:
                 return found
             layout, seed = self.stepper.layout, key(self.settings.seed, _VALIDATION)
             size = layout.largest_batch(_VALIDATION_BLOCK)
-            kl = kl_of_scalars(self.pair, self.held_out, layout, size, seed, self.device)
+            kl = kl_of_scalars(self.pair, self.held_out, self._divided, layout, size, seed, self.device)
             return found._replace(validation_kl=kl)
 
     def _validate(self, step: int) -> HeldOut:
@@ -214,11 +216,11 @@ class Loop:
         blocks = range(0, len(self.held_out), size)
         for start in blocks[group.share(len(blocks))]:
             batch = self.held_out.take(slice(start, start + size), self.device)
-            reseed(key(self.settings.seed, _VALIDATION, start), self.device)
+            seed = key(self.settings.seed, _VALIDATION, start)
             with located(f"validation after step {step}, rows {start} to {start + len(batch[0]) - 1}"):
-                values = judge.evaluate(self.pair, batch, layout, 1.0)
+                values = self._divided(lambda rows: judge.evaluate(self.pair, rows, layout, 1.0)[1:], batch, seed)
             share = len(batch[0]) / len(self.held_out)
-            means += share * torch.stack([*values[1:]]).detach().double()
+            means += share * values
         watched, *terms = (group.sum(means) if group.size > 1 else means).tolist()
         if not math.isfinite(watched):
             raise EstimateError(

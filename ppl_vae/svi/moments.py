@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vae.errors import CheckpointError
 from ppl_vae.svi.update import Update
 
-__all__ = ["TENSOR", "check_moments", "moments", "names_of_moments", "put_moments"]
+__all__ = ["TENSOR", "check_moments", "moments", "names_of_moments", "overflowed", "put_moments"]
 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
 _JSON = (bool, int, float, str, type(None))
@@ -30,6 +31,12 @@ def moments(update: Update) -> tuple[dict[str, Tensor], dict[str, Any]]:
             entry[name] = TENSOR if isinstance(value, Tensor) else value
         entries.append(entry)
     return tensors, {"entries": entries, "groups": [_plain_of(group) for group in update.optimizer.param_groups]}
+
+
+def overflowed(update: Update) -> str:
+    """Name of a tensor of the optimiser that is not finite; empty if all are."""
+    found, _ = moments(update)
+    return next((name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())), "")
 
 
 def names_of_moments(plain: Mapping[str, Any]) -> set[str]:

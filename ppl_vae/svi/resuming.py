@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,11 +19,11 @@ from ppl_vae.options import whole_number
 from ppl_vae.rundir import RunDirectory, is_of_evaluation
 from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
 from ppl_vae.storage.files import make_folder, refuse_link
-from ppl_vae.svi.facts import differences
+from ppl_vae.svi.facts import Change, differences, other_programs
 from ppl_vae.svi.loop import Keeper
 from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving
 from ppl_vae.svi.signals import Signals, heard
-from ppl_vae.svi.state import State, check_plain, named
+from ppl_vae.svi.state import State, check_plain, moved_values, named, random_states
 from ppl_vae.svi.stepper import Stepper
 
 __all__ = ["Resume", "check_options", "keeping", "shared"]
@@ -70,6 +70,7 @@ def _opened(
         check_storable(named(stepper.pair))
     except ValueError as error:
         raise CheckpointError(f"{root}: no checkpoint could hold the pair: {error}; leave out run_dir") from error
+    random_states()
     if resume is True:
         _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
     make_folder(root)
@@ -120,14 +121,7 @@ def _found(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> Checkpoint
     for reason in found.skipped:
         warnings.warn(f"a checkpoint was skipped: {reason}", UserWarning, stacklevel=2)
     known = found.plain.pop("facts", {})
-    for change in differences(known, facts, "run"):
-        raise CheckpointError(
-            f"{found.path}: this run began with {change.name} = {change.before!r}, found {change.now!r}: resume with "
-            "what it began with, or choose another run_dir"
-        )
-    if changes := differences(known, facts, "machine"):
-        said = ", ".join(f"{change.name} was {change.before!r} and is {change.now!r}" for change in changes)
-        warnings.warn(f"the run goes on, but not bit by bit as it would have: {said}", UserWarning, stacklevel=2)
+    _refuse_another(found.path, differences(known, facts, "run"))
     try:
         check_plain(found.plain, found.step)
     except CheckpointError as error:
@@ -135,7 +129,26 @@ def _found(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> Checkpoint
             f"{found.path}: expected the state of a fit that this version has saved, found one that ppl_vae "
             f"{found.library} has left: {error}"
         ) from error
+    _refuse_another(found.path, other_programs(known, facts, moved_values(found.plain, found.tensors)))
+    if changes := differences(known, facts, "machine"):
+        said = ", ".join(f"{change.name} was {change.before!r} and is {change.now!r}" for change in changes)
+        warnings.warn(f"the run goes on, but not bit by bit as it would have: {said}", UserWarning, stacklevel=2)
+    if lost := found.plain["lost"]:
+        warnings.warn(
+            f"the run goes on, and not bit by bit as it would have if the programs read {', '.join(map(repr, lost))}: "
+            "they had changed what no checkpoint holds",
+            UserWarning,
+            stacklevel=2,
+        )
     return found
+
+
+def _refuse_another(path: Path, changes: Sequence[Change]) -> None:
+    for change in changes[:1]:
+        raise CheckpointError(
+            f"{path}: this run began with {change.name} = {change.before!r}, found {change.now!r}: resume with "
+            "what it began with, or choose another run_dir"
+        )
 
 
 def _refuse_nothing(folder: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Saving(Keeper):
         self.state = None if found is None else State(found.tensors, found.plain)
         self._every, self._facts, self._signals = every, dict(facts), signals
         self._last: tuple[int, int] = (0, 0) if found is None else (found.plain["step"], found.plain["epoch"])
+        self._lost: set[str] = set()
         self._last_time, self._cost = time.monotonic(), _LEAST_SECONDS / _SHARE
 
     def at_start(self, loop: Loop) -> None:
@@ -112,12 +114,26 @@ class Saving(Keeper):
         """
         loop.stepper.settle(loop.step)  # what is not finite is never kept
         start = time.monotonic()
-        path = _write(self.folder, loop.step, captured(loop), {"facts": self._facts})
+        state = captured(loop)
+        path = _write(self.folder, loop.step, state, {"facts": self._facts})
+        self._say_lost(state.plain["lost"])
         if alone:
             discard_after(path)
         prune(self.folder, _KEPT)
         self._last, self._last_time = (loop.step, loop.epoch), time.monotonic()
         self._cost = max(self._last_time - start, _LEAST_SECONDS / _SHARE)
+
+    def _say_lost(self, names: Sequence[str]) -> None:
+        """Says once of each value that the programs have changed and no checkpoint holds."""
+        if new := [name for name in names if name not in self._lost]:
+            self._lost.update(new)
+            warnings.warn(
+                f"checkpoints do not hold {', '.join(map(repr, new[:5]))}{' and more' * (len(new) > 5)}, which the "
+                "programs change: a fit that resumes begins with what the programs make anew, and its numbers will be "
+                "others if they are read; keep numbers, text, tensors, arrays, or lists and dictionaries of such",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _is_due(self, step: int) -> bool:
         if isinstance(self._every, int):

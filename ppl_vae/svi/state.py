@@ -31,8 +31,10 @@ __all__ = [
     "captured",
     "check_parameters",
     "check_plain",
+    "moved_values",
     "named",
     "put_parameters",
+    "random_states",
     "restore",
 ]
 
@@ -79,6 +81,7 @@ _FORM = forms.fields(
             }
         ),
         "values": forms.fields(forms.anything),
+        "lost": forms.each(forms.text),
         "best": forms.either(forms.fields({"bound": forms.number(), "step": forms.whole(), "epoch": forms.whole()})),
         "policy": forms.fields(
             {
@@ -118,6 +121,7 @@ def captured(loop: Loop) -> State:
     """The state of a fit between two steps; tensors are copies."""
     stepper = loop.stepper
     moved, optimizer = moments(stepper.update)
+    values = stepper.values.taken()
     tensors = {**named(stepper.pair), **moved, _SUMS: loop.sums, **recorded(loop.history)}
     plain = {
         "step": loop.step,
@@ -126,12 +130,13 @@ def captured(loop: Loop) -> State:
         "seconds": loop.seconds,
         "optimizer": optimizer,
         "compile": stepper.compile_state(),
-        "random": _random_states(),
-        "values": stepper.values.plain_now(),
+        "random": random_states(),
+        "values": values.plain,
+        "lost": list(values.lost),
         "best": None,
         "policy": loop.policy.state(),
     }
-    tensors |= {f"{_VALUE}/{name}": tensor for name, tensor in stepper.values.tensors_now().items()}
+    tensors |= {f"{_VALUE}/{name}": tensor for name, tensor in values.tensors.items()}
     if loop.best is not None:
         plain["best"] = {"bound": loop.best.bound, "step": loop.best.step, "epoch": loop.best.epoch}
         tensors |= {f"{_BEST}/{i}": tensor for i, tensor in enumerate(loop.best.state)}
@@ -174,6 +179,12 @@ def check_plain(plain: Any, step: int) -> None:
         raise CheckpointError(f"state.random: expected states of Python and NumPy, found others: {error}") from error
 
 
+def moved_values(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names of what programs keep that the fit had moved when a state was captured."""
+    held = [*plain["values"], *(name.removeprefix(f"{_VALUE}/") for name in tensors if name.startswith(f"{_VALUE}/"))]
+    return {*plain["lost"], *(name.partition(":")[2] for name in held)}
+
+
 def check_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
     """Compares parameters and buffers of a state with those of a pair.
 
@@ -213,6 +224,7 @@ def restore(loop: Loop, state: State) -> None:
     _check(loop, tensors, plain, values)
     history = history_of(tensors)
     stepper = loop.stepper
+    stepper.values.put(plain["values"], values)
     put_parameters(stepper.pair, tensors)
     put_moments(stepper.update, tensors, plain["optimizer"])
     loop.sums.copy_(tensors[_SUMS])
@@ -225,7 +237,6 @@ def restore(loop: Loop, state: State) -> None:
     loop.policy.put(plain["policy"])
     stepper.restore_compile_state(plain["compile"])
     _put_random_states(plain["random"], random, np.random)
-    stepper.values.put(plain["values"], values)
 
 
 def _check(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
@@ -263,9 +274,19 @@ def _fitting(tensors: Mapping[str, Tensor], name: str, own: Tensor) -> None:
         )
 
 
-def _random_states() -> dict[str, Any]:
-    """Those of Python and NumPy, from which programs may draw; torch's is a function of (seed, step)."""
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 (what programs of others draw from)
+def random_states() -> dict[str, Any]:
+    """Those of Python and NumPy, from which programs may draw; torch's is a function of (seed, step).
+
+    Raises:
+        CheckpointError: NumPy draws from another generator than the one it begins with.
+    """
+    generator = np.random.get_state(legacy=False)["bit_generator"]  # noqa: NPY002 (what programs of others draw from)
+    if generator != "MT19937":
+        raise CheckpointError(
+            f"random state of NumPy: expected that of MT19937, with which NumPy begins, found {generator}: no "
+            "checkpoint could hold it; leave out numpy.random.set_bit_generator"
+        )
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     version, internal, gauss = random.getstate()
     return {"python": [version, list(internal), gauss], "numpy": [str(name), [int(k) for k in keys], *rest]}
 

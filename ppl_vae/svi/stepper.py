@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
-from ppl_vae.attributes import Attributes, Change
+from ppl_vae.attributes import Change
+from ppl_vae.belongings import Belongings
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
 from ppl_vae.diagnosis import NO_SITE, explain_non_finite
 from ppl_vae.distributed import Group
@@ -23,6 +24,7 @@ from ppl_vae.svi.feed import Feed, Serving
 from ppl_vae.svi.gradient import LOSS, NORM, Gradient, binarized
 from ppl_vae.svi.guard import BadStep, Guard, NotFiniteError, OverflowedError
 from ppl_vae.svi.joint import Joint
+from ppl_vae.svi.moments import overflowed
 from ppl_vae.svi.moving import Moving
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.settings import FitSettings
@@ -130,13 +132,20 @@ class Stepper:
 
         Raises:
             NotFiniteError: A step was not finite that has not been noticed yet, or has moved buffers to what is not.
-            OverflowedError: The last one was finite and led to parameters that are not.
+            OverflowedError: The last one was finite and led to parameters that are not, or to such moments.
         """
         bad_step = self.guard.poll()
         if bad_step is None and not self.is_finite():
             bad_step = step
         if bad_step is not None:
             raise self._not_finite(bad_step, ())
+        if name := overflowed(self.update):
+            reason = f"{name}, which the optimiser keeps, is not finite"
+            raise OverflowedError(
+                f"step {step}: loss, gradient and parameters are finite, but {reason}: no step after it would be one. "
+                "No checkpoint holds it; try a smaller learning_rate, clip_norm=..., or another optimizer",
+                self._bad_step(max(0, step - 1), 0, reason),
+            )
 
     def finish(self, step: int) -> None:
         """Ends an epoch after some steps: `settle`, and gives all processes the buffers of the first."""
@@ -145,9 +154,9 @@ class Stepper:
         self.group.from_first([*self.pair.buffers()])
 
     @cached_property
-    def values(self) -> Attributes:
+    def values(self) -> Belongings:
         """What the programs keep, as it was when first asked for: before the first step, by who keeps a fit."""
-        return Attributes(self.pair)
+        return Belongings(self.pair)
 
     def compile_state(self) -> dict[str, Any]:
         """Whether steps run compiled, and what was decided of it, for `restore_compile_state` in another process."""

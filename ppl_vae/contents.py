@@ -1,0 +1,122 @@
+"""What a tensor, an array or a set holds: seen to change in place, and put back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["ArrayContent", "Change", "SetContent", "TensorContent", "content_of", "memory"]
+
+# Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
+# at often are smaller.
+_LARGEST_COPY, _LARGEST_LOOK = 1 << 20, 1 << 12
+
+
+class Change(NamedTuple):
+    """A value that is not what it was."""
+
+    name: str
+    """The names that lead there."""
+    before: str
+    """What it was, in words."""
+    now: str
+    """What it is, in words."""
+
+
+class TensorContent:
+    """A tensor with the numbers it had; of a large one it is only known whether torch has written to it."""
+
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name, self.tensor = name, tensor
+        self.large = tensor.numel() > _LARGEST_COPY
+        self._before = None if self.large else tensor.detach().clone()
+        self._version = _version(tensor)
+
+    def differs(self) -> bool:
+        """Whether it was written to."""
+        if self._before is None:
+            return _version(self.tensor) != self._version
+        return not _same_numbers(self.tensor, self._before)
+
+    def restore(self) -> None:
+        """Puts the numbers back, of a large one none."""
+        if self._before is not None and self.differs():
+            self.tensor.data.copy_(self._before)
+
+
+class ArrayContent:
+    """An array with the numbers it had: programs write into it in place."""
+
+    def __init__(self, name: str, array: np.ndarray) -> None:
+        self.name, self.array, self._before = name, array, array.copy()
+        self.small = array.size <= _LARGEST_LOOK
+        self._bytes = array.tobytes()
+
+    def differs(self) -> bool:
+        """Whether a number is another one."""
+        return self.array.tobytes() != self._bytes
+
+    def change(self) -> Change | None:
+        """The same in words."""
+        return Change(self.name, "an array", "one of other numbers") if self.differs() else None
+
+    def restore(self) -> None:
+        """Puts the numbers back."""
+        if self.array.shape == self._before.shape and self.array.flags.writeable and self.differs():
+            np.copyto(self.array, self._before)
+
+    restore_plain = restore
+
+
+class SetContent:
+    """A set with the entries it had."""
+
+    small = True
+
+    def __init__(self, name: str, entries: set[Any]) -> None:
+        self.name, self.entries, self._before = name, entries, set(entries)
+
+    def differs(self) -> bool:
+        """Whether an entry came or went."""
+        return self.entries != self._before
+
+    def change(self) -> Change | None:
+        """The same in words."""
+        return Change(self.name, "a set", "one of other entries") if self.differs() else None
+
+    def restore(self) -> None:
+        """Puts back what went and takes away what came."""
+        self.entries.intersection_update(self._before)
+        self.entries.update(self._before)
+
+    def restore_plain(self) -> None:
+        """Puts back what went; what came is a record, as in a list."""
+        self.entries.update(self._before)
+
+
+def content_of(name: str, source: Any) -> ArrayContent | SetContent | None:
+    """The content of an array or a set; None of a large array, and of anything else."""
+    if isinstance(source, np.ndarray):
+        return ArrayContent(name, source) if source.size <= _LARGEST_COPY else None
+    return SetContent(name, source) if isinstance(source, set) else None
+
+
+def memory(tensor: Tensor) -> int | None:
+    """Where the memory of a tensor begins, views and all; None of one without memory of its own, sparse or lazy."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError, ValueError):
+        return None
+
+
+def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:
+    if tensor.shape != copy.shape or tensor.dtype != copy.dtype:
+        return False
+    return bool(((tensor == copy) | (tensor != tensor) & (copy != copy)).all())
+
+
+def _version(tensor: Tensor) -> int:
+    """How often torch has written to a tensor; 0 of one made under inference mode, which does not count."""
+    return 0 if tensor.is_inference() else tensor._version

@@ -1,0 +1,104 @@
+"""What the programs of a pair are: the code that they run, and what they hold when a fit begins, by name."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppl_vae.attributes import PLAIN, Place
+from ppl_vae.contents import memory
+from ppl_vae.discovery import LIBRARIES
+from ppl_vae.holders import Holder, holders, is_users, reached
+from ppl_vae.pair import Pair
+from ppl_vae.svi.code import CODE, code_of, names_within
+
+__all__ = ["facts_of_programs"]
+
+_PROGRAMS = {"model", "guide", "forward", "__call__"}
+_LARGEST, _LONGEST = 1 << 20, 60
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|auto)(:\d+)?")
+
+
+def facts_of_programs(pair: Pair) -> dict[str, str]:
+    """Hashes of the code of programs and of what they call by name, and the values that they mention, in words.
+
+    Values are those of `Attributes`: of modules and distributions of libraries all, of what is the user's those whose
+    name stands in that code, so that options of a script that travel with a module do not count. Nor do parameters and
+    buffers, which a checkpoint holds, modes of training, and names of devices.
+    """
+    functions = [(name, f) for name, f in reached(pair) if isinstance(f, FunctionType) and is_users(f.__module__)]
+    used, mentioned = _used(functions)
+    registered = {memory(t) for t in (*pair.parameters(), *pair.buffers())}
+    found: dict[str, list[str]] = {}
+    for name, function in used:
+        found.setdefault(f"{CODE}{name}", []).append(code_of(function))
+    for name, value in _values(holders(pair), mentioned):
+        found.setdefault(name, []).append(_described(value, registered))
+    return {name: ", ".join(sorted(words)) for name, words in sorted(found.items())}
+
+
+def _used(functions: Iterable[tuple[str, FunctionType]]) -> tuple[list[tuple[str, FunctionType]], set[str]]:
+    """The programs, whatever they mention by name, and so on; and all names that these mention."""
+    used, left, mentioned = [], list(functions), set(_PROGRAMS)
+    while more := [(name, f) for name, f in left if {_last(name), f.__name__} & mentioned]:
+        used += more
+        left = [entry for entry in left if entry not in more]
+        mentioned.update(*(names_within(f.__code__) for _, f in more))
+    return used, mentioned
+
+
+def _values(places: Iterable[Holder], mentioned: set[str]) -> Iterator[tuple[str, Any]]:
+    for holder in places:
+        if isinstance(holder.source, np.ndarray | set) and _last(holder.name) in mentioned:
+            yield holder.name, holder.source
+        place = Place(holder)
+        for key, value in () if holder.registered else zip(place.keys, place.before, strict=True):
+            label = place.label(key)
+            of_library = _class(holder.owner).__module__.split(".")[0] in (*LIBRARIES, "ppl_vae")
+            of_library &= holder.owner is not None
+            if key != "training" and (of_library or isinstance(value, nn.Module) or _last(label) in mentioned):
+                yield label, value
+
+
+def _class(owner: Any) -> type:
+    return owner if isinstance(owner, type) else type(owner)
+
+
+def _last(name: str) -> str:
+    """The last part of a name that is no number: entries of a list go by the name of the list."""
+    parts = [part for part in name.split(".") if not part.isdecimal()]
+    return parts[-1] if parts else ""
+
+
+def _described(value: Any, registered: set[int | None]) -> str:
+    if isinstance(value, str) and _DEVICE.fullmatch(value):
+        return "a device"
+    if isinstance(value, PLAIN):
+        words = repr(value)
+        return words if len(words) <= _LONGEST else f"{type(value).__name__} {_hash(words.encode(errors='replace'))}"
+    if isinstance(value, tuple | set | frozenset):
+        parts = [_described(entry, registered) for entry in value]
+        return f"({', '.join(parts if isinstance(value, tuple) else sorted(parts))})"
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        return f"array {value.dtype} {list(value.shape)} {_hash(value.tobytes()) if value.size <= _LARGEST else ''}"
+    if type(value) is Tensor and value.layout is torch.strided and memory(value) not in registered:
+        return f"tensor {value.dtype} {list(value.shape)} {_numbers(value)}"
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _numbers(tensor: Tensor) -> str:
+    if tensor.numel() > _LARGEST or tensor.is_meta or tensor.is_quantized:
+        return ""
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    return _hash(plain.view(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,166 @@
+"""A pair that is not the one that a run began with is not resumed; one that only looks otherwise is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import ModuleVAE
+from resuming import Moody, binary, run
+from torch import nn
+from training import fresh
+
+import ppl_vae as pv
+from ppl_vae.errors import CheckpointError
+from ppl_vae.pair import as_pair
+from ppl_vae.svi.programs import facts_of_programs
+
+SCALE = 1.0
+
+
+class Plain(ModuleVAE):
+    """A pair with a number wherever programs find one."""
+
+    width = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.options, self.sizes = 1.0, {"scale": 1.0, "epochs": 3}, [1.0, 1.0]
+        self.prior, self.mask, self.drop = dist.Normal(torch.zeros(2), 1.0), torch.ones(2), nn.Dropout(0.1)
+        self.arguments = SimpleNamespace(resume=False, root="a")
+        self.device = "cuda:0"
+
+    def spread(self):
+        return self.scale * SCALE * self.width * self.options["scale"] * self.sizes[1] * self.mask
+
+    def model(self, x):
+        """Reads them all."""
+        _ = self.prior, self.device
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0], 2), self.spread()).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def picture(self):
+        return 1
+
+
+class Described(Plain):
+    """The same model, described in other words."""
+
+    def model(self, x):
+        """Reads all of them."""
+        _ = self.prior, self.device
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0], 2), self.spread()).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+    def picture(self):
+        return 2
+
+
+class OfLaplace(Plain):
+    """Another prior."""
+
+    def model(self, x):
+        """Reads them all."""
+        _ = self.prior, self.device
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Laplace(x.new_zeros(x.shape[0], 2), self.spread()).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+
+class OfHelper(Plain):
+    """Another prior, by what the model calls."""
+
+    def spread(self):
+        return 2 * self.scale * SCALE * self.width * self.options["scale"] * self.sizes[1] * self.mask
+
+
+def with_change(change, make=Plain):
+    own = make()
+    change(own)
+    return own
+
+
+OTHERS = {
+    "code of model": lambda own: setattr(own, "__class__", OfLaplace),
+    "code of OfHelper.spread": lambda own: setattr(own, "__class__", OfHelper),
+    "self.scale": lambda own: setattr(own, "scale", 7.0),
+    "self.width": lambda own: setattr(own, "width", 7.0),
+    "self.options.scale": lambda own: own.options.update(scale=7.0),
+    "self.sizes.1": lambda own: own.sizes.__setitem__(1, 7.0),
+    "self.prior.scale": lambda own: setattr(own, "prior", dist.Normal(torch.zeros(2), 7.0)),
+    "self.prior": lambda own: setattr(own, "prior", dist.Laplace(torch.zeros(2), 1.0)),
+    "self.mask": lambda own: setattr(own, "mask", torch.tensor([1.0, 7.0])),
+    "self.drop.p": lambda own: setattr(own.drop, "p", 0.2),
+    "self.decoder.1": lambda own: own.decoder.__setitem__(1, nn.ReLU()),
+}
+LIKE = {
+    "options of a script": lambda own: own.arguments.__dict__.update(resume=True, root="b"),
+    "entries that nobody mentions": lambda own: own.options.update(epochs=30),
+    "a mode": lambda own: own.eval(),
+    "parameters": lambda own: own.decoder[0].weight.data.zero_(),
+    "a device": lambda own: setattr(own, "device", "cpu"),
+}
+
+
+def told(own) -> dict[str, str]:
+    return facts_of_programs(as_pair(own))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_pair_is_told_apart_by_name(name: str):
+    before, now = told(Plain()), told(with_change(OTHERS[name]))
+    assert before.get(name) != now.get(name)
+
+
+@pytest.mark.parametrize("name", LIKE)
+def test_what_means_nothing_is_no_difference(name: str):
+    assert told(Plain()) == told(with_change(LIKE[name]))
+
+
+def test_words_about_a_program_and_what_it_does_not_call_are_no_difference():
+    plain, described = told(Plain()), told(Described())
+    assert plain["code of model"] == described["code of model"]
+    assert not any("picture" in name for name in plain)
+
+
+def test_variables_of_a_module_and_of_a_closure_count(monkeypatch: pytest.MonkeyPatch):
+    def pair(scale):
+        own = Plain()
+        return pv.Pair(lambda x: own.model(scale * x), own.guide)
+
+    before = facts_of_programs(pair(1.0))
+    assert before == facts_of_programs(pair(1.0))
+    assert before["scale"] != facts_of_programs(pair(2.0))["scale"]
+    monkeypatch.setitem(globals(), "SCALE", 2.0)
+    assert before["SCALE"] != facts_of_programs(pair(1.0))["SCALE"]
+
+
+@pytest.mark.parametrize("change", [OTHERS["self.scale"], OTHERS["self.decoder.1"]], ids=["value", "module"])
+def test_another_pair_is_not_resumed(change, tmp_path: Path):
+    run(Plain, binary, {"epochs": 1}, run_dir=tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"this run began with self\.(scale|decoder\.1) = '.*', found '.*': resume"
+    ):
+        run(lambda: with_change(change), binary, {}, run_dir=tmp_path, resume=True)
+    run(lambda: with_change(LIKE["options of a script"]), binary, {"epochs": 2}, run_dir=tmp_path, resume=True)
+
+
+def test_another_choice_of_compiling_is_not_resumed(tmp_path: Path):
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="began with compile = False, found 'auto'"):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path, resume=True, compile="auto")
+
+
+def test_what_the_fit_has_changed_may_be_other_when_it_goes_on(tmp_path: Path):
+    """The same object goes on in the same process; what it has come to since the checkpoint is another thing."""
+    pair = fresh(0, Moody)
+    run(lambda: pair, binary, {"epochs": 1}, run_dir=tmp_path)
+    assert pair.calls == 3
+    _, fit = run(lambda: pair, binary, {"epochs": 2}, run_dir=tmp_path, resume=True)
+    assert fit.steps == pair.calls == 6

@@ -1,0 +1,202 @@
+"""Whatever programs keep outside parameters and buffers a fit that goes on has, or it says that it has not."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pairs import ModuleVAE
+from resuming import binary, numbers, only, run, same
+from torch import nn
+from training import fresh
+
+from ppl_vae.belongings import Belongings
+from ppl_vae.pair import as_pair
+from ppl_vae.storage import newest, read, step_folder, write
+from ppl_vae.svi import saving
+
+AT = 4
+
+
+class Keeper(ModuleVAE):
+    """A pair whose likelihood depends on what it keeps, which every run in training changes."""
+
+    def __init__(self, kept, change, look) -> None:
+        super().__init__()
+        self.kept, self.change, self.look = kept, change, look
+
+    def model(self, x):
+        if self.training:
+            self.change(self)
+        mood = 1.0 + 0.1 * float(self.look(self)) if self.training else 1.0
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=mood * self.decoder(z)).to_event(1), obs=x)
+
+
+class Slotted:
+    """Keeps a number without a dictionary."""
+
+    __slots__ = ("number",)
+
+    def __init__(self):
+        self.number = 1.0
+
+
+def keep(own, value):
+    own.kept = value
+
+
+def first(own):
+    return own.kept[0]
+
+
+def size(own):
+    return len(own.kept)
+
+
+KINDS = {
+    "a number": (lambda: 1.0, lambda own: keep(own, own.kept * 1.1), lambda own: own.kept),
+    "a number that stays": (lambda: 1.0, lambda own: keep(own, min(own.kept * 1.1, 1.3)), lambda own: own.kept),
+    "a tensor in place": (lambda: torch.ones(1), lambda own: own.kept.mul_(1.1), first),
+    "a tensor in a tuple": (lambda: (torch.ones(1), 0), lambda own: own.kept[0].mul_(1.1), first),
+    "another tensor": (lambda: torch.ones(1), lambda own: keep(own, 0.9 * own.kept + 0.3), first),
+    "a tensor of another shape": (lambda: torch.ones(1), lambda own: keep(own, torch.cat([own.kept, own.kept])), size),
+    "a tensor where none was": (
+        lambda: None,
+        lambda own: keep(own, torch.ones(()) if own.kept is None else own.kept * 1.1),
+        lambda own: own.kept,
+    ),
+    "an array in place": (lambda: np.ones(1), lambda own: own.kept.__imul__(1.1), first),
+    "another array": (lambda: np.ones(1, np.float32), lambda own: keep(own, own.kept * np.float32(1.1)), first),
+    "a list that grows": (list, lambda own: own.kept.append(1.1), size),
+    "a list that shrinks": (lambda: [0.5] * 20, lambda own: own.kept.pop(), size),
+    "a list of tensors": (list, lambda own: own.kept.append(torch.ones(1) * len(own.kept)), lambda own: sum(own.kept)),
+    "a queue": (lambda: deque([1.0], 3), lambda own: own.kept.append(own.kept[-1] * 1.1), lambda own: sum(own.kept)),
+    "a set": (set, lambda own: own.kept.add(len(own.kept)), size),
+    "a dictionary that grows": (dict, lambda own: own.kept.update({f"{len(own.kept)}": 1.1}), size),
+    "a dictionary that shrinks": (lambda: dict.fromkeys("abcdefghijklmno", 1), lambda own: own.kept.popitem(), size),
+    "slots": (Slotted, lambda own: setattr(own.kept, "number", own.kept.number * 1.1), lambda own: own.kept.number),
+    "an attribute that comes": (
+        lambda: None,
+        lambda own: setattr(own, "come", getattr(own, "come", 1.0) * 1.1),
+        lambda own: getattr(own, "come", 1.0),
+    ),
+}
+
+
+def keeper(kind: str) -> Keeper:
+    make, change, look = KINDS[kind]
+    return Keeper(make(), change, look)
+
+
+@pytest.fixture(autouse=True)
+def every_checkpoint_kept(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "_KEPT", 1000)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_programs_keep_changes_no_bit(kind: str, tmp_path: Path):
+    """And where it is left out, the numbers are others."""
+    saved, again = tmp_path / "saved", tmp_path / "again"
+    whole = numbers(*run(lambda: keeper(kind), binary, {}, run_dir=saved, checkpoint_every=AT))
+    from_four = only(step_folder(saved / "checkpoints", AT), again)
+    assert same(whole, numbers(*run(lambda: keeper(kind), binary, {}, seed=1, run_dir=from_four, resume=True)))
+    found = read(step_folder(saved / "checkpoints", AT))
+    tensors = {name: t for name, t in found.tensors.items() if not name.startswith("value/")}
+    write(tmp_path / "without/checkpoints", AT, tensors, found.plain | {"values": {}})
+    less = numbers(*run(lambda: keeper(kind), binary, {}, seed=1, run_dir=tmp_path / "without", resume=True))
+    assert not same(whole, less)
+
+
+@pytest.mark.parametrize("kind", ["a number that stays", "a list that grows", "a set", "another array"])
+def test_a_fit_that_goes_on_twice_still_has_it(kind: str, tmp_path: Path):
+    """First with the same object, which has it already, then with a new one, as in another process."""
+    whole = numbers(*run(lambda: keeper(kind), binary, {"epochs": 3}))
+    pair = fresh(0, lambda: keeper(kind))
+    for epochs, resume in ((1, False), (2, True)):
+        run(lambda: pair, binary, {"epochs": epochs}, run_dir=tmp_path, resume=resume)
+    assert same(
+        whole, numbers(*run(lambda: keeper(kind), binary, {"epochs": 3}, seed=1, run_dir=tmp_path, resume=True))
+    )
+
+
+LOST = {
+    "an object": (lambda: SimpleNamespace(n=1.0), lambda own: keep(own, SimpleNamespace(n=own.kept.n + 1.0))),
+    "a list of objects": (list, lambda own: own.kept.append(SimpleNamespace())),
+    "another list": (list, lambda own: keep(own, [*own.kept, 1.0])),
+    "keys that are no text": (dict, lambda own: own.kept.update({len(own.kept): 1.0})),
+    "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
+    "a part of a parameter": (lambda: None, lambda own: keep(own, own.decoder[0].weight.data[0])),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_what_no_checkpoint_can_hold_is_said_once_by_its_name(kind: str, tmp_path: Path):
+    make, change = LOST[kind]
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'self\.kept[.0-9]*', which the programs") as said:
+        run(lambda: Keeper(make(), change, lambda own: 1.0), binary, {}, run_dir=tmp_path, checkpoint_every=3)
+    names = {str(w.message) for w in said}
+    assert len(said) == len(names)
+    assert "self.kept" in newest(tmp_path / "checkpoints").plain["lost"][0]
+    with pytest.warns(UserWarning, match=r"not bit by bit.*'self\.kept"):
+        run(lambda: Keeper(make(), change, lambda own: 1.0), binary, {}, run_dir=tmp_path, resume=True)
+
+
+class Stumbling(ModuleVAE):
+    """Counts its runs in training; the sixth by a clock that nobody puts back is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.clock = 0, itertools.count()
+
+    def model(self, x):
+        now = next(self.clock) if self.training else 0
+        self.calls += self.training
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            logits = self.decoder(z) * (torch.nan if now == 5 else 1.0)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+def test_a_fit_that_goes_back_gives_programs_what_they_kept_then():
+    with pytest.warns(UserWarning, match="goes back to step 3"):
+        pair, fit = run(Stumbling, binary, {"on_nonfinite": "rollback"})
+    assert len(fit.rolled_back) == 1
+    assert pair.calls == fit.steps == 9
+
+
+def test_a_number_that_becomes_nan_is_another_one():
+    own = fresh(0, lambda: keeper("a tensor in place"))
+    belongings = Belongings(as_pair(own))
+    own.kept.fill_(torch.nan)
+    (name,) = belongings.taken().tensors
+    assert name.endswith("self.kept")
+
+
+def test_buffers_that_are_replaced_are_saved_as_buffers():
+    class Buffered(ModuleVAE):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(2))
+
+    own = Buffered()
+    belongings = Belongings(as_pair(own))
+    own.mean = own.mean + 1.0
+    assert belongings.taken() == ({}, {}, ())
+
+
+def test_large_tensors_are_seen_to_be_written_to():
+    own = fresh(0, lambda: keeper("a tensor in place"))
+    own.kept, own.other = torch.zeros(1 << 21), nn.Identity()
+    belongings = Belongings(as_pair(own))
+    assert not belongings.taken().tensors
+    own.kept[3] = 1.0
+    assert belongings.taken().tensors
