@@ -219,6 +219,11 @@ ZOO: dict[str, Case] = {
         lambda pair: pv.Supervised(pv.ELBO(discrete="enumerate"), pair.log_label, weight=2.0),
         (_BINARY, _LABELS),
     ),
+    "classes given in part, flow and MADE": Case(
+        labelled_flows,
+        lambda pair: pv.Supervised(pv.ELBO(discrete="enumerate", gradient="stl"), pair.log_label, weight=2.0),
+        (_BINARY, _LABELS),
+    ),
     "full covariance": Case(
         lambda: guided(pv.encoders.FullCovarianceNormal),
         pv.ELBO(),
