@@ -15,14 +15,22 @@ from ppl_vae.tape import Batch, Layout, Tape, run_program
 __all__ = ["run_along"]
 
 
-def run_along(pair: Pair, batch: Batch, num_particles: int | None, layout: Layout, draws: Mapping[str, Tensor]) -> Tape:
+def run_along(
+    pair: Pair,
+    batch: Batch,
+    num_particles: int | None,
+    layout: Layout,
+    draws: Mapping[str, Tensor],
+    enumerated: Mapping[str, int],
+) -> Tape:
     """Runs the guide on draws of its own, and keeps log q of each site with a gradient that flows to them alone.
 
-    The noise has to be that of the run that drew them, so that dropout and the like are what the draws saw.
+    The noise has to be that of the run that drew them, so that dropout and the like are what the draws saw; sites that
+    were enumerated there took none.
     """
     copies = {name: v.detach().requires_grad_() if v.requires_grad else v for name, v in draws.items()}
     with kept_buffers(pair):
-        guide = run_program(pair, pair.guide, batch, num_particles, layout, copies, redraw=True)
+        guide = run_program(pair, pair.guide, batch, num_particles, layout, copies, enumerated, redraw=True)
     sites = list(guide.sites.values())
     log_probs = [site_log_prob(site) for site in sites]
     moving = [name for name, v in copies.items() if v.requires_grad]

@@ -101,7 +101,8 @@ def _one_a_row(y: Tensor, rows: int | None = None) -> Tensor:
 class ConditionalVAE(_WithClasses):
     """The pair `p(x, z given y) = p(z) p(x given z, y)` and `q(z given x, y)`; data are (x, y).
 
-    Decoder and encoder take the class as `num_classes` further entries, one-hot, behind z and behind the flat x.
+    Decoder and encoder take the class as `num_classes` further entries, one-hot, behind z and behind the flat x: the
+    pseudo-inputs of a `VampPrior` of this encoder are such rows too, a class behind each.
 
     Args:
         prior: `prior()` returns p(z), event shape (latent_dim,).
@@ -176,7 +177,7 @@ class SemiSupervisedVAE(_WithClasses):
     observed at the site "label", and that of the row is log p(x, y): the site "y" is masked in both programs, which is
     a guide that gives the label with certainty.
 
-    The bound alone never trains the classifier on labelled rows. `Supervised` adds the paper's term that does:
+    The bound alone never moves the classifier on labelled rows. `Supervised` adds the paper's term that does:
     `Supervised(ELBO(discrete="enumerate"), vae.log_label, weight)`.
 
     Args:
@@ -239,7 +240,9 @@ class SemiSupervisedVAE(_WithClasses):
         """Pyro program of q(y, z given x): latents "y" and "z", one plate "data"."""
         known = _one_a_row(y) != UNKNOWN
         with pyro.plate("data", x.shape[0], dim=-1):
-            drawn = pyro.sample("y", self._classes(x).mask(~known))
+            # Draws of y that count for nothing are uniform: log q(y), which weighs and scores them, moves nothing.
+            logits = torch.where(known.unsqueeze(-1), 0.0, self._classes(x).logits)
+            drawn = pyro.sample("y", dist.Categorical(logits=logits).mask(~known))
             pyro.sample("z", self._encode(x, torch.where(known, y, drawn)))
 
     def log_label(self, x: Tensor, y: Tensor) -> Tensor:

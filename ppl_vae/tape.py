@@ -104,7 +104,7 @@ class Tape(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] in self.values and not msg["is_observed"]:
-            if self._redraw:  # thrown away: it moves the noise on as the run that is replayed did
+            if self._redraw and not msg["done"]:  # thrown away: it moves the noise on as the run that is replayed did
                 msg["fn"](*msg["args"], **msg["kwargs"])
             msg["value"] = self.values[msg["name"]]
             msg["done"] = True

@@ -46,8 +46,10 @@ class Terms:
         *,
         scaled: bool = True,
         enumerated: Mapping[str, int] | None = None,
+        drawn: Sequence[Tape] | None = None,
     ) -> None:
         self._runs = runs
+        self._drawn = [guide for guide, _ in runs] if drawn is None else drawn
         self._batch = batch
         self._layout = layout
         self._scaled = scaled
@@ -58,7 +60,9 @@ class Terms:
         """The same run without the user's own scale handlers: the true log-probabilities."""
         if not (self._scaled and self._layout.rescaled):
             return self
-        return Terms(self._runs, self._batch, self._layout, scaled=False, enumerated=self._enumerated)
+        return Terms(
+            self._runs, self._batch, self._layout, scaled=False, enumerated=self._enumerated, drawn=self._drawn
+        )
 
     @cached_property
     def log_lik(self) -> Tensor:
@@ -112,7 +116,7 @@ class Terms:
             latents = (site for site in model if not site["is_observed"])
             return [self._weighed(site) for site in guide] + [-self._weighed(site) for site in latents]
 
-        return self._global(cost) / self.full_size
+        return self._global(self._runs, cost) / self.full_size
 
     @cached_property
     def global_score(self) -> Tensor | None:
@@ -120,7 +124,8 @@ class Terms:
         sites = self._runs[0][0].sites.values()
         if all(is_local(s) or s["fn"].has_rsample for s in sites):
             return None
-        return self._global(lambda guide, model: [draw_log_prob(s) for s in guide if not s["fn"].has_rsample])
+        drawn = [(guide, guide) for guide in self._drawn]
+        return self._global(drawn, lambda guide, _: [draw_log_prob(s) for s in guide if not s["fn"].has_rsample])
 
     @cached_property
     def particle_weights(self) -> Tensor | None:
@@ -170,13 +175,16 @@ class Terms:
         return self._log_q(without_path)
 
     def _log_q(self, choose: Callable[[Site], bool]) -> Tensor:
-        chosen = [[s for s in guide.sites.values() if choose(s)] for guide, _ in self._runs]
+        """log q of the sites chosen, in the run that drew them: a function of the parameters, whatever the gradient."""
+        chosen = [[s for s in guide.sites.values() if choose(s)] for guide in self._drawn]
         return self._sum_sites([[self._reduce(s, draw_log_prob(s)) for s in sites] for sites in chosen])
 
-    def _global(self, parts: Callable[[list[Site], list[Site]], list[Tensor]]) -> Tensor:
+    def _global(
+        self, runs: Sequence[tuple[Tape, Tape]], parts: Callable[[list[Site], list[Site]], list[Tensor]]
+    ) -> Tensor:
         """Sum of what sites outside the data plate contribute, (K, 1)."""
         rows = []
-        for guide, model in self._runs:
+        for guide, model in runs:
             of_guide, of_model = ([s for s in t.sites.values() if not is_local(s)] for t in (guide, model))
             sums = [sum_but(part, self._layout.particle_dim, None) for part in parts(of_guide, of_model)]
             rows.append(torch.as_tensor(sum(sums)).reshape(-1, 1))
@@ -236,24 +244,26 @@ def run(
         enumerate_discrete: Let the particles go through every joint value of the discrete local latents (each K times),
             weighted by q, instead of drawing them.
         path_only: Evaluate log q(z given x) as a function of the draws z alone, so that its gradient reaches the
-            guide's parameters only through them (Roeder et al. 2017), wherever its distributions keep these.
+            guide's parameters only through them (Roeder et al. 2017), wherever its distributions keep these. Scores
+            and the weights of enumerated particles stay functions of the parameters.
         detach_draws: Cut the pathwise gradient at every draw, for the score-function estimator.
     """
     enumerated = layout.cardinalities if enumerate_discrete else {}
     total = num_particles * math.prod(enumerated.values())
     if total > 1 and enumerated and not layout.vectorized:
         raise PairError("discrete latents: enumeration needs programs that accept a leading particle dimension")
-    runs = []
+    runs, drawn = [], []
     for size in outer_plates(total, layout):
         noise = current_state(batch[0].device) if path_only else None
         guide = run_program(pair, pair.guide, batch, size, layout, enumerated=enumerated, detach=detach_draws)
+        drawn.append(guide)
         values = guide.replay
         if path_only:
             values = {name: v.view_as(v) if v.requires_grad else v for name, v in values.items()}
             restore_state(noise)
-            guide = run_along(pair, batch, size, layout, values)
+            guide = run_along(pair, batch, size, layout, values, enumerated)
         runs.append((guide, run_program(pair, pair.model, batch, size, layout, values)))
-    return Terms(runs, batch, layout, enumerated=enumerated)
+    return Terms(runs, batch, layout, enumerated=enumerated, drawn=drawn)
 
 
 def outer_plates(num_particles: int, layout: Layout) -> list[int | None]:

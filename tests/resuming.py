@@ -15,7 +15,7 @@ import pyro.distributions as dist
 import torch
 from pairs import ModuleVAE, binary_rows
 from training import fresh
-from zoo import batch_norm, positive_parameters
+from zoo import autoencoder, batch_norm, labelled_flows, positive_parameters, spline_vamp
 
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
@@ -86,6 +86,13 @@ CASES = {
     "constrained parameters of Pyro": (positive_parameters, real, {}),
     "an end within an epoch": (ModuleVAE, binary, {"steps": 8, "epochs": None}),
     "weight decay": (ModuleVAE, binary, {"optimizer": torch.optim.AdamW}),
+    "VampPrior of a spline flow": (spline_vamp, real, {"objective": pv.IWAE(2, gradient="dreg")}),
+    "classes in part, flow and MADE": (
+        labelled_flows,
+        (binary, torch.arange(ROWS) % 4 - 1),
+        {"objective": lambda pair: pv.Supervised(pv.ELBO(discrete="enumerate"), pair.log_label, weight=2.0)},
+    ),
+    "autoencoder": (autoencoder, real, {}),
 }
 
 MOODY = {"moody": (Moody, binary, {})}
@@ -95,6 +102,7 @@ def run(make, x, options, seed=0, **more):
     """A pair made from a seed, and its fit."""
     pair = fresh(seed, make)
     kept = {"epochs": 3, "batch_size": 4, "seed": 7, "progress": False, "device": "cpu", "compile": False}
+    options = {name: of(pair) if name == "objective" and callable(of) else of for name, of in options.items()}
     return pair, pv.fit(pair, x, **(kept | options | more))
 
 

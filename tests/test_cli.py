@@ -149,6 +149,11 @@ OPTIONS = [
     (["--binarize", "fixed"], "binarize", None),
     (["--schedule", "cosine"], "schedule", {"class": "Cosine", "start": 1.0, "end": 0.0, "steps": 10}),
     (["--objective", "iwae"], "objective", {"class": "IWAE", "num_particles": 5, "gradient": "pathwise"}),
+    (
+        ["--objective", "iwae", "--gradient", "dreg"],
+        "objective",
+        {"class": "IWAE", "num_particles": 5, "gradient": "dreg"},
+    ),
     (["--no-validation"], None, None),
 ]
 

@@ -102,6 +102,33 @@ def test_the_classifier_of_a_labelled_row_trains_by_the_term_alone(truth, data):
     assert_close(with_term.objective, plain.objective + term)
 
 
+def drifted(truth):
+    """The same with a guide of z that is not exact, so that the weights of draws differ."""
+    vae = truth.semi_supervised()
+    with torch.no_grad():
+        vae.encoder.network.layers[0].bias += 0.3
+    return vae
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        *(ENUMERATED, pv.ELBO(discrete="enumerate"), pv.ELBO(), pv.ELBO(5), pv.ELBO(gradient="score")),
+        *(pv.ELBO(gradient="stl", discrete="enumerate"), pv.IWAE(5, gradient="dreg")),
+        *(pv.IWAE(5), pv.IWAE(5, gradient="vimco"), pv.Renyi(0.5, 5)),
+    ],
+    ids=repr,
+)
+def test_no_bound_moves_the_classifier_on_labelled_rows(truth, data, objective):
+    """Not by a single draw, where the weights of draws differ; on rows without a label it does."""
+    vae, (x, _) = drifted(truth), data
+    parameters = list(vae.classifier.parameters())
+    of_labelled = torch.autograd.grad(values(vae, data, objective).loss, parameters)
+    assert not flat(of_labelled, parameters).any()
+    unknown = values(vae, (x, torch.full((8,), UNKNOWN)), objective).loss
+    assert float(flat(torch.autograd.grad(unknown, parameters), parameters).norm()) > 0.01
+
+
 def test_the_term_moves_no_elbo_and_no_judgement(truth, data):
     vae = truth.semi_supervised()
     objective = pv.Supervised(ENUMERATED, vae.log_label, weight=5.0)

@@ -7,8 +7,15 @@ import pytest
 import torch
 from scipy import special, stats
 from statistical import assert_close, assert_mean, assert_within
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_vae.distributions import CategoricalLevels, ContinuousBernoulli, DiscretizedLogistic, NegativeBinomial
+from ppl_vae.distributions import (
+    CategoricalLevels,
+    ContinuousBernoulli,
+    DiscretizedLogistic,
+    NegativeBinomial,
+    Poisson,
+)
 
 FLOAT = torch.float64
 LOGITS = [-1000.0, -40.0, -5.0, -0.21, -0.19, -1e-5, 0.0, 1e-9, 0.1, 0.2, 3.0, 16.0, 20.0, 300.0]
@@ -97,6 +104,29 @@ def test_discretised_logistic_in_far_tails():
     assert_close(gradient, [1.0, -1.0], torch.float32)  # towards the data
 
 
+class Largest(TorchDispatchMode):
+    """The largest number of entries of what any operation makes."""
+
+    found = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.found = max(self.found, made.numel())
+        return made
+
+
+def test_the_mean_of_many_logistics_makes_no_level_of_all_at_once():
+    p = DiscretizedLogistic(torch.linspace(-10.0, 270.0, 20_000, dtype=FLOAT), torch.tensor(3.0, dtype=FLOAT), 256)
+    with Largest() as largest:
+        mean = p.mean
+    assert largest.found <= 2**20
+    some = slice(0, 20_000, 1999)
+    levels = torch.arange(256, dtype=FLOAT)
+    probability = DiscretizedLogistic(p.loc[some, None], p.scale[some, None], 256).log_prob(levels).exp()
+    assert_close(mean[some], probability @ levels)
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_discretised_logistic_of_extreme_scales_has_finite_gradients(scale):
     parameters = [torch.full((8,), 3.2, requires_grad=True), torch.full((8,), scale, requires_grad=True)]
@@ -151,16 +181,56 @@ def test_negative_binomial_has_the_density_of_scipy_and_of_its_product(mean, dis
         assert_close(log_prob, stats.nbinom(1 / dispersion, 1 / (1 + dispersion * mean)).logpmf(x), scale=1000.0)
 
 
-@pytest.mark.parametrize("dispersion", [1e-6, 0.06, 0.07, 5.0])
-def test_negative_binomial_in_single_precision(dispersion):
-    x, mean = torch.tensor([0.0, 3.0, 11.0, 60.0]), torch.tensor(4.0)
-    d = torch.tensor(dispersion, requires_grad=True)
-    double = d.detach().double().requires_grad_()
-    single, exact = NegativeBinomial(mean, d), NegativeBinomial(mean.double(), double)
+def count_log_prob(x, mean, dispersion):
+    """log P(x) by scipy's log-gamma functions; those of a dispersion of 0 are Poisson's."""
+    if not dispersion:
+        return x * np.log(mean) - mean - special.gammaln(x + 1)
+    r = 1 / dispersion
+    binomial = special.gammaln(r + x) - special.gammaln(r) - special.gammaln(x + 1)
+    return binomial + x * np.log(mean / (r + mean)) - r * np.log1p(mean / r)
+
+
+def counting(mean, dispersion, dtype):
+    """The distribution of counts, and its mean, which takes gradients."""
+    m = torch.tensor(mean, dtype=dtype, requires_grad=True)
+    d = torch.tensor(dispersion, dtype=dtype)
+    return NegativeBinomial(m, d) if dispersion else Poisson(m), m
+
+
+@pytest.mark.parametrize("mean", [4.0, 60.0, 1e3, 1e4, 1e5, 1e6])
+@pytest.mark.parametrize("dispersion", [0.0, 1e-6, 1e-3, 0.0625, 0.07, 5.0])
+def test_counts_in_single_precision(mean, dispersion):
+    """Up to four standard deviations off; the gradient for the mean is (x - m) / (m + d m^2)."""
+    dispersion = float(np.float32(dispersion))
+    sd = (mean + dispersion * mean**2) ** 0.5
+    x = np.round(np.maximum(mean + sd * np.array([-4, -1.5, -0.3, 0, 0.6, 1.1, 2, 4]), 0)).astype(np.float32)
+    p, m = counting(mean, dispersion, torch.float32)
+    log_prob = p.log_prob(torch.from_numpy(x))
+    expected = count_log_prob(x.astype(float), mean, dispersion)
+    rounding = 2e-5 + 2e-7 * 4 * sd / (1 + dispersion * mean)
+    assert_within(log_prob, expected, absolute=rounding, reason="rounding of (x - m) / (1 + d m)")
+    slopes = [torch.autograd.grad(log_prob[i], m, retain_graph=True)[0] for i in range(len(x))]
     assert_within(
-        single.log_prob(x), exact.log_prob(x.double()), relative=1e-5, absolute=5e-5, reason="log-gammas of 60"
+        torch.stack(slopes), (x.astype(float) - mean) / sd**2, relative=1e-4, absolute=2e-6, reason="rounding"
     )
-    assert torch.isfinite(torch.autograd.grad(single.log_prob(x).sum(), d)[0])
+
+
+@pytest.mark.parametrize(("x", "mean"), [(1e6, 1e-6), (1e6, 1.0), (16.0, 1e9), (0.0, 1e9), (3.0, 1e-6)])
+@pytest.mark.parametrize("dispersion", [0.0, 1e-6, 1.0])
+def test_counts_far_from_their_mean_are_improbable_and_no_more(x, mean, dispersion):
+    p, m = counting(mean, dispersion, torch.float32)
+    log_prob = p.log_prob(torch.tensor(x))
+    expected = counting(mean, dispersion, FLOAT)[0].log_prob(torch.tensor(x, dtype=FLOAT))
+    assert_close(log_prob, expected, torch.float32)
+    assert torch.isfinite(torch.autograd.grad(log_prob, m)[0])
+
+
+@pytest.mark.parametrize("mean", [1e-3, 2.5, 17.0, 300.0])
+def test_poissons_density_is_scipys(mean):
+    x = np.array([0.0, 1.0, 7.0, 15.0, 16.0, 40.0, 1000.0])
+    p = Poisson(torch.tensor(mean, dtype=FLOAT))
+    assert_close(p.log_prob(torch.from_numpy(x)), stats.poisson(mean).logpmf(x), scale=1000.0)
+    assert_close(p.expand((2, 7)).log_prob(torch.from_numpy(x))[1], p.log_prob(torch.from_numpy(x)))
 
 
 def test_negative_binomial_of_no_dispersion_is_poissons():
@@ -193,6 +263,7 @@ def test_negative_binomial_sums_to_one_and_draws_have_its_moments(mean, dispersi
         (DiscretizedLogistic(torch.zeros(3), torch.ones(3), 8), 0.0, 0.5),
         (CategoricalLevels(torch.ones(3, 8)), 7.0, 8.0),
         (NegativeBinomial(torch.ones(3), torch.ones(3)), 100.0, 0.5),
+        (Poisson(torch.ones(3)), 100.0, 0.5),
     ],
 )
 def test_supports_and_expansions(p, inside, outside):

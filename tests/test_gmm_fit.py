@@ -145,10 +145,9 @@ def test_max_iter_and_tol_stop_the_fit(capfd):
     x = random_gmm(seed=8).sample(200)
     short = GMM.fit(x, C, max_iter=2, tol=0.0, progress=True)
     assert (len(short.history), short.converged) == (3, False)
-    assert "EM 2/2" in capfd.readouterr().err
     loose = GMM.fit(x, C, tol=10.0)
     assert (len(loose.history), loose.converged) == (2, True)
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == ""  # which is no terminal here
 
 
 @pytest.mark.parametrize(
@@ -171,9 +170,11 @@ def test_bad_data_are_typed_errors(x, message):
 
 def test_bad_options_are_errors():
     x = random_gmm().sample(20)
-    for options in ({"max_iter": 0}, {"num_restarts": 0}, {"covariance_floor": 0.0}, {"tol": -1.0}, {"tol": np.nan}):
-        with pytest.raises(ValueError, match=r"expected|at least"):
-            GMM.fit(x, 2, **options)
+    wrong = {"max_iter": [0, 2.5], "num_restarts": [0, "3"], "covariance_floor": [0.0], "tol": [-1.0, np.nan, "1"]}
+    for name, values in ({"num_components": [0, 2.5, "3"]} | wrong).items():
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name}: expected"):
+                GMM.fit(x, **{"num_components": 2, name: value})
     with pytest.raises(ValueError, match="one start"):
         GMM.fit(x, C, init=random_gmm(), num_restarts=2)
     for other in (random_gmm("diag"), random_gmm(num_components=2), random_gmm(dim=3)):

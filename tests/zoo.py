@@ -146,12 +146,30 @@ def semi_supervised() -> SemiSupervisedVAE:
     return SemiSupervisedVAE(parts.prior, parts.decoder, parts.encoder, Classifier.mlp(5, [8], 3), 3)
 
 
+def labelled_flows() -> SemiSupervisedVAE:
+    """Classes latent in part, beside a flow encoder and a MADE that sees features of z and class."""
+    decoder = nn.Sequential(pv.networks.MLP(2 + 3, [8], 3), pv.autoregressive.MADE(5, [8], context_dim=3))
+    encoder = shaken(pv.encoders.InverseAutoregressive.mlp(5 + 3, [8], 2, **_SMALL))
+    return SemiSupervisedVAE(pv.priors.StandardNormal(2), decoder, encoder, Classifier.mlp(5, [8], 3), 3)
+
+
+def spline_vamp() -> pv.VAE:
+    """A VampPrior of a spline flow."""
+    encoder = shaken(pv.encoders.NeuralSpline.mlp(6, [8], 2, **_SMALL))
+    return pv.VAE(pv.priors.VampPrior(encoder, _REAL[:3]), pv.decoders.Gaussian.mlp(2, [8], 6), encoder)
+
+
 def three_layers() -> pv.HierarchicalVAE:
     """Latents of three, two and two dimensions."""
     conditionals = [pv.encoders.DiagonalNormal.mlp(2, [6], 3), pv.encoders.FullCovarianceNormal.mlp(2, [6], 2)]
     encoders = [_ENCODER(5, [8], 3), _ENCODER(3, [6], 2), pv.encoders.LowRankNormal.mlp(2, [6], 2, rank=1)]
     decoder = pv.decoders.Bernoulli.mlp(3, [8], 5)
     return pv.HierarchicalVAE(pv.priors.StandardNormal(2), conditionals, decoder, encoders)
+
+
+def autoencoder() -> pv.Autoencoder:
+    """The deterministic one."""
+    return pv.Autoencoder(pv.networks.MLP(6, [8], 2), pv.decoders.Gaussian.mlp(2, [8], 6))
 
 
 def made_decoder() -> pv.VAE:
@@ -201,6 +219,11 @@ ZOO: dict[str, Case] = {
         lambda pair: pv.Supervised(pv.ELBO(discrete="enumerate"), pair.log_label, weight=2.0),
         (_BINARY, _LABELS),
     ),
+    "classes given in part, flow and MADE": Case(
+        labelled_flows,
+        lambda pair: pv.Supervised(pv.ELBO(discrete="enumerate", gradient="stl"), pair.log_label, weight=2.0),
+        (_BINARY, _LABELS),
+    ),
     "full covariance": Case(
         lambda: guided(pv.encoders.FullCovarianceNormal),
         pv.ELBO(),
@@ -241,6 +264,7 @@ ZOO: dict[str, Case] = {
         pv.ELBO(),
         _REAL,
     ),
+    "autoencoder": Case(autoencoder, pv.ELBO(), _REAL),
     "MADE": Case(lambda: pv.autoregressive.MADE(5, [8]), pv.ELBO(), _BINARY),
     "MADE of levels": Case(lambda: pv.autoregressive.MADE(6, [8], levels=4), pv.ELBO(), _LEVELS),
     "MADE as decoder": Case(made_decoder, pv.ELBO(), _BINARY),

@@ -25,6 +25,7 @@ __all__ = [
     "DataOption",
     "DequantizeOption",
     "DeviceOption",
+    "DiscreteOption",
     "DrawsOption",
     "EpochsOption",
     "EscalateOption",
@@ -32,6 +33,7 @@ __all__ = [
     "EvalSamplesOption",
     "FigureOption",
     "FormatOption",
+    "GradientOption",
     "HiddenOption",
     "LatentDimOption",
     "LeapfrogOption",
@@ -83,7 +85,7 @@ PairArgument = Annotated[
         help="A recipe: vae (binary), gaussian-vae (density, one scale), scaled-vae (density, a scale s(z) for each "
         "entry), levels-vae (levels 0..L-1), counts-vae (counts). Or path/to/file.py:factory or "
         "package.module:factory; a factory takes no argument, or D, the number of entries of a datum, and returns "
-        "ppl_vae.Pair(model, guide).",
+        "ppl_vae.Pair(model, guide); it may set pair.objective, such as ppl_vae.Renyi(0.5), which trains it.",
     ),
 ]
 PairAgainOption = Annotated[
@@ -164,11 +166,32 @@ ScheduleOption = Annotated[
     _option(_TRAINING, help="Learning rate: as it is, or to 0 along half a cosine."),
 ]
 ObjectiveOption = Annotated[
-    Literal["elbo", "iwae"], _option(_TRAINING, help="elbo, or iwae: the bound of importance weights.")
+    Literal["auto", "elbo", "iwae"],
+    _option(
+        _TRAINING,
+        help="elbo, or iwae: the bound of importance weights. auto: pair.objective of a pair of your own that has one, "
+        "else elbo.",
+    ),
+]
+GradientOption = Annotated[
+    Literal["pathwise", "stl", "score", "dreg", "vimco"],
+    _option(
+        _TRAINING,
+        help="Estimator of the gradient. elbo: pathwise, stl, whose noise vanishes at the posterior, score. iwae: "
+        "pathwise, dreg for many draws, score, vimco for discrete latents.",
+    ),
+]
+DiscreteOption = Annotated[
+    Literal["score", "enumerate"],
+    _option(
+        _TRAINING,
+        help="Discrete latents in the ELBO: drawn, with the noisy gradient of the score function, or enumerate: summed "
+        "over all their values.",
+    ),
 ]
 NumParticlesOption = Annotated[
     int | None,
-    _option(_TRAINING, min=1, help="Draws of z for each datum and step.", show_default="1 for elbo, 5 for iwae"),
+    _option(_TRAINING, min=1, help="Draws of z for each datum and step.", show_default="1, 5 for iwae"),
 ]
 BetaOption = Annotated[float, _option(_TRAINING, min=0.0, help="Weight of the rate in the ELBO.")]
 BetaWarmupOption = Annotated[int, _option(_TRAINING, min=0, help="Epochs in which beta rises from 0 in a line.")]

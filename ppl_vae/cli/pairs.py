@@ -121,6 +121,12 @@ def _made_by_user(name: str, sizes: list[int]) -> Any:
             f"pair {name!r}: expected {factory_name} to return a pair (with .model and .guide), found "
             f"{type(pair).__name__}: return ppl_vae.Pair(model, guide)"
         )
+    objective = getattr(pair, "objective", None)
+    if objective is not None and (isinstance(objective, type) or not callable(getattr(objective, "evaluate", None))):
+        raise PairError(
+            f"pair {name!r}: expected pair.objective to be what trains it, such as ppl_vae.ELBO(), found "
+            f"{objective!r}: give what else is meant another name"
+        )
     return pair
 
 

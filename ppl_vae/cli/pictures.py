@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ppl_vae import figures
 from ppl_vae.cli.inputs import Splits, random_rows
+from ppl_vae.drawing import Drawing
 from ppl_vae.errors import DataError, EstimateError
 from ppl_vae.history import History
 from ppl_vae.storage.files import make_folder, refuse_link, replace
-from ppl_vae.vae import VAE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,10 +26,10 @@ _NUM_SAMPLES, _NUM_RECONSTRUCTIONS, _COLUMNS = 60, 12, 10
 
 
 def draw_fit(root: Path, pair: Any, splits: Splits, history: History, objective: str) -> None:
-    """Draw learning curves; of a VAE of images also samples and reconstructions of test data."""
+    """Draw learning curves; of a VAE of images, of any number of layers, also samples and reconstructions."""
     title = f"{root.name}: training on {splits.title}"
     _save(figures.learning_curves(history, title, f"{objective}, training"), root, "learning-curves")
-    if not isinstance(pair, VAE) or splits.image_shape is None:
+    if not isinstance(pair, Drawing) or splits.image_shape is None:
         return
     x = random_rows(splits.test, _NUM_RECONSTRUCTIONS)[0]
     mean = has_mean(pair)
@@ -42,11 +42,11 @@ def draw_fit(root: Path, pair: Any, splits: Splits, history: History, objective:
     _save(figures.image_grid(drawn, _COLUMNS, f"Samples: {shown}, z ~ p(z)"), root, "samples")
 
 
-def has_mean(vae: VAE) -> bool:
-    """Whether p(x given z) has a mean in closed form, which that of an autoregressive decoder has not."""
+def has_mean(vae: Drawing) -> bool:
+    """Whether p(x given z) has a mean in closed form, which autoregressive and transformed distributions have not."""
     try:
         vae.sample(1, mean=True)
-    except EstimateError:
+    except (EstimateError, NotImplementedError):  # the latter is how torch says so
         return False
     return True
 

@@ -31,6 +31,7 @@ _SERVED = {
     **dict.fromkeys(_OF_CHAINS, ("ais", "bdmc")),
 }
 _IWAE_PARTICLES = 5
+_GRADIENTS = {"elbo": ("pathwise", "stl", "score"), "iwae": ("pathwise", "dreg", "score", "vimco")}
 
 
 def check_option(check: Callable[[str, object], None], option: str, value: object) -> None:
@@ -92,10 +93,12 @@ def training_spec_of(
     batch_size: int,
     learning_rate: float,
     schedule: Literal["constant", "cosine"],
-    objective: Literal["elbo", "iwae"],
+    objective: Literal["auto", "elbo", "iwae"],
     num_particles: int | None,
     beta: float,
     beta_warmup: int,
+    gradient: Literal["pathwise", "stl", "score", "dreg", "vimco"],
+    discrete: Literal["score", "enumerate"],
     validation: bool,
     patience: int | None,
     seed: int,
@@ -108,6 +111,7 @@ def training_spec_of(
 
     if objective == "iwae" and (beta != 1.0 or beta_warmup):
         raise typer.BadParameter("--objective iwae bounds log p(x) with beta = 1: leave out --beta and --beta-warmup")
+    _check_estimator(objective, num_particles, gradient, discrete)
     if patience is not None and not validation:
         raise typer.BadParameter("--patience watches the validation ELBO: leave out --no-validation")
     check_option(positive_number, "--learning-rate", learning_rate)
@@ -120,6 +124,8 @@ def training_spec_of(
         num_particles=num_particles or (_IWAE_PARTICLES if objective == "iwae" else 1),
         beta=beta,
         beta_warmup=beta_warmup,
+        gradient=gradient,
+        discrete=discrete,
         validation=validation,
         patience=patience,
         seed=seed,
@@ -127,6 +133,19 @@ def training_spec_of(
         compile="auto" if compile == "auto" else compile == "yes",
         on_nonfinite=on_nonfinite,
     )
+
+
+def _check_estimator(objective: str, num_particles: int | None, gradient: str, discrete: str) -> None:
+    """Refuse combinations that no objective has."""
+    own = "iwae" if objective == "iwae" else "elbo"
+    if gradient not in _GRADIENTS[own]:
+        other = next(name for name, choices in _GRADIENTS.items() if gradient in choices)
+        raise typer.BadParameter(f"--gradient {gradient} is of --objective {other}")
+    if gradient == "vimco" and num_particles == 1:
+        raise typer.BadParameter("--gradient vimco compares draws: --num-particles 2 or more")
+    if discrete == "enumerate" and (own == "iwae" or gradient == "score"):
+        what = "--objective iwae" if own == "iwae" else "--gradient score"
+        raise typer.BadParameter(f"--discrete enumerate sums over what {what} draws: leave one of them out")
 
 
 def check_served(method: str, given: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from ppl_vae import schedules
 from ppl_vae.checking import CheckReport, check
 from ppl_vae.cli.evaluating import EvaluationSettings, evaluate_run
 from ppl_vae.cli.inputs import Batch, Splits, load_splits
+from ppl_vae.cli.objective import decided, name_of, objective_of, score_caution
 from ppl_vae.cli.pairs import first_use, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_fit
 from ppl_vae.cli.reopening import made_again
@@ -25,7 +26,6 @@ from ppl_vae.cli.work import binary_batch
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
 from ppl_vae.errors import PplVaeError
-from ppl_vae.objectives import ELBO, IWAE
 from ppl_vae.rundir import (
     DataSpec,
     EvaluationSpec,
@@ -79,9 +79,11 @@ def train(
             check_free(root)
         splits = load_splits(data_spec)
         pair = make_pair(pair_spec, splits.train)
+        training = decided(training, pair)
         report = _use_first(pair, pair_spec, data_spec, splits)
     typer.echo(f"{pair_spec.name}: {report.num_parameters:,} parameters; {splits.title}: {_sizes(splits, training)}")
-    for caution in report.cautions:
+    by_score = score_caution(objective_of(training, pair, len(splits.train[0])), report.layout)
+    for caution in (*report.cautions, *filter(None, [by_score])):
         typer.echo(f"caution: {caution}")
     record = RunRecord(
         command=(Path(sys.argv[0]).name, *sys.argv[1:]),
@@ -134,7 +136,7 @@ def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | 
     record, training = _trained(root)
     pair, splits = made_again(root, record, pair_name, data_dir)
     _use_first(pair, record.pair, record.data, splits)
-    objective = _objective(training, len(_training_data(training, splits)[0]))
+    objective = objective_of(training, pair, len(_training_data(training, splits)[0]))
     with naming_the_line(f"pair {record.pair.name!r} failed"):
         where = None if device == "auto" else device  # by itself it goes where the fit was
         typer.echo(str(do_again(pair, root, step=step, objective=objective, device=where)))
@@ -213,8 +215,7 @@ def _show(run: _Run, result: Fit) -> None:
     if math.isnan(last.elbo):
         reached = f"objective {last.objective:.2f}"
     typer.echo(f"{result.steps} {kind} in {result.seconds:.1f} s: {reached} nats per datum in the last epoch")
-    name = "IWAE bound" if run.training.objective == "iwae" else "ELBO with beta"
-    draw_fit(run.root, run.pair, run.splits, result.history, name)
+    draw_fit(run.root, run.pair, run.splits, result.history, name_of(run.training))
 
 
 def _fit(run: _Run, resume: Literal["auto", False]) -> Fit:
@@ -223,7 +224,7 @@ def _fit(run: _Run, resume: Literal["auto", False]) -> Fit:
     return fit(
         run.pair,
         batch,
-        objective=_objective(training, len(batch[0])),
+        objective=objective_of(training, run.pair, len(batch[0])),
         epochs=training.epochs,
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
@@ -252,15 +253,6 @@ def _found_from_anywhere(spec: DataSpec) -> DataSpec:
     if spec.data_dir is not None:
         spec = replace(spec, data_dir=str(Path(spec.data_dir).resolve()))
     return replace(spec, name=str(Path(spec.name).resolve())) if spec.is_file else spec
-
-
-def _objective(training: TrainingSpec, num_data: int) -> ELBO | IWAE:
-    if training.objective == "iwae":
-        return IWAE(training.num_particles)
-    if not training.beta_warmup:
-        return ELBO(training.num_particles, beta=training.beta)
-    warm = replace(training, epochs=training.beta_warmup).total_steps(num_data)
-    return ELBO(training.num_particles, beta=schedules.Linear(0.0, training.beta, warm))
 
 
 def _schedule(training: TrainingSpec, num_data: int) -> schedules.Schedule | None:

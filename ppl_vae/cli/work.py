@@ -15,10 +15,10 @@ from ppl_vae.cli.pairs import make_pair, naming_the_line
 from ppl_vae.cli.pictures import has_mean, save_images
 from ppl_vae.cli.reopening import reopen
 from ppl_vae.data import binarize
+from ppl_vae.drawing import Drawing
 from ppl_vae.errors import PairError
 from ppl_vae.rundir import DataSpec, PairSpec
 from ppl_vae.storage import as_name
-from ppl_vae.vae import VAE
 
 __all__ = ["binary_batch", "check_pair", "free_directory", "sample"]
 
@@ -34,7 +34,7 @@ def free_directory(pair_name: str, data_name: str) -> Path:
 def sample(root: Path, pair_name: str | None, data_dir: str | None, n: int, seed: int, draws: bool, out: Path) -> None:
     """Draw data from the model of a run into an image or an array file."""
     pair, splits = reopen(root, pair_name, data_dir)
-    means = isinstance(pair, VAE) and not draws and has_mean(pair)
+    means = isinstance(pair, Drawing) and not draws and has_mean(pair)
     title = "E[x | z], z ~ p(z)" if means else "draws of x"
     save_images(_samples(pair, n, seed, means), splits, out, f"{root.name}: {title}")
     typer.echo(str(out))

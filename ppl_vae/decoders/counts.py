@@ -65,7 +65,7 @@ class Poisson(nn.Module):
         """Return p(x given z): batch shape z.shape[:-1], event shape `event_shape`."""
         features = flat(self.network(z), z, [prod(self.event_shape)])
         mean = _mean(features.unflatten(-1, self.event_shape), self.link)
-        return dist.Poisson(mean).to_event(len(self.event_shape))
+        return distributions.Poisson(mean).to_event(len(self.event_shape))
 
     def start_at(self, x: Tensor) -> None:
         """Set the network's last bias so that training starts at the means of the entries of x (N, *event).

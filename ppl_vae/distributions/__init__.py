@@ -3,5 +3,6 @@
 from ppl_vae.distributions.continuous_bernoulli import ContinuousBernoulli
 from ppl_vae.distributions.levels import CategoricalLevels, DiscretizedLogistic
 from ppl_vae.distributions.negative_binomial import NegativeBinomial
+from ppl_vae.distributions.poisson import Poisson
 
-__all__ = ["CategoricalLevels", "ContinuousBernoulli", "DiscretizedLogistic", "NegativeBinomial"]
+__all__ = ["CategoricalLevels", "ContinuousBernoulli", "DiscretizedLogistic", "NegativeBinomial", "Poisson"]

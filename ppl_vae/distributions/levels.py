@@ -15,6 +15,8 @@ from ppl_vae.options import whole_number
 
 __all__ = ["CategoricalLevels", "DiscretizedLogistic"]
 
+_AT_ONCE = 2**20  # numbers that a mean makes at once: 4 MiB, where all levels of many images would be gigabytes
+
 
 class CategoricalLevels(dist.Categorical):
     """The categorical distribution of levels 0..L-1, which have a mean; draws are floating, as data are.
@@ -94,7 +96,11 @@ class DiscretizedLogistic(TorchDistribution):
     def mean(self) -> Tensor:
         """`sum_k P(x > k)`."""
         ends = torch.arange(self.num_levels - 1, dtype=self.loc.dtype, device=self.loc.device) + 0.5
-        return torch.sigmoid((self.loc[..., None] - ends) / self.scale[..., None]).sum(-1)
+        loc, scale = self.loc.unsqueeze(-1), self.scale.unsqueeze(-1)
+        mean = torch.zeros_like(self.loc)
+        for some in ends.split(max(1, _AT_ONCE // max(1, self.loc.numel()))):
+            mean = mean + torch.sigmoid((loc - some) / scale).sum(-1)
+        return mean
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from ppl_vae.exact.covariance import CovarianceType, average, floored, root
 from ppl_vae.exact.mixture import Mixture
 from ppl_vae.exact.sample import Sample
 from ppl_vae.exact.statistics import Statistics, fewest, num_features, statistics
+from ppl_vae.progress import Progress
 
 __all__ = ["Course", "Limits", "Parameters", "ascend", "maximisation", "sample_of", "start"]
 
@@ -98,15 +98,14 @@ def ascend(sample: Sample, current: Parameters, kind: CovarianceType, limits: Li
     found = statistics(sample, current.mixture())
     history = [_nats_per_datum(found, sample)]
     converged = False
-    while not converged and len(history) <= limits.max_iter:
-        current = _refilled(sample, maximisation(found, current, kind, limits.floor), found.counts < EMPTY)
-        found = statistics(sample, current.mixture())
-        history.append(_nats_per_datum(found, sample))
-        converged = history[-1] - history[-2] < limits.tol
-        if progress:
-            sys.stderr.write(f"\rEM {len(history) - 1}/{limits.max_iter}: {history[-1]:.6f} nats per datum")
-    if progress:
-        sys.stderr.write("\n")
+    with Progress("EM", limits.max_iter, progress) as bar:
+        while not converged and len(history) <= limits.max_iter:
+            current = _refilled(sample, maximisation(found, current, kind, limits.floor), found.counts < EMPTY)
+            found = statistics(sample, current.mixture())
+            history.append(_nats_per_datum(found, sample))
+            converged = history[-1] - history[-2] < limits.tol
+            if bar.due:
+                bar.update(len(history) - 1, f"{history[-1]:.6f} nats per datum")
     return Course(current, tuple(history), converged)
 
 

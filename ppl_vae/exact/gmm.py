@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 from pyro.distributions import Categorical
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppl_vae.errors import DataError
 from ppl_vae.exact.arrays import Array, as_float64, as_rows, as_sample_rows, row_blocks
 from ppl_vae.exact.covariance import CovarianceType, collapse, expand, infer_type, num_covariances, root
 from ppl_vae.exact.em import Limits, Parameters, ascend, sample_of, start
-from ppl_vae.exact.mixture import Mixture, exact_guide, mixture_model
+from ppl_vae.exact.mixture import Mixture, MixturePair
 from ppl_vae.exact.sample import Sample
+from ppl_vae.options import finite_number, whole_number
 from ppl_vae.threads import one_thread
 
 __all__ = ["GMM"]
 
 
-class GMM(nn.Module):
+class GMM(MixturePair):
     r"""The mixture p(x) = sum_c pi_c N(x; mu_c, Sigma_c), with its exact posterior p(z given x).
 
     It is a pair: `guide` is the exact posterior of `model`, so that every log-weight equals log p(x). All numbers are
@@ -104,7 +104,7 @@ class GMM(nn.Module):
             seed: Seed of the starts.
             covariance_floor: Smallest eigenvalue of a covariance, in squared units of x, positive.
             init: Start from this mixture instead of k-means++.
-            progress: Write the log-likelihood of every iteration to standard error.
+            progress: Show a bar with the log-likelihood, where standard error is a terminal.
 
         Raises:
             DataError: The data are not a finite matrix (the row is named), N < C, or `init` has another shape.
@@ -120,10 +120,16 @@ class GMM(nn.Module):
             >>> sorted(round(float(v), 1) for v in gmm.covariances), gmm.converged
             ([1.0, 1.8], True)
         """
-        if num_components < 1 or max_iter < 1 or num_restarts < 1:
-            raise ValueError("num_components, max_iter and num_restarts are at least 1")
-        if not (tol >= 0 and 0 < covariance_floor < math.inf):
-            raise ValueError(f"expected tol >= 0 and a positive covariance_floor, found {tol} and {covariance_floor}")
+        for name, count in {
+            "num_components": num_components,
+            "max_iter": max_iter,
+            "num_restarts": num_restarts,
+        }.items():
+            whole_number(name, count, least=1)
+        finite_number("tol", tol, least=0)
+        finite_number("covariance_floor", covariance_floor)
+        if covariance_floor <= 0:
+            raise ValueError(f"covariance_floor: expected a positive number, found {covariance_floor}")
         if init is not None and num_restarts > 1:
             raise ValueError("init is one start: leave num_restarts at 1, or init at None")
         rows = as_sample_rows(x)
@@ -166,14 +172,6 @@ class GMM(nn.Module):
         z = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
         noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.mixture().colour(z.to(self.means.device), noise.to(self.means.device))
-
-    def model(self, x: Tensor) -> None:
-        """Pyro program of p(x, z): latent "z" in {0, ..., C - 1}, observed "x", plate "data" over the rows of x."""
-        mixture_model(self.mixture(), x)
-
-    def guide(self, x: Tensor) -> None:
-        """Pyro program of the exact posterior p(z given x)."""
-        exact_guide(self.mixture(), x)
 
     def mixture(self) -> Mixture:
         """Return the mixture in the form in which it is evaluated."""

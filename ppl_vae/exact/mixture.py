@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro.distributions import Categorical, TorchDistribution, constraints
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["Component", "Mixture", "exact_guide", "mixture_model"]
+__all__ = ["Component", "Mixture", "MixturePair"]
 
 LOG_2PI = 1.8378770664093453
 # 1 MB of float64: large enough for the matrix products, small enough for the cache of one core.
@@ -107,16 +108,27 @@ class Component(TorchDistribution):
         return table.expand(*own, -1).gather(-1, particles).movedim(-1, 0).reshape(shape)
 
 
-def mixture_model(mixture: Mixture, x: Tensor) -> None:
-    """Run z ~ Categorical(pi), x ~ N(mu_z, Sigma_z) as a Pyro program; z can be enumerated."""
-    with pyro.plate("data", x.shape[0], dim=-1):
-        prior = Categorical(logits=mixture.log_weights)
-        z = pyro.sample("z", prior, infer={"enumerate": "parallel"})
-        pyro.sample("x", Component(mixture, z), obs=x)
+class MixturePair(nn.Module):
+    """The pair of a mixture and its exact posterior, whose parameters a subclass has."""
 
+    @abstractmethod
+    def mixture(self) -> Mixture:
+        """The mixture of the current parameters."""
 
-def exact_guide(mixture: Mixture, x: Tensor) -> None:
-    """Run z ~ p(z given x) as a Pyro program; z can be enumerated."""
-    with pyro.plate("data", x.shape[0], dim=-1):
-        posterior = Categorical(logits=mixture.log_joint(x.to(mixture.means)))
-        pyro.sample("z", posterior, infer={"enumerate": "parallel"})
+    def model(self, x: Tensor) -> None:
+        """Pyro program of p(x, z): latent "z" in {0, ..., C - 1}, observed "x", plate "data" over the rows of x.
+
+        "z" is enumerated under `TraceEnum_ELBO`.
+        """
+        mixture = self.mixture()
+        with pyro.plate("data", x.shape[0], dim=-1):
+            prior = Categorical(logits=mixture.log_weights)
+            z = pyro.sample("z", prior, infer={"enumerate": "parallel"})
+            pyro.sample("x", Component(mixture, z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """Pyro program of the exact posterior p(z given x) of the current parameters."""
+        mixture = self.mixture()
+        with pyro.plate("data", x.shape[0], dim=-1):
+            posterior = Categorical(logits=mixture.log_joint(x.to(mixture.means)))
+            pyro.sample("z", posterior, infer={"enumerate": "parallel"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import pyro
 import torch
@@ -13,12 +12,13 @@ from torch.distributions import constraints, transform_to
 
 from ppl_vae.errors import DataError
 from ppl_vae.exact.gmm import GMM
-from ppl_vae.exact.mixture import Mixture, exact_guide, mixture_model
+from ppl_vae.exact.mixture import Mixture, MixturePair
+from ppl_vae.networks import MLP
 
 __all__ = ["AmortisedCategorical", "TrainableGMM"]
 
 
-class TrainableGMM(nn.Module):
+class TrainableGMM(MixturePair):
     r"""A mixture of full covariances with unconstrained parameters, as a pair for stochastic gradients.
 
     pi = softmax(logits), Sigma_c = L_c L_c^T. Under `TraceEnum_ELBO`, `model` with an empty guide maximises
@@ -65,14 +65,6 @@ class TrainableGMM(nn.Module):
         """Return the mixture of the current parameters, with their gradients."""
         return Mixture(self.logits.log_softmax(-1), self.means, self.scale_tril)
 
-    def model(self, x: Tensor) -> None:
-        """Pyro program of p(x, z); "z" is enumerated under `TraceEnum_ELBO`."""
-        mixture_model(self.mixture(), x)
-
-    def guide(self, x: Tensor) -> None:
-        """Pyro program of the exact posterior of the current parameters."""
-        exact_guide(self.mixture(), x)
-
     @torch.no_grad()
     def to_gmm(self) -> GMM:
         """Return the mixture of the current parameters as a fixed `GMM` with full covariances."""
@@ -96,9 +88,7 @@ class AmortisedCategorical(nn.Module):
 
     def __init__(self, in_features: int, num_components: int, hidden: Sequence[int] = (64,)) -> None:
         super().__init__()
-        widths = [in_features, *hidden]
-        layers = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.Tanh())]
-        self.network = nn.Sequential(*layers, nn.Linear(widths[-1], num_components))
+        self.network = MLP(in_features, hidden, num_components)
 
     def forward(self, x: Tensor) -> Categorical:
         """Return q(z given x) for data (N, D): batch shape (N,)."""

@@ -111,6 +111,6 @@ def check_gradient(gradient: str, layout: Layout) -> None:
     if gradient in ("score", "vimco"):
         wrong, need = [*layout.points, *layout.global_latents], "latents with a density, inside the data plate"
     else:
-        wrong, need = [*layout.points, *layout.not_reparametrised], "reparametrised latents with a density"
+        wrong, need = [*layout.points], "latents with a density"
     if wrong:
         raise PairError(f"site {wrong[0]!r}: gradient={gradient!r} needs {need}; use gradient='pathwise'")

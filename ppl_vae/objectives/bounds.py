@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from ppl_vae.errors import PairError
@@ -28,6 +27,7 @@ class IWAE:
         gradient: `pathwise`; `dreg`, doubly reparametrised for the guide (Tucker et al. 2019), lower variance at
             large K; `score`, the score function for every latent; or `vimco`, the same with a baseline for each draw
             from the others (Mnih and Rezende 2016): the bound with its weight replaced by their geometric mean.
+            Latents that cannot be reparametrised use the score function in any case, in `dreg` with that baseline.
 
     Raises:
         ValueError: For an option that has no meaning, or `vimco` with one particle, which has no others.
@@ -59,20 +59,30 @@ class IWAE:
             check_gradient(self.gradient, layout)
         by_score = self.gradient in ("score", "vimco")
         terms = run(pair, batch, self.num_particles, layout, path_only=doubly, detach_draws=by_score)
-        log_weight = terms.log_weight
-        bound = log_mean_exp(log_weight)
-        if not doubly:
-            baseline = leave_one_out(log_weight.detach()) if self.gradient == "vimco" else torch.zeros_like(bound)
-            # Others that are all outside the support say nothing.
-            return _bound_values(terms, bound, by_score, baseline.masked_fill(baseline.isneginf(), 0.0))
-        # d bound / d z_k = v_k d log w_k / d z_k with v = softmax(log w); DReG has v_k^2: one more factor on the path.
-        share = log_weight.detach().softmax(0)
-        terms.scale_paths(share)
-        return _bound_values(terms, bound, False)
+        bound = log_mean_exp(terms.log_weight)
+        log_score = terms.log_score_all if by_score else terms.log_score
+        baseline = 0.0 if log_score is None else self._baseline(terms.log_weight.detach())
+        if doubly:
+            # d bound / d z_k = v_k d log w_k / d z_k with v = softmax(log w); DReG has v_k^2: one more factor there.
+            share = terms.log_weight.detach().softmax(0)
+            terms.scale_paths(share)
+        return _bound_values(terms, bound, log_score, baseline)
 
     def judge(self) -> IWAE:
         """The bound itself."""
         return IWAE(self.num_particles)
+
+    def _baseline(self, log_weight: Tensor) -> Tensor | float:
+        """What the bound is less in the score of each draw, (K, N)."""
+        if self.gradient not in ("vimco", "dreg") or self.num_particles == 1:
+            return 0.0
+        others = leave_one_out(log_weight)
+        others = others.masked_fill(others.isneginf(), 0.0)  # others that are all outside the support say nothing
+        if self.gradient == "vimco":
+            return others
+        # The bound has -v_k d log q(y_k), which no path brings for a discrete y_k: the score does, with 1/K added, of
+        # mean zero, so that nothing is left where weights are equal.
+        return others + log_weight.softmax(0) - 1 / self.num_particles
 
 
 @dataclass(frozen=True)
@@ -107,16 +117,15 @@ class Renyi:
         _check_per_datum(layout)
         terms = run(pair, batch, self.num_particles, layout)
         order = 1.0 - self.alpha
-        return _bound_values(terms, log_mean_exp(order * terms.log_weight) / order, False)
+        return _bound_values(terms, log_mean_exp(order * terms.log_weight) / order, terms.log_score)
 
     def judge(self) -> Renyi:
         """The bound itself."""
         return self
 
 
-def _bound_values(terms: Terms, bound: Tensor, all_by_score: bool, baseline: Tensor | float = 0.0) -> Values:
+def _bound_values(terms: Terms, bound: Tensor, log_score: Tensor | None, baseline: Tensor | float = 0.0) -> Values:
     objective = bound.mean()
-    log_score = terms.log_score_all if all_by_score else terms.log_score
     loss = -objective if log_score is None else -(objective + (log_score * (bound.detach() - baseline)).sum(0).mean())
     return Values(loss, objective.detach(), *true_terms(terms, frozenset()))
 

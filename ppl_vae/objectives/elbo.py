@@ -145,7 +145,7 @@ class ELBO:
             raise PairError("free_bits: expected reparametrised latents, found a score-function site; use free_bits=0")
         with torch.no_grad():
             # The sampled rate carries -beta grad log q of its own, which has mean zero: this takes it back.
-            own = beta if sampled else 0.0
+            own = beta if sampled and self.gradient != "stl" else 0.0
             advantage = reward + own - baseline(self.baseline, reward, pair, self.discrete == "enumerate")
             if terms.global_kl is not None:
                 advantage = advantage - beta * terms.global_kl / terms.full_size

@@ -114,14 +114,18 @@ class TrainingSpec:
     """Of Adam."""
     schedule: Literal["constant", "cosine"]
     """Of the learning rate."""
-    objective: Literal["elbo", "iwae"]
-    """What is maximised."""
+    objective: Literal["auto", "elbo", "iwae", "own"]
+    """What is maximised; `own` is what the pair brings, `auto` that where there is one, else `elbo`."""
     num_particles: int
     """K of it."""
     beta: float
     """Weight of the rate."""
     beta_warmup: int
     """Epochs over which beta rises from 0."""
+    gradient: Literal["pathwise", "stl", "score", "dreg", "vimco"]
+    """Its estimator."""
+    discrete: Literal["score", "enumerate"]
+    """Whether the ELBO draws discrete latents, or sums over them."""
     validation: bool
     """Whether the validation data are held out."""
     patience: int | None
