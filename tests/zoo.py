@@ -169,7 +169,7 @@ def three_layers() -> pv.HierarchicalVAE:
 
 def autoencoder() -> pv.Autoencoder:
     """The deterministic one."""
-    return pv.Autoencoder(pv.networks.MLP(6, [8], 2), pv.decoders.Gaussian.mlp(2, [8], 6))
+    return pv.Autoencoder(encoder=pv.networks.MLP(6, [8], 2), decoder=pv.decoders.Gaussian.mlp(2, [8], 6))
 
 
 def made_decoder() -> pv.VAE:
@@ -259,11 +259,6 @@ ZOO: dict[str, Case] = {
         }.items()
     },
     "convolutional": Case(convolutional, pv.ELBO(), _IMAGES),
-    "autoencoder": Case(
-        lambda: pv.Autoencoder(encoder=pv.networks.MLP(6, [8], 2), decoder=pv.decoders.Gaussian.mlp(2, [8], 6)),
-        pv.ELBO(),
-        _REAL,
-    ),
     "autoencoder": Case(autoencoder, pv.ELBO(), _REAL),
     "MADE": Case(lambda: pv.autoregressive.MADE(5, [8]), pv.ELBO(), _BINARY),
     "MADE of levels": Case(lambda: pv.autoregressive.MADE(6, [8], levels=4), pv.ELBO(), _LEVELS),
