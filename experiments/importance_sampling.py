@@ -10,7 +10,7 @@ wider than the posterior, the error that is reported is the actual one from tens
 95 %; an amortised guide is too narrow for some data, whose k-hat says so, and its intervals cover less. The ELBO with m
 samples is unbiased for every m, so that more samples do not raise it: its variance is d (s^2 - 1)^2 / (2 m).
 
-Run: python -m experiments.importance_sampling [--small]; 2 minutes on one core.
+Run: python -m experiments.importance_sampling [--small]; 3 minutes on one core.
 """
 
 from __future__ import annotations
