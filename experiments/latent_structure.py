@@ -10,7 +10,7 @@ and so do clusters, which see no label; with thousands of labels 784 pixels do b
 better than ten principal components. In the map digits of a class lie together. Disentanglement is modest at any beta
 (Locatello et al. 2019), mostly above that of principal components, and large beta loses factors.
 
-Run: python -m experiments.latent_structure [--small]; 6 minutes on one core.
+Run: python -m experiments.latent_structure [--small]; 8 minutes on one core.
 """
 
 from __future__ import annotations

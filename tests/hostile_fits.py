@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pairs import ModuleVAE
-from resuming import binary, run
 
 import ppl_vae as pv
 from ppl_vae.cli.evaluating import EvaluationSettings, evaluate
@@ -20,6 +18,8 @@ from ppl_vae.distributed import current
 from ppl_vae.storage import plain
 from tests.bombs import OBJECTS, PICKLE, SIGN, STATE, TENSORS, Case, sign
 from tests.commands import SMALL_VAE, TINY, read, rewritten, succeed
+from tests.pairs import ModuleVAE
+from tests.resuming import binary, run
 
 SOUND = "sound"
 CODE = f"__import__('os').mkdir({SIGN!r})"

@@ -12,7 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pairs import (
+from torch import nn
+
+import ppl_vae as pv
+from ppl_vae import distributed
+from ppl_vae.rng import seeded
+from ppl_vae.svi.order import Order
+from tests.pairs import (
     DiscreteVAE,
     ModuleVAE,
     binary_rows,
@@ -21,13 +27,7 @@ from pairs import (
     of_two_kinds,
     small_ppca,
 )
-from torch import nn
-from training import fresh, state, train
-
-import ppl_vae as pv
-from ppl_vae import distributed
-from ppl_vae.rng import seeded
-from ppl_vae.svi.order import Order
+from tests.training import fresh, state, train
 
 ROWS, BATCH = 13, 4  # the last batch has one row: fewer than there are processes
 

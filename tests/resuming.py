@@ -13,13 +13,13 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pairs import ModuleVAE, binary_rows
-from training import fresh
-from zoo import autoencoder, batch_norm, labelled_flows, positive_parameters, spline_vamp
 
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
 from ppl_vae.schedules import Cosine, Linear
+from tests.pairs import ModuleVAE, binary_rows
+from tests.training import fresh
+from tests.zoo import autoencoder, batch_norm, labelled_flows, positive_parameters, spline_vamp
 
 # As a script, `resuming.py FOLDER COMPILE STEP,STEP NAME...`, it goes on in a process of its own from checkpoints of
 # fits that another one has left, and prints what they leave in turn.

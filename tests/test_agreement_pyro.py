@@ -9,10 +9,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, small_ppca
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from scipy import integrate
-from statistical import assert_close, assert_mean
 from torch import nn
 
 import ppl_vae as pv
@@ -20,6 +18,8 @@ from ppl_vae.checking import check
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
 from ppl_vae.terms import run
+from tests.pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, small_ppca
+from tests.statistical import assert_close, assert_mean
 
 
 @contextmanager

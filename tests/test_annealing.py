@@ -7,16 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from chains import path_of
-from pairs import (
-    binary_rows,
-    mixture_and_normal,
-    scaled_guide,
-    small_ppca,
-)
 from scipy import integrate, stats
-from statistical import assert_close, assert_estimates, assert_mean, assert_within
-from training import fresh, train
 
 import ppl_vae as pv
 from ppl_vae.evaluation import annealing as steps
@@ -24,6 +15,15 @@ from ppl_vae.evaluation.hamiltonian import transition
 from ppl_vae.evaluation.path import Ends
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
+from tests.chains import path_of
+from tests.pairs import (
+    binary_rows,
+    mixture_and_normal,
+    scaled_guide,
+    small_ppca,
+)
+from tests.statistical import assert_close, assert_estimates, assert_mean, assert_within
+from tests.training import fresh, train
 
 
 def positive(x_dim: int = 1) -> pv.Pair:

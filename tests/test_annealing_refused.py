@@ -7,21 +7,21 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from chains import path_of
-from pairs import (
+from scipy import stats
+
+import ppl_vae as pv
+from ppl_vae.evaluation import annealing as steps
+from ppl_vae.evaluation.hamiltonian import transition
+from ppl_vae.rng import seeded
+from tests.chains import path_of
+from tests.pairs import (
     DiscreteVAE,
     binary_rows,
     count_and_normal,
     cut_off,
     exponential_and_normal,
 )
-from scipy import stats
-from statistical import assert_close, assert_estimates, assert_mean
-
-import ppl_vae as pv
-from ppl_vae.evaluation import annealing as steps
-from ppl_vae.evaluation.hamiltonian import transition
-from ppl_vae.rng import seeded
+from tests.statistical import assert_close, assert_estimates, assert_mean
 
 # Densities that are none
 

@@ -6,15 +6,15 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pairs import (
+from scipy import stats
+
+import ppl_vae as pv
+from tests.pairs import (
     scaled_guide,
     small_ppca,
     two_modes,
 )
-from scipy import stats
-from statistical import assert_close, assert_mean
-
-import ppl_vae as pv
+from tests.statistical import assert_close, assert_mean
 
 
 def test_starts_that_agree_are_trusted_and_their_intervals_cover(seed: int):

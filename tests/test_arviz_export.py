@@ -7,9 +7,9 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from pairs import HierarchicalVAE, binary_rows
 
 import ppl_vae as pv
+from tests.pairs import HierarchicalVAE, binary_rows
 
 SAMPLED = {"posterior", "log_likelihood", "posterior_predictive"}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pairs import binary_rows
-from running import estimate
-from statistical import assert_close
 from torch import nn
 
 import ppl_vae as pv
+from tests.pairs import binary_rows
+from tests.running import estimate
+from tests.statistical import assert_close
 
 
 def autoencoder(dim=5):

@@ -8,13 +8,13 @@ from math import prod
 import numpy as np
 import pytest
 import torch
-from running import estimate
-from statistical import assert_close, assert_estimates
 from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.autoregressive import MADE, Autoregressive, PixelCNN
 from ppl_vae.cli.pictures import has_mean
+from tests.running import estimate
+from tests.statistical import assert_close, assert_estimates
 
 IMAGES = {
     "binary": ((1, 4, 5), 2),

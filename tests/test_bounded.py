@@ -8,11 +8,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from statistical import assert_close, assert_estimates, assert_within
 from torch.distributions import constraints
-from training import train
 
 import ppl_vae as pv
+from tests.statistical import assert_close, assert_estimates, assert_within
+from tests.training import train
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -9,11 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear import LATENT, ByClass, chain
-from mixtures import random_gmm
-from pairs import HierarchicalVAE, binary_rows, exponential_and_normal, scaled_guide, small_ppca
 from scipy import stats
-from statistical import assert_close, assert_estimates, assert_mean
 from torch import Tensor
 
 import ppl_vae as pv
@@ -24,6 +20,10 @@ from ppl_vae.evaluation.ranks import central_coverage, holm, relative_width, sco
 from ppl_vae.evaluation.simulation import simulate
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
+from tests.linear import LATENT, ByClass, chain
+from tests.mixtures import random_gmm
+from tests.pairs import HierarchicalVAE, binary_rows, exponential_and_normal, scaled_guide, small_ppca
+from tests.statistical import assert_close, assert_estimates, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import chi_square, scaled_guide, small_ppca
-from statistical import assert_mean
 
 import ppl_vae as pv
 from ppl_vae.rng import key
+from tests.pairs import chi_square, scaled_guide, small_ppca
+from tests.statistical import assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -6,10 +6,10 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from bodies import X, good_model, pair_of, x_normal, z_normal
-from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, closure_pair
 
 import ppl_vae as pv
+from tests.bodies import X, good_model, pair_of, x_normal, z_normal
+from tests.pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, closure_pair
 
 MISMATCHES = {
     "missing site": (good_model, lambda x: None, r"'z': expected in the guide.*add pyro.sample"),

@@ -6,14 +6,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from bodies import X, good_model, pair_of, x_normal, z_normal
-from pairs import ModuleVAE, binary_rows, small_ppca
-from statistical import assert_estimates
 from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.checking import kind_of_density
 from ppl_vae.pair import as_pair
+from tests.bodies import X, good_model, pair_of, x_normal, z_normal
+from tests.pairs import ModuleVAE, binary_rows, small_ppca
+from tests.statistical import assert_estimates
 
 
 def good_model_with_plate(x):

@@ -10,13 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
 from scipy import stats
-from statistical import Z_MAX, assert_close
-from training import fresh
 
 import ppl_vae as pv
 from ppl_vae.evaluation import ranking
+from tests.pairs import DiscreteVAE, ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
+from tests.statistical import Z_MAX, assert_close
+from tests.training import fresh
 
 
 class Known(NamedTuple):

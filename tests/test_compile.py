@@ -9,16 +9,16 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows
 from torch import nn
-from training import fitted
-from zoo import ZOO, Plain, batch_norm
 
 import ppl_vae as pv
 from ppl_vae.compile import Payback, compile_function
 from ppl_vae.pair import as_pair, kept_buffers
 from ppl_vae.rng import seeded
 from ppl_vae.svi.gradient import Gradient
+from tests.pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows
+from tests.training import fitted
+from tests.zoo import ZOO, Plain, batch_norm
 
 TOLERANCE = 1e-5  # of the largest number of an output or, where all cancel, of the whole gradient
 

@@ -10,15 +10,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
 from torch import Tensor, nn
-from training import fitted
-from zoo import Plain
 
 import ppl_vae as pv
 from ppl_vae.compile import CaptureError, build, capture, compile_function
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
+from tests.pairs import ModuleVAE, binary_rows
+from tests.training import fitted
+from tests.zoo import Plain
 
 
 class Branching(Plain):

@@ -5,9 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from linear import CLASSES, DIM, LATENT, SIGMA, ByClass
-from running import flat
-from statistical import assert_close, assert_estimates, assert_mean
 
 import ppl_vae as pv
 from ppl_vae.conditional import UNKNOWN, Classifier, SemiSupervisedVAE
@@ -15,6 +12,9 @@ from ppl_vae.errors import DataError, PairError
 from ppl_vae.pair import as_pair
 from ppl_vae.priors import StandardNormal
 from ppl_vae.rng import seeded
+from tests.linear import CLASSES, DIM, LATENT, SIGMA, ByClass
+from tests.running import flat
+from tests.statistical import assert_close, assert_estimates, assert_mean
 
 ENUMERATED = pv.ELBO(kl="sampled", discrete="enumerate")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from statistical import assert_within
 
 from ppl_vae.data import FactorImages, sprites
+from tests.statistical import assert_within
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from statistical import assert_close, assert_within
 from torch import nn
 
 import ppl_vae as pv
@@ -22,6 +21,7 @@ from ppl_vae.decoders import (
 )
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.networks import MLP, ConvDecoder
+from tests.statistical import assert_close, assert_within
 
 L, M = 4, 3
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from statistical import assert_close
 from torch import nn
 
 from ppl_vae.decoders import Gaussian
 from ppl_vae.errors import PairError
 from ppl_vae.networks import MLP
+from tests.statistical import assert_close
 
 
 def softplus(raw):

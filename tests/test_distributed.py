@@ -16,15 +16,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from commands import SMALL_VAE, read, succeed
-from processes import BATCH, ROWS, estimates, evaluations, without_noise
-from statistical import assert_close
 
 import ppl_vae as pv
 from ppl_vae.distributed import Group, alone, current, started
 from ppl_vae.storage import steps
 from ppl_vae.svi.joint import Joint, begin_together
 from ppl_vae.svi.order import Order
+from tests.commands import SMALL_VAE, read, succeed
+from tests.processes import BATCH, ROWS, estimates, evaluations, without_noise
+from tests.statistical import assert_close
 
 TESTS = Path(__file__).resolve().parent
 LIMIT = 240  # seconds, on a machine with other work to do
@@ -32,7 +32,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def start(*command: object, **environment: str) -> subprocess.Popen[str]:
-    paths = {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    paths = {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [str(part) for part in command],
         env=os.environ | paths | environment,

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from statistical import assert_close, assert_mean, assert_within
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.distributions import (
@@ -16,6 +15,7 @@ from ppl_vae.distributions import (
     NegativeBinomial,
     Poisson,
 )
+from tests.statistical import assert_close, assert_mean, assert_within
 
 FLOAT = torch.float64
 LOGITS = [-1000.0, -40.0, -5.0, -0.21, -0.19, -1e-5, 0.0, 1e-9, 0.1, 0.2, 3.0, 16.0, 20.0, 300.0]

@@ -7,7 +7,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import (
+from scipy import stats
+from test_verdict import positive_latent
+
+import ppl_vae as pv
+from ppl_vae.checking import check
+from ppl_vae.evaluation import escalation, refining
+from ppl_vae.evaluation.path import Path
+from ppl_vae.evaluation.refining import refine
+from ppl_vae.pair import as_pair
+from ppl_vae.rng import seeded
+from tests.pairs import (
     DiscreteVAE,
     ModuleVAE,
     binary_rows,
@@ -18,18 +28,8 @@ from pairs import (
     scaled_guide,
     small_ppca,
 )
-from running import estimate
-from scipy import stats
-from statistical import assert_estimates, assert_mean, assert_within
-from test_verdict import positive_latent
-
-import ppl_vae as pv
-from ppl_vae.checking import check
-from ppl_vae.evaluation import escalation, refining
-from ppl_vae.evaluation.path import Path
-from ppl_vae.evaluation.refining import refine
-from ppl_vae.pair import as_pair
-from ppl_vae.rng import seeded
+from tests.running import estimate
+from tests.statistical import assert_estimates, assert_mean, assert_within
 
 pytestmark = pytest.mark.usefixtures("float64")
 

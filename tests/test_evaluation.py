@@ -10,13 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
-from running import estimate
-from statistical import assert_close
 from torch import nn
-from training import fresh
 
 import ppl_vae as pv
+from tests.pairs import DiscreteVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
+from tests.running import estimate
+from tests.statistical import assert_close
+from tests.training import fresh
 
 
 def test_evaluation_changes_nothing():

@@ -9,13 +9,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import HierarchicalVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
-from running import estimate
 
 import ppl_vae as pv
 from ppl_vae.evaluation import likelihood, scoring, subject, weighing
 from ppl_vae.evaluation.proposal import evaluate_model
 from ppl_vae.operations import Operations
+from tests.pairs import HierarchicalVAE, ModuleVAE, binary_rows, scaled_guide, small_ppca
+from tests.running import estimate
 
 
 def test_memory_and_chunks_change_no_number(monkeypatch):

@@ -7,14 +7,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from chains import path_of
 from scipy import stats
-from statistical import assert_close, assert_estimates, assert_within
 
 import ppl_vae as pv
 from ppl_vae.checking import check
 from ppl_vae.pair import as_pair
 from ppl_vae.terms import run
+from tests.chains import path_of
+from tests.statistical import assert_close, assert_estimates, assert_within
 
 X = torch.tensor([[1.0, 2.0], [2.5, 0.5], [0.2, 2.8]], dtype=torch.float64)
 

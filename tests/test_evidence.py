@@ -7,12 +7,20 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows, count_and_normal, mixture_and_normal, scaled_guide, small_ppca
 from scipy import integrate, stats
-from statistical import assert_close, assert_estimates, assert_mean, assert_within
-from training import fresh
 
 import ppl_vae as pv
+from tests.pairs import (
+    DiscreteVAE,
+    ModuleVAE,
+    binary_rows,
+    count_and_normal,
+    mixture_and_normal,
+    scaled_guide,
+    small_ppca,
+)
+from tests.statistical import assert_close, assert_estimates, assert_mean, assert_within
+from tests.training import fresh
 
 
 def evidence(pair, x):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from statistical import assert_close, assert_mean
 
 import ppl_vae as pv
 from experiments.common import gradients
@@ -13,6 +12,7 @@ from experiments.gradient_estimators import slopes
 from experiments.iwae_table import PAPER, cells, schedule
 from ppl_vae.compile import capture
 from ppl_vae.recipes import bernoulli_vae
+from tests.statistical import assert_close, assert_mean
 
 
 def test_moments_are_those_of_numpy():

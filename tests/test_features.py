@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from statistical import assert_close
 
 from experiments.common.features import classifier
 from experiments.common.images import images
 from ppl_vae.quality import frechet_distance
+from tests.statistical import assert_close
 
 
 def test_a_classifier_tells_digits_apart_and_noise_is_far_from_them():

@@ -9,13 +9,13 @@ import threading
 import numpy as np
 import pytest
 import torch
-from pairs import ModuleVAE
 
 import ppl_vae as pv
 from ppl_vae.arrays import as_rows
 from ppl_vae.mapped import read_rows
 from ppl_vae.svi.feed import Feed
 from ppl_vae.svi.order import Order
+from tests.pairs import ModuleVAE
 
 CPU = torch.device("cpu")
 

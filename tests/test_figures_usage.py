@@ -6,10 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from statistical import assert_close
 
 from ppl_vae.errors import DataError
 from ppl_vae.figures import bound_in_parts, latent_curves, learning_curves, rank_plots
+from tests.statistical import assert_close
 
 
 def ledger(distortion, rate, kl, information=None):

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from statistical import assert_close, assert_estimates, assert_mean
 from torch import nn
 from torch.autograd.functional import jacobian
 
@@ -16,6 +15,7 @@ import ppl_vae as pv
 from ppl_vae.encoders import InverseAutoregressive, MaskedAutoregressive, NeuralSpline
 from ppl_vae.errors import PairError
 from ppl_vae.rng import seeded
+from tests.statistical import assert_close, assert_estimates, assert_mean
 
 FLOWS = [InverseAutoregressive, MaskedAutoregressive, NeuralSpline]
 OBJECTIVES = [

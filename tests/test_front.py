@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from math import exp, log
 
-from statistical import assert_close
-
 from experiments.common.front import front
+from tests.statistical import assert_close
 
 
 def rows(betas: list[float], scale: float, seed: int = 0) -> list[dict[str, float]]:

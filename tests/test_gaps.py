@@ -10,14 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from linear import chain
-from mixtures import random_gmm
-from pairs import binary_rows, scaled_guide, small_ppca, two_modes
-from splitting import split
-from statistical import assert_close, assert_estimates, assert_within
 from torch.distributions import kl_divergence
-from training import fresh, state
-from zoo import ZOO
 
 import ppl_vae as pv
 from ppl_vae.errors import PairError
@@ -25,6 +18,13 @@ from ppl_vae.evaluation.families import AffineFamily, GuideFamily
 from ppl_vae.evaluation.parts import sampled_parts
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.rng import seeded
+from tests.linear import chain
+from tests.mixtures import random_gmm
+from tests.pairs import binary_rows, scaled_guide, small_ppca, two_modes
+from tests.splitting import split
+from tests.statistical import assert_close, assert_estimates, assert_within
+from tests.training import fresh, state
+from tests.zoo import ZOO
 
 NO_MORE = "what Adam leaves after a few rounds of sixty steps"
 

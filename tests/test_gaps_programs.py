@@ -7,14 +7,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, small_ppca
-from splitting import split
-from statistical import assert_estimates, assert_within
-from training import fresh
-from zoo import ZOO
 
 import ppl_vae as pv
 from ppl_vae.errors import PairError
+from tests.pairs import ModuleVAE, binary_rows, small_ppca
+from tests.splitting import split
+from tests.statistical import assert_estimates, assert_within
+from tests.training import fresh
+from tests.zoo import ZOO
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -10,15 +10,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import scaled_guide, small_ppca
-from splitting import split
-from statistical import assert_close, assert_estimates, assert_within
 from test_gaps import diagonal
 
 import ppl_vae as pv
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.intervals import interval_of_mean
 from ppl_vae.evaluation.local import _Said
+from tests.pairs import scaled_guide, small_ppca
+from tests.splitting import split
+from tests.statistical import assert_close, assert_estimates, assert_within
 
 NO_MORE = "0.01 nats are asked for, and noise"
 

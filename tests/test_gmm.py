@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mixtures import KINDS, C, D, dense, random_gmm, scikit_learn
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal
-from statistical import assert_close, assert_mean, assert_within
 
 from ppl_vae.errors import DataError, EstimateError
 from ppl_vae.exact import GMM, mixture
+from tests.mixtures import KINDS, C, D, dense, random_gmm, scikit_learn
+from tests.statistical import assert_close, assert_mean, assert_within
 
 
 def data_with_far_points(gmm: GMM) -> np.ndarray:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from mixtures import KINDS, C, D, dense, random_gmm
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
-from statistical import assert_close, assert_within
 
 from ppl_vae.arrays import Rows
 from ppl_vae.errors import DataError, EstimateError
 from ppl_vae.exact import GMM, em
+from tests.mixtures import KINDS, C, D, dense, random_gmm
+from tests.statistical import assert_close, assert_within
 
 
 def assert_increasing(history: tuple[float, ...]) -> None:

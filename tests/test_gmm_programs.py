@@ -7,11 +7,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from mixtures import KINDS, C, D, dense, random_gmm
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
-from running import log_weights
-from statistical import assert_close, assert_mean, assert_within
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ppl_vae as pv
@@ -19,6 +16,9 @@ from ppl_vae import schedules
 from ppl_vae.errors import DataError
 from ppl_vae.exact import GMM, AmortisedCategorical, TrainableGMM
 from ppl_vae.exact.mixture import Component
+from tests.mixtures import KINDS, C, D, dense, random_gmm
+from tests.running import log_weights
+from tests.statistical import assert_close, assert_mean, assert_within
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,14 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from mixtures import KINDS, C, D, random_gmm
-from statistical import assert_close, assert_within
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
 from ppl_vae.exact import GMM, em, sample, shares
 from ppl_vae.exact import statistics as form
 from ppl_vae.exact.mixture import Mixture
+from tests.mixtures import KINDS, C, D, random_gmm
+from tests.statistical import assert_close, assert_within
 
 REASON = "the bound on rounding admits features up to 1e-10 nat, and neglects a factor of a few"
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mixtures import KINDS, C, D, random_gmm
-from statistical import assert_close
 
 from ppl_vae.arrays import Rows
 from ppl_vae.errors import DataError
 from ppl_vae.exact import GMM, arrays, em, sample
 from ppl_vae.exact.mixture import Mixture
+from tests.mixtures import KINDS, C, D, random_gmm
+from tests.statistical import assert_close
 
 
 def on_disk(path: Path, x: np.ndarray) -> np.memmap:

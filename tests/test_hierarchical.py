@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from linear import SIGMA, chain
-from running import estimate, evaluate
-from statistical import assert_close, assert_mean
 from torch import nn
 
 import ppl_vae as pv
@@ -15,6 +12,9 @@ from ppl_vae.encoders import DiagonalNormal
 from ppl_vae.errors import PairError
 from ppl_vae.hierarchical import HierarchicalVAE
 from ppl_vae.priors import StandardNormal
+from tests.linear import SIGMA, chain
+from tests.running import estimate, evaluate
+from tests.statistical import assert_close, assert_mean
 
 
 def small():

@@ -9,9 +9,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from pairs import small_ppca
 
 import ppl_vae as pv
+from tests.pairs import small_ppca
 
 
 @cache

@@ -7,13 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
 from pyro.distributions.transforms import Permute
-from statistical import assert_close, assert_estimates
-from training import fresh
 
 import ppl_vae as pv
 from ppl_vae.rng import key
+from tests.pairs import ModuleVAE, binary_rows
+from tests.statistical import assert_close, assert_estimates
+from tests.training import fresh
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -7,14 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, chi_square, exponential_and_normal, scaled_guide, small_ppca
-from running import estimate
 from scipy import integrate, special, stats
-from statistical import assert_close, assert_estimates, assert_mean
 
 import ppl_vae as pv
 from ppl_vae.evaluation.curve import _bounds
 from ppl_vae.figures import bound_against_samples
+from tests.pairs import ModuleVAE, binary_rows, chi_square, exponential_and_normal, scaled_guide, small_ppca
+from tests.running import estimate
+from tests.statistical import assert_close, assert_estimates, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

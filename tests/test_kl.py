@@ -5,10 +5,10 @@ from __future__ import annotations
 import pyro.distributions as dist
 import pytest
 import torch
-from statistical import assert_close
 from torch.distributions import kl_divergence
 
 from ppl_vae.kl import analytic_kl
+from tests.statistical import assert_close
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from statistical import assert_close, assert_mean, assert_within
 
 from ppl_vae.errors import DataError
 from ppl_vae.latents import (
@@ -23,6 +22,7 @@ from ppl_vae.latents import (
     sap,
 )
 from ppl_vae.latents.disentanglement import _balanced_accuracy, _scores
+from tests.statistical import assert_close, assert_mean, assert_within
 
 
 @pytest.fixture

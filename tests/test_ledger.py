@@ -9,12 +9,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from mixtures import random_gmm
-from pairs import DiscreteVAE, HierarchicalVAE, binary_rows, small_ppca
 from scipy import special
-from statistical import assert_close, assert_estimates, assert_mean
 from torch import Tensor
-from zoo import ZOO
 
 import ppl_vae as pv
 from ppl_vae.arrays import as_rows
@@ -27,6 +23,10 @@ from ppl_vae.latents import active_units
 from ppl_vae.pair import as_pair
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
+from tests.mixtures import random_gmm
+from tests.pairs import DiscreteVAE, HierarchicalVAE, binary_rows, small_ppca
+from tests.statistical import assert_close, assert_estimates, assert_mean
+from tests.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("float64")
 

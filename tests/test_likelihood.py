@@ -9,11 +9,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
-from running import estimate
-from statistical import assert_mean, assert_within
 
 import ppl_vae as pv
+from tests.pairs import ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
+from tests.running import estimate
+from tests.statistical import assert_mean, assert_within
 
 
 @pytest.mark.usefixtures("float64")

@@ -14,10 +14,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from faults import forked
-from pairs import DiscreteVAE, ModuleVAE, binary_rows
-from running import estimate
-from statistical import assert_close
 from torch import nn
 
 import ppl_vae as pv
@@ -26,6 +22,10 @@ from ppl_vae.errors import is_lack_of_memory, located
 from ppl_vae.evaluation import likelihood, scoring, subject, weighing
 from ppl_vae.evaluation.local import LocalSearch
 from ppl_vae.shrinking import Shrinking
+from tests.faults import forked
+from tests.pairs import DiscreteVAE, ModuleVAE, binary_rows
+from tests.running import estimate
+from tests.statistical import assert_close
 
 _CPU = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from mutants import ROOT, Mutant, load, main, mutated
+
+from tests.mutants import ROOT, Mutant, load, main, mutated
 
 MUTANTS = load()
 

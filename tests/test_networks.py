@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from statistical import assert_close
 from torch import nn
 
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.networks import MLP, ConvDecoder, ConvEncoder, Standardize, positive
+from tests.statistical import assert_close
 
 NETWORKS = {
     "mlp": (lambda: MLP(5, [7, 6], 4), (5,), (4,)),

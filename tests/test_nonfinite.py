@@ -11,10 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from commands import USERS_PAIR, call, read, succeed
-from pairs import ModuleVAE, binary_rows
 from torch import nn
-from training import fresh, state, train
 
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
@@ -23,6 +20,9 @@ from ppl_vae.storage import newest, step_folder, steps, write
 from ppl_vae.storage import read as read_checkpoint
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.saving import Saving
+from tests.commands import USERS_PAIR, call, read, succeed
+from tests.pairs import ModuleVAE, binary_rows
+from tests.training import fresh, state, train
 
 ROWS, BATCH, POISONED = 12, 4, 5
 PER_EPOCH, LONG = ROWS // BATCH, 5

@@ -10,14 +10,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
-from running import evaluate
-from statistical import assert_close, assert_mean
 
 import ppl_vae as pv
 from ppl_vae import schedules
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
+from tests.pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
+from tests.running import evaluate
+from tests.statistical import assert_close, assert_mean
 
 
 @pytest.mark.usefixtures("float64")

@@ -9,14 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows
 from pyro.poutine.messenger import Messenger
-from running import evaluate, flat, gradient, many_gradients
-from statistical import assert_close
 
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
+from tests.pairs import DiscreteVAE, ModuleVAE, binary_rows
+from tests.running import evaluate, flat, gradient, many_gradients
+from tests.statistical import assert_close
 
 
 @pytest.mark.usefixtures("float64")

@@ -6,13 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, small_ppca
-from running import evaluate, flat, gradient, many_gradients
-from statistical import assert_close, assert_same_means, assert_within
 
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key, seeded
+from tests.pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows, small_ppca
+from tests.running import evaluate, flat, gradient, many_gradients
+from tests.statistical import assert_close, assert_same_means, assert_within
 
 PATHWISE = [
     pv.ELBO(),

@@ -6,11 +6,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from running import evaluate, many_gradients
-from statistical import assert_close, assert_same_means
 from torch import Tensor, nn
 
 import ppl_vae as pv
+from tests.running import evaluate, many_gradients
+from tests.statistical import assert_close, assert_same_means
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,14 +8,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import small_ppca
 from scipy import stats
-from statistical import assert_close, assert_within
 from torch import Tensor
 
 import ppl_vae as pv
 from ppl_vae.evaluation.refining import _root, refine
 from ppl_vae.pair import as_pair
+from tests.pairs import small_ppca
+from tests.statistical import assert_close, assert_within
 
 NONE_THERE = (
     r"row \d+: expected finite log-weights, found nan at draw \d+: the density of site 'x' of the model is none there"

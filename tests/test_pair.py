@@ -10,12 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, closure_pair
 from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
+from tests.pairs import ModuleVAE, binary_rows, closure_pair
 
 GLOBAL_DECODER = nn.Linear(1, 3)
 

@@ -6,13 +6,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import small_ppca
-from running import gradient, many_gradients
-from statistical import assert_close, assert_same_means
 from torch import Tensor, nn
 
 import ppl_vae as pv
 from ppl_vae.selftesting.programs import bound
+from tests.pairs import small_ppca
+from tests.running import gradient, many_gradients
+from tests.statistical import assert_close, assert_same_means
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -6,13 +6,13 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from running import log_weights
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import PCA
-from statistical import assert_close, assert_mean, assert_within
 
 from ppl_vae.errors import DataError
 from ppl_vae.exact import PPCA
+from tests.running import log_weights
+from tests.statistical import assert_close, assert_mean, assert_within
 
 D, L = 6, 2
 

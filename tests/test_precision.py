@@ -9,7 +9,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import (
+
+import ppl_vae as pv
+from ppl_vae.evaluation import scoring, weighing
+from ppl_vae.evaluation.precision import samples_needed
+from ppl_vae.weights import Stream
+from tests.pairs import (
     HierarchicalVAE,
     ModuleVAE,
     binary_rows,
@@ -18,13 +23,8 @@ from pairs import (
     scaled_guide,
     small_ppca,
 )
-from running import estimate
-from statistical import assert_mean
-
-import ppl_vae as pv
-from ppl_vae.evaluation import scoring, weighing
-from ppl_vae.evaluation.precision import samples_needed
-from ppl_vae.weights import Stream
+from tests.running import estimate
+from tests.statistical import assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -9,12 +9,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from matplotlib import pyplot
-from mixtures import random_gmm
-from pairs import HierarchicalVAE, binary_rows, scaled_guide, small_ppca
-from statistical import assert_close, assert_mean
 from torch import Tensor
 
 import ppl_vae as pv
+from tests.mixtures import random_gmm
+from tests.pairs import HierarchicalVAE, binary_rows, scaled_guide, small_ppca
+from tests.statistical import assert_close, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

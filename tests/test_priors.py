@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy import stats
 from scipy.special import logsumexp
-from statistical import assert_close, assert_estimates, assert_mean
 from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.encoders import DiagonalNormal, FullCovarianceNormal, LowRankNormal
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.priors import FlowPrior, MixtureOfNormals, StandardNormal, VampPrior
+from tests.statistical import assert_close, assert_estimates, assert_mean
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
-from training import fresh
 
 import ppl_vae as pv
 from ppl_vae import progress
+from tests.pairs import ModuleVAE, binary_rows
+from tests.training import fresh
 
 SHOW_CURSOR = "\x1b[?25h"
 

@@ -6,12 +6,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import binary_rows
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
+from tests.pairs import binary_rows
 
 BETTER = {"epochs": 40, "batch_size": 16, "learning_rate": 1e-2, "progress": False}
 

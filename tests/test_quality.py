@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import linalg, ndimage
-from statistical import assert_close, assert_mean, assert_within
 
 from ppl_vae.data import load
 from ppl_vae.errors import DataError
 from ppl_vae.quality import density_coverage, frechet_distance, sharpness
+from tests.statistical import assert_close, assert_mean, assert_within
 
 
 @pytest.fixture

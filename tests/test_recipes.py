@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from statistical import assert_within
 from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.recipes import counts_vae, levels_vae
+from tests.statistical import assert_within
 
 
 def test_levels_are_as_many_as_the_data_have():

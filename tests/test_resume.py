@@ -14,8 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pairs import ModuleVAE
-from resuming import CASES, Moody, binary, left, numbers, only, run, same
 
 import ppl_vae as pv
 from ppl_vae.errors import CheckpointError, LockedError, PplVaeError
@@ -24,6 +22,8 @@ from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import locked, newest, steps, write
 from ppl_vae.svi import loop, saving
 from ppl_vae.svi.signals import Terminated, heard
+from tests.pairs import ModuleVAE
+from tests.resuming import CASES, Moody, binary, left, numbers, only, run, same
 
 TESTS = Path(__file__).resolve().parent
 
@@ -122,9 +122,9 @@ def test_a_fresh_process_goes_on_to_the_same_bits(
     compile: bool, names: list[str], tmp_path: Path, every_step_kept: None
 ):
     whole = [left(tmp_path, compile, None, name) for name in names]
-    paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    command = [sys.executable, str(TESTS / "resuming.py"), str(tmp_path), str(compile), "2,4", *names]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "tests.resuming", str(tmp_path), str(compile), "2,4", *names]
+    paths = {"PYTHONPATH": str(TESTS.parent)}
+    done = subprocess.run(command, env=os.environ | paths, capture_output=True, text=True, check=False)
     assert done.stdout.splitlines() == whole + whole, done.stderr
 
 

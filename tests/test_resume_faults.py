@@ -15,9 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pairs import ModuleVAE
-from resuming import Rounding, binary, numbers, run, same
-from training import fresh
 
 import ppl_vae as pv
 from ppl_vae.arrays import as_rows
@@ -28,6 +25,9 @@ from ppl_vae.storage import newest, steps
 from ppl_vae.svi import facts, saving, stepper
 from ppl_vae.svi.signals import Terminated
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
+from tests.pairs import ModuleVAE
+from tests.resuming import Rounding, binary, numbers, run, same
+from tests.training import fresh
 
 # Processes are forked from one with threads that do nothing: Python 3.12 and later warn of that.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -10,14 +10,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pairs import ModuleVAE
-from resuming import Rounding, binary, numbers, run, same
-from training import fresh, state
 
 import ppl_vae as pv
 from ppl_vae.errors import CheckpointError
 from ppl_vae.storage import Checkpoint, newest, steps, write
 from ppl_vae.svi import stepper
+from tests.pairs import ModuleVAE
+from tests.resuming import Rounding, binary, numbers, run, same
+from tests.training import fresh, state
 
 OPTIONS = {"validation": binary[:5], "epochs": 2}
 

@@ -9,15 +9,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE
-from resuming import Moody, binary, run
 from torch import nn
-from training import fresh
 
 import ppl_vae as pv
 from ppl_vae.errors import CheckpointError
 from ppl_vae.pair import as_pair
 from ppl_vae.svi.programs import facts_of_programs
+from tests.pairs import ModuleVAE
+from tests.resuming import Moody, binary, run
+from tests.training import fresh
 
 SCALE = 1.0
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from pairs import ModuleVAE
-from resuming import CASES, MOODY, Moody, Rounding, binary, numbers, run, same
 
 from ppl_vae.storage import Checkpoint, read, step_folder, write
 from ppl_vae.svi import saving, stepper
+from tests.pairs import ModuleVAE
+from tests.resuming import CASES, MOODY, Moody, Rounding, binary, numbers, run, same
 
 
 class Wandering(torch.optim.SGD):

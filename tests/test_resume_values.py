@@ -12,15 +12,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE
-from resuming import binary, numbers, only, run, same
 from torch import nn
-from training import fresh
 
 from ppl_vae.belongings import Belongings
 from ppl_vae.pair import as_pair
 from ppl_vae.storage import newest, read, step_folder, write
 from ppl_vae.svi import saving
+from tests.pairs import ModuleVAE
+from tests.resuming import binary, numbers, only, run, same
+from tests.training import fresh
 
 AT = 4
 

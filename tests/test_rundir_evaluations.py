@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pairs import ModuleVAE
-from resuming import binary, run
 
 from ppl_vae.errors import DataError, LockedError, StorageError
 from ppl_vae.rundir import evaluations as module
@@ -20,6 +18,8 @@ from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation, wri
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, locked
 from tests.evaluations import evaluated, evaluation, result
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
+from tests.pairs import ModuleVAE
+from tests.resuming import binary, run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate, stats
-from statistical import assert_within
 
 import ppl_vae as pv
 from ppl_vae.selftesting import likelihoods, machinery, rows, run
 from ppl_vae.selftesting.programs import LinearGaussian, bound
 from tests.commands import call, succeed
+from tests.statistical import assert_within
 
 QUICK = ["exact-guides", "importance-sampling", "bounds", "gradients", "mixture", "noise"]
 

@@ -8,10 +8,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import integrate, stats
-from statistical import assert_estimates
 from torch.distributions import transforms
 
 import ppl_vae as pv
+from tests.statistical import assert_estimates
 
 pytestmark = pytest.mark.usefixtures("float64")
 

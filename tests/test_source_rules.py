@@ -106,6 +106,15 @@ def test_the_scan_for_imports_sees():
     assert not imports("importlib.import_module('torch.distributed.nn')")
 
 
+def test_tests_import_each_other_under_one_name():
+    """`from pairs` beside `from tests.pairs` makes two modules, with classes and locks of their own."""
+    tests = sorted((ROOT / "tests").glob("*.py"))
+    names = {path.stem for path in tests}
+    trees = {path.name: ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in tests}
+    imported = {name: {n.module for n in tree if isinstance(n, ast.ImportFrom)} for name, tree in trees.items()}
+    assert {name: own & names for name, own in imported.items() if own & names} == {}
+
+
 def writes(source: str) -> list[str]:
     """Calls by which a source text changes what is on the disk by itself."""
     calls = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]

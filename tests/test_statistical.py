@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import base_seed, pytest_collection_modifyitems, pytest_configure_node
 from scipy import stats
-from statistical import (
+
+from tests.statistical import (
     POWER,
     Z_MAX,
     assert_close,

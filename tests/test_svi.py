@@ -9,10 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, closure_pair, small_ppca
-from statistical import assert_close, assert_within
 from torch import nn
-from training import fresh, state, train
 
 import ppl_vae as pv
 from ppl_vae import schedules
@@ -21,6 +18,9 @@ from ppl_vae.rng import key, permutation, seeded
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.svi import FitSettings
 from ppl_vae.svi.update import Adam
+from tests.pairs import ModuleVAE, binary_rows, closure_pair, small_ppca
+from tests.statistical import assert_close, assert_within
+from tests.training import fresh, state, train
 
 
 def test_a_fit_is_the_loop_one_would_write_by_hand():

@@ -7,11 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
-from statistical import assert_mean
-from training import fresh, state, train
 
 import ppl_vae as pv
+from tests.pairs import ModuleVAE, binary_rows
+from tests.statistical import assert_mean
+from tests.training import fresh, state, train
 
 
 def test_data_in_every_form_give_the_same_run(tmp_path):

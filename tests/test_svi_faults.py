@@ -9,15 +9,15 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import DiscreteVAE, ModuleVAE, binary_rows
 from torch import nn
-from training import state, train
-from zoo import Plain
 
 import ppl_vae as pv
 from ppl_vae.distributed import Group
 from ppl_vae.svi import stepper
 from ppl_vae.svi.order import Order
+from tests.pairs import DiscreteVAE, ModuleVAE, binary_rows
+from tests.training import state, train
+from tests.zoo import Plain
 
 
 class Exploding(ModuleVAE):

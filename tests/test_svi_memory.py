@@ -8,14 +8,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows
 from pyro.infer import Trace_ELBO
-from statistical import assert_close
 from torch import nn
-from training import fresh, train
 
 import ppl_vae as pv
 from ppl_vae import shrinking
+from tests.pairs import ModuleVAE, binary_rows
+from tests.statistical import assert_close
+from tests.training import fresh, train
 
 NUMBERS = ("validation_elbo", "validation_distortion", "validation_rate")
 

@@ -7,14 +7,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import small_ppca
-from statistical import assert_estimates, assert_within
 from torch import nn
-from training import fresh
 
 import ppl_vae as pv
 from ppl_vae import schedules
 from ppl_vae.rng import key
+from tests.pairs import small_ppca
+from tests.statistical import assert_estimates, assert_within
+from tests.training import fresh
 
 
 class LinearVAE(nn.Module):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pairs import ModuleVAE, binary_rows, closure_pair, small_ppca
-from statistical import assert_close
 from torch import nn
-from training import fresh, state, train
 
 import ppl_vae as pv
 from ppl_vae.rundir import RunDirectory
+from tests.pairs import ModuleVAE, binary_rows, closure_pair, small_ppca
+from tests.statistical import assert_close
+from tests.training import fresh, state, train
 
 
 class ExactPPCA(nn.Module):

@@ -7,7 +7,6 @@ import pytest
 import torch
 from pyro import poutine
 from scipy import stats
-from statistical import assert_close, assert_mean
 from torch import nn
 
 from ppl_vae.checking import check
@@ -17,6 +16,7 @@ from ppl_vae.errors import DataError, PairError
 from ppl_vae.networks import MLP, ConvDecoder, ConvEncoder
 from ppl_vae.priors import StandardNormal
 from ppl_vae.vae import VAE
+from tests.statistical import assert_close, assert_mean
 
 
 def mlp_vae(event_shape=(1, 8, 8)):

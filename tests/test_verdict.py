@@ -9,17 +9,17 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pairs import scaled_guide, small_ppca
-from running import estimate
 from scipy import stats
-from statistical import assert_close, assert_mean, assert_within
-from zoo import ZOO
 
 import ppl_vae as pv
 from ppl_vae.evaluation import intervals, likelihood
 from ppl_vae.evaluation.probing import widening
 from ppl_vae.evaluation.verdict import shrunk, verdict
 from ppl_vae.weights import Stream, khat_threshold
+from tests.pairs import scaled_guide, small_ppca
+from tests.running import estimate
+from tests.statistical import assert_close, assert_mean, assert_within
+from tests.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("float64")
 

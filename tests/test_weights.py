@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
-from statistical import assert_close, assert_mean
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.pareto import fit_tails
 from ppl_vae.weights import Stream, khat_threshold, leave_one_out, log_mean_exp, tail_size
+from tests.statistical import assert_close, assert_mean
 
 
 def summarise(log_weight, pieces=1):

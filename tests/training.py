@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pairs import ModuleVAE
-
 import ppl_vae as pv
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
+from tests.pairs import ModuleVAE
 
 
 def state(pair):

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows
 from torch import Tensor, nn
 
 import ppl_vae as pv
 from ppl_vae.conditional import Classifier, ConditionalVAE, SemiSupervisedVAE
 from ppl_vae.exact.trainable import TrainableGMM
+from tests.pairs import DiscreteVAE, HierarchicalVAE, ModuleVAE, binary_rows
 
 
 class Case(NamedTuple):
