@@ -31,7 +31,7 @@ def test_the_small_form_runs(name: str, tmp_path: Path):
 def test_the_figure_is_that_of_the_committed_record(name: str, tmp_path: Path):
     """Numbers and pictures that are reported can be drawn without measuring again."""
     study = importlib.import_module(f"experiments.{name}").STUDY
-    (row,) = re.findall(rf"^\| `{name}` .*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    (row,) = re.findall(rf"^\| \[`{name}`\]\(#{name}\) .*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
     if not (FOLDER / "results" / f"{name}.json").exists():
         assert "not yet run" in row
         pytest.skip("its full form has not been run yet, as its row says")
@@ -50,7 +50,7 @@ def test_the_committed_record_is_of_the_full_form(name: str):
 
 def test_the_table_has_every_experiment_and_no_other():
     table = (FOLDER / "README.md").read_text(encoding="utf-8")
-    assert sorted(re.findall(r"^\| `(\w+)` ", table, re.MULTILINE)) == EXPERIMENTS
+    assert sorted(re.findall(r"^\| \[`(\w+)`\]", table, re.MULTILINE)) == EXPERIMENTS
 
 
 def test_importance_sampling_meets_its_law(tmp_path: Path):

@@ -26,7 +26,7 @@ class Poisson(dist.Poisson):
         Loader (2000), Fast and Accurate Computation of Binomial Probabilities.
 
     Example:
-        >>> float(Poisson(torch.tensor(1e6)).log_prob(torch.tensor(1e6)).round(decimals=4))
+        >>> round(float(Poisson(torch.tensor(1e6)).log_prob(torch.tensor(1e6))), 4)
         -7.8267
     """
 

@@ -108,8 +108,11 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def check_gradient(gradient: str, layout: Layout) -> None:
     """The latents of a pair have what a gradient other than the pathwise one needs."""
+    latents = [*layout.local_latents, *layout.global_latents]
     if gradient in ("score", "vimco"):
         wrong, need = [*layout.points, *layout.global_latents], "latents with a density, inside the data plate"
+    elif set(latents) <= set(layout.not_reparametrised):
+        wrong, need = latents, "a reparametrised latent"
     else:
         wrong, need = [*layout.points], "latents with a density"
     if wrong:
