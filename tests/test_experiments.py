@@ -31,7 +31,9 @@ def test_the_small_form_runs(name: str, tmp_path: Path):
 def test_the_figure_is_that_of_the_committed_record(name: str, tmp_path: Path):
     """Numbers and pictures that are reported can be drawn without measuring again."""
     study = importlib.import_module(f"experiments.{name}").STUDY
-    (row,) = re.findall(rf"^\| \[`{name}`\]\(#{name}\) .*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    (row,) = re.findall(
+        rf"^\| \[`{name}`\]\(#{name}\) .*$", (FOLDER / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     if not (FOLDER / "results" / f"{name}.json").exists():
         assert "not yet run" in row
         pytest.skip("its full form has not been run yet, as its row says")
