@@ -111,7 +111,7 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
         )
 
     def fill(create: files.Create) -> None:
-        content = {TENSORS: create(TENSORS, chunks), STATE: create(STATE, [state])}
+        content = {STATE: create(STATE, [state]), TENSORS: create(TENSORS, chunks)}
         create(MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
 
     path: Path | None = None
