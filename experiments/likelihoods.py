@@ -16,7 +16,7 @@ pixels, which may lose to the baseline. (b) The negative binomial comes within a
 lies several nats below. Ink is not over-dispersed once the latents are known: on digits the negative binomial falls
 back on Poisson, within a nat, and a discretised logistic, which can be narrower, gains many nats over both.
 
-Run: python -m experiments.likelihoods [--small]; 11 minutes on one core.
+Run: python -m experiments.likelihoods [--small]; 12 minutes on one core.
 """
 
 from __future__ import annotations
