@@ -173,6 +173,15 @@ def test_a_fit_that_goes_back_gives_programs_what_they_kept_then():
     assert pair.calls == fit.steps == 9
 
 
+def test_what_was_not_changed_then_is_put_back_too():
+    own = fresh(0, lambda: keeper("a tensor in place"))
+    belongings, before = Belongings(as_pair(own)), own.kept.clone()
+    taken = belongings.taken()
+    own.kept.add_(1.0)
+    belongings.put(taken.plain, taken.tensors)
+    assert torch.equal(own.kept, before)
+
+
 def test_a_number_that_becomes_nan_is_another_one():
     own = fresh(0, lambda: keeper("a tensor in place"))
     belongings = Belongings(as_pair(own))
