@@ -7,6 +7,7 @@ import random
 import secrets
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,14 @@ def fast_path() -> Iterator[Path]:
 def float64(isolation: None) -> None:
     """Double precision by default, for identities that hold to 1e-10; `isolation` restores what was."""
     torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def quiet() -> Iterator[None]:
+    """No warning of steps that are not finite, where they are meant not to be."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "step .* not finite|step .*made parameters that are not")
+        yield
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import log
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from tests.running import evaluate, many_gradients
-from tests.statistical import assert_close, assert_same_means
+from tests.statistical import assert_close, assert_mean, assert_same_means
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -75,6 +77,35 @@ def test_path_gradients_beside_a_class_have_the_mean_of_others(make, objective, 
     left = many_gradients(drifted(make()), x, objective, 40, 2 * seed)
     right = many_gradients(drifted(make()), x, reference, 40, 2 * seed + 1)
     assert_same_means(left, right, factor=0.5)
+
+
+class ClassAlone(Mixed):
+    """Only the class tells of x; its guide takes the classes for equal, which they are not, and z is as drawn."""
+
+    def model(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(PRIOR))
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(SHIFT[y], 1.0), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=x[:, None] * self.slope + self.offset))
+            pyro.sample("z", dist.Normal(torch.zeros_like(x), self.log_scale.exp()))
+
+
+def test_the_classes_of_a_doubly_reparametrised_bound_have_the_exact_gradient(seed):
+    """The bound of two draws is a sum over two classes each: a tenth of its gradient would be seen."""
+    pair, x = ClassAlone(), torch.tensor([0.5, -1.0, 2.0])
+    with torch.no_grad():
+        pair.slope.zero_(), pair.offset.zero_(), pair.log_scale.zero_()
+    log_q = (x[:, None] * pair.slope + pair.offset).log_softmax(-1)
+    log_w = PRIOR.log() + dist.Normal(SHIFT, 1.0).log_prob(x[:, None]) - log_q
+    both = (log_q[:, :, None] + log_q[:, None]).exp() * (torch.logaddexp(log_w[:, :, None], log_w[:, None]) - log(2))
+    exact = -torch.autograd.grad(both.sum((1, 2)).mean(), [pair.slope, pair.offset])[1][0]
+    found = many_gradients(pair, x.repeat(500), pv.IWAE(2, gradient="dreg"), 60, seed)
+    place = [name for name, p in pair.named_parameters() for _ in range(p.numel())].index("offset")
+    assert_mean(found[:, place].numpy(), float(exact), effect=0.1 * abs(float(exact)))
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +17,7 @@ from ppl_vae.cli.inputs import Batch, Splits, random_rows
 from ppl_vae.cli.pairs import naming_the_line
 from ppl_vae.cli.pictures import draw_evaluation
 from ppl_vae.cli.reopening import as_parameters, reopen
+from ppl_vae.cli.shell import saying_what_is_left
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
 from ppl_vae.evaluation import (
@@ -72,20 +71,11 @@ def evaluate(
     root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings, group: Group
 ) -> None:
     """Evaluate the test data of a run under its parameters."""
-    with _begins_anew(root):
+    anew = f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}` begins it anew"
+    with saying_what_is_left(lambda: anew):
         with group.together(choose_device(settings.device)):
             pair, splits = reopen(root, pair_name, data_dir)
         evaluate_run(root, pair, splits, settings, group)
-
-
-@contextmanager
-def _begins_anew(root: Path) -> Iterator[None]:
-    """Context of an evaluation: whoever interrupts it learns that it keeps nothing of what it has done."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        typer.echo(f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}` begins it anew")
-        raise
 
 
 def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings, group: Group) -> None:

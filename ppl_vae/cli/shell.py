@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-__all__ = ["Shell"]
+__all__ = ["Shell", "saying_what_is_left"]
 
 _INTERRUPTED, _TERMINATED = 130, 143
 _LONGEST = 600
@@ -64,6 +64,17 @@ class Shell(TyperGroup):
                 raise
             _complain(_in_words(error))
             raise typer.Exit(getattr(error, "exit_code", 1)) from None
+
+
+@contextmanager
+def saying_what_is_left(in_words: Callable[[], str]) -> Iterator[None]:
+    """Context of work on a run: whoever interrupts it learns what stands, and which command goes on from there."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        if said := in_words():
+            typer.echo(said)
+        raise
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ppl_vae.cli.objective import decided, name_of, objective_of, score_caution
 from ppl_vae.cli.pairs import first_use, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_fit
 from ppl_vae.cli.reopening import made_again
+from ppl_vae.cli.shell import saying_what_is_left
 from ppl_vae.cli.work import binary_batch
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
@@ -157,36 +158,30 @@ def _use_first(pair: Any, pair_spec: PairSpec, data_spec: DataSpec, splits: Spli
 
 def _train(run: _Run, group: Group, description: AbstractContextManager[None], resume: Literal["auto", False]) -> None:
     root, record = run.root, run.record
-    try:
-        with description, naming_the_line(f"pair {record.pair.name!r} failed"), _cautions_said():
-            result = _fit(run, resume)
-            if group.leads:
-                write_run(root, _finished(record, result))
-    except (KeyboardInterrupt, SystemExit):
-        if root.exists():
-            moment = f"; `ppl-vae evaluate {root}` takes the parameters of the moment"
-            typer.echo(f"{root}: `ppl-vae resume {root}` goes on{moment * RunDirectory(root).has_parameters}")
-        raise
+    naming = naming_the_line(f"pair {record.pair.name!r} failed")
+    with saying_what_is_left(lambda: _left_of(root)), description, naming, _cautions_said():
+        result = _fit(run, resume)
+        if group.leads:
+            write_run(root, _finished(record, result))
     if group.leads:
         _show(run, result)
     if record.evaluation is not None:
         settings = EvaluationSettings(
             record.evaluation.num_samples, record.evaluation.limit, run.training.seed, run.training.device
         )
-        with _training_is_kept(root):
+        kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
+        with saying_what_is_left(lambda: kept):
             evaluate_run(root, run.pair, run.splits, settings, group)
     if group.leads:
         typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
 
 
-@contextmanager
-def _training_is_kept(root: Path) -> Iterator[None]:
-    """Context of the evaluation at the end: whoever interrupts it learns that nothing of the training is lost."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):
-        typer.echo(f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it")
-        raise
+def _left_of(root: Path) -> str:
+    """What can be done with a run whose training was interrupted; nothing where none began."""
+    if not root.exists():
+        return ""
+    moment = f"; `ppl-vae evaluate {root}` takes the parameters of the moment"
+    return f"{root}: `ppl-vae resume {root}` goes on{moment * RunDirectory(root).has_parameters}"
 
 
 @contextmanager
