@@ -51,6 +51,16 @@ def test_the_verdict_on_a_datum(found, word):
     assert said == word
 
 
+def test_a_khat_above_its_threshold_is_unreliable_in_whatever_company():
+    """Drawn towards its light neighbours it would pass; its own weights say that it has no variance."""
+    khat = np.append(0.1 + 0.05 * np.random.default_rng(0).normal(size=200), 0.75)
+    every = np.ones(201)
+    assert shrunk(khat, np.full(201, 1000)).khat[-1] < 0.5
+    said = verdict(khat, 0.02 * every, 400 * every, 0.001 * every, np.full(201, 1000))
+    assert said[-1] == "unreliable"
+    assert set(said[:-1]) == {"reliable"}
+
+
 def test_khat_is_shrunk_by_its_noise():
     """Shapes that differ by noise alone become one; those of two kinds of data stay apart; infinities stay."""
     rng = np.random.default_rng(0)
