@@ -110,16 +110,16 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
             f"{len(state)}: keep arrays as tensors"
         )
 
-    def fill(create: files.Create) -> None:
-        content = {STATE: create(STATE, [state]), TENSORS: create(TENSORS, chunks)}
-        create(MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
+    def fill(write: files.Write) -> None:
+        content = {STATE: write(STATE, [state]), TENSORS: write(TENSORS, chunks)}
+        write(MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
 
     path: Path | None = None
     try:
         files.make_folder(folder)
         same = [entry.attempt for entry in _entries(folder) if entry.step == step]
         path = folder / _Entry(step, max(same, default=0) + 1).name
-        files.write_folder(path, fill)
+        files.write_folder(path, (STATE, TENSORS, MANIFEST), fill)
     except StorageError as error:
         if path is not None and os.path.lexists(path):  # only the folder it is in could not be synced
             what = f"{path}: the checkpoint is written and whole, but a loss of power may undo it"

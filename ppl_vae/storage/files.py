@@ -23,7 +23,7 @@ from ppl_vae.storage import calls
 from ppl_vae.storage.calls import Written
 
 __all__ = [
-    "Create",
+    "Write",
     "Written",
     "append",
     "create",
@@ -48,7 +48,7 @@ _TEMPORARY = ".tmp-"
 _DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}-(.+)", re.DOTALL)
 
 
-Create = Callable[[str, Iterable[Any]], Written]
+Write = Callable[[str, Iterable[Any]], Written]
 
 
 def create(path: Path, chunks: Iterable[Any]) -> None:
@@ -79,14 +79,16 @@ def replace(path: Path, chunks: Iterable[Any]) -> None:
         move(part, path)
 
 
-def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
+def write_folder(path: Path, names: Iterable[str], fill: Callable[[Write], None]) -> None:
     """Makes a new folder of files that is whole or absent, whenever the process or the machine stops.
 
-    Before it gets its name, everything in it is durable and has been read back; files are synced and hashed meanwhile.
+    Before it gets its name, everything in it is durable and has been read back. Files are synced and hashed meanwhile,
+    and all are made at the beginning, so that no sync of their names has to wait for what the last of them holds.
 
     Args:
         path: The folder, which must not exist.
-        fill: Is given a function (name, chunks) -> `Written` that creates a file in the folder. It goes through the
+        names: Those of its files.
+        fill: Is given a function (name, chunks) -> `Written` that fills a file of the folder. It goes through the
             chunks three times: to write, to hash, and to compare.
 
     Raises:
@@ -96,19 +98,18 @@ def write_folder(path: Path, fill: Callable[[Create], None]) -> None:
     part = temporary(path)
     with _discarded_unless_done(part):
         with calls.failing("cannot be written", path), ExitStack() as opened, ThreadPoolExecutor() as pool:
-            syncing = []
+            calls.do(os.mkdir, part)
+            made = {name: opened.enter_context(calls.opened(part / name, calls.NEW)) for name in names}
+            syncing = [pool.submit(sync_folder, part)]
 
-            def create(name: str, chunks: Iterable[Any]) -> Written:
-                file = opened.enter_context(calls.opened(part / name, calls.NEW))
+            def write(name: str, chunks: Iterable[Any]) -> Written:
                 summing = pool.submit(calls.summed, chunks)
-                calls.write(file, chunks)
-                syncing.append(pool.submit(calls.do, os.fsync, file))
+                calls.write(made[name], chunks)
+                syncing.append(pool.submit(calls.do, os.fsync, made[name]))
                 _read_back(part / name, chunks)
                 return summing.result()
 
-            calls.do(os.mkdir, part)
-            fill(create)
-            sync_folder(part)
+            fill(write)
             for done in syncing:
                 done.result()
         move(part, path)
