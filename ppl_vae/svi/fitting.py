@@ -22,6 +22,7 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, check_free
 from ppl_vae.schedules import Schedule
+from ppl_vae.storage.files import where_links_lead
 from ppl_vae.svi.facts import facts_of
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
@@ -166,7 +167,8 @@ def fit(
         GroupError: If one of several processes ends, hangs, or was given something else.
         CheckpointError: If a checkpoint cannot be written, or the fit has to resume and cannot: none is there, all are
             damaged, or they are of another run; each is named, and why.
-        LockedError: If another process works in `run_dir`; its number is said.
+        LockedError: If another process works in `run_dir`; its number is said. If `run_dir` is moved or replaced while
+            the fit is at work in it, or its `.lock` is removed.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014). Stochastic Backpropagation and Approximate
@@ -199,7 +201,7 @@ def fit(
     _check_watched(settings, validation)
     check_options(resume, checkpoint_every, run_dir is not None)
     start, group, target = time.monotonic(), current(), choose_device(device)
-    root = None if run_dir is None else Path(run_dir)
+    root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()
     with ExitStack() as stack:
         with group.together(target):
             if root is not None and group.leads and not resume:

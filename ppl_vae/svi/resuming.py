@@ -38,7 +38,7 @@ def keeping(
     """Context of a fit: signals wait for its steps, and process 0 keeps checkpoints, where there is a directory.
 
     Args:
-        root: The run directory, or None.
+        root: The run directory, with no link in it, or None.
         stepper: Takes the steps.
         facts: What the run is about, see `facts_of`.
         resume: Whether to go on.
@@ -74,7 +74,7 @@ def _opened(
     if resume is True:
         _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
     make_folder(root)
-    with locked(root):
+    with locked(root) as hold:
         for folder in (root / CHECKPOINTS, root / BAD_STEPS):
             refuse_link(folder)
         found = _found(root / CHECKPOINTS, resume, facts)
@@ -85,7 +85,7 @@ def _opened(
         remove_debris(root, lambda name: not is_of_evaluation(name))
         for folder in (root / CHECKPOINTS, root / BAD_STEPS):
             remove_debris(folder)
-        yield Saving(directory, every, facts, signals, found)
+        yield Saving(directory, hold, every, facts, signals, found)
 
 
 def check_options(resume: Resume, every: Every, has_directory: bool) -> None:
