@@ -18,6 +18,7 @@ import torch
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
+from ppl_vae.options import as_python
 from ppl_vae.pair import as_pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, Hold, files, lent, plain, tensors
@@ -246,6 +247,7 @@ def _environment() -> dict[str, Any]:
 
 def as_plain(value: Any) -> Any:
     """A value as JSON: dataclasses become their class and fields, callables their name."""
+    value = as_python(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}

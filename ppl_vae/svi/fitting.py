@@ -27,6 +27,7 @@ from ppl_vae.svi.facts import facts_of
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Course, Loop
+from ppl_vae.svi.moving import check_own_memory
 from ppl_vae.svi.resuming import Resume, check_options, keeping, shared
 from ppl_vae.svi.saving import Every
 from ppl_vae.svi.settings import FitSettings, OnNonfinite, OptimizerFactory
@@ -148,7 +149,8 @@ def fit(
             never interrupted; on other versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device, processors
             or numbers of threads they are not, and a warning says which. `epochs`, `steps` and `on_nonfinite` may be
             others. Every row of data in memory is compared; of a file that stays on disk its shape and about a thousand
-            rows; of functions, and of the programs, their code and the values that they mention.
+            rows; of functions, and of the programs, their code and the values that they mention. A warning says so
+            where the run has done more steps than are asked for.
         checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
             at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
@@ -160,13 +162,14 @@ def fit(
         ValueError: If an option has no meaning, or the optimiser needs a closure.
         PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
             is named; the error itself is the cause. If its parameters change during the fit in another way than in
-            their numbers: one is frozen, replaced or added.
+            their numbers: one is frozen, replaced or added. If one, or a buffer, was expanded and may have to be put
+            back, as with validation data, a run directory or `on_nonfinite`.
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite, and `on_nonfinite` does not help; site and rows are
             named.
         GroupError: If one of several processes ends, hangs, or was given something else.
-        CheckpointError: If a checkpoint cannot be written, or the fit has to resume and cannot: none is there, all are
-            damaged, or they are of another run; each is named, and why.
+        CheckpointError: If a checkpoint cannot be written, or could not hold the pair, or the fit has to resume and
+            cannot: none is there, all are damaged, or they are of another run; each is named, and why.
         LockedError: If another process works in `run_dir`; its number is said. If `run_dir` is moved or replaced while
             the fit is at work in it, or its `.lock` is removed.
 
@@ -207,6 +210,8 @@ def fit(
             if root is not None and group.leads and not resume:
                 check_free(root, allowed={RUN})
             ready = _prepared(as_pair(pair), data, validation, settings, target, compile, group)
+            if root is not None or validation is not None or on_nonfinite != "stop":
+                check_own_memory(ready.stepper.pair)
             data_read = (ready.rows, ready.held_out)
             facts: dict[str, Any] = {}
             if root is not None:
@@ -222,6 +227,7 @@ def fit(
         stack.enter_context(frozen_modes(loop.pair, training=True))
         if state is not None:
             restore(loop, state)
+            _say_nothing_is_left(loop)
         course = loop.run(progress and group.leads, keeper)
     return _as_fit(loop, course, ready.report, time.monotonic() - start)
 
@@ -231,6 +237,17 @@ def _check_watched(settings: FitSettings, validation: Any) -> None:
     for name, wanted in (("patience", settings.patience is not None), ("record_kl", settings.record_kl)):
         if wanted and validation is None:
             raise ValueError(f"{name}: expected validation data to watch, found none; pass validation=...")
+
+
+def _say_nothing_is_left(loop: Loop) -> None:
+    """Warns of a fit that resumes after more steps than it asks for."""
+    if loop.step > (total := loop.settings.total_steps(len(loop.stepper.feed.rows))) and loop.stepper.group.leads:
+        warnings.warn(
+            f"the run has done {loop.step} steps, and epochs= or steps= ask for {total}: no step is taken; ask for "
+            "more than the run has done, or choose another run_dir for a shorter one",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _as_fit(loop: Loop, course: Course, report: CheckReport, seconds: float) -> Fit:

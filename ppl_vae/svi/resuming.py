@@ -67,7 +67,8 @@ def _opened(
 ) -> Iterator[Saving]:
     """Context of a fit into a run directory, which no other process may enter meanwhile."""
     try:
-        check_storable(named(stepper.pair))
+        for tensors in (named(stepper.pair), stepper.pair.state_dict()):
+            check_storable(tensors)
     except ValueError as error:
         raise CheckpointError(f"{root}: no checkpoint could hold the pair: {error}; leave out run_dir") from error
     random_states()

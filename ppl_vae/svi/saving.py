@@ -144,10 +144,12 @@ class Saving(Keeper):
             )
 
     def _is_due(self, step: int) -> bool:
-        if isinstance(self._every, int):
-            return step - self._last[0] >= self._every
         waited = time.monotonic() - self._last_time
-        return waited > (self._cost * _SHARE if self._every is None else self._every.total_seconds())
+        if self._every is None:
+            return waited > self._cost * _SHARE
+        if isinstance(self._every, timedelta):
+            return waited > self._every.total_seconds()
+        return step - self._last[0] >= self._every
 
 
 class Following(Keeper):
