@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
     *("validation", "pareto", "options", "operations", "wording", "averages", "threads", "shrinking", "storage"),
+    "libraries",
 }
 CORE = {
     *(
@@ -58,6 +59,7 @@ MAY_IMPORT = {
     "threads": set(),
     "shrinking": {"errors"},
     "pareto": set(),
+    "libraries": set(),
     "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},

@@ -138,8 +138,9 @@ def fit(
             attribute, a variable, an entry of a container, a number of an array, a forward hook) changes later, the fit
             goes on as written, and a warning names it. Unseen are changes within arrays of more than 4,096 numbers and
             containers of more than 1,000 entries, of what iterators (`itertools.count`), cached functions
-            (`functools.lru_cache`), hooks and extensions keep, and of what lies outside Python's variables, such as
-            the environment, files and the clock: programs that read those need False.
+            (`functools.lru_cache`), hooks, extensions and objects of other libraries (a DataFrame, say) keep, and of
+            what lies outside Python's variables, such as the environment, files and the clock: programs that read those
+            need False.
         run_dir: Directory to leave configuration, environment, history, parameters and checkpoints in; new or empty,
             unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
         resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
