@@ -67,7 +67,7 @@ def _is_installed(package: str, _: int) -> bool:
 
 def _uses_pyro(package: str) -> bool:
     loaded = [m for name, m in sys.modules.copy().items() if name == package or name.startswith(f"{package}.")]
-    values = (value for m in loaded if isinstance(m, ModuleType) for value in vars(m).copy().values())
+    values = (value for m in loaded for value in getattr(m, "__dict__", {}).copy().values())
     return any(_is_of_pyro(value) for value in values)
 
 

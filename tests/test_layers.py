@@ -14,6 +14,7 @@ FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
     *("validation", "pareto", "options", "operations", "wording", "averages", "threads", "shrinking", "storage"),
     "libraries",
+    "narrowing",
 }
 CORE = {
     *(
@@ -60,6 +61,7 @@ MAY_IMPORT = {
     "shrinking": {"errors"},
     "pareto": set(),
     "libraries": set(),
+    "narrowing": {"arrays", "errors"},
     "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},

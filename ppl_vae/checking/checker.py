@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
 from ppl_vae.checking.density import density_cautions
+from ppl_vae.checking.kinds import settled
 from ppl_vae.checking.layout import cardinalities, find_layout, observed_size, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
@@ -74,7 +75,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
 
     Raises:
         PairError: Naming the site, what was expected, what was found, and a mend.
-        DataError: If observed values lie outside the support of their site (the row is named).
+        DataError: If observed values lie outside the support of their site (the row is named), or lose what varies in
+            them in the type of the parameters.
 
     Example:
         >>> import torch, ppl_vae as pv
@@ -84,7 +86,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         ('z', 'latent', 'Categorical', 'score function')
     """
     pair = as_pair(pair)
-    rows = as_rows(batch).with_dtype(pair.dtype)
+    rows = as_rows(batch)
+    rows = settled(pair, rows, len(rows))
     args = rows.take(slice(0, len(rows)), pair.device)
     with quiet(pair):
         guide = trace(pair, "guide", args)
