@@ -48,8 +48,7 @@ def compared(pair, x):
 
 
 def trained(pair, x):
-    pv.fit(pair, x, steps=2, progress=False, compile=False)
-    return pair.param("width").detach().numpy()
+    return pv.fit(pair, x, steps=2, progress=False, compile=False).history[-1].elbo
 
 
 @pytest.mark.parametrize("ask", [estimate, evidence, compared])
@@ -63,7 +62,7 @@ def test_the_first_call_computes_in_the_type_of_the_later_ones(ask):
 def test_the_first_fit_computes_in_the_type_of_the_later_ones():
     made = offset_pair()
     pv.check(made, X)
-    assert np.array_equal(trained(offset_pair(), X), trained(made, X))
+    assert trained(offset_pair(), X) == trained(made, X)
 
 
 @pytest.mark.parametrize("ask", [pv.check, estimate, evidence, compared, trained])
