@@ -120,8 +120,8 @@ def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Sub
 
     Raises:
         PairError: If the pair is not valid, has latents outside the data plate, or subsamples within a datum.
-        DataError: If a datum lies outside the support of its site, or the type of the parameters cannot tell the data
-            apart.
+        DataError: If a datum lies outside the support of its site, the type of the parameters cannot tell the data
+            apart, or torch cannot score counts as large in it.
         EstimateError: If memory runs out where work cannot be divided.
     """
     pair = as_pair(pair)

@@ -109,8 +109,9 @@ def fit(
         data: Tensor or numpy array (N, *event), a tuple of them (the arguments of the programs), a memory-mapped
             array, or a torch `Dataset`. Floating data are converted to the dtype of the parameters, those made in the
             first run of the pair included; a number that this moves by a thousandth of its standard deviation or more
-            (1e7 + noise in float32) is refused. Rows of a memory-mapped array stay on disk and are read a few batches ahead; a file of more than 16,384 rows is
-            shuffled in part: blocks of 64 rows come in random order, rows are shuffled within each 256 blocks.
+            (1e7 + noise in float32) is refused. Rows of a memory-mapped array stay on disk and are read a few batches
+            ahead; a file of more than 16,384 rows is shuffled in part: blocks of 64 rows come in random order, rows are
+            shuffled within each 256 blocks.
         objective: `ELBO(...)`, `IWAE(...)`, `Renyi(...)`, or `from_pyro(...)`.
         epochs: Passes over the data; 50 if neither `epochs` nor `steps` is given.
         steps: Number of steps; the first limit reached counts.
