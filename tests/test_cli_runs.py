@@ -306,7 +306,7 @@ def test_quantised_digits_are_their_levels_and_the_highest_is_white():
     grey, splits = data.load("digits"), load_splits(DataSpec("digits", quantize=17))
     for part, x in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         assert torch.equal(x[0], 16 * getattr(grey, part))
-    assert splits.white == 16
+    assert splits.value_range == (0, 16)
 
 
 def test_help_lists_the_recipes():

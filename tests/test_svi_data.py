@@ -93,7 +93,7 @@ def test_labels_beside_data_that_are_drawn_are_checked():
     x, y = torch.full((300, 5), 0.3), torch.arange(300) % 3
     assert train(fresh(make=Labelled), (x, y), binarize="dynamic", epochs=1).steps == 75
     y[270] = 3
-    with pytest.raises(pv.DataError, match="'y', row 270.*found 3"):
+    with pytest.raises(pv.DataError, match=r"'y', row 270.*found 3"):
         train(fresh(make=Labelled), (x, y), binarize="dynamic")
 
 
