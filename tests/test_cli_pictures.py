@@ -1,4 +1,4 @@
-"""What the pictures of a run show: levels from black to white, draws where there is something to draw."""
+"""What a run shows of levels, and what it says of pairs that have nothing to evaluate or to draw."""
 
 from __future__ import annotations
 
@@ -14,6 +14,27 @@ from ppl_vae.cli.inputs import load_splits
 from ppl_vae.cli.pictures import draw_fit, save_images
 from ppl_vae.recipes import levels_vae
 from ppl_vae.rundir import DataSpec
+from tests.commands import call, read, succeed
+
+PAIRS = """
+import torch
+import ppl_vae as pv
+
+def autoencoder(size):
+    decoder = pv.decoders.Gaussian.mlp(2, [4], size)
+    return pv.Autoencoder(encoder=pv.networks.MLP(size, [4], 2), decoder=decoder)
+
+def of_classes(size, labels):
+    decoder = pv.decoders.Gaussian.mlp(2 + 3, [4], size)
+    encoder = pv.encoders.DiagonalNormal.mlp(size + 3, [4], 2)
+    return pv.ConditionalVAE(pv.priors.StandardNormal(2), decoder, encoder, num_classes=3)
+
+def of_classes_in_turn(size, labels):
+    vae = of_classes(size, labels)
+    vae.sample = lambda n, seed: vae.sample_given(torch.arange(n) % vae.num_classes, seed)
+    return vae
+"""
+SHORT = ["--epochs", "1", "--compile", "no", "--run-dir", "run"]
 
 
 @pytest.fixture
@@ -56,3 +77,33 @@ def test_levels_of_a_file_are_drawn_from_black_to_white(shown, tmp_path: Path):
 def test_black_and_white_are_the_extremes_of_data_outside_the_unit_interval(low, high, expected, tmp_path: Path):
     x = torch.linspace(low, high, 2).reshape(2, 1, 1).expand(2, 2, 2).repeat(20, 1, 1)
     assert splits_of(x, tmp_path).value_range == pytest.approx(expected)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with pairs of a user and labelled data."""
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.py").write_text(PAIRS)
+    x = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    np.savez("labelled.npz", x=x, y=np.arange(60) % 3)
+    np.save("x.npy", x)
+
+
+@pytest.mark.usefixtures("pairs")
+def test_a_reconstruction_trains_to_its_end_without_an_evaluation():
+    said = succeed("fit", "pairs.py:autoencoder", "--data", "x.npy", *SHORT)
+    assert "no evaluation after the training: the pair reconstructs what it has read" in said
+    assert (read(Path("run/run.json"))["status"], read(Path("run/run.json"))["evaluation"]) == ("finished", None)
+    refused = call("evaluate", "run", "--pair", "pairs.py:autoencoder")
+    assert (refused.exit_code, "there is no log p(x)" in refused.stderr) == (1, True)
+
+
+@pytest.mark.usefixtures("pairs")
+def test_data_of_given_classes_are_drawn_by_the_choice_of_the_factory():
+    options = ["--data", "labelled.npz", "--arrays", "x,y", "--eval-samples", "0", *SHORT]
+    succeed("fit", "pairs.py:of_classes", *options)
+    refused = call("sample", "run", "--pair", "pairs.py:of_classes", "--out", "drawn.npy")
+    assert refused.exit_code == 1
+    assert "vae.sample = lambda n, seed: vae.sample_given(torch.arange(n) % vae.num_classes, seed)" in refused.stderr
+    succeed("sample", "run", "--pair", "pairs.py:of_classes_in_turn", "--n", "7", "--out", "drawn.npy")
+    assert np.load("drawn.npy", allow_pickle=False).shape == (7, 4)

@@ -240,7 +240,7 @@ def test_the_factory_of_the_readme_trains_and_runs_again(tmp_path: Path, monkeyp
     succeed("evaluate", "runs/mine", "--pair", "pairs.py:linear", "--num-samples", "20")
     assert read_run(Path("runs/mine")).pair == PairSpec("pairs.py:linear", latent_dim=None, hidden=None)
     sampling = ["sample", "runs/mine", "--pair", "pairs.py:linear", "--n", "5", "--out", "drawn.npy"]
-    assert "a Pair without one: let the factory return an object that has it" in call(*sampling).stderr
+    assert "found Pair without one: let the factory return an object that has it" in call(*sampling).stderr
     drawing = "pair = pv.Pair(model, guide)\n    pair.sample = lambda n, seed: torch.zeros(n, size)\n    return pair"
     Path("pairs.py").write_text(code.replace("return pv.Pair(model, guide)", drawing))
     succeed(*sampling)
