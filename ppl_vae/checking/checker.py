@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
@@ -195,35 +196,42 @@ def check_form(pair: Pair, rows: Rows, layout: Layout) -> None:
             ) from error
 
 
-def check_observations(pair: Pair, rows: Rows, layout: Layout, skip: tuple[int, ...] = ()) -> None:
+def check_observations(pair: Pair, rows: Rows, layout: Layout, binarized: tuple[int, ...] = ()) -> None:
     """Checks once that every row of a data set lies in the support of the site that observes it.
 
-    An array handed to a site as it is is checked directly; anything else by running the model block by block.
+    An array handed to a site as it is is checked directly; anything else by running the model block by block, on data
+    such as it trains on.
 
     Args:
         pair: The pair.
         rows: The whole data set.
         layout: Layout of the pair.
-        skip: Positions of arrays known to be inside (binarised ones).
+        binarized: Positions of arrays of probabilities that training makes binary.
 
     Raises:
         DataError: Naming the site and the row.
     """
     device, block = pair.device, layout.largest_batch(_BLOCK_ROWS)
-    first = rows.take(slice(0, _PROBE_ROWS), device)
     with quiet(pair):
+        first = _binary(rows.take(slice(0, _PROBE_ROWS), device), binarized)
         tape = trace(pair, "model", first)
         observed = [s for n, s in tape.sites.items() if s["is_observed"] and n not in layout.bounded]
         sources = [_source(s, first) for s in observed]
         if any(i is None or not is_fixed(support_of_data(s["fn"])) for s, i in zip(observed, sources, strict=True)):
             within_memory = Shrinking("the check of what is observed")
             for start, batch in rows.blocks(block, device):
-                within_memory(partial(_check_observed, pair, batch, layout, start), range(len(batch[0])), range(1))
+                drawn = _binary(batch, binarized)
+                within_memory(partial(_check_observed, pair, drawn, layout, start), range(len(drawn[0])), range(1))
             return
         for start, batch in rows.blocks(block, device):
             for site, i in zip(observed, sources, strict=True):
-                if i is not None and i not in skip:
+                if i is not None and i not in binarized:  # a draw is 0 or 1, as those that `check` has seen
                     check_inside(site, batch[i].reshape(-1, *site["value"].shape[1:]), start)
+
+
+def _binary(batch: Batch, positions: tuple[int, ...]) -> Batch:
+    """A batch with draws in the place of the probabilities at some positions."""
+    return tuple(torch.bernoulli(a) if i in positions else a for i, a in enumerate(batch))
 
 
 def _check_observed(pair: Pair, batch: Batch, layout: Layout, start: int, some: Places, _: range) -> tuple[Tensor, ...]:

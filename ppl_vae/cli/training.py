@@ -88,6 +88,9 @@ def train(
     by_score = score_caution(objective_of(training, pair, len(splits.train[0])), report.layout)
     for caution in (*report.cautions, *filter(None, [by_score])):
         typer.echo(f"caution: {caution}")
+    if evaluation is not None and report.layout.reconstructed:
+        typer.echo("no evaluation after the training: the pair reconstructs what it has read, which has no log p(x)")
+        evaluation = None
     record = RunRecord(
         command=(Path(sys.argv[0]).name, *sys.argv[1:]),
         pair=pair_spec,

@@ -101,7 +101,7 @@ def check_held_out(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings
 
 def check_data(pair: Pair, rows: Rows, layout: Layout, settings: FitSettings) -> None:
     """Checks every row of a data set against the sites that observe them."""
-    check_observations(pair, rows, layout, skip=(0,) if settings.binarize else ())
+    check_observations(pair, rows, layout, binarized=(0,) if settings.binarize else ())
     if settings.binarize is None and not isinstance(settings.objective, FromPyro):  # whose model may draw on its own
         check_draws(pair, rows, layout)
 
