@@ -21,11 +21,12 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import reseed, seeded
 from ppl_vae.rundir import as_plain
 from ppl_vae.storage import Checkpoint, read, step_folder, steps
+from ppl_vae.storage.exact import of_exact
 from ppl_vae.svi import forms
-from ppl_vae.svi.exact import of_exact
 from ppl_vae.svi.gradient import Gradient, Metrics, binarized
+from ppl_vae.svi.kept import check_parameters, put_parameters
 from ppl_vae.svi.saving import BAD_STEPS
-from ppl_vae.svi.state import BATCH, ROWS, check_parameters, put_parameters
+from ppl_vae.svi.state import BATCH, ROWS
 from ppl_vae.tape import Layout
 from ppl_vae.validation import validating
 

@@ -13,10 +13,12 @@ from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
 from ppl_vae.rundir import RunDirectory, record_as_plain
 from ppl_vae.storage import Checkpoint, discard_after, newest, prune, steps, write
+from ppl_vae.storage.exact import of_exact
 from ppl_vae.svi.guard import NotFiniteError, OverflowedError
+from ppl_vae.svi.kept import put_back
 from ppl_vae.svi.loop import Keeper, Loop
 from ppl_vae.svi.signals import Signals
-from ppl_vae.svi.state import State, bundle, captured, put_parameters
+from ppl_vae.svi.state import State, bundle, captured
 
 __all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Saving"]
 
@@ -98,8 +100,9 @@ class Saving(Keeper):
         if not (loop.is_whole and loop.stepper.is_finite()):
             if not steps(self.folder):
                 return
-            put_parameters(loop.pair, newest(self.folder).tensors)
-        self.directory.write_parameters(loop.pair)
+            found = newest(self.folder)
+            put_back(loop.stepper, found.tensors, of_exact(found.plain["values"]))
+        self.directory.write_parameters(loop.pair, loop.stepper.values.taken())
 
     def after_epoch(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
