@@ -57,8 +57,8 @@ class Saving(Keeper):
         self._last_time, self._cost = time.monotonic(), _LEAST_SECONDS / _SHARE
 
     def at_start(self, loop: Loop) -> None:
-        """Takes back, in the directory, what came after the checkpoint; remembers what the programs keep."""
-        _ = loop.stepper.values  # to know later what they have changed
+        """Takes back, in the directory, what came after the checkpoint; remembers what programs and optimiser keep."""
+        _ = loop.stepper.values, loop.stepper.update.values  # to know later what they have changed
         if self._found is not None:
             discard_after(self._found.path)
             self.directory.write_history([record_as_plain(record) for record in loop.history])

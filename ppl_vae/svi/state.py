@@ -48,6 +48,7 @@ _FORM = forms.fields(
             {
                 "entries": forms.each(forms.fields(forms.anything)),
                 "groups": forms.each(forms.fields(forms.anything)),
+                "values": forms.fields(forms.anything),
             }
         ),
         "compile": forms.fields(
@@ -125,18 +126,18 @@ def captured(loop: Loop) -> State:
     """The state of a fit between two steps; tensors are copies."""
     stepper = loop.stepper
     own = kept(stepper)
-    moved, optimizer = moments(stepper.update)
-    tensors = {**moved, _SUMS: loop.sums, **recorded(loop.history)}
+    moved = moments(stepper.update)
+    tensors = {**moved.tensors, _SUMS: loop.sums, **recorded(loop.history)}
     plain = {
         "step": loop.step,
         "epoch": loop.epoch,
         "seen": loop.seen,
         "seconds": loop.seconds,
-        "optimizer": optimizer,
+        "optimizer": moved.plain,
         "compile": stepper.compile_state(),
         "random": random_states(),
         "values": own.values,
-        "lost": list(own.lost),
+        "lost": [*own.lost, *moved.lost],
         "best": None,
         "policy": loop.policy.state(),
     }
@@ -221,7 +222,7 @@ def _check(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], 
     if plain["best"] is not None:
         check_kept(stepper, best, plain["best"]["values"], f"{_BEST}/")
         own |= {f"{_BEST}/{name}" for name in names_of_kept(stepper.pair, best)}
-    if odd := sorted(tensors.keys() ^ (own | names_of_moments(plain["optimizer"]))):
+    if odd := sorted(tensors.keys() ^ (own | names_of_moments(plain["optimizer"], tensors))):
         words = "no such tensor, found one" if odd[0] in tensors else "a tensor of that name, found none"
         raise CheckpointError(f"{odd[0]}: expected {words}; {HOW_TO_GO_ON}")
 
