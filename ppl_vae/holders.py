@@ -80,9 +80,9 @@ class _Slots(MutableMapping[str, Any]):
 def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
-    Of libraries only modules, distributions, transforms and some containers are entered, and what they show. Containers of more than a
-    thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
-    than by name. Of an optimiser it is what it keeps beside its groups and the state of each parameter.
+    Of libraries only modules, distributions, transforms and some containers are entered, and what they show. Those of
+    more than a thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in
+    another way than by name. Of an optimiser it is what it keeps beside its groups and the state of each parameter.
 
     Args:
         root: Where to start.

@@ -15,7 +15,7 @@ from ppl_vae.rundir import as_plain
 from ppl_vae.storage.exact import exact, of_exact
 from ppl_vae.svi import forms
 from ppl_vae.svi.guard import BadStep
-from ppl_vae.svi.kept import HOW_TO_GO_ON, Kept, check_kept, fitting, kept, named, names_of_kept, put_kept
+from ppl_vae.svi.kept import HOW_TO_GO_ON, Kept, check_kept, fitting, kept, moved_values, named, names_of_kept, put_kept
 from ppl_vae.svi.moments import check_moments, moments, names_of_moments, put_moments
 from ppl_vae.svi.recorded import history_of, names_of_history, recorded
 
@@ -151,6 +151,7 @@ def captured(loop: Loop) -> State:
 def bundle(loop: Loop, bad: BadStep) -> State:
     """What it takes to do a bad step again; see `replay`."""
     tensors = {**named(loop.stepper.pair), ROWS: bad.rows} | {f"{BATCH}/{i}": x for i, x in enumerate(bad.batch)}
+    own = kept(loop.stepper)
     plain = {
         "step": bad.step,
         "seed": bad.seed,
@@ -162,6 +163,7 @@ def bundle(loop: Loop, bad: BadStep) -> State:
         "binarize": loop.settings.binarize == "dynamic",
         "compiled": loop.stepper.compiled is not None,
         "device": loop.device.type,
+        "moved": sorted(moved_values(own.values, own.lost, own.tensors)),
     }
     return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
 
