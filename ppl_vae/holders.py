@@ -6,7 +6,6 @@ import argparse
 import functools
 import inspect
 import queue
-import sys
 import types
 from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
@@ -17,16 +16,15 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.optim import Optimizer
 
-from ppl_vae.discovery import LARGEST_CONTAINER, LIBRARIES, names_in, variables
+from ppl_vae.discovery import LARGEST_CONTAINER, names_in, variables
+from ppl_vae.libraries import is_known, is_library, is_ours, is_standard
 
-__all__ = ["Holder", "holders", "is_users", "reached"]
+__all__ = ["Holder", "hides", "holders", "is_users", "reached"]
 
 _MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _CONTAINERS = (UserDict, UserList, ChainMap, queue.Queue)  # of the standard library, which keep others as attributes
 _BY_PARAMETER = ("state", "param_groups")  # of an optimiser
-_NOT_ENTERED = {*LIBRARIES, *sys.stdlib_module_names}
-_OURS = "ppl_vae"
 # What torch and Pyro keep of the last call in objects whose class may be the user's.
 _CACHES = ("_cached", "_inv")
 
@@ -80,9 +78,10 @@ class _Slots(MutableMapping[str, Any]):
 def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
-    Of libraries only modules, distributions, transforms and some containers are entered, and what they show. Those of
-    more than a thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in
-    another way than by name. Of an optimiser it is what it keeps beside its groups and the state of each parameter.
+    Of libraries (see `is_library`) only modules, distributions, transforms and some containers are entered, and what
+    they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more than a thousand entries are not,
+    nor hooks (what they record is meant to stay), nor what a program reaches in another way than by name. Of an
+    optimiser it is what it keeps beside its groups and the state of each parameter.
 
     Args:
         root: Where to start.
@@ -190,6 +189,8 @@ def _has_attributes(value: Any) -> bool:
         return is_users(value.__module__)
     if isinstance(value, types.ModuleType) or not _homes(value):
         return False
+    if isinstance(value, Optimizer):
+        return not is_known(type(value).__module__)  # torch's keep all by parameter
     if inspect.isfunction(value):
         return bool(vars(value)) and _is_entered(value.__module__)
     return isinstance(value, _NAMESPACES + _CONTAINERS) or _is_entered(type(value).__module__)
@@ -218,17 +219,22 @@ def _attributes(owner: Any, home: Iterable[Any]) -> list[Any]:
 
 def _counts(owner: Any, key: Any) -> bool:
     known = isinstance(owner, Distribution | Transform)
-    if (known or isinstance(owner, nn.Module)) and not is_users(type(owner).__module__) and str(key).startswith("_"):
+    if (known or isinstance(owner, nn.Module)) and hides(type(owner).__module__) and str(key).startswith("_"):
         return False
     if isinstance(owner, Optimizer) and (not isinstance(key, str) or key in _BY_PARAMETER):
         return False
     return key not in _MODULE_STATE and not str(key).startswith(("__", *_CACHES) if known else "__")
 
 
-def _is_entered(module: str | None) -> bool:
-    return (module or "").split(".")[0] not in _NOT_ENTERED
+def hides(module: Any) -> bool:
+    """Whether a Python module is of a library whose objects hide machinery behind an underscore."""
+    return is_known(module) or is_ours(module)
 
 
-def is_users(module: str | None) -> bool:
+def is_users(module: Any) -> bool:
     """Whether a Python module is the user's: of no library, and none of ours."""
-    return _is_entered(module) and (module or "").split(".")[0] != _OURS
+    return _is_entered(module) and not is_ours(module)
+
+
+def _is_entered(module: Any) -> bool:
+    return not (is_library(module) or is_standard(module))

@@ -107,9 +107,11 @@ def fit(
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
         data: Tensor or numpy array (N, *event), a tuple of them (the arguments of the programs), a memory-mapped
-            array, or a torch `Dataset`. Floating data are converted to the dtype of the parameters. Rows of a
-            memory-mapped array stay on disk and are read a few batches ahead; a file of more than 16,384 rows is
-            shuffled in part: blocks of 64 rows come in random order, rows are shuffled within each 256 blocks.
+            array, or a torch `Dataset`. Floating data are converted to the dtype of the parameters, those made in the
+            first run of the pair included; a number that this moves by a thousandth of its standard deviation or more
+            (1e7 + noise in float32) is refused. Rows of a memory-mapped array stay on disk and are read a few batches
+            ahead; a file of more than 16,384 rows is shuffled in part: blocks of 64 rows come in random order, rows are
+            shuffled within each 256 blocks.
         objective: `ELBO(...)`, `IWAE(...)`, `Renyi(...)`, or `from_pyro(...)`.
         epochs: Passes over the data; 50 if neither `epochs` nor `steps` is given.
         steps: Number of steps; the first limit reached counts.
@@ -138,8 +140,9 @@ def fit(
             attribute, a variable, an entry of a container, a number of an array, a forward hook) changes later, the fit
             goes on as written, and a warning names it. Unseen are changes within arrays of more than 4,096 numbers and
             containers of more than 1,000 entries, of what iterators (`itertools.count`), cached functions
-            (`functools.lru_cache`), hooks and extensions keep, and of what lies outside Python's variables, such as
-            the environment, files and the clock: programs that read those need False.
+            (`functools.lru_cache`), hooks, extensions and objects of other libraries (a DataFrame, say) keep, and of
+            what lies outside Python's variables, such as the environment, files and the clock: programs that read those
+            need False.
         run_dir: Directory to leave configuration, environment, history, parameters and checkpoints in; new or empty,
             unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
         resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
