@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from itertools import pairwise
 from operator import attrgetter, itemgetter
 from types import CellType, MappingProxyType
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from ppl_vae.contents import Change, TensorContent, content_of, memory
 from ppl_vae.holders import Holder, holders
 
-__all__ = ["ABSENT", "PLAIN", "Attributes", "Change", "Place"]
+__all__ = ["ABSENT", "PLAIN", "Attributes", "Change", "Place", "registered_with", "reorder"]
 
 PLAIN = (bool, int, float, complex, str, type(None), np.generic)
 
@@ -37,14 +39,17 @@ class Attributes:
     environment and the clock.
 
     Args:
-        module: Where to start. A pair leads to its programs, and they to modules, objects, containers and variables.
+        root: Where to start. A pair leads to its programs, and they to modules, objects, containers and variables.
+        name: What the names of what it leads to begin with.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.places = [Place(holder) for holder in holders(module)]
+    def __init__(self, root: nn.Module | Optimizer, name: str = "") -> None:
+        self.places = [Place(holder) for holder in holders(root, name)]
         self._values = [(p.read, p.holder.source, p.read(p.holder.source)) for p in self.places if p.keys]
         self._sizes = [(p.holder.source, p.size) for p in self.places if p.size is not None]
-        self.registered = {memory(t) for t in (*module.parameters(), *module.buffers())}  # their numbers may move
+        plain = [p for p in self.places if p.size is not None and p.is_dictionary and not p.holder.registered]
+        self._orders = [(p.holder.source, [*p.holder.source]) for p in plain]
+        self.registered = {memory(tensor) for tensor in registered_with(root)}  # their numbers may move
         held: dict[int, TensorContent] = {}
         for place in self.places:
             for key, value in zip(place.keys, place.before, strict=True):
@@ -66,6 +71,9 @@ class Attributes:
                     return self.changed()
             for source, size in self._sizes:
                 if len(source) != size:
+                    return self.changed()
+            for source, keys in self._orders:
+                if [*source] != keys:
                     return self.changed()
             for content in self._looks:
                 if content.differs():
@@ -121,9 +129,11 @@ class Place:
         self._source = holder.source
         self.read = _reader(self._source, self.keys)
         self.before = self.read(self._source)[: len(self.keys)]
-        self._all = set(self._source) if holder.whole and isinstance(self._source, MutableMapping) else set()
+        all_keys = self._source if holder.whole and isinstance(self._source, MutableMapping) else ()
+        self._all = {key: number for number, key in enumerate(all_keys)}
+        self.is_dictionary = isinstance(self._source, dict) and holder.owner is None
         self.size = len(self._source) if holder.whole else None
-        self._registered = _registered(holder.owner)
+        self._registered = _names_registered(holder.owner)
 
     def label(self, key: Any) -> str:
         """The names that lead to a value."""
@@ -138,11 +148,18 @@ class Place:
                 return Change(self.label(key), words[0], words[1] if words[0] != words[1] else "another")
         if isinstance(self._source, list | deque) and len(self._source) != self.size:
             return Change(self.holder.name, f"{self.size} entries", str(len(self._source)))
+        if self.is_reordered():
+            return Change(self.holder.name, "a dictionary", "one in another order")
         return next((Change(self.label(key), "absent", _in_words(self._source[key])) for key in self.added()), None)
+
+    def is_reordered(self) -> bool:
+        """Whether a dictionary gives the entries that it had in another order."""
+        order = [self._all[key] for key in self._source if key in self._all] if self.is_dictionary else []
+        return any(first > second for first, second in pairwise(order))
 
     def has_grown(self) -> bool:
         """Whether the owner, a module, has registered something since."""
-        return self._registered != _registered(self.holder.owner)
+        return self._registered != _names_registered(self.holder.owner)
 
     def restore(self, put_back: Callable[[Any, Any], bool], take_away: Callable[[Any], bool]) -> None:
         """Puts back values of which `put_back(before, now)`, takes away new ones of which `take_away(value)`."""
@@ -153,6 +170,8 @@ class Place:
             now = self.now(key)
             if now is not before and put_back(before, now):
                 self.put(key, before)
+        if self.is_reordered():
+            reorder(self._source, [*self._all])
 
     def put(self, key: Any, value: Any) -> None:
         """Puts a value in the place of another."""
@@ -174,6 +193,13 @@ class Place:
         else:
             del self._source[key]
 
+    def undo(self, key: Any) -> None:
+        """Puts back what was there; leaves no attribute that was not."""
+        if key in self.keys:
+            self.put(key, self.before[self.keys.index(key)])
+        elif self.holder.owner is not None:
+            self.take_away(key)
+
     def now(self, key: Any) -> Any:
         """The value as it is; `ABSENT` where there is none."""
         try:
@@ -190,6 +216,24 @@ class Place:
         return [key for key in self._source if key not in self._all and self.holder.counts(key)]
 
 
+def reorder(source: MutableMapping[Any, Any], keys: Iterable[Any]) -> None:
+    """Puts the entries of a dictionary in an order; others than those named come last."""
+    for key in [key for key in dict.fromkeys([*keys, *source]) if key in source]:
+        source[key] = source.pop(key)
+
+
+def registered_with(root: nn.Module | Optimizer) -> Iterator[Tensor]:
+    """Parameters and buffers, or what an optimiser keeps of each parameter."""
+    if isinstance(root, nn.Module):
+        yield from root.parameters()
+        yield from root.buffers()
+        return
+    for group in root.param_groups:
+        yield from group["params"]
+    for entry in root.state.values():
+        yield from (value for value in entry.values() if isinstance(value, Tensor)) if isinstance(entry, dict) else ()
+
+
 def _reader(source: Any, keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
     """Looks up all keys in one call; a single one twice, since the call gives a tuple from the second on."""
     if not keys:
@@ -199,7 +243,7 @@ def _reader(source: Any, keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]
     return itemgetter(*keys) if len(keys) > 1 else itemgetter(*keys, *keys)
 
 
-def _registered(owner: Any) -> list[str]:
+def _names_registered(owner: Any) -> list[str]:
     return [*owner._parameters, *owner._buffers, *owner._modules] if isinstance(owner, nn.Module) else []
 
 

@@ -7,25 +7,22 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.attributes import ABSENT, PLAIN, Attributes, Place
+from ppl_vae.attributes import ABSENT, PLAIN, Attributes, Place, registered_with, reorder
 from ppl_vae.contents import ArrayContent, SetContent, TensorContent, memory
 from ppl_vae.discovery import LARGEST_CONTAINER
-from ppl_vae.storage import check_storable
+from ppl_vae.portable import ARRAY, GONE, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
 
 __all__ = ["Belongings", "Taken"]
 
-# What a name begins with: a value that another one has replaced, or the content of one that was written to.
-_VALUE, _GONE, _SIZE, _SET = "value", "gone", "size", "set"
-_TENSOR, _ON_DEVICE, _ARRAY, _INTO_TENSOR, _INTO_ARRAY = "tensor", "device tensor", "array", "into tensor", "into array"
-_IN_PLACES = (_VALUE, _GONE, _TENSOR, _ON_DEVICE, _ARRAY)
-_INTO = (_SIZE, _SET, _INTO_TENSOR, _INTO_ARRAY)  # come first: values are put into what they leave
+# What a name begins with beside the kinds of what stands in a place: what else is said of one, and contents written to.
+_SIZE, _SET, _INTO_TENSOR, _INTO_ARRAY = "size", "set", "into tensor", "into array"
+_INTO, _VALUES = (_INTO_TENSOR, _INTO_ARRAY), (VALUE, TENSOR, ON_DEVICE, ARRAY)
+_CONTENTS, _IN_PLACES = (_SET, *_INTO), (GONE, *_VALUES)
 _NAME = re.compile(r"(?s)([a-z ]+) ([0-9]{1,9}):(.*)")
-_EXACT = (bool, int, float, complex, str, type(None))
-_KINDS = "biufc"
+_LONGEST = 900  # of the names of tensors in a file
 
 
 class Taken(NamedTuple):
@@ -46,11 +43,14 @@ class Belongings:
     are written to, entries that come to lists and dictionaries of such or go from them, and the entries of sets.
 
     Args:
-        module: See `Attributes`. In the other process it has to be made in the same way.
+        root: See `Attributes`. In the other process it has to be made in the same way.
+        name: What the names of what it leads to begin with.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._module, self._attributes = module, Attributes(module)
+    def __init__(self, root: nn.Module | torch.optim.Optimizer, name: str = "") -> None:
+        self._attributes = Attributes(root, name)
+        self._places = [place for place in self._attributes.places if not place.holder.registered]
+        self._device = next((t.device for t in registered_with(root)), torch.device("cpu"))
         self._before: set[str] = set()  # names of what another process had changed
 
     def taken(self) -> Taken:
@@ -59,12 +59,12 @@ class Belongings:
         tensors: dict[str, Tensor] = {}
         lost: list[str] = []
         for name, value in self._changes():
-            if isinstance(value, Tensor):
-                tensors[name] = value
-            elif value is _Unnamed:
-                lost.append(name)
+            if isinstance(value, _Lost) or (isinstance(value, Tensor) and len(str(name)) > _LONGEST):
+                lost.append(name.label)
+            elif isinstance(value, Tensor):
+                tensors[str(name)] = value
             else:
-                plain[name] = value
+                plain[str(name)] = value
         return Taken(plain, tensors, tuple(dict.fromkeys(lost)))
 
     def misplaced(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -75,114 +75,155 @@ class Belongings:
         """Puts what was `taken` in its place, which it has, see `misplaced`; all else becomes what it was."""
         self._attributes.restore()
         self._before |= {*plain, *tensors}
-        device = next((p.device for p in self._module.parameters()), torch.device("cpu"))
-        for name, value in sorted({**plain, **tensors}.items(), key=lambda item: self._rank(item[0])):
-            kind, number, label = _parsed(name)
-            if kind in (_SET, _INTO_TENSOR, _INTO_ARRAY):
-                _fill(self._content(kind, number), value)
+        self._put({**plain, **tensors}, (*_CONTENTS, *_IN_PLACES, _SIZE))
+
+    def put_back(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Gives numbers, text, tensors and arrays the values that they had when this was `taken` here.
+
+        Records stay: what has come to containers since, and what no name can be given.
+        """
+        now = self.taken()
+        for name in map(_Name.of, (*now.plain, *now.tensors)):
+            if name.kind in _INTO:
+                self._content(name).restore()
+            elif name.kind in _VALUES:
+                place = self._places[name.number]
+                place.undo(_key(place, name.label))
+        self._put({**plain, **tensors}, (*_INTO, *_VALUES))
+
+    def _put(self, values: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
+        """Fills what is there, then puts values in places, those of a list in order; sizes come last."""
+        named = [(_Name.of(name), value) for name, value in values.items()]
+        chosen = [(name, value) for name, value in named if name.kind in kinds]
+        for name, value in sorted(chosen, key=lambda item: item[0].rank):
+            if name.kind in _CONTENTS:
+                fill(self._content(name), value)
                 continue
-            place = self._attributes.places[number]
-            key = _key(place, label)
-            if kind == _SIZE:
-                _cut(place, value)
-            elif kind == _GONE:
-                if place.now(key) is not ABSENT:
-                    place.take_away(key)
+            place = self._places[name.number]
+            if name.kind == _SIZE:
+                _resize(place, value)
+            elif name.kind == GONE:
+                place.take_away(_key(place, name.label))
             else:
-                place.put(key, value if kind == _VALUE else _own(value, kind, device))
+                place.put(_key(place, name.label), Portable(name.kind, value).unpacked(self._device))
 
-    def _changes(self) -> Iterator[tuple[str, Any]]:
-        """Names and values of what is not as it was; `_Unnamed` for those that no other process can be given."""
-        own = self._attributes
-        shared = Counter(memory(value) for place in own.places for value in _values(place) if type(value) is Tensor)
-        once = {where for where, count in shared.items() if count == 1} - own.registered | {None, 0}
-        for number, place in enumerate(own.places):
-            if place.holder.registered:
-                continue  # those are saved as what they are
-            resized = self._is_resized(number, place)
-            if resized:
-                keys, name = _size(place), place.holder.name
-                yield (name, _Unnamed) if keys is None else (f"{_SIZE} {number}:{name}", keys)
-            for key, before in zip(place.keys, place.before, strict=True):
-                now, label = place.now(key), f"{number}:{place.label(key)}"
-                if not _same(before, now) or self._again(label):
-                    yield _as_entry(label, now, once, place.label(key))
-                elif resized and (entry := _as_entry(label, now, once, place.label(key)))[1] is not _Unnamed:
-                    yield entry
-            yield from self._added(number, place, once)
-        for number, tensor in enumerate(own.tensors):
-            name = f"{_INTO_TENSOR} {number}:{tensor.name}"
-            if tensor.differs() or name in self._before:
-                yield (name, tensor.tensor) if _is_storable(name, tensor.tensor) else (tensor.name, _Unnamed)
-        for number, content in enumerate(own.contents):
-            kind = _SET if isinstance(content, SetContent) else _INTO_ARRAY
-            name = f"{kind} {number}:{content.name}"
-            if content.differs() or name in self._before:
-                value = _listed(content.entries) if isinstance(content, SetContent) else _as_tensor(content.array)
-                yield (name, value) if value is not None else (content.name, _Unnamed)
+    def _changes(self) -> Iterator[tuple[_Name, Any]]:
+        """Names and values of what is not as it was; `_Lost` for those that no other process can be given."""
+        shared = Counter(memory(v) for p in self._attributes.places for v in _values(p) if type(v) is Tensor)
+        own = {where for where, count in shared.items() if count == 1} - self._attributes.registered | {None, 0}
+        for number, place in enumerate(self._places):
+            yield from self._changes_of(number, place, own)
+        for kind, held in self._contents():
+            name = _Name(kind, held[0], held[1].name)
+            if held[1].differs() or str(name) in self._before:
+                found = content(held[1])
+                yield name, _Lost() if found is None else found
 
-    def _added(self, number: int, place: Place, once: set[int | None]) -> Iterator[tuple[str, Any]]:
-        """What has come to a place; of a list whatever stands before the first that no name can be given."""
+    def _contents(self) -> Iterator[tuple[str, tuple[int, TensorContent | ArrayContent | SetContent]]]:
+        for number, tensor in enumerate(self._attributes.tensors):
+            yield _INTO_TENSOR, (number, tensor)
+        for number, found in enumerate(self._attributes.contents):
+            yield _SET if isinstance(found, SetContent) else _INTO_ARRAY, (number, found)
+
+    def _changes_of(self, number: int, place: Place, own: set[int | None]) -> Iterator[tuple[_Name, Any]]:
+        """What has changed in a place; of a container that is of another size or order, whatever stands in it."""
+        size = None
+        if resized := self._is_resized(number, place):
+            size = _size(place)
+            yield _Name(_SIZE, number, place.holder.name), _Lost() if size is None else size
+        for key, before in zip(place.keys, place.before, strict=True):
+            name, value = _named(number, place, key, own)
+            changed = not _same(before, place.now(key)) or self._again(name)
+            if size is not None and name.kind == GONE:
+                continue  # the size tells
+            if changed or (resized and not isinstance(value, _Lost)):
+                yield name, value
         added = place.added()
         in_order = isinstance(place.holder.source, list | deque)
         for key in sorted(added) if in_order else added:
-            label = place.label(key)
-            if len(added) > LARGEST_CONTAINER or _key(place, label) != key:
-                yield place.holder.name or label, _Unnamed
+            if len(added) > LARGEST_CONTAINER or _key(place, place.label(key)) != key:
+                yield _Name(VALUE, number, place.holder.name or place.label(key)), _Lost()
                 return
-            name, value = _as_entry(f"{number}:{label}", place.now(key), once, label)
+            name, value = _named(number, place, key, own)
             yield name, value
-            if value is _Unnamed and in_order:
-                return
+            if isinstance(value, _Lost) and in_order:
+                return  # no place leads to what stands behind it
 
     def _is_resized(self, number: int, place: Place) -> bool:
-        """Whether entries have come to a container or gone from it, here or in another process."""
+        """Whether entries have come to a container, gone from it or changed places, here or in another process."""
         if place.size is None or place.holder.owner is not None or any(isinstance(v, nn.Module) for v in place.before):
             return False
-        moved = bool(place.added()) or any(place.now(key) is ABSENT for key in place.keys)
-        return moved or f"{_SIZE} {number}:{place.holder.name}" in self._before
+        moved = bool(place.added()) or any(place.now(key) is ABSENT for key in place.keys) or place.is_reordered()
+        return moved or str(_Name(_SIZE, number, place.holder.name)) in self._before
 
-    def _again(self, label: str) -> bool:
-        return any(f"{kind} {label}" in self._before for kind in _IN_PLACES)
+    def _again(self, name: _Name) -> bool:
+        return any(str(name._replace(kind=kind)) in self._before for kind in _IN_PLACES)
 
-    def _fits(self, name: str, value: Any) -> bool:
+    def _fits(self, text: str, value: Any) -> bool:
         try:
-            kind, number, label = _parsed(name)
-            if kind == _SIZE:
-                place = self._attributes.places[number]
-                return place.holder.name == label and _can_be(place, value)
-            if kind in _INTO:
-                content = self._content(kind, number)
-                return content.name == label and _can_hold(content, value)
-            key = _key(self._attributes.places[number], label)
+            name = _Name.of(text)
+            if name.kind in _CONTENTS:
+                held = self._content(name)
+                return held.name == name.label and can_hold(held, value)
+            place = self._places[name.number]
+            if name.kind == _SIZE:
+                return place.holder.name == name.label and _can_be(place, value)
+            key = _key(place, name.label)
         except (LookupError, ValueError):
             return False
-        if key is None or (kind == _GONE and key not in self._attributes.places[number].keys):
-            return False
-        return isinstance(value, PLAIN) if kind in (_VALUE, _GONE) else isinstance(value, Tensor)
+        return key is not None and (name.kind != GONE or key in place.keys) and fits(name.kind, value)
 
-    def _content(self, kind: str, number: int) -> TensorContent | ArrayContent | SetContent:
-        found = self._attributes.tensors[number] if kind == _INTO_TENSOR else self._attributes.contents[number]
-        if isinstance(found, SetContent) != (kind == _SET):
-            raise ValueError(kind)
+    def _content(self, name: _Name) -> TensorContent | ArrayContent | SetContent:
+        own = self._attributes
+        found = own.tensors[name.number] if name.kind == _INTO_TENSOR else own.contents[name.number]
+        if isinstance(found, SetContent) != (name.kind == _SET):
+            raise ValueError(name.kind)
         return found
 
-    def _rank(self, name: str) -> tuple[bool, bool, int, int]:
-        """Contents come first; what is gone goes from the end of a list, what has come comes to it in order."""
-        kind, number, label = _parsed(name)
-        last = label.rpartition(".")[2]
-        place = int(last) if last.isdecimal() else 0
-        return kind in _IN_PLACES, kind != _GONE, number, -place if kind == _GONE else place
 
-
-class _Unnamed:
+class _Lost:
     """Stands for a value that no other process can be given."""
 
 
-def _parsed(name: str) -> tuple[str, int, str]:
-    if (found := _NAME.fullmatch(name)) is None or found[1] not in (*_IN_PLACES, *_INTO):
-        raise ValueError(name)
-    return found[1], int(found[2]), found[3]
+class _Name(NamedTuple):
+    """Where a value stands."""
+
+    kind: str
+    """What it is: one of the kinds above."""
+    number: int
+    """Of the place, or of the content, among those that the module reaches."""
+    label: str
+    """The names that lead there."""
+
+    @classmethod
+    def of(cls, text: str) -> _Name:
+        """The name that a text is.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if (found := _NAME.fullmatch(text)) is None or found[1] not in (*_IN_PLACES, *_CONTENTS, _SIZE):
+            raise ValueError(text)
+        return cls(found[1], int(found[2]), found[3])
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.number}:{self.label}"
+
+    @property
+    def rank(self) -> tuple[bool, bool, bool, int, int]:
+        """Contents come first, sizes last; what goes goes from the end of a list, what comes comes to it in order."""
+        last = self.label.rpartition(".")[2]
+        place = int(last) if last.isdecimal() else 0
+        gone = self.kind == GONE
+        return self.kind == _SIZE, self.kind in _IN_PLACES, not gone, self.number, -place if gone else place
+
+
+def _named(number: int, place: Place, key: Any, own: set[int | None]) -> tuple[_Name, Any]:
+    """The name and the value that another process can be given of what stands in a place now."""
+    now = place.now(key)
+    found = entry(now, memory(now) in own if type(now) is Tensor else True)
+    name = _Name(VALUE if found is None else found.kind, number, place.label(key))
+    return name, _Lost() if found is None else found.value
 
 
 def _key(place: Place, label: str) -> Any:
@@ -225,75 +266,13 @@ def _can_be(place: Place, size: Any) -> bool:
     return texts and isinstance(place.holder.source, MutableMapping) and place.holder.owner is None
 
 
-def _cut(place: Place, size: Any) -> None:
-    """Takes away what a container of this size, or of these keys, does not have."""
+def _resize(place: Place, size: Any) -> None:
+    """Takes away what a list of this size, or a dictionary of these keys, does not have, and puts it in order."""
     source = place.holder.source
-    extra = (
-        range(len(source) - 1, size - 1, -1) if isinstance(size, int) else [key for key in source if key not in size]
-    )
-    for key in [*extra]:
-        del source[key]
-
-
-def _as_entry(label: str, value: Any, once: set[int | None], plainly: str) -> tuple[str, Any]:
-    """The name and the value that another process can be given of what stands in a place now."""
-    if value is ABSENT:
-        return f"{_GONE} {label}", None
-    if _is_plain(value):
-        return f"{_VALUE} {label}", value
-    if type(value) is Tensor and memory(value) in once and _is_storable(label, value):
-        return f"{_TENSOR if value.device.type == 'cpu' else _ON_DEVICE} {label}", value
-    if type(value) is np.ndarray and (found := _as_tensor(value)) is not None:
-        return f"{_ARRAY} {label}", found
-    return plainly, _Unnamed
-
-
-def _is_plain(value: Any) -> bool:
-    return type(value) in _EXACT or (isinstance(value, np.generic) and value.dtype.kind in _KINDS)
-
-
-def _is_storable(name: str, tensor: Tensor) -> bool:
-    try:
-        check_storable({f"value/{name}": tensor})
-    except ValueError:
-        return False
-    return True
-
-
-def _as_tensor(array: np.ndarray) -> Tensor | None:
-    """The same numbers as a tensor, which has no types but numbers."""
-    try:
-        tensor = torch.from_numpy(np.array(array, order="C"))
-    except (TypeError, ValueError):
-        return None
-    return tensor if _is_storable("array", tensor) else None
-
-
-def _listed(entries: set[Any]) -> list[Any] | None:
-    return sorted(entries, key=repr) if all(map(_is_plain, entries)) else None
-
-
-def _own(value: Tensor, kind: str, device: torch.device) -> Any:
-    """A copy for programs to keep, as a tensor or an array."""
-    if kind == _ARRAY:
-        return value.detach().cpu().numpy().copy()
-    return value.detach().clone().to(device if kind == _ON_DEVICE else "cpu")
-
-
-def _can_hold(content: TensorContent | ArrayContent | SetContent, value: Any) -> bool:
-    if isinstance(content, SetContent):
-        return isinstance(value, list) and all(map(_is_plain, value))
-    own = content.tensor if isinstance(content, TensorContent) else _as_tensor(content.array)
-    same = own is not None and isinstance(value, Tensor) and (own.shape, own.dtype) == (value.shape, value.dtype)
-    return same and (isinstance(content, TensorContent) or content.array.flags.writeable)
-
-
-def _fill(content: TensorContent | ArrayContent | SetContent, value: Any) -> None:
-    """Gives a tensor, an array or a set what another one holds."""
-    if isinstance(content, TensorContent):
-        content.tensor.data.copy_(value)
-    elif isinstance(content, ArrayContent):
-        np.copyto(content.array, value.detach().cpu().numpy())
+    if isinstance(source, list | deque):
+        for key in range(len(source) - 1, size - 1, -1):
+            del source[key]
     else:
-        content.entries.clear()
-        content.entries.update(value)
+        for key in [key for key in source if key not in size]:
+            del source[key]
+        reorder(source, size)

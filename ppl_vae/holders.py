@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import queue
 import types
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
+from torch.optim import Optimizer
 
 from ppl_vae.discovery import LARGEST_CONTAINER, names_in, variables
 from ppl_vae.libraries import is_known, is_library, is_ours, is_standard
@@ -21,6 +23,8 @@ __all__ = ["Holder", "hides", "holders", "is_users", "reached"]
 
 _MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
+_CONTAINERS = (UserDict, UserList, ChainMap, queue.Queue)  # of the standard library, which keep others as attributes
+_BY_PARAMETER = ("state", "param_groups")  # of an optimiser
 # What torch and Pyro keep of the last call in objects whose class may be the user's.
 _CACHES = ("_cached", "_inv")
 
@@ -71,14 +75,19 @@ class _Slots(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
 
-def holders(root: nn.Module) -> list[Holder]:
+def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
-    Of libraries (see `is_library`) only modules, distributions and transforms are entered, and what they show: a frozen
-    distribution of SciPy or a DataFrame is not. Containers of more than a thousand entries are not, nor hooks (what
-    they record is meant to stay), nor what a program reaches in another way than by name.
+    Of libraries (see `is_library`) only modules, distributions, transforms and some containers are entered, and what
+    they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more than a thousand entries are not,
+    nor hooks (what they record is meant to stay), nor what a program reaches in another way than by name. Of an
+    optimiser it is what it keeps beside its groups and the state of each parameter.
+
+    Args:
+        root: Where to start.
+        name: What its names begin with.
     """
-    everything = reached(root)
+    everything = reached(root, name)
     spaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
     for space, names in (space for _, value in everything for space in _spaces_of(value)):
         spaces.setdefault(id(space), (space, set()))[1].update(names)
@@ -86,26 +95,28 @@ def holders(root: nn.Module) -> list[Holder]:
     return found + [Holder("", space, sorted(names), whole=False) for space, names in spaces.values()]
 
 
-def reached(root: nn.Module) -> list[tuple[str, Any]]:
+def reached(root: nn.Module | Optimizer, name: str = "") -> list[tuple[str, Any]]:
     """Everything within reach, by the names that lead there, in the same order in every process."""
-    queue: deque[tuple[str, Any]] = deque([("", root)])
+    left: deque[tuple[str, Any]] = deque([(name, root)])
     seen: dict[int, Any] = {}
     found: list[tuple[str, Any]] = []
-    while queue:
-        name, value = queue.popleft()
+    while left:
+        name, value = left.popleft()
         if id(value) in seen:
             continue
         seen[id(value)] = value
         found.append((name, value))
-        queue += _reached_from(name, value)
-        queue += [(key, space[key]) for space, names in _spaces_of(value) for key in sorted(names)]
+        left += _reached_from(name, value)
+        left += [(key, space[key]) for space, names in _spaces_of(value) for key in sorted(names)]
     return found
 
 
 def _holders_of(name: str, value: Any) -> Iterator[Holder]:
     if _has_attributes(value):
         whole = not isinstance(value, type | Distribution | Transform)  # distributions add what they compute when asked
-        yield from (Holder(name, home, _attributes(value, home), value, whole) for home in _homes(value))
+        yield from (
+            Holder(label, home, _attributes(value, home), value, whole) for label, home in _named_homes(name, value)
+        )
     if isinstance(value, nn.Module):
         hooks = (value._forward_hooks, value._forward_pre_hooks)
         yield from (Holder(f"{name}.forward_hooks", home, list(home)) for home in hooks)
@@ -131,13 +142,17 @@ def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
         return [(name, getattr(value, key, None)) for key in ("__func__", "fget", "func")]
     if inspect.isfunction(value):
         defaults = (value.__defaults__, value.__kwdefaults__)
-        return [*variables(value), *((name, d) for d in defaults)] if _is_entered(value.__module__) else []
+        own = _below(name, vars(value).items())
+        return [*variables(value), *((name, d) for d in defaults), *own] if _is_entered(value.__module__) else []
     if isinstance(value, dict | list | tuple | deque | set | frozenset):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         return _below(name, items) if len(value) <= LARGEST_CONTAINER else []
     if not _has_attributes(value):
         return []
-    inside = _below(name, [(key, home[key]) for home in _homes(value) for key in _attributes(value, home)])
+    homes = _named_homes(name, value)
+    inside = [
+        entry for label, home in homes for entry in _below(label, [(k, home[k]) for k in _attributes(value, home)])
+    ]
     if isinstance(value, nn.Module):
         inside += _below(name, value._modules.items())
     classes = value.__bases__ if isinstance(value, type) else (type(value),)
@@ -174,13 +189,23 @@ def _has_attributes(value: Any) -> bool:
         return is_users(value.__module__)
     if isinstance(value, types.ModuleType) or not _homes(value):
         return False
-    return isinstance(value, _NAMESPACES) or _is_entered(type(value).__module__)
+    if isinstance(value, Optimizer):
+        return not is_known(type(value).__module__)  # torch's keep all by parameter
+    if inspect.isfunction(value):
+        return bool(vars(value)) and _is_entered(value.__module__)
+    return isinstance(value, _NAMESPACES + _CONTAINERS) or _is_entered(type(value).__module__)
 
 
 def _homes(owner: Any) -> list[Any]:
     """Where an object keeps its attributes."""
     own = [vars(owner)] if hasattr(owner, "__dict__") else []
     return own + ([_Slots(owner)] if _slots(type(owner)) else [])
+
+
+def _named_homes(name: str, owner: Any) -> list[tuple[str, Any]]:
+    """The same with the names that lead there; of an optimiser the state that belongs to no parameter, too."""
+    homes = [(name, home) for home in _homes(owner)]
+    return [*homes, (f"{name}.state", owner.state)] if isinstance(owner, Optimizer) else homes
 
 
 def _slots(kind: type) -> list[str]:
@@ -195,6 +220,8 @@ def _attributes(owner: Any, home: Iterable[Any]) -> list[Any]:
 def _counts(owner: Any, key: Any) -> bool:
     known = isinstance(owner, Distribution | Transform)
     if (known or isinstance(owner, nn.Module)) and hides(type(owner).__module__) and str(key).startswith("_"):
+        return False
+    if isinstance(owner, Optimizer) and (not isinstance(key, str) or key in _BY_PARAMETER):
         return False
     return key not in _MODULE_STATE and not str(key).startswith(("__", *_CACHES) if known else "__")
 

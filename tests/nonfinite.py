@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pyro
@@ -67,15 +68,14 @@ def sgd(pair: nn.Module, x: torch.Tensor, **options: object) -> pv.Fit:
 
 
 def overflowing_at(count: int) -> type[torch.optim.SGD]:
-    """SGD whose update of this number, the first time, is infinite."""
+    """SGD whose update of this number is infinite, by a clock that nobody puts back."""
 
     class Overflowing(torch.optim.SGD):
-        updates = 0
+        clock = itertools.count(1)
 
         def step(self, closure=None):
             super().step()
-            Overflowing.updates += 1
-            if Overflowing.updates == count:
+            if next(self.clock) == count:
                 with torch.no_grad():
                     self.param_groups[0]["params"][0].fill_(math.inf)
 

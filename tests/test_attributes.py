@@ -20,6 +20,16 @@ WEIGHT = 1.0
 ARRAY = np.ones(2)
 
 
+def helper():
+    """A function that keeps a number."""
+
+    def inner():
+        pass
+
+    inner.weight = 1.0
+    return inner
+
+
 class Slotted:
     """Keeps its attributes without a dictionary."""
 
@@ -43,6 +53,7 @@ class Keeping(nn.Module):
     def __init__(self):
         super().__init__()
         self.encoder, self.norm = nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.5)), nn.BatchNorm1d(3)
+        self.order, self.helper = {"a": 1.0, "b": 2.0}, helper()
         self.options, self.weights, self.held = {"weight": 1.0}, [1.0], SimpleNamespace(weight=1.0)
         self.array, self.pair_of = np.ones(3), (np.zeros(2), 1.0)
         self.queue, self.names, self.slotted = deque([1.0]), {"a"}, Slotted()
@@ -73,6 +84,8 @@ CHANGES = {
     "self.held.weight": lambda own: setattr(own.held, "weight", 2.0),
     "self.options.weight": lambda own: own.options.update(weight=2.0),
     "self.options.other": lambda own: own.options.update(other=2.0),
+    "self.order": lambda own: own.order.update(a=own.order.pop("a")),
+    "self.helper.weight": lambda own: setattr(own.helper, "weight", 2.0),
     "self.weights.0": lambda own: own.weights.__setitem__(0, 2.0),
     "self.weights": lambda own: own.weights.append(2.0),
     "self.encoder.1.p": lambda own: setattr(own.encoder[1], "p", 0.1),

@@ -91,6 +91,27 @@ def test_a_step_goes_where_the_fit_was_and_another_device_is_warned_of(tmp_path:
         pv.replay(fresh(make=Gaussian), tmp_path / "other", device="cpu")
 
 
+class Growing(Gaussian):
+    """Its sixth run in training is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+
+    def model(self, x):
+        self.runs += self.training
+        super().model(x * (1e30 if self.runs > 5 else 1.0))
+
+
+def test_a_step_that_is_finite_now_says_what_is_not_as_it_was(tmp_path: Path, generator: torch.Generator):
+    with pytest.raises(pv.EstimateError):
+        train(fresh(make=Growing), clean(generator), run_dir=tmp_path, epochs=9, device="cpu", compile=False)
+    again = pv.replay(fresh(make=Growing), tmp_path)
+    assert again.is_finite
+    assert "it is finite now: the programs had changed 'self.runs', which is not kept with a step" in str(again)
+    assert "compiled" not in str(again)
+
+
 DAMAGE = {
     "step": {"step": 99},
     "seed of text": {"seed": "x"},

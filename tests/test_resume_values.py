@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections import deque
+import queue
+from collections import OrderedDict, UserDict, deque
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -54,6 +55,33 @@ def keep(own, value):
     own.kept = value
 
 
+def function():
+    """A function with an attribute of its own."""
+
+    def counted():
+        pass
+
+    counted.number = 1.0
+    return counted
+
+
+def queued():
+    """A queue of the standard library."""
+    held = queue.Queue()
+    for number in (0.5, 2.0, 1.0):
+        held.put(number)
+    return held
+
+
+def grow(own):
+    """Numbers and tensors in turn, whose order counts."""
+    own.kept[f"{len(own.kept)}"] = 1.1 if len(own.kept) % 2 else torch.ones(()) * len(own.kept)
+
+
+def by_place(own):
+    return sum(place * float(value) for place, value in enumerate(own.kept.values()))
+
+
 def first(own):
     return own.kept[0]
 
@@ -83,6 +111,27 @@ KINDS = {
     "a set": (set, lambda own: own.kept.add(len(own.kept)), size),
     "a dictionary that grows": (dict, lambda own: own.kept.update({f"{len(own.kept)}": 1.1}), size),
     "a dictionary that shrinks": (lambda: dict.fromkeys("abcdefghijklmno", 1), lambda own: own.kept.popitem(), size),
+    "a dictionary in another order": (
+        lambda: OrderedDict(a=1.0, b=2.0, c=5.0, d=4.0, e=7.0),
+        lambda own: own.kept.move_to_end(next(iter(own.kept))),
+        by_place,
+    ),
+    "a dictionary of numbers and tensors": (dict, grow, by_place),
+    "a dictionary of the standard library": (
+        lambda: UserDict(number=1.0),
+        lambda own: own.kept.update(number=own.kept["number"] * 1.1),
+        lambda own: own.kept["number"],
+    ),
+    "a queue of the standard library": (
+        queued,
+        lambda own: own.kept.put(own.kept.get() * 1.1),
+        lambda own: own.kept.queue[0],
+    ),
+    "an attribute of a function": (
+        function,
+        lambda own: setattr(own.kept, "number", own.kept.number * 1.1),
+        lambda own: own.kept.number,
+    ),
     "slots": (Slotted, lambda own: setattr(own.kept, "number", own.kept.number * 1.1), lambda own: own.kept.number),
     "an attribute that comes": (
         lambda: None,

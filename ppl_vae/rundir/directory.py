@@ -15,11 +15,13 @@ from typing import Any, Literal
 
 import torch
 
+from ppl_vae.belongings import Taken
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.options import as_python
-from ppl_vae.pair import as_pair, misfit
+from ppl_vae.pair import as_pair
+from ppl_vae.rundir.parameters import load_parameters, parameters_of
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, Hold, files, lent, plain, tensors
 from ppl_vae.storage.versions import version_of
@@ -87,9 +89,14 @@ class RunDirectory:
         """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
         files.replace(self.root / _HISTORY, map(plain.seal, records))
 
-    def write_parameters(self, pair: Any) -> None:
-        """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before."""
-        files.replace(self.root / _PARAMETERS, tensors.sealed(as_pair(pair).state_dict()))
+    def write_parameters(self, pair: Any, kept: Taken | None = None) -> None:
+        """Writes every parameter and buffer of the pair; whatever stops it leaves what was there before.
+
+        Args:
+            pair: The pair.
+            kept: What training has changed of what its programs keep beside them, if anything.
+        """
+        files.replace(self.root / _PARAMETERS, tensors.sealed(parameters_of(as_pair(pair), kept)))
 
     def remove_parameters(self) -> None:
         """Removes the file of the parameters, if there is one: they would be those of an earlier step."""
@@ -97,7 +104,10 @@ class RunDirectory:
             files.remove([path])
 
     def read_parameters(self, pair: Any) -> None:
-        """Loads the parameters of the run into a pair of the same programs, a `Pair` or anything that `fit` takes.
+        """Loads the parameters of the run into a new pair of the same programs, a `Pair` or anything that `fit` takes.
+
+        What training had changed of what the programs keep beside parameters and buffers, such as a running mean in an
+        attribute, is as it was then, too; a warning names what no file can hold.
 
         Raises:
             PplVaeError: There are none yet.
@@ -115,9 +125,7 @@ class RunDirectory:
             raise DataError(
                 f"{path}: expected readable parameters, found damage ({error}), or those of an earlier version"
             ) from error
-        if found := misfit(pair, state):
-            raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
-        pair.load_state_dict(state)
+        load_parameters(pair, state, path)
 
     def read_history(self) -> list[dict[str, Any]]:
         """The records of the history: none before the end of the first epoch, and not the last if its line is torn.

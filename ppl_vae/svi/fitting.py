@@ -125,7 +125,7 @@ def fit(
         binarize: Read the first array, in [0, 1], as probabilities: "dynamic" draws new binary data every step,
             "fixed" once.
         validation: Held-out data of the same form; its ELBO is computed every epoch, and the parameters with the best
-            one are kept. Under `binarize` it is binarised once.
+            one are kept, with the values that programs kept beside them. Under `binarize` it is binarised once.
         patience: Stop after this many epochs without a better validation.
         record_kl: Keep the KL of each latent scalar on the validation data, every epoch: `history.kl(site)` and
             `figures.latent_curves` show which are used. Costs one more run of the programs on them.

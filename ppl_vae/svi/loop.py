@@ -21,6 +21,7 @@ from ppl_vae.svi.dividing import Divided
 from ppl_vae.svi.feed import Serving
 from ppl_vae.svi.gradient import Metrics
 from ppl_vae.svi.guard import NotFiniteError
+from ppl_vae.svi.kept import kept, put_back
 from ppl_vae.svi.nonfinite import Policy
 from ppl_vae.svi.state import Best, State
 from ppl_vae.svi.stepper import Stepper
@@ -114,6 +115,8 @@ class Loop:
 
     def run(self, progress: bool, keeper: Keeper) -> Course:
         """Takes every step that is left, keeps the history and leaves the best parameters in the pair."""
+        if self.held_out is not None:
+            _ = self.stepper.values  # to know later what the programs have changed
         keeper.at_start(self)
         try:
             self._take_all(progress, keeper)
@@ -199,16 +202,18 @@ class Loop:
         if self.held_out is None:
             return HeldOut()
         with seeded(0, self.device), torch.no_grad(), frozen_modes(self.pair), kept_state(self.pair):
-            found = self._validate(step)
-            if not self.settings.record_kl:
-                return found
-            layout, seed = self.stepper.layout, key(self.settings.seed, _VALIDATION)
-            size = layout.largest_batch(_VALIDATION_BLOCK)
-            kl = kl_of_scalars(self.pair, self.held_out, self._divided, layout, size, seed, self.device)
-            return found._replace(validation_kl=kl)
+            watched, found = self._validate(step)
+            if self.settings.record_kl:
+                layout, seed = self.stepper.layout, key(self.settings.seed, _VALIDATION)
+                size = layout.largest_batch(_VALIDATION_BLOCK)
+                kl = kl_of_scalars(self.pair, self.held_out, self._divided, layout, size, seed, self.device)
+                found = found._replace(validation_kl=kl)
+        if self.best is None or watched > self.best.bound:
+            self.best = Best(watched, step, len(self.history) + 1, kept(self.stepper))
+        return found
 
-    def _validate(self, step: int) -> HeldOut:
-        """True ELBO of the held-out data with fixed noise; keeps the parameters if the bound to watch is the best."""
+    def _validate(self, step: int) -> tuple[float, HeldOut]:
+        """The bound to watch, and the true ELBO, of the held-out data with fixed noise."""
         assert self.held_out is not None
         judge, layout = self.settings.objective.judge(), self.stepper.layout
         means = torch.zeros(4, dtype=torch.float64, device=self.device)
@@ -227,21 +232,13 @@ class Loop:
                 f"step {step}: the bound of the validation data is not finite: look for values there that training "
                 "data lack, or give scales a lower bound"
             )
-        if self.best is None or watched > self.best.bound:
-            self.best = Best(watched, step, len(self.history) + 1, [t.detach().clone() for t in self.state_tensors()])
-        return HeldOut(*terms)
-
-    def state_tensors(self) -> list[Tensor]:
-        """Parameters that train, and buffers."""
-        return [*self.stepper.parameters, *self.pair.buffers()]
+        return watched, HeldOut(*terms)
 
     def _restore_best(self, step: int) -> int:
         if self.best is None:
             return step
         self.is_whole = False
-        with torch.no_grad():
-            for tensor, kept in zip(self.state_tensors(), self.best.state, strict=True):
-                tensor.copy_(kept)
+        put_back(self.stepper, self.best.state.tensors, self.best.state.values)
         self.is_whole = True
         return self.best.step
 

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, MutableMapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ppl_vae.errors import CheckpointError
 from ppl_vae.svi.update import Update
 
-__all__ = ["TENSOR", "check_moments", "moments", "names_of_moments", "overflowed", "put_moments"]
+__all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", "overflowed", "put_moments"]
 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
 _JSON = (bool, int, float, str, type(None))
-_OPTIMIZER = "optimizer"
+_OPTIMIZER, _VALUE = "optimizer", "optimizer/value/"
 _HOW_TO_GO_ON = "resume with the pair and options that the run began with"
 
 
-def moments(update: Update) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors of the optimiser by parameter and name, and all else of it."""
-    tensors: dict[str, Tensor] = {}
-    entries: list[dict[str, Any]] = []
-    for number, parameter in enumerate(_parameters_of(update)):
-        entry = {}
-        for name, value in update.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[_place(number, name)] = value
-            entry[name] = TENSOR if isinstance(value, Tensor) else value
-        entries.append(entry)
-    return tensors, {"entries": entries, "groups": [_plain_of(group) for group in update.optimizer.param_groups]}
+class Moments(NamedTuple):
+    """What an optimiser keeps, and those that it is made of."""
+
+    tensors: dict[str, Tensor]
+    """Tensors by parameter and name, and others that it keeps."""
+    plain: dict[str, Any]
+    """What else it keeps of each parameter, the options of its groups, and other numbers and text."""
+    lost: tuple[str, ...]
+    """Names of what else has changed in it."""
+
+
+def moments(update: Update) -> Moments:
+    """What the optimiser keeps now."""
+    states, values = _states_of(update), update.values.taken()
+    entries = [{name: TENSOR if isinstance(v, Tensor) else v for name, v in state.items()} for state in states]
+    plain = {"entries": entries, "groups": [*map(_plain_of, _groups_of(update))], "values": values.plain}
+    others = {f"{_VALUE}{name}": tensor for name, tensor in values.tensors.items()}
+    return Moments(_tensors_of(states) | others, plain, values.lost)
 
 
 def overflowed(update: Update) -> str:
     """Name of a tensor of the optimiser that is not finite; empty if all are."""
-    found, _ = moments(update)
+    found = _tensors_of(_states_of(update))
     return next((name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())), "")
 
 
-def names_of_moments(plain: Mapping[str, Any]) -> set[str]:
+def names_of_moments(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> set[str]:
     """The tensors that belong to the plain part."""
     entries = enumerate(plain["entries"])
-    return {_place(number, name) for number, entry in entries for name, value in entry.items() if value == TENSOR}
+    own = {_place(number, name) for number, entry in entries for name, value in entry.items() if value == TENSOR}
+    return own | {name for name in tensors if name.startswith(_VALUE)}
 
 
 def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
@@ -51,12 +59,11 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
     Raises:
         CheckpointError: It is that of another optimiser; the first thing that differs is named.
     """
-    parameters, groups = _parameters_of(update), update.optimizer.param_groups
-    for name, count in {"entries": len(parameters), "groups": len(groups)}.items():
+    states, groups = _states_of(update), _groups_of(update)
+    for name, count in {"entries": len(states), "groups": len(groups)}.items():
         if count != len(plain[name]):
             raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {_HOW_TO_GO_ON}")
-    for number, (parameter, entry) in enumerate(zip(parameters, plain["entries"], strict=True)):
-        there = update.optimizer.state.get(parameter, {})
+    for number, (there, entry) in enumerate(zip(states, plain["entries"], strict=True)):
         for name in entry.keys() & there.keys():
             if None not in (there[name], entry[name]):
                 _check_kind(f"{_OPTIMIZER}.entries[{number}].{name}", there[name], entry[name])
@@ -69,12 +76,16 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
             if name not in own or name not in found:
                 raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {_HOW_TO_GO_ON}")
             _check_kind(where, own[name], found[name])
+    if unknown := update.values.misplaced(plain["values"], _others(tensors)):
+        raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {_HOW_TO_GO_ON}")
 
 
 def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Puts the state of an optimiser back that `check_moments` has found to fit."""
-    for number, (parameter, entry) in enumerate(zip(_parameters_of(update), plain["entries"], strict=True)):
-        own = update.optimizer.state[parameter]
+    update.values.put(plain["values"], _others(tensors))
+    places = [(optimizer.state, p) for optimizer in _optimizers(update) for p in _parameters_of(optimizer)]
+    for number, ((state, parameter), entry) in enumerate(zip(places, plain["entries"], strict=True)):
+        own = state.setdefault(parameter, {})
         for name in own.keys() - entry.keys():  # made by steps after that state
             del own[name]
         for name, value in entry.items():
@@ -87,7 +98,7 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
             else:
                 home = found.device if found.dim() == 0 else parameter.device
                 own[name] = found.clone().to(home)
-    for group, known in zip(update.optimizer.param_groups, plain["groups"], strict=True):
+    for group, known in zip(_groups_of(update), plain["groups"], strict=True):
         group.update(known)
 
 
@@ -123,5 +134,35 @@ def _place(number: int, name: str) -> str:
     return f"{_OPTIMIZER}/{number}/{name}"
 
 
-def _parameters_of(update: Update) -> Sequence[Tensor]:
-    return [p for group in update.optimizer.param_groups for p in group["params"]]
+def _others(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_VALUE): tensor for name, tensor in tensors.items() if name.startswith(_VALUE)}
+
+
+def _tensors_of(states: list[Mapping[str, Any]]) -> dict[str, Tensor]:
+    held = [(_place(number, name), value) for number, state in enumerate(states) for name, value in state.items()]
+    return {name: value for name, value in held if isinstance(value, Tensor)}
+
+
+def _states_of(update: Update) -> list[Mapping[str, Any]]:
+    """The state of each parameter in each optimiser."""
+    return [optimizer.state.get(p, {}) for optimizer in _optimizers(update) for p in _parameters_of(optimizer)]
+
+
+def _groups_of(update: Update) -> list[MutableMapping[str, Any]]:
+    return [group for optimizer in _optimizers(update) for group in optimizer.param_groups]
+
+
+def _optimizers(update: Update) -> list[Optimizer]:
+    """The optimiser and those that it keeps as attributes, whose steps it averages, say; each state once."""
+    found = [update.optimizer]
+    for optimizer in found:  # which grows meanwhile
+        values = [
+            v for value in vars(optimizer).values() for v in (value if isinstance(value, list | tuple) else [value])
+        ]
+        inner = [value for value in values if isinstance(value, Optimizer)]
+        found += [value for value in inner if all(value.state is not known.state for known in found)]
+    return found
+
+
+def _parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,11 +21,12 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import reseed, seeded
 from ppl_vae.rundir import as_plain
 from ppl_vae.storage import Checkpoint, read, step_folder, steps
+from ppl_vae.storage.exact import of_exact
 from ppl_vae.svi import forms
-from ppl_vae.svi.exact import of_exact
 from ppl_vae.svi.gradient import Gradient, Metrics, binarized
+from ppl_vae.svi.kept import check_parameters, put_parameters
 from ppl_vae.svi.saving import BAD_STEPS
-from ppl_vae.svi.state import BATCH, ROWS, check_parameters, put_parameters
+from ppl_vae.svi.state import BATCH, ROWS
 from ppl_vae.tape import Layout
 from ppl_vae.validation import validating
 
@@ -33,6 +34,7 @@ __all__ = ["Replay", "replay"]
 
 T = TypeVar("T")
 _SHOWN = 16
+_UNKNOWN = ("the programs draw from Python or NumPy, or read what nobody keeps, such as the clock",)
 _FORM = forms.fields(
     {
         "step": forms.whole(),
@@ -45,6 +47,7 @@ _FORM = forms.fields(
         "binarize": forms.flag,
         "compiled": forms.flag,
         "device": forms.text,
+        "moved": forms.each(forms.text),
     }
 )
 
@@ -69,6 +72,8 @@ class Replay:
     """What each site of guide and model drew and scored."""
     recorded: str
     """What the fit said of it."""
+    differences: tuple[str, ...] = ()
+    """What is known not to be as it was in the fit."""
 
     @property
     def is_finite(self) -> bool:
@@ -76,7 +81,7 @@ class Replay:
         return not self.reason
 
     def __str__(self) -> str:
-        found = self.reason or "it is finite now: the fit ran it compiled, or on another device"
+        found = self.reason or f"it is finite now: {'; '.join(self.differences or _UNKNOWN)}"
         lines = [
             f"step {self.step + 1}: loss {self.loss:g}, norm of the gradient {self.grad_norm:g}: {found}",
             *(str(site) for site in self.sites),
@@ -111,7 +116,9 @@ def replay(
     """Does a step of a fit again that was not finite: with its parameters, rows and noise.
 
     `fit(run_dir=...)` leaves the first three such steps in `bad-steps/`. Afterwards the pair has the parameters of
-    that step, and its gradients in `.grad`.
+    that step, and its gradients in `.grad`. What programs keep beside parameters and buffers, and random states of
+    Python and NumPy, are not kept: they are those of the pair that is given, and of now; `Replay.differences` names
+    what the fit had changed.
 
     Args:
         pair: A pair of the same programs.
@@ -208,6 +215,16 @@ def _layout(pair: Pair, batch: tuple[Tensor, ...], objective: Objective, binary:
         return (summed or check(pair, first)).layout
 
 
+def _differences(plain: dict[str, Any], device: torch.device) -> Iterator[str]:
+    if plain["compiled"]:
+        yield "the fit ran it compiled"
+    if plain["device"] != device.type:
+        yield "the fit ran it on another device"
+    if moved := plain["moved"]:
+        names = f"{', '.join(map(repr, moved[:5]))}{' and more' * (len(moved) > 5)}"
+        yield f"the programs had changed {names}, which is not kept with a step"
+
+
 def _again(
     pair: Pair, batch: tuple[Tensor, ...], layout: Layout, objective: Objective, binary: bool, kept: _Step
 ) -> Replay:
@@ -235,4 +252,5 @@ def _again(
         rows=tuple(kept.tensors[ROWS].tolist()),
         sites=tuple(again(site_ranges)),
         recorded=kept.plain["reason"],
+        differences=tuple(_differences(kept.plain, device)),
     )

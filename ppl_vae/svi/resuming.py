@@ -20,10 +20,11 @@ from ppl_vae.rundir import RunDirectory, is_of_evaluation
 from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
 from ppl_vae.storage.files import make_folder, refuse_link
 from ppl_vae.svi.facts import Change, differences, other_programs
+from ppl_vae.svi.kept import moved_values, named
 from ppl_vae.svi.loop import Keeper
 from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving
 from ppl_vae.svi.signals import Signals, heard
-from ppl_vae.svi.state import State, check_plain, moved_values, named, random_states
+from ppl_vae.svi.state import State, check_plain, random_states
 from ppl_vae.svi.stepper import Stepper
 
 __all__ = ["Resume", "check_options", "keeping", "shared"]
@@ -130,7 +131,8 @@ def _found(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> Checkpoint
             f"{found.path}: expected the state of a fit that this version has saved, found one that ppl_vae "
             f"{found.library} has left: {error}"
         ) from error
-    _refuse_another(found.path, other_programs(known, facts, moved_values(found.plain, found.tensors)))
+    moved = moved_values(found.plain["values"], found.plain["lost"], found.tensors)
+    _refuse_another(found.path, other_programs(known, facts, moved))
     if changes := differences(known, facts, "machine"):
         said = ", ".join(f"{change.name} was {change.before!r} and is {change.now!r}" for change in changes)
         warnings.warn(f"the run goes on, but not bit by bit as it would have: {said}", UserWarning, stacklevel=2)

@@ -13,10 +13,12 @@ from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
 from ppl_vae.rundir import RunDirectory, record_as_plain
 from ppl_vae.storage import Checkpoint, Hold, discard_after, newest, prune, steps, write
+from ppl_vae.storage.exact import of_exact
 from ppl_vae.svi.guard import NotFiniteError, OverflowedError
+from ppl_vae.svi.kept import put_back
 from ppl_vae.svi.loop import Keeper, Loop
 from ppl_vae.svi.signals import Signals
-from ppl_vae.svi.state import State, bundle, captured, put_parameters
+from ppl_vae.svi.state import State, bundle, captured
 
 __all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Saving"]
 
@@ -58,8 +60,8 @@ class Saving(Keeper):
         self._last_time, self._cost = time.monotonic(), _LEAST_SECONDS / _SHARE
 
     def at_start(self, loop: Loop) -> None:
-        """Takes back, in the directory, what came after the checkpoint; remembers what the programs keep."""
-        _ = loop.stepper.values  # to know later what they have changed
+        """Takes back, in the directory, what came after the checkpoint; remembers what programs and optimiser keep."""
+        _ = loop.stepper.values, loop.stepper.update.values  # to know later what they have changed
         if self._found is not None:
             self._hold.check()
             discard_after(self._found.path)
@@ -104,8 +106,9 @@ class Saving(Keeper):
         if not (loop.is_whole and loop.stepper.is_finite()):
             if not steps(self.folder):
                 return
-            put_parameters(loop.pair, newest(self.folder).tensors)
-        self.directory.write_parameters(loop.pair)
+            found = newest(self.folder)
+            put_back(loop.stepper, found.tensors, of_exact(found.plain["values"]))
+        self.directory.write_parameters(loop.pair, loop.stepper.values.taken())
 
     def after_epoch(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import CheckpointError
-from ppl_vae.pair import Pair
 from ppl_vae.rundir import as_plain
+from ppl_vae.storage.exact import exact, of_exact
 from ppl_vae.svi import forms
-from ppl_vae.svi.exact import exact, of_exact
 from ppl_vae.svi.guard import BadStep
+from ppl_vae.svi.kept import HOW_TO_GO_ON, Kept, check_kept, fitting, kept, moved_values, named, names_of_kept, put_kept
 from ppl_vae.svi.moments import check_moments, moments, names_of_moments, put_moments
 from ppl_vae.svi.recorded import history_of, names_of_history, recorded
 
@@ -29,19 +29,14 @@ __all__ = [
     "State",
     "bundle",
     "captured",
-    "check_parameters",
     "check_plain",
-    "moved_values",
-    "named",
-    "put_parameters",
     "random_states",
     "restore",
 ]
 
-_PARAMETER, _BUFFER, _BEST, _VALUE, _SUMS = "parameter", "buffer", "best", "value", "sums"
+_BEST, _SUMS = "best", "sums"
 BATCH, ROWS = "batch", "rows"  # of a bad step
 _WORD = 2**32 - 1
-_HOW_TO_GO_ON = "resume with the pair, data and options that the run began with"
 
 _FORM = forms.fields(
     {
@@ -53,6 +48,7 @@ _FORM = forms.fields(
             {
                 "entries": forms.each(forms.fields(forms.anything)),
                 "groups": forms.each(forms.fields(forms.anything)),
+                "values": forms.fields(forms.anything),
             }
         ),
         "compile": forms.fields(
@@ -82,7 +78,16 @@ _FORM = forms.fields(
         ),
         "values": forms.fields(forms.anything),
         "lost": forms.each(forms.text),
-        "best": forms.either(forms.fields({"bound": forms.number(), "step": forms.whole(), "epoch": forms.whole()})),
+        "best": forms.either(
+            forms.fields(
+                {
+                    "bound": forms.number(),
+                    "step": forms.whole(),
+                    "epoch": forms.whole(),
+                    "values": forms.fields(forms.anything),
+                }
+            )
+        ),
         "policy": forms.fields(
             {
                 "skipped": forms.each(forms.whole()),
@@ -103,8 +108,8 @@ class Best(NamedTuple):
     """Steps done."""
     epoch: int
     """Epochs done."""
-    state: list[Tensor]
-    """Copies of parameters and buffers."""
+    state: Kept
+    """The pair."""
 
 
 class State(NamedTuple):
@@ -120,32 +125,33 @@ class State(NamedTuple):
 def captured(loop: Loop) -> State:
     """The state of a fit between two steps; tensors are copies."""
     stepper = loop.stepper
-    moved, optimizer = moments(stepper.update)
-    values = stepper.values.taken()
-    tensors = {**named(stepper.pair), **moved, _SUMS: loop.sums, **recorded(loop.history)}
+    own = kept(stepper)
+    moved = moments(stepper.update)
+    tensors = {**moved.tensors, _SUMS: loop.sums, **recorded(loop.history)}
     plain = {
         "step": loop.step,
         "epoch": loop.epoch,
         "seen": loop.seen,
         "seconds": loop.seconds,
-        "optimizer": optimizer,
+        "optimizer": moved.plain,
         "compile": stepper.compile_state(),
         "random": random_states(),
-        "values": values.plain,
-        "lost": list(values.lost),
+        "values": own.values,
+        "lost": [*own.lost, *moved.lost],
         "best": None,
         "policy": loop.policy.state(),
     }
-    tensors |= {f"{_VALUE}/{name}": tensor for name, tensor in values.tensors.items()}
     if loop.best is not None:
-        plain["best"] = {"bound": loop.best.bound, "step": loop.best.step, "epoch": loop.best.epoch}
-        tensors |= {f"{_BEST}/{i}": tensor for i, tensor in enumerate(loop.best.state)}
-    return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
+        *judged, best = loop.best
+        plain["best"] = dict(zip(Best._fields, judged, strict=False)) | {"values": best.values}
+        tensors |= {f"{_BEST}/{name}": tensor for name, tensor in best.tensors.items()}
+    return State(own.tensors | {name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
 
 
 def bundle(loop: Loop, bad: BadStep) -> State:
     """What it takes to do a bad step again; see `replay`."""
     tensors = {**named(loop.stepper.pair), ROWS: bad.rows} | {f"{BATCH}/{i}": x for i, x in enumerate(bad.batch)}
+    own = kept(loop.stepper)
     plain = {
         "step": bad.step,
         "seed": bad.seed,
@@ -157,6 +163,7 @@ def bundle(loop: Loop, bad: BadStep) -> State:
         "binarize": loop.settings.binarize == "dynamic",
         "compiled": loop.stepper.compiled is not None,
         "device": loop.device.type,
+        "moved": sorted(moved_values(own.values, own.lost, own.tensors)),
     }
     return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
 
@@ -179,37 +186,6 @@ def check_plain(plain: Any, step: int) -> None:
         raise CheckpointError(f"state.random: expected states of Python and NumPy, found others: {error}") from error
 
 
-def moved_values(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> set[str]:
-    """Names of what programs keep that the fit had moved when a state was captured."""
-    held = [*plain["values"], *(name.removeprefix(f"{_VALUE}/") for name in tensors if name.startswith(f"{_VALUE}/"))]
-    return {*plain["lost"], *(name.partition(":")[2] for name in held)}
-
-
-def check_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
-    """Compares parameters and buffers of a state with those of a pair.
-
-    Raises:
-        CheckpointError: They are those of another pair; the first entry that differs is named.
-    """
-    own = named(pair)
-    for name, tensor in own.items():
-        _fitting(tensors, name, tensor)
-    if more := [name for name in tensors if name.startswith((f"{_PARAMETER}/", f"{_BUFFER}/")) and name not in own]:
-        raise CheckpointError(f"{more[0]}: expected no such tensor, found one; {_HOW_TO_GO_ON}")
-
-
-@torch.no_grad()
-def put_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a pair the parameters and buffers of a state, all of them or none.
-
-    Raises:
-        CheckpointError: See `check_parameters`.
-    """
-    check_parameters(pair, tensors)
-    for name, own in named(pair).items():
-        own.copy_(tensors[name])
-
-
 @torch.no_grad()
 def restore(loop: Loop, state: State) -> None:
     """Puts a fit that has not begun where another one was, or changes nothing.
@@ -220,58 +196,37 @@ def restore(loop: Loop, state: State) -> None:
     """
     check_plain(state.plain, state.plain.get("step", 0))
     tensors, plain = state.tensors, of_exact(state.plain)
-    values = {name.removeprefix(f"{_VALUE}/"): t for name, t in tensors.items() if name.startswith(f"{_VALUE}/")}
-    _check(loop, tensors, plain, values)
+    best = {name.removeprefix(f"{_BEST}/"): t for name, t in tensors.items() if name.startswith(f"{_BEST}/")}
+    _check(loop, tensors, plain, best)
     history = history_of(tensors)
     stepper = loop.stepper
-    stepper.values.put(plain["values"], values)
-    put_parameters(stepper.pair, tensors)
+    put_kept(stepper, tensors, plain["values"])
     put_moments(stepper.update, tensors, plain["optimizer"])
     loop.sums.copy_(tensors[_SUMS])
     loop.step, loop.epoch, loop.seen = plain["step"], plain["epoch"], plain["seen"]
     loop.history, loop.seconds_before = history, plain["seconds"]
-    if (best := plain["best"]) is not None:
-        now = enumerate(loop.state_tensors())
-        kept = [tensors[f"{_BEST}/{i}"].clone().to(tensor.device) for i, tensor in now]
-        loop.best = Best(best["bound"], best["step"], best["epoch"], kept)
+    loop.best = None
+    if (judged := plain["best"]) is not None:
+        copies = {name: tensor.clone().to(loop.device) for name, tensor in best.items()}
+        loop.best = Best(judged["bound"], judged["step"], judged["epoch"], Kept(copies, judged["values"]))
     loop.policy.put(plain["policy"])
     stepper.restore_compile_state(plain["compile"])
     _put_random_states(plain["random"], random, np.random)
 
 
-def _check(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], values: Mapping[str, Tensor]) -> None:
+def _check(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
     """Compares all of a state with the fit that it would be put into."""
     stepper = loop.stepper
-    check_parameters(stepper.pair, tensors)
+    check_kept(stepper, tensors, plain["values"])
     check_moments(stepper.update, tensors, plain["optimizer"])
-    wanted = {_SUMS: loop.sums}
+    fitting(tensors, _SUMS, loop.sums)
+    own = {_SUMS, *names_of_kept(stepper.pair, tensors), *names_of_history(tensors)}
     if plain["best"] is not None:
-        wanted |= {f"{_BEST}/{i}": tensor for i, tensor in enumerate(loop.state_tensors())}
-    for name, tensor in wanted.items():
-        _fitting(tensors, name, tensor)
-    if unknown := stepper.values.misplaced(plain["values"], values):
-        raise CheckpointError(
-            f"{unknown}: expected a value of that name in the programs, found none; resume with the pair of the run"
-        )
-    own = {*named(stepper.pair), *wanted, *(f"{_VALUE}/{name}" for name in values), *names_of_history(tensors)}
-    if odd := sorted(tensors.keys() ^ (own | names_of_moments(plain["optimizer"]))):
+        check_kept(stepper, best, plain["best"]["values"], f"{_BEST}/")
+        own |= {f"{_BEST}/{name}" for name in names_of_kept(stepper.pair, best)}
+    if odd := sorted(tensors.keys() ^ (own | names_of_moments(plain["optimizer"], tensors))):
         words = "no such tensor, found one" if odd[0] in tensors else "a tensor of that name, found none"
-        raise CheckpointError(f"{odd[0]}: expected {words}; {_HOW_TO_GO_ON}")
-
-
-def named(pair: Pair) -> dict[str, Tensor]:
-    """Parameters and buffers of a pair, by the names that they have in a state."""
-    parameters = {f"{_PARAMETER}/{name}": tensor for name, tensor in pair.named_parameters()}
-    return parameters | {f"{_BUFFER}/{name}": tensor for name, tensor in pair.named_buffers()}
-
-
-def _fitting(tensors: Mapping[str, Tensor], name: str, own: Tensor) -> None:
-    found = tensors.get(name)
-    if found is None or found.shape != own.shape or found.dtype != own.dtype:
-        words = "none" if found is None else f"one of shape {tuple(found.shape)}, {found.dtype}"
-        raise CheckpointError(
-            f"{name}: expected a tensor of shape {tuple(own.shape)}, {own.dtype}, found {words}; {_HOW_TO_GO_ON}"
-        )
+        raise CheckpointError(f"{odd[0]}: expected {words}; {HOW_TO_GO_ON}")
 
 
 def random_states() -> dict[str, Any]:

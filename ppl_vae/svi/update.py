@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from ppl_vae.belongings import Belongings
 from ppl_vae.errors import first_line
 from ppl_vae.svi.settings import OptimizerFactory
 
@@ -20,6 +22,11 @@ class Update:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self._rates = [group["lr"] for group in optimizer.param_groups]
+
+    @cached_property
+    def values(self) -> Belongings:
+        """What the optimiser keeps beside groups and the state of each parameter, as it was when first asked for."""
+        return Belongings(self.optimizer, "optimizer")
 
     @property
     def learning_rate(self) -> float:

@@ -1,0 +1,137 @@
+"""What a pair is between two steps: parameters, buffers, and what its programs keep beside them, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_vae.errors import CheckpointError
+from ppl_vae.pair import Pair
+
+if TYPE_CHECKING:
+    from ppl_vae.svi.stepper import Stepper
+
+__all__ = [
+    "HOW_TO_GO_ON",
+    "Kept",
+    "check_kept",
+    "check_parameters",
+    "fitting",
+    "kept",
+    "moved_values",
+    "named",
+    "names_of_kept",
+    "put_back",
+    "put_kept",
+    "put_parameters",
+]
+
+_PARAMETER, _BUFFER, _VALUE = "parameter", "buffer", "value"
+HOW_TO_GO_ON = "resume with the pair, data and options that the run began with"
+
+
+class Kept(NamedTuple):
+    """A pair as it was."""
+
+    tensors: dict[str, Tensor]
+    """Parameters, buffers (those that `state_dict` leaves out too), and tensors that programs keep: copies."""
+    values: dict[str, Any]
+    """Numbers and text that programs keep."""
+    lost: tuple[str, ...] = ()
+    """Names of what else they have changed, and nobody can keep."""
+
+
+def kept(stepper: Stepper) -> Kept:
+    """The pair of a fit as it is now."""
+    values = stepper.values.taken()
+    tensors = named(stepper.pair) | {f"{_VALUE}/{name}": tensor for name, tensor in values.tensors.items()}
+    return Kept({name: tensor.detach().clone() for name, tensor in tensors.items()}, values.plain, values.lost)
+
+
+def check_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any], prefix: str = "") -> None:
+    """Compares a pair as it was with the one of a fit.
+
+    Raises:
+        CheckpointError: It is another pair; the first entry that differs is named, after the prefix.
+    """
+    check_parameters(stepper.pair, tensors, prefix)
+    if unknown := stepper.values.misplaced(values, _tensors_of_values(tensors)):
+        raise CheckpointError(
+            f"{prefix}{unknown}: expected a value of that name in the programs, found none; {HOW_TO_GO_ON}"
+        )
+
+
+def put_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Makes the pair of a fit, before its first step, what it was in another process; see `check_kept`."""
+    stepper.values.put(values, _tensors_of_values(tensors))
+    put_parameters(stepper.pair, tensors)
+
+
+def put_back(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+    """Gives the pair of a fit the numbers that it had between two of its steps; what it has recorded since stays."""
+    stepper.values.put_back(values, _tensors_of_values(tensors))
+    put_parameters(stepper.pair, tensors)
+
+
+def names_of_kept(pair: Pair, tensors: Mapping[str, Tensor]) -> set[str]:
+    """The tensors that belong to a pair."""
+    return {*named(pair), *(name for name in tensors if name.startswith(f"{_VALUE}/"))}
+
+
+def moved_values(values: Mapping[str, Any], lost: Sequence[str], tensors: Mapping[str, Tensor]) -> set[str]:
+    """Names of what programs keep that a fit had moved when a state was captured."""
+    return {*lost, *(name.partition(":")[2] for name in (*values, *_tensors_of_values(tensors)))}
+
+
+def check_parameters(pair: Pair, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Compares parameters and buffers of a state with those of a pair.
+
+    Raises:
+        CheckpointError: They are those of another pair; the first entry that differs is named, after the prefix.
+    """
+    own = named(pair)
+    for name, tensor in own.items():
+        fitting(tensors, name, tensor, prefix)
+    if more := [name for name in tensors if name.startswith((f"{_PARAMETER}/", f"{_BUFFER}/")) and name not in own]:
+        raise CheckpointError(f"{prefix}{more[0]}: expected no such tensor, found one; {HOW_TO_GO_ON}")
+
+
+@torch.no_grad()
+def put_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a pair the parameters and buffers of a state, all of them or none.
+
+    Raises:
+        CheckpointError: See `check_parameters`.
+    """
+    check_parameters(pair, tensors)
+    for name, own in named(pair).items():
+        own.copy_(tensors[name])
+
+
+def named(pair: Pair) -> dict[str, Tensor]:
+    """Parameters and buffers of a pair, by the names that they have in a state."""
+    parameters = {f"{_PARAMETER}/{name}": tensor for name, tensor in pair.named_parameters()}
+    return parameters | {f"{_BUFFER}/{name}": tensor for name, tensor in pair.named_buffers()}
+
+
+def fitting(tensors: Mapping[str, Tensor], name: str, own: Tensor, prefix: str = "") -> None:
+    """Refuses a state without a tensor of that name, shape and dtype.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    found = tensors.get(name)
+    if found is None or found.shape != own.shape or found.dtype != own.dtype:
+        words = "none" if found is None else f"one of shape {tuple(found.shape)}, {found.dtype}"
+        raise CheckpointError(
+            f"{prefix}{name}: expected a tensor of shape {tuple(own.shape)}, {own.dtype}, found {words}; {HOW_TO_GO_ON}"
+        )
+
+
+def _tensors_of_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name.removeprefix(f"{_VALUE}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{_VALUE}/")
+    }
