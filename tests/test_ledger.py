@@ -348,3 +348,25 @@ def test_discrete_latents_have_no_mean(seed):
     found = pv.ledger(DiscreteVAE().double(), binary_rows(20).double(), 4, seed, progress=False)
     assert found.latents[0].active is None
     assert "active" not in str(found)
+
+
+@pytest.mark.parametrize("num_data", [1, 70])  # of the second block alone, where some data have a mean
+def test_latents_without_a_mean_have_no_active_units(num_data: int):
+    """torch says NaN of Cauchy, and infinity of Pareto: the ledger was found and could not be printed."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Cauchy(torch.zeros(len(x)), 1.0))
+            y = pyro.sample("y", dist.Pareto(torch.ones(len(x)), 0.8))
+            pyro.sample("x", dist.StudentT(3.0, z + y.log(), 0.5), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Cauchy(x, 1.0))
+            pyro.sample("y", dist.Pareto(torch.ones(len(x)), torch.where(x < 1, 2.0, 0.9)))
+
+    x = torch.zeros(num_data)
+    x[-1] = 2.0
+    found = pv.ledger(pv.Pair(model, guide), x, progress=False)
+    assert [(latent.means, latent.noise, latent.active) for latent in found.latents] == [(None, None, None)] * 2
+    assert "latent 'y': 1 scalar; KL" in str(found)

@@ -211,5 +211,7 @@ def _entry(values: dict[str, np.ndarray], name: str) -> Entry:
 
 
 def _latent(name: str, form: Form, values: dict[str, np.ndarray]) -> LatentUse:
-    mean = _MEAN + name
-    return LatentUse(name, values[_KL + name], form, values.get(mean), values.get(f"{mean}'"))
+    means, noise = values.get(_MEAN + name), values.get(f"{_MEAN}{name}'")
+    if means is not None and not np.isfinite(means).all():  # of a Cauchy distribution, say
+        means = noise = None
+    return LatentUse(name, values[_KL + name], form, means, noise)

@@ -44,7 +44,8 @@ class LatentUse:
     """`each`: q and p factorise, the sum over scalars is the rate of the site. `marginal`: KL of the marginals of
     scalars that depend on each other. `whole`: the value cannot be taken apart, D = 1 here."""
     means: np.ndarray | None
-    """E[z given x] of each datum and scalar, (N, D), in units of z; None for discrete or masked latents."""
+    """E[z given x] of each datum and scalar, (N, D), in units of z; None for discrete or masked latents, and where a
+    distribution has no finite mean."""
     noise: np.ndarray | None
     """Monte Carlo variance of `means`, (N, D)."""
 
