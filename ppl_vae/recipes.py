@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
@@ -18,8 +19,8 @@ from ppl_vae.vae import VAE
 
 __all__ = ["RECIPES", "Recipe", "bernoulli_vae", "counts_vae", "gaussian_vae", "levels_vae", "scaled_vae"]
 
-_MIN_SCALE = 1e-3
-_SMALLEST_SHARE = 0.01
+_SMALLEST_SHARED, _SMALLEST_OF_EACH = 1e-3, 0.01  # scales of p(x given z), in the units of standardised data
+_FARTHEST = 10.0
 
 
 class Recipe(NamedTuple):
@@ -60,7 +61,8 @@ def bernoulli_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200,
 def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
     """Make the VAE of continuous data, p(x given z) = N(x; f(z), s^2 I) with s learned.
 
-    Training starts at the model without latents: f at the mean of x, s at its standard deviation around it.
+    Both networks see x in units of its standard deviation around its means. Training starts at the model without
+    latents: f at the means, s at that deviation, of which no s falls below a thousandth.
 
     Args:
         x: Training data (N, *event). Integer levels have no density: dequantise them first.
@@ -71,17 +73,18 @@ def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 
         >>> gaussian_vae(torch.zeros(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
         torch.Size([2, 3])
     """
-    shape = x.shape[1:]
-    decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], shape, scale="learned", min_scale=_MIN_SCALE)
-    decoder.start_at(x)
-    return _mean_field(decoder, x, latent_dim, hidden)
+    spread = (x - x.mean(0)).square().mean().sqrt()
+    unit = torch.where(_is_constant(x).all(), 1.0, spread).expand(x.shape[1:])
+    decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], x.shape[1:], "learned", _SMALLEST_SHARED)
+    return _in_units(decoder, x, unit, latent_dim, hidden)
 
 
 def scaled_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
     """Make the VAE of continuous data with a scale for each entry, p(x given z) = N(x; f(z), diag s(z)^2).
 
-    No scale falls below a hundredth of the standard deviation of all of x: an entry that never changes would have an
-    unbounded density.
+    Both networks see each entry in units of its own standard deviation, or of a tenth of its largest deviation where
+    that is more; of all of x where an entry never changes. Training starts at the model without latents, the means and
+    deviations of the entries. No scale falls below a hundredth of its unit: the density would be unbounded.
 
     Args:
         x: Training data (N, *event). Integer levels have no density: dequantise them first.
@@ -92,10 +95,11 @@ def scaled_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 20
         >>> scaled_vae(torch.randn(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
         torch.Size([2, 3])
     """
-    shape = x.shape[1:]
-    floor = _SMALLEST_SHARE * float(x.std().clamp_min(_MIN_SCALE))
-    decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], shape, scale="per_latent", min_scale=floor)
-    return _mean_field(decoder, x, latent_dim, hidden)
+    constant, deviation = _is_constant(x), x - x.mean(0)
+    spread = torch.where(constant.all(), 1.0, deviation.square().mean().sqrt())
+    of_each = torch.maximum(deviation.square().mean(0).sqrt(), deviation.abs().amax(0) / _FARTHEST)
+    decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], x.shape[1:], "per_latent", _SMALLEST_OF_EACH)
+    return _in_units(decoder, x, torch.where(constant, spread, of_each), latent_dim, hidden)
 
 
 def levels_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 200)) -> VAE:
@@ -148,6 +152,42 @@ def _check_whole(x: Tensor, recipe: str) -> None:
             f"row {outside[0]}: the recipe {recipe} expects whole numbers 0, 1, 2, ..., found {outside[1]:g}: make "
             "levels of grey images, ppl_vae.data.quantize(x, levels), or take another recipe"
         )
+
+
+class _InUnits(nn.Module):
+    """What a Gaussian decoder of (x - loc) / unit says of x: N(x; loc + unit f(z), (unit s(z))^2)."""
+
+    loc: Tensor
+    unit: Tensor
+
+    def __init__(self, decoder: decoders.Gaussian, loc: Tensor, unit: Tensor) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.register_buffer("loc", loc)
+        self.register_buffer("unit", unit)
+
+    def forward(self, z: Tensor) -> dist.Independent:
+        """Return p(x given z): batch shape z.shape[:-1], event shape that of `loc`."""
+        of_standardized = self.decoder(z).base_dist
+        loc, scale = self.loc + self.unit * of_standardized.loc, self.unit * of_standardized.scale
+        return dist.Normal(loc, scale).to_event(self.loc.dim())
+
+
+def _is_constant(x: Tensor) -> Tensor:
+    """Which entries of x (N, *event) never change; rounding gives them a deviation from their mean all the same."""
+    return (x == x[0]).all(0)
+
+
+def _in_units(decoder: decoders.Gaussian, x: Tensor, unit: Tensor, latent_dim: int, hidden: Sequence[int]) -> VAE:
+    """A VAE of x around its means, in a unit for each entry, that starts at the model without latents."""
+    decoder.start_at((x - x.mean(0)) / unit)
+    loc, unit = (number.to(torch.get_default_dtype(), copy=True) for number in (x.mean(0), unit))
+    network = nn.Sequential(Standardize(loc, unit), MLP(x[0].numel(), hidden, 2 * latent_dim))
+    return VAE(
+        priors.StandardNormal(latent_dim),
+        _InUnits(decoder, loc.clone(), unit.clone()),
+        encoders.DiagonalNormal(network, latent_dim),
+    )
 
 
 def _standardized(decoder: nn.Module, x: Tensor, latent_dim: int, hidden: Sequence[int]) -> VAE:

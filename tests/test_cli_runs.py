@@ -240,7 +240,7 @@ def test_the_factory_of_the_readme_trains_and_runs_again(tmp_path: Path, monkeyp
     succeed("evaluate", "runs/mine", "--pair", "pairs.py:linear", "--num-samples", "20")
     assert read_run(Path("runs/mine")).pair == PairSpec("pairs.py:linear", latent_dim=None, hidden=None)
     sampling = ["sample", "runs/mine", "--pair", "pairs.py:linear", "--n", "5", "--out", "drawn.npy"]
-    assert "a Pair without one: let the factory return an object that has it" in call(*sampling).stderr
+    assert "found Pair without one: let the factory return an object that has it" in call(*sampling).stderr
     drawing = "pair = pv.Pair(model, guide)\n    pair.sample = lambda n, seed: torch.zeros(n, size)\n    return pair"
     Path("pairs.py").write_text(code.replace("return pv.Pair(model, guide)", drawing))
     succeed(*sampling)
@@ -306,7 +306,7 @@ def test_quantised_digits_are_their_levels_and_the_highest_is_white():
     grey, splits = data.load("digits"), load_splits(DataSpec("digits", quantize=17))
     for part, x in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         assert torch.equal(x[0], 16 * getattr(grey, part))
-    assert splits.white == 16
+    assert splits.value_range == (0, 16)
 
 
 def test_help_lists_the_recipes():

@@ -225,3 +225,17 @@ def test_every_class_is_possible(truth, probs):
 def test_a_term_without_meaning_is_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         pv.Supervised(**{"objective": pv.ELBO(), "log_prob": print, "weight": 1.0, **options})
+
+
+def test_grey_images_with_labels_train_on_binary_draws(generator):
+    vae = SemiSupervisedVAE(
+        StandardNormal(2),
+        pv.decoders.Bernoulli.mlp(2 + 3, [4], 6),
+        pv.encoders.DiagonalNormal.mlp(6 + 3, [4], 2),
+        Classifier.mlp(6, [4], 3),
+        class_probs=3,
+    )
+    x, y = torch.rand(30, 6, generator=generator), torch.arange(30) % 4 - 1
+    objective = pv.ELBO(discrete="enumerate")
+    result = pv.fit(vae, (x, y), objective=objective, binarize="dynamic", epochs=1, batch_size=10, progress=False)
+    assert result.steps == 3

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -64,6 +66,35 @@ def test_binarisation_draws_from_the_grey_values(binarize, seed):
 def test_binarisation_needs_probabilities(data, message):
     with pytest.raises(pv.DataError, match=f"(?s){message}"):
         train(ModuleVAE(), data, binarize="dynamic")
+
+
+class Derived(ModuleVAE):
+    """Observes what it makes of the data."""
+
+    def model(self, x):
+        super().model(1 - x)
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": torch.full((300, 5), 0.6)}])
+def test_what_is_derived_from_data_is_checked_on_draws(options):
+    assert train(Derived(), torch.full((300, 5), 0.3), binarize="dynamic", epochs=1, **options).steps == 75
+
+
+def test_labels_beside_data_that_are_drawn_are_checked():
+    class Labelled(ModuleVAE):
+        def model(self, x, y):
+            super().model(x)
+            with pyro.plate("data", len(x)):
+                pyro.sample("y", dist.Categorical(x.new_ones(3)), obs=y.clone())
+
+        def guide(self, x, y):
+            super().guide(x)
+
+    x, y = torch.full((300, 5), 0.3), torch.arange(300) % 3
+    assert train(fresh(make=Labelled), (x, y), binarize="dynamic", epochs=1).steps == 75
+    y[270] = 3
+    with pytest.raises(pv.DataError, match=r"'y', row 270.*found 3"):
+        train(fresh(make=Labelled), (x, y), binarize="dynamic")
 
 
 def bad_rows():

@@ -5,11 +5,14 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
+from ppl_vae.checking.counts import check_counts, count_cautions
 from ppl_vae.checking.density import density_cautions
+from ppl_vae.checking.kinds import settled
 from ppl_vae.checking.layout import cardinalities, find_layout, observed_size, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
@@ -74,7 +77,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
 
     Raises:
         PairError: Naming the site, what was expected, what was found, and a mend.
-        DataError: If observed values lie outside the support of their site (the row is named).
+        DataError: If observed values lie outside the support of their site (the row is named), or lose what varies in
+            them in the type of the parameters.
 
     Example:
         >>> import torch, ppl_vae as pv
@@ -84,7 +88,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         ('z', 'latent', 'Categorical', 'score function')
     """
     pair = as_pair(pair)
-    rows = as_rows(batch).with_dtype(pair.dtype)
+    rows = as_rows(batch)
+    rows = settled(pair, rows, len(rows))
     args = rows.take(slice(0, len(rows)), pair.device)
     with quiet(pair):
         guide = trace(pair, "guide", args)
@@ -127,7 +132,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
     if layout.reconstructed:
         notes.append(f"site {layout.reconstructed[0]!r} reads what it observes: a reconstruction, without log p(x)")
-    cautions = density_cautions(model)
+    cautions = density_cautions(model) + count_cautions(model, layout)
     sites, parameters = describe_sites(guide, prior, layout), describe_parameters(pair)
     return CheckReport(sites, parameters, layout, (*notes, *cautions), cautions)
 
@@ -191,35 +196,42 @@ def check_form(pair: Pair, rows: Rows, layout: Layout) -> None:
             ) from error
 
 
-def check_observations(pair: Pair, rows: Rows, layout: Layout, skip: tuple[int, ...] = ()) -> None:
+def check_observations(pair: Pair, rows: Rows, layout: Layout, binarized: tuple[int, ...] = ()) -> None:
     """Checks once that every row of a data set lies in the support of the site that observes it.
 
-    An array handed to a site as it is is checked directly; anything else by running the model block by block.
+    An array handed to a site as it is is checked directly; anything else by running the model block by block, on data
+    such as it trains on.
 
     Args:
         pair: The pair.
         rows: The whole data set.
         layout: Layout of the pair.
-        skip: Positions of arrays known to be inside (binarised ones).
+        binarized: Positions of arrays of probabilities that training makes binary.
 
     Raises:
         DataError: Naming the site and the row.
     """
     device, block = pair.device, layout.largest_batch(_BLOCK_ROWS)
-    first = rows.take(slice(0, _PROBE_ROWS), device)
     with quiet(pair):
+        first = _binary(rows.take(slice(0, _PROBE_ROWS), device), binarized)
         tape = trace(pair, "model", first)
         observed = [s for n, s in tape.sites.items() if s["is_observed"] and n not in layout.bounded]
         sources = [_source(s, first) for s in observed]
         if any(i is None or not is_fixed(support_of_data(s["fn"])) for s, i in zip(observed, sources, strict=True)):
             within_memory = Shrinking("the check of what is observed")
             for start, batch in rows.blocks(block, device):
-                within_memory(partial(_check_observed, pair, batch, layout, start), range(len(batch[0])), range(1))
+                drawn = _binary(batch, binarized)
+                within_memory(partial(_check_observed, pair, drawn, layout, start), range(len(drawn[0])), range(1))
             return
         for start, batch in rows.blocks(block, device):
             for site, i in zip(observed, sources, strict=True):
-                if i is not None and i not in skip:
+                if i is not None and i not in binarized:  # a draw is 0 or 1, as those that `check` has seen
                     check_inside(site, batch[i].reshape(-1, *site["value"].shape[1:]), start)
+
+
+def _binary(batch: Batch, positions: tuple[int, ...]) -> Batch:
+    """A batch with draws in the place of the probabilities at some positions."""
+    return tuple(torch.bernoulli(a) if i in positions else a for i, a in enumerate(batch))
 
 
 def _check_observed(pair: Pair, batch: Batch, layout: Layout, start: int, some: Places, _: range) -> tuple[Tensor, ...]:
@@ -243,21 +255,26 @@ def check_draws(pair: Pair, rows: Rows, layout: Layout) -> None:
 def check_rows(pair: Pair, rows: Rows, layout: Layout) -> Layout:
     """Checks that the guide covers the model's support at every row, whose bounds may depend on the datum.
 
+    And that counts are not so large that their log-probability is lost to rounding.
+
     Returns:
         The layout for all rows: a discrete latent that has more values at some of them cannot be enumerated, and where
         fewer numbers are observed at some there is no observed size.
 
     Raises:
         PairError: Naming the site.
+        DataError: Naming the row and the site of such counts.
     """
     within_memory, found = Shrinking("the check of the guide at every row"), [layout]
     with quiet(pair), validating(False):
-        for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
-            within_memory(partial(_check_some, pair, batch, found), range(len(batch[0])), range(1))
+        for start, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
+            within_memory(partial(_check_some, pair, batch, found, start), range(len(batch[0])), range(1))
     return found[0]
 
 
-def _check_some(pair: Pair, batch: Batch, found: list[Layout], some: Places, _: range) -> tuple[Tensor, ...]:
+def _check_some(
+    pair: Pair, batch: Batch, found: list[Layout], start: int, some: Places, _: range
+) -> tuple[Tensor, ...]:
     batch, layout = rows_of(batch, some), found[0]
     guide = trace(pair, "guide", batch)
     model = trace(pair, "model", batch, guide)
@@ -265,6 +282,7 @@ def _check_some(pair: Pair, batch: Batch, found: list[Layout], some: Places, _: 
     check_supports(guide, model, layout.bounded)
     check_coverage(pair, batch, layout, _ROW_DRAWS)
     check_gaps(pair, batch, layout, guide, model)
+    check_counts(model, layout, start + int(some[0]))
     sizes = cardinalities(guide, layout.local_latents)
     alike = {name: size for name, size in layout.cardinalities.items() if sizes.get(name) == size}
     size = layout.num_dimensions if observed_size(model) == layout.num_dimensions else 0

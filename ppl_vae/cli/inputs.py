@@ -36,8 +36,8 @@ class Splits:
     """Test data."""
     image_shape: tuple[int, int, int] | None
     """Channels, height and width of a datum that is an image."""
-    white: float = 1.0
-    """The number that is drawn white: the highest level of quantised images."""
+    value_range: tuple[float, float] = (0.0, 1.0)
+    """The numbers that are drawn black and white, where a datum is an image."""
 
 
 def load_splits(spec: DataSpec) -> Splits:
@@ -56,7 +56,8 @@ def load_splits(spec: DataSpec) -> Splits:
     if spec.binarize == "dynamic":
         return replace(splits, title=f"{splits.title}, binarised", test=test)
     if spec.quantize is not None:
-        splits = replace(splits, title=f"{splits.title} in {spec.quantize} levels", white=spec.quantize - 1.0)
+        title = f"{splits.title} in {spec.quantize} levels"
+        splits = replace(splits, title=title, value_range=(0.0, spec.quantize - 1.0))
     else:
         done = "binarised" if spec.dequantize is None else "dequantised"
         splits = replace(splits, title=f"{splits.title}, {done}")
@@ -98,7 +99,7 @@ def _from_file(path: Path, arrays: tuple[str, ...]) -> Splits:
         train, validation, test = _split(path, _read(path, arrays or tuple(names)))
     else:
         train, validation, test = _as_named(path, names)
-    return Splits(path.name, train, validation, test, _image_shape(tuple(train[0].shape[1:])))
+    return Splits(path.name, train, validation, test, _image_shape(tuple(train[0].shape[1:])), _value_range(train[0]))
 
 
 def _read(path: Path, names: tuple[str, ...]) -> Batch:
@@ -147,6 +148,12 @@ def _floating(path: Path, array: np.ndarray) -> Tensor:
             f"{path}: expected one row per datum, (N, *event), found shape {array.shape}: reshape a column to (N, 1)"
         )
     return torch.from_numpy(np.array(array, dtype=np.float64 if array.dtype == np.float64 else np.float32))
+
+
+def _value_range(x: Tensor) -> tuple[float, float]:
+    """Black and white: 0 and 1, or from 0 to the extremes of data that leave [0, 1], such as levels."""
+    lowest, highest = (float(bound) for bound in torch.aminmax(x)) if x.numel() else (0.0, 1.0)
+    return (0.0, 1.0) if lowest >= 0 and highest <= 1 else (min(lowest, 0.0), max(highest, 0.0))
 
 
 def _image_shape(shape: tuple[int, ...]) -> tuple[int, int, int] | None:

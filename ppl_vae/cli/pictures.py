@@ -37,9 +37,9 @@ def draw_fit(root: Path, pair: Any, splits: Splits, history: History, objective:
     again = pair.reconstruct(x.to(next(pair.parameters())), mean=mean)[0]
     rows = {f"{shown}, z ~ q(z | x)": _images(again, splits)}
     title = f"Test data and their reconstructions: {kind}"
-    _save(figures.reconstructions(_images(x, splits), rows, title), root, "reconstructions")
-    drawn = _images(pair.sample(_NUM_SAMPLES, mean=mean), splits)
-    _save(figures.image_grid(drawn, _COLUMNS, f"Samples: {shown}, z ~ p(z)"), root, "samples")
+    _save(figures.reconstructions(_images(x, splits), rows, title, splits.value_range), root, "reconstructions")
+    drawn, title = _images(pair.sample(_NUM_SAMPLES, mean=mean), splits), f"Samples: {shown}, z ~ p(z)"
+    _save(figures.image_grid(drawn, _COLUMNS, title, splits.value_range), root, "samples")
 
 
 def has_mean(vae: Drawing) -> bool:
@@ -72,7 +72,7 @@ def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:
         )
     else:
         columns = next((count for count in (_COLUMNS, 9, 8, 12, 11) if len(x) % count == 0), _COLUMNS)
-        figures.save(figures.image_grid(_images(x, splits), columns, title), out)
+        figures.save(figures.image_grid(_images(x, splits), columns, title, splits.value_range), out)
 
 
 def _save(figure: Figure, root: Path, name: str) -> None:
@@ -87,4 +87,4 @@ def _save(figure: Figure, root: Path, name: str) -> None:
 def _images(x: Tensor, splits: Splits) -> np.ndarray:
     assert splits.image_shape is not None
     with torch.no_grad():
-        return (x.cpu() / splits.white).reshape(-1, *splits.image_shape).numpy()
+        return x.cpu().reshape(-1, *splits.image_shape).numpy()

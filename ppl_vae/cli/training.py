@@ -43,6 +43,7 @@ from ppl_vae.rundir import (
     write_run,
 )
 from ppl_vae.storage import locked
+from ppl_vae.storage.files import where_links_lead
 from ppl_vae.svi import Fit, fit
 from ppl_vae.svi import replay as do_again
 from ppl_vae.svi.settings import OnNonfinite
@@ -74,6 +75,7 @@ def train(
     group: Group,
 ) -> None:
     """Fit the pair, then leave configuration, history, parameters, figures and an evaluation in `root`."""
+    root = where_links_lead(root)
     device = choose_device(training.device)
     with group.together(device):
         if group.leads:
@@ -86,6 +88,9 @@ def train(
     by_score = score_caution(objective_of(training, pair, len(splits.train[0])), report.layout)
     for caution in (*report.cautions, *filter(None, [by_score])):
         typer.echo(f"caution: {caution}")
+    if evaluation is not None and report.layout.reconstructed:
+        typer.echo("no evaluation after the training: the pair reconstructs what it has read, which has no log p(x)")
+        evaluation = None
     record = RunRecord(
         command=(Path(sys.argv[0]).name, *sys.argv[1:]),
         pair=pair_spec,
@@ -104,6 +109,7 @@ def resume(
     root: Path, pair_name: str | None, data_dir: str | None, on_nonfinite: OnNonfinite | None, group: Group
 ) -> None:
     """Go on with a run that was interrupted, from its newest checkpoint, and finish it as `train` would have."""
+    root = where_links_lead(root)
     record, training = _trained(root)
     if on_nonfinite is not None:
         training = replace(training, on_nonfinite=on_nonfinite)

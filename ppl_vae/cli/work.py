@@ -50,10 +50,15 @@ def check_pair(pair_spec: PairSpec, data_spec: DataSpec, num_rows: int) -> Check
 
 def _samples(pair: Any, n: int, seed: int, means: bool) -> Tensor:
     if not hasattr(pair, "sample"):
+        mend = (
+            "it draws data of given classes: let the factory choose them, such as vae.sample = lambda n, seed: "
+            "vae.sample_given(torch.arange(n) % vae.num_classes, seed)"
+            if hasattr(pair, "sample_given")
+            else "let the factory return an object that has it beside .model and .guide, such as a VAE, or set "
+            "pair.sample to a function"
+        )
         raise PairError(
-            f"expected a pair with a method sample(n, seed), found a {type(pair).__name__} without one: let the "
-            "factory return an object that has it beside .model and .guide, such as a VAE, or set pair.sample to a "
-            "function"
+            f"expected a pair with a method sample(n, seed), found {type(pair).__name__} without one: {mend}"
         )
     return pair.sample(n, seed=seed, mean=True) if means else pair.sample(n, seed=seed)
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ppl_vae.arrays import as_rows
-from ppl_vae.checking import kind_of_density
+from ppl_vae.arrays import Rows, as_rows
+from ppl_vae.checking import in_kind_of, kind_of_density
 from ppl_vae.checking.probes import quiet, trace
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.evaluation.likelihood import log_likelihood
@@ -97,7 +97,8 @@ def compare(
                 progress=progress,
             )
             valid = as_pair(pair)
-            first = rows.with_dtype(valid.dtype).take(slice(0, _PROBE_ROWS), valid.device)
+            probe = slice(0, _PROBE_ROWS)
+            first = in_kind_of(valid, Rows(rows.take(probe))).take(probe, valid.device)
             kinds[name] = kind_of_density(valid, first)
             observed[name] = _observed(valid, first)
             rounding = max(rounding, _rounding(valid, first))
