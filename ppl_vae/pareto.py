@@ -7,11 +7,23 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["FEW", "Tails", "fit_tails", "khat_noise", "khat_threshold", "tail_size"]
+__all__ = [
+    "FEW",
+    "Tails",
+    "fit_tails",
+    "has_no_error",
+    "khat_noise",
+    "khat_threshold",
+    "largest_deviations",
+    "tail_size",
+]
 
 
 FEW = 10
 """Samples from which no tail can be told: there is no threshold, and no verdict."""
+
+_FINITE_VARIANCE = 0.5
+_OF_ONE = 0.1  # of what the furthest draws make together
 
 
 class Tails(NamedTuple):
@@ -62,6 +74,45 @@ def fit_tails(largest: np.ndarray, num_samples: int | np.ndarray) -> Tails:
     fits = [_fit(row, int(k)) for row, k in zip(largest, np.broadcast_to(num_samples, len(largest)), strict=True)]
     khat, change = np.array(fits, dtype=np.float64).reshape(-1, 2).T
     return Tails(khat, change)
+
+
+def largest_deviations(draws: np.ndarray) -> np.ndarray:
+    """How far the furthest of K draws (K, N) lie from the median of their datum, in units of the median distance.
+
+    Returns:
+        As many of each datum as the tail of all draws may need, in descending order (N, M + 1); NaN or infinite where
+        half of the draws are equal.
+    """
+    distance = np.abs(draws - np.median(draws, 0))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return -np.sort(-(distance / np.median(distance, 0)), 0)[: tail_size(len(draws)) + 1].T
+
+
+def has_no_error(deviations: np.ndarray, num_samples: int) -> bool:
+    """Whether means of K draws have no standard error, since draws fall off so slowly that their variance is infinite.
+
+    The variance is finite up to a Pareto shape of 1/2, the mean itself up to 1. The shape is that of the tail of all
+    draws of all data together, and has to be above 1/2 by two of its own errors. Draws that only look so, as they are
+    nearly equal but for a few, are told by their mean, which does not hang on any one of them.
+
+    Args:
+        deviations: Those of `largest_deviations`.
+        num_samples: K.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> normal, cauchy = rng.normal(size=(100, 20)), rng.standard_cauchy((100, 20))
+        >>> [has_no_error(largest_deviations(draws), 100) for draws in (normal, cauchy)]
+        [False, True]
+    """
+    vary = deviations[np.isfinite(deviations).all(1)]
+    total = num_samples * len(vary)
+    tail = -np.sort(-vary.ravel())[: tail_size(total) + 1]
+    if num_samples < FEW or len(np.unique(tail)) <= FEW:
+        return False
+    khat = fit_tails(np.log(tail[None]), total).khat
+    is_heavy = bool((khat - 2 * khat_noise(khat, np.array([total])) > _FINITE_VARIANCE).all())
+    return is_heavy and bool(tail[0] > _OF_ONE * vary.sum())
 
 
 def _fit(largest: np.ndarray, num_samples: int) -> tuple[float, float]:

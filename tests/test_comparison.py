@@ -307,6 +307,32 @@ def test_what_does_not_compare_is_refused_by_name(pairs, error, message):
         compare(pairs, binary_rows(4), 5)
 
 
+def scored(site: str, twice: bool = False) -> pv.Pair:
+    """p(x given y), or p(y given x): as many numbers of a datum."""
+
+    def model(x, y):
+        given, value = (y, x) if site == "x" else (x, y)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample(site, dist.Normal(z + given, 1.0), obs=2 * value if twice else value.reshape(-1))
+
+    def guide(x, y):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    return pv.Pair(model, guide)
+
+
+def test_pairs_that_score_different_arguments_are_refused():
+    x, y = torch.arange(3.0), torch.ones(3)
+    message = r"same observed part.*log p of argument 0 \('a'\) and log p of argument 1 \('b'\)"
+    with pytest.raises(pv.PairError, match=message):
+        compare({"a": scored("x"), "b": scored("y")}, (x, y), 5)
+    for other in (scored("x"), scored("x", twice=True)):  # what is made of an argument cannot be told
+        assert compare({"a": scored("x"), "b": other}, (x, y), 5).ranks
+    assert compare({"a": scored("x"), "b": scored("y")}, (x, x), 5).ranks
+
+
 def test_options_and_estimates_are_checked():
     with pytest.raises(ValueError, match="level: expected a probability"):
         compare({"a": ModuleVAE()}, binary_rows(4), level=1.0)

@@ -144,6 +144,32 @@ def test_discrete_latents_beside_a_continuous_one_are_summed():
     assert_within(evidence(pair, x), exact, absolute=1e-8, reason=QUADRATURE)
 
 
+@pytest.mark.parametrize(("rare", "far"), [(1e-3, 30.0), (1e-6, -1000.0)])
+def test_a_rare_value_of_a_discrete_latent_is_not_lost(rare: float, far: float):
+    """No draw of the prior has it, data near it have nothing else: they were 6 to 25 nats too low."""
+    x = torch.tensor([0.0, far - 1.0, far, far + 0.7], dtype=torch.float64)
+    share = torch.tensor(rare, dtype=torch.float64)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            fault = pyro.sample("fault", dist.Bernoulli(share))
+            z = pyro.sample("z", dist.Normal(far * fault, 1.0))
+            pyro.sample("x", dist.StudentT(3.0, z, 0.1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("fault", dist.Bernoulli(x.new_full((len(x),), 0.5)))
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x)), abs(far)))
+
+    def by_scipy(value: float, at: float) -> float:
+        joint = lambda z: stats.norm.pdf(z, at) * stats.t.pdf(value, 3, z, 0.1)  # noqa: E731
+        points = [at, value] if abs(value - at) < 8 else None
+        return integrate.quad(joint, at - 8, at + 8, epsabs=0, epsrel=1e-10, points=points, limit=200)[0]
+
+    exact = [np.log((1 - rare) * by_scipy(float(v), 0.0) + rare * by_scipy(float(v), far)) for v in x]
+    assert_within(evidence(pv.Pair(model, guide), x), np.array(exact), absolute=1e-7, reason=QUADRATURE)
+
+
 @pytest.mark.parametrize("scale", [0.1, 0.001])
 def test_no_mode_is_lost(scale: float):
     """x ~ N(z^2, s) has two modes, each s / (2 sqrt(x)) wide; log p(x) by scipy around one of them."""

@@ -197,3 +197,30 @@ def test_a_posterior_that_is_found_has_nothing_left():
     low, high = found.interval("approximation")
     assert low == 0
     assert high < 0.05
+
+
+def guided_by_t(df: float) -> pv.Pair:
+    """z ~ N(0, 1), x ~ N(z, 1/2), and a guide whose tails are those of t: E z^2 is infinite up to df = 2."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.StudentT(df, 0.8 * x, 0.4))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize(("df", "has_error"), [(1.5, False), (30.0, True)])
+def test_parts_of_an_elbo_that_is_minus_infinity_have_no_error(df: float, has_error: bool):
+    found = split(guided_by_t(df), torch.linspace(-2, 2, 8), 300, pv.LocalSearch(2, 1, 2), richer=False)
+    for part in ("elbo", "gap", "approximation", "amortisation"):
+        mean, interval = found.mean(part), found.interval(part)
+        assert np.isfinite([mean.stderr, mean.population_stderr]).all() == has_error
+        assert has_error or interval == (-math.inf if part == "elbo" else 0.0, math.inf)
+    assert math.isfinite(found.mean("log_evidence").stderr)
+    for what in ("log-weights of the guide", "log-weights of the best q", "may be -inf", "± inf"):
+        assert (what in str(found)) != has_error

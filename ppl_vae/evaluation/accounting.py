@@ -16,6 +16,7 @@ from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.surgery import Surgery, aggregate_draws
 from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
+from ppl_vae.pareto import has_no_error, largest_deviations
 from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from ppl_vae.supports import support_of
@@ -25,7 +26,8 @@ from ppl_vae.terms import Terms, outer_plates
 __all__ = ["ledger"]
 
 _ROWS, _PARTICLES = 64, 16
-_KL, _MEAN = "kl of ", "mean of "
+_KL, _MEAN, _TAIL = "kl of ", "mean of ", "tail of "
+_ENTRIES = ("distortion", "rate", "elbo")
 
 
 def ledger(
@@ -90,10 +92,10 @@ def ledger(
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "ledger", progress, work)
         draws = _aggregate(subject, num_aggregate, seed, progress)
     values = swept.gathered()
-    rate = _entry(values, "rate")
+    distortion, rate, elbo = (_entry(values, name, num_samples, subject.layout) for name in _ENTRIES)
     return Ledger(
-        elbo=_entry(values, "elbo"),
-        distortion=_entry(values, "distortion"),
+        elbo=elbo,
+        distortion=distortion,
         rate=rate,
         latents=tuple(_latent(name, form, values) for name, form in forms.items()),
         surgery=None if draws is None else _surgery(draws, rate),
@@ -120,6 +122,7 @@ class _Block:
         self._origins: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}
         self._squares: dict[str, Tensor] = {}
+        self._draws: dict[str, list[Tensor]] = {name: [] for name in _ENTRIES}
 
     def add(self, pair: Pair, batch: Batch, count: int, layout: Layout) -> None:
         """Draws so many samples of each datum."""
@@ -139,18 +142,21 @@ class _Block:
                 found[_MEAN + name] = torch.cat(means)  # type: ignore[arg-type]
         for name, values in found.items():
             values = values.double().expand(count, *values.shape[1:])
+            if name in self._draws:
+                self._draws[name].append(values)
             apart = values - self._origins.setdefault(name, values[0])  # what does not vary has no error at all
             self._sums[name] = self._sums.get(name, 0) + apart.sum(0)
             self._squares[name] = self._squares.get(name, 0) + apart.square().sum(0)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Mean of each, and under its name with a prime the variance of that mean."""
+        """Mean of each, and under its name with a prime the variance of that mean; tails of the entries."""
         k, arrays = self._num_samples, {}
         for name, total in self._sums.items():
             variance = (self._squares[name] - total.square() / k).clamp_min(0) / (k - 1)
             mean = self._origins[name] + total / k
             arrays[name], arrays[f"{name}'"] = mean.cpu().numpy(), (variance / k).cpu().numpy()
-        return arrays
+        tails = {name: largest_deviations(torch.cat(draws).cpu().numpy()) for name, draws in self._draws.items()}
+        return arrays | {_TAIL + name: tail for name, tail in tails.items()}
 
     def _check(self, name: str, matrix: Tensor) -> None:
         if (bad := ~matrix.isfinite().all(0)).any():
@@ -206,10 +212,16 @@ def _with_error(draws: Tensor) -> tuple[float, float]:
     return float(draws.mean()), stderr
 
 
-def _entry(values: dict[str, np.ndarray], name: str) -> Entry:
-    return Entry(values[name], np.sqrt(values[f"{name}'"]))
+def _entry(values: dict[str, np.ndarray], name: str, num_samples: int, layout: Layout) -> Entry:
+    stderr = np.sqrt(values[f"{name}'"])
+    finitely_many = set(layout.local_latents) == set(layout.cardinalities)  # whose variance is finite
+    if not finitely_many and has_no_error(values[_TAIL + name], num_samples):
+        stderr = np.full_like(stderr, np.inf)
+    return Entry(values[name], stderr)
 
 
 def _latent(name: str, form: Form, values: dict[str, np.ndarray]) -> LatentUse:
-    mean = _MEAN + name
-    return LatentUse(name, values[_KL + name], form, values.get(mean), values.get(f"{mean}'"))
+    means, noise = values.get(_MEAN + name), values.get(f"{_MEAN}{name}'")
+    if means is not None and not np.isfinite(means).all():  # of a Cauchy distribution, say
+        means = noise = None
+    return LatentUse(name, values[_KL + name], form, means, noise)

@@ -7,9 +7,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking import in_kind_of, kind_of_density
+from ppl_vae.checking.probes import quiet, trace
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.ranking import Comparison
@@ -19,6 +21,9 @@ from ppl_vae.pair import Pair, as_pair
 from ppl_vae.tape import Batch
 
 __all__ = ["compare"]
+
+_PROBE_ROWS = 16
+_SAME = "let all of them observe the same"
 
 
 def compare(
@@ -58,7 +63,7 @@ def compare(
 
     Raises:
         PairError: There are no pairs; one is not valid, and is named; or their numbers do not compare: a probability
-            with a density, or pairs that observe different numbers of a datum.
+            with a density, or pairs that observe different numbers or arguments of a datum.
         DataError: A datum lies outside the support of a pair's site.
         EstimateError: A weight is NaN or infinite; pair and row are named.
 
@@ -76,7 +81,7 @@ def compare(
     whole_number("seed", seed)
     probability("level", level)
     rows = as_rows(data)
-    kinds, rounding = {}, 0.0
+    kinds, observed, rounding = {}, {}, 0.0
     results: dict[str, LogLikelihood] = {}
     for name, pair in pairs.items():
         with _naming(name):
@@ -92,13 +97,38 @@ def compare(
                 progress=progress,
             )
             valid = as_pair(pair)
-            first = in_kind_of(valid, Rows(rows.take(slice(0, 2)))).take(slice(0, 2))
+            probe = slice(0, _PROBE_ROWS)
+            first = in_kind_of(valid, Rows(rows.take(probe))).take(probe, valid.device)
             kinds[name] = kind_of_density(valid, first)
+            observed[name] = _observed(valid, first)
             rounding = max(rounding, _rounding(valid, first))
     _check_alike(kinds, "kind of number", "a probability and a density have no common measure")
     sizes = {name: f"log p of {result.num_dimensions} numbers" for name, result in results.items()}
-    _check_alike(sizes, "observed part of a datum", "let all of them observe the same")
+    _check_alike(sizes, "observed part of a datum", _SAME)
+    _check_alike({name: words for name, words in observed.items() if words}, "observed part of a datum", _SAME)
     return Comparison(results, level, rounding)
+
+
+def _observed(pair: Pair, batch: Batch) -> str:
+    """Which arguments the model observes, in words; empty where a site observes something made of them."""
+    with quiet(pair):
+        model = trace(pair, "model", batch)
+    found = set()
+    for site in model.sites.values():
+        if site["is_observed"]:
+            same = [i for i, array in enumerate(batch) if _is_of(site["value"], array)]
+            if len(same) != 1:
+                return ""
+            found.update(same)
+    words = ", ".join(map(str, sorted(found)))
+    return f"log p of argument{'s' * (len(found) > 1)} {words}"
+
+
+def _is_of(observed: Tensor, array: Tensor) -> bool:
+    """Whether what a site observes is an argument, or has the numbers of one."""
+    return observed is array or (
+        observed.numel() == array.numel() and torch.equal(observed.reshape(array.shape), array)
+    )
 
 
 def _rounding(pair: Pair, batch: Batch) -> float:
@@ -122,8 +152,8 @@ def _naming(name: str) -> Iterator[None]:
 
 
 def _check_alike(found: Mapping[str, str], what: str, mend: str) -> None:
-    (first, one), *others = found.items()
-    for name, other in others:
+    first, one = next(iter(found.items()), ("", ""))
+    for name, other in found.items():
         if other != one:
             raise PairError(
                 f"expected pairs with the same {what}, found {one} ({first!r}) and {other} ({name!r}): {mend}"

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
+from ppl_vae.evaluation.entries import NO_ERROR
 from ppl_vae.evaluation.intervals import Interval, two_sided
 from ppl_vae.wording import in_words
 
@@ -51,7 +52,8 @@ class GapDecomposition:
     log_evidence_stderr: np.ndarray
     """Monte Carlo standard error of `log_evidence`; 0 where it is exact."""
     elbo_stderr: np.ndarray
-    """Monte Carlo standard error of `elbo`."""
+    """Monte Carlo standard error of `elbo`; this and those of parts that contain an ELBO are infinite, for all data,
+    where its log-weights fall off so slowly that their variance is infinite."""
     gap_stderr: np.ndarray
     """Monte Carlo standard error of `gap`; this and the following are of differences on the same noise."""
     approximation_stderr: np.ndarray
@@ -114,7 +116,8 @@ class GapDecomposition:
     def mean(self, part: Part) -> PartOfGap:
         """Mean of a part over data with both of its errors: `found.mean("amortisation").value`."""
         values, errors = getattr(self, part), getattr(self, f"{part}_stderr")
-        return PartOfGap(float(values.mean()), mean_stderr(errors), population_stderr(values))
+        spread = np.inf if np.isinf(errors).any() else population_stderr(values)
+        return PartOfGap(float(values.mean()), mean_stderr(errors), spread)
 
     def interval(self, part: Part, level: float = 0.95, *, new_data: bool = False) -> Interval:
         """Interval of the mean of a part over these data: for its Monte Carlo error, and for what searches have left.
@@ -123,7 +126,8 @@ class GapDecomposition:
         which is added on the upper side. What searches have left belongs to the amortisation gap, and is
         counted in the approximation gap. Of a datum that has converged it is about `late_gain`; of another, and
         where the family is no supremum, as much as all of its approximation gap. Where a log p(x) is not
-        trusted, the upper ends of what contains it are infinite. No gap is below zero.
+        trusted, the upper ends of what contains it are infinite; where a mean of log-weights has no error, so are both
+        ends. No gap is below zero.
 
         Args:
             part: Name of the part.
@@ -191,6 +195,9 @@ class GapDecomposition:
 
     def _cautions(self) -> list[str]:
         num, found = len(self.elbo), []
+        for what, errors in (("the guide", self.elbo_stderr), ("the best q", self.approximation_stderr)):
+            if np.isinf(errors).any():
+                found.append("  " + NO_ERROR.format(what))
         if astray := int((self.late_gain < -_ASTRAY * self.late_gain_stderr).sum()):
             found.append(
                 f"  {astray} of {num} searches lost in their last round, which was taken back: lower the learning rate"

@@ -12,11 +12,17 @@ from ppl_vae.evaluation.surgery import Surgery
 from ppl_vae.latents.units import active_units
 from ppl_vae.wording import in_words
 
-__all__ = ["Entry", "LatentUse", "Ledger"]
+__all__ = ["NO_ERROR", "Entry", "LatentUse", "Ledger"]
 
 _COLLAPSED, _SHARE = 0.01, 0.99  # epsilon in nats and 1 - delta of Lucas et al. (2019)
 _NOTHING = 0.01  # nats
 _SHOWN = 5
+
+NO_ERROR = (
+    "log-weights of {} fall off so slowly that no error of their mean can be told (their variance looks infinite): its "
+    "ELBO is too high rather than too low, and may be -inf; give it lighter tails, or take log_likelihood, to which "
+    "they do no harm"
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,18 @@ class Entry(MeanOverData):
     value: np.ndarray
     """Mean over samples, (N,)."""
     stderr: np.ndarray
-    """Its Monte Carlo standard error, (N,); 0 where a closed form leaves no noise."""
+    """Its Monte Carlo standard error, (N,); 0 where a closed form leaves no noise; infinite, for all data, where
+    samples fall off so slowly that their variance looks infinite."""
+
+    @property
+    def population_stderr(self) -> float:
+        """Standard error of `mean` for new data, Monte Carlo error included; infinite where `stderr` is."""
+        return super().population_stderr if self.has_error else np.inf
+
+    @property
+    def has_error(self) -> bool:
+        """Whether an error can be told."""
+        return not np.isinf(self.stderr).any()
 
     def __str__(self) -> str:
         return in_words(self.mean, self.mean_stderr, 0.0)
@@ -44,7 +61,8 @@ class LatentUse:
     """`each`: q and p factorise, the sum over scalars is the rate of the site. `marginal`: KL of the marginals of
     scalars that depend on each other. `whole`: the value cannot be taken apart, D = 1 here."""
     means: np.ndarray | None
-    """E[z given x] of each datum and scalar, (N, D), in units of z; None for discrete or masked latents."""
+    """E[z given x] of each datum and scalar, (N, D), in units of z; None for discrete or masked latents, and where a
+    distribution has no finite mean."""
     noise: np.ndarray | None
     """Monte Carlo variance of `means`, (N, D)."""
 
@@ -135,13 +153,19 @@ class Ledger:
         lines = [
             f"ELBO {self.elbo} nats per datum ({len(self.elbo.value)} data, K = {self.num_samples}; "
             f"± {self.elbo.population_stderr:.2g} for new data)"
-            + (f"; at most {self.bits_per_dimension():.3f} bits per dimension" if self.num_dimensions else ""),
+            + (f"; at most {self.bits_per_dimension():.3f} bits per dimension" if self._has_bits else ""),
             f"= -(distortion {self.distortion} + rate {self.rate})",
             *map(str, self.latents),
         ]
+        if not self.elbo.has_error:
+            lines.append(NO_ERROR.format("the guide"))
         if self.surgery is not None:
             lines.append(str(self.surgery))
         return "\n".join([*lines, *(f"posterior collapse: {alarm}" for alarm in self.alarms)])
+
+    @property
+    def _has_bits(self) -> bool:
+        return bool(self.num_dimensions) and self.elbo.has_error
 
 
 def _ranges(numbers: np.ndarray) -> str:

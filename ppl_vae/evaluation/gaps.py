@@ -16,7 +16,7 @@ from ppl_vae.evaluation.decomposition import GapDecomposition
 from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, is_enumerable
 from ppl_vae.evaluation.local import Found, LocalSearch, Searcher
-from ppl_vae.evaluation.parts import exact_parts, sampled_parts
+from ppl_vae.evaluation.parts import exact_parts, sampled_parts, without_errors
 from ppl_vae.evaluation.probing import Prober, looked, unseen_shares, widening
 from ppl_vae.evaluation.proposal import check_finite
 from ppl_vae.evaluation.scoring import Scorer
@@ -103,7 +103,7 @@ def gap_decomposition(
 
         swept = subject.sweep(splitter.num_rows, "gap decomposition", progress, work)
     return GapDecomposition(
-        **swept.gathered(),
+        **without_errors(swept.gathered(), num_samples),
         family=splitter.family.names,
         is_supremum=splitter.family.is_supremum,
         no_richer=splitter.no_richer,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.verdict import UNRELIABLE, verdict
+from ppl_vae.pareto import has_no_error, largest_deviations
 from ppl_vae.weights import Stream
 
-__all__ = ["exact_parts", "sampled_parts"]
+__all__ = ["exact_parts", "sampled_parts", "without_errors"]
 
+_TAIL = "tail of "
+_MADE_OF = {
+    "elbo": ("elbo", "gap", "amortisation"),
+    "best_elbo": ("approximation", "amortisation", "richer_gain"),
+    "richer_elbo": ("richer_gain",),
+}
 _ERRORS = ("log_evidence", "elbo", "gap", "approximation", "amortisation", "richer_gain")
 
 
@@ -39,6 +46,8 @@ def sampled_parts(
 
     An ELBO is the mean of its log-weights; log p(x) = log 1/K sum_k w_k, whose part of draw k is w_k / mean(w) - 1 by
     the delta method. The standard error of a difference is that of the mean of the differences of these parts.
+
+    The tails of the log-weights go along, for `without_errors`.
 
     Args:
         guide: log w of the guide.
@@ -72,5 +81,16 @@ def sampled_parts(
         "richer_gain": moved - best,
     }
     errors = {f"{name}_stderr": d.std(0, ddof=1) / math.sqrt(num_samples) for name, d in differences.items()}
-    elbos = {"elbo": guide.mean(0), "best_elbo": best.mean(0), "richer_elbo": moved.mean(0)}
-    return {"log_evidence": value, "trusted": trusted, "unseen": unseen} | elbos | errors
+    of_elbo = {"elbo": guide, "best_elbo": best, "richer_elbo": moved}
+    elbos = {name: log_weight.mean(0) for name, log_weight in of_elbo.items()}
+    tails = {_TAIL + name: largest_deviations(log_weight) for name, log_weight in of_elbo.items()}
+    return {"log_evidence": value, "trusted": trusted, "unseen": unseen} | elbos | errors | tails
+
+
+def without_errors(parts: Mapping[str, np.ndarray], num_samples: int) -> dict[str, np.ndarray]:
+    """Parts of all data without the tails of log-weights; errors of means that have none are infinite."""
+    found = {name: value for name, value in parts.items() if not name.startswith(_TAIL)}
+    for elbo, names in _MADE_OF.items():
+        if _TAIL + elbo in parts and has_no_error(parts[_TAIL + elbo], num_samples):
+            found |= {f"{name}_stderr": np.full_like(found[elbo], np.inf) for name in names}
+    return found

@@ -101,6 +101,10 @@ class Path:
         tapes = self._run(self._pair.guide if self._start == "guide" else self._pair.model)
         return self.space.points(self._chains_first([tape.latents for tape in tapes]))
 
+    def draw_at_every_value(self) -> dict[str, Tensor]:
+        """Points of the prior given each joint value of discrete latents, as many for each, however rare it is."""
+        return self.space.points(self._run_once(self._pair.model, summed=True).latents)
+
     def at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Points where every chain of a datum has its latents (N, *event)."""
         if self._num_chains > 1:

@@ -38,7 +38,7 @@ class PosteriorPredictive:
     posterior: Mapping[str, np.ndarray]
     """Latent values by site, (S, N, *event)."""
     predictive: Mapping[str, np.ndarray]
-    """Data drawn from p(x given z), by observed site, (S, N, *event)."""
+    """Data drawn from p(x given z), by observed site, (S, N, *event); given the real data that the site reads, too."""
     observed: Mapping[str, np.ndarray]
     """The data themselves, by observed site, (N, *event)."""
     log_lik: np.ndarray
@@ -72,6 +72,10 @@ def posterior_predictive(
     progress: bool = True,
 ) -> PosteriorPredictive:
     r"""Draws z from p(z given x), then new data from p(x given z), for every datum.
+
+    Where a distribution reads observed arguments (the pixels before its own, or what another site observes), it reads
+    the real ones: new data are then one step ahead, p(x_t given z and the real x before t), not whole data of the
+    model. `calibrate` judges by whole ones.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.

@@ -52,8 +52,8 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
 
     .. math:: \log p(x) = \log \int p(x, z(u(v))) \, |dz / du| \, |du / dv| \, dv
 
-    A box around draws of the prior is widened until all that is outside is negligible, then cut into cells, of which
-    those that count are halved until the rule in each of them has converged.
+    A box around draws of the prior, given each value of discrete latents, is widened until all that is outside is
+    negligible, then cut into cells, of which those that count are halved until the rule in each of them has converged.
 
     Args:
         pair: The pair, in evaluation mode; only its model is integrated.
@@ -87,7 +87,8 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         joint = torch.cat([_log_joint(path, _padded(part, len(drawn)), pattern) for part in u.split(len(drawn))])
         return joint[: len(v)].double() + line.log_slope(v)
 
-    starts = line.inverse(drawn.double())
+    reached = torch.cat([drawn, path.space.flat(path.draw_at_every_value())]) if layout.cardinalities else drawn
+    starts = line.inverse(reached.double())
     kind = torch.finfo(drawn.dtype)
     furthest = ((_SAFE * math.sqrt(kind.max) - line.centre.abs()) / line.scale).asinh()
     sites = ", ".join(map(repr, pattern))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair
+from ppl_vae.rng import current_state, restore_state
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 
 __all__ = ["Simulated", "simulate"]
@@ -27,16 +28,52 @@ class Simulated(NamedTuple):
 def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
     """Draws z from the prior and x from p(x given z); arguments that the model does not observe stay as they are.
 
-    So do the entries of those that a mask takes away.
+    So do the entries of those that a mask takes away. A distribution may read observed arguments, as a decoder reads
+    the pixels before its own: the model is run again on what it has drawn, with the same noise, until that stays as it
+    is. Each run settles one of the D numbers of a datum at least, in the order in which they depend on each other.
 
     Raises:
-        PairError: A site is observed at something else than one of the arguments, row by row; it cannot be sampled; or
-            its argument is of a type that does not hold what it draws.
+        PairError: A site is observed at something else than one of the arguments, row by row; it cannot be sampled;
+            its argument is of a type that does not hold what it draws; its mask depends on what it draws; or draws do
+            not settle.
     """
-    guide = run_program(pair, pair.guide, batch, None, layout)
-    as_given = run_program(pair, pair.model, batch, None, layout, guide.latents)
+    latents = run_program(pair, pair.guide, batch, None, layout).latents
+    noise = current_state(batch[0].device)
+    first = made = _run(pair, batch, layout, latents)
+    for _ in range(first.num_entries):
+        if not made.moved:
+            break
+        restore_state(noise)
+        made = _run(pair, made.batch, layout, latents)
+    _check_settled(first, made)
+    return Simulated(made.batch, made.latents)
+
+
+class _Run(NamedTuple):
+    """What one run of the model draws."""
+
+    batch: tuple[Tensor, ...]
+    """Arguments, with its draws where the model observes them."""
+    latents: dict[str, Tensor]
+    """Latents, by site."""
+    counts: dict[str, Tensor]
+    """Which entries of an observed site no mask takes away."""
+    moved: tuple[str, ...]
+    """Observed sites whose draws are not what the arguments held."""
+
+    @property
+    def num_entries(self) -> int:
+        """How many numbers of a datum are drawn, at most."""
+        rows = len(self.batch[0])
+        return sum(int(counts.reshape(rows, -1).sum(1).max()) for counts in self.counts.values())
+
+
+def _run(pair: Pair, batch: Batch, layout: Layout, latents: dict[str, Tensor]) -> _Run:
+    """Draws once, where distributions read the arguments that there are; `latents` tell what sites observe."""
+    as_given = run_program(pair, pair.model, batch, None, layout, latents)
     drawn = run_program(pair, pair.model, batch, None, layout, simulate=True)
     made, filled = list(batch), [torch.zeros_like(array, dtype=torch.bool) for array in batch]
+    every, moved = {}, []
     for name, value in drawn.simulated.items():
         counts = mask_of(as_given.sites[name]).expand(value.shape)
         if not bool(counts.any()):
@@ -44,7 +81,10 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
         sampled = _Drawn(value, counts)
         i = _argument(name, sampled, as_given, pair, batch, layout)
         sampled.check_held_by(batch[i], name)
-        if torch.equal(sampled.into(batch[i]), batch[i]):  # equal arguments cannot be told apart by it, and need not be
+        every[name] = counts
+        if bool(
+            _alike(sampled.into(batch[i]), batch[i]).all()
+        ):  # equal arguments cannot be told apart by it, and need not be
             continue
         own = counts.reshape(batch[i].shape)
         if bool((filled[i] & own).any()):
@@ -53,7 +93,32 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
                 f"argument {i}: what two sites draw cannot be one datum"
             )
         made[i], filled[i] = sampled.into(made[i]), filled[i] | own
-    return Simulated(tuple(made), drawn.latents)
+        moved.append(name)
+    return _Run(tuple(made), drawn.latents, every, tuple(moved))
+
+
+def _check_settled(first: _Run, last: _Run) -> None:
+    """The last run has found its draws among its arguments, and the entries that count are those of the first."""
+    if last.moved:
+        raise PairError(
+            f"site {last.moved[0]!r}: expected draws that settle once the arguments hold them, after "
+            f"{first.num_entries + 1} runs at most, found that they still change: its distribution reads the numbers "
+            "that it scores, so that it is no density of them, or the noise of one row depends on another, as in Gamma "
+            "and Poisson that read observed arguments; let each number read only those before it, or use "
+            "annealed_importance_sampling or log_likelihood, which need no simulated data"
+        )
+    for name in first.counts.keys() | last.counts.keys():
+        before, after = first.counts.get(name), last.counts.get(name)
+        if before is None or after is None or not torch.equal(before, after):
+            raise PairError(
+                f"site {name!r}: expected a mask that leaves the same entries of simulated data as of those given, "
+                "found one that depends on what is drawn; make the mask an argument of its own"
+            )
+
+
+def _alike(one: Tensor, other: Tensor) -> Tensor:
+    """Where numbers are equal, or both NaN."""
+    return (one == other) | ((one != one) & (other != other))
 
 
 class _Drawn(NamedTuple):
@@ -88,7 +153,7 @@ class _Drawn(NamedTuple):
     def is_at(self, observed: Tensor, array: Tensor) -> bool:
         """Whether what a site observes, where it counts, is an argument, row by row."""
         alike = observed.numel() == array.numel() and len(observed) == len(array)
-        return alike and bool(((observed.reshape(array.shape) == array) | ~self.counts.reshape(array.shape)).all())
+        return alike and bool((_alike(observed.reshape(array.shape), array) | ~self.counts.reshape(array.shape)).all())
 
 
 def _argument(name: str, drawn: _Drawn, as_given: Tape, pair: Pair, batch: Batch, layout: Layout) -> int:
