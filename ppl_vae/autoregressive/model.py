@@ -58,6 +58,10 @@ class AutoregressiveModel(nn.Module, ABC):
             (..., *event_shape) for two levels, (..., *event_shape, L) for more.
         """
 
+    def scaled(self, x: Tensor) -> Tensor:
+        """Map levels 0 ... L - 1, of any dtype, to [-1, 1] in that of the parameters: bytes would wrap."""
+        return 2 * x.to(next(self.parameters()).dtype) / (self.levels - 1) - 1
+
     def forward(self, context: Tensor | None = None) -> Autoregressive:
         """Return p(x given context): batch shape (...) of context (..., *context_shape), event shape `event_shape`."""
         dims = len(self.context_shape)
