@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ppl_vae.autoregressive.distribution import Autoregressive
 from ppl_vae.drawing import as_event, evaluating
 from ppl_vae.errors import PairError
+from ppl_vae.networks import event_sizes
 from ppl_vae.options import whole_number
 
 __all__ = ["AutoregressiveModel"]
@@ -26,7 +27,7 @@ class AutoregressiveModel(nn.Module, ABC):
     Args:
         event_shape: Shape of one datum, an integer for flat data.
         levels: L >= 2; entries are 0 .. L - 1.
-        context_shape: Shape of one context; () for none.
+        context_shape: Shape of one context, an integer for a vector; () for none.
 
     Raises:
         ValueError: The number of levels is not whole.
@@ -34,16 +35,16 @@ class AutoregressiveModel(nn.Module, ABC):
             one that it wants.
     """
 
-    def __init__(self, event_shape: int | Sequence[int], levels: int, context_shape: Sequence[int] = ()) -> None:
+    def __init__(
+        self, event_shape: int | Sequence[int], levels: int, context_shape: int | Sequence[int] = ()
+    ) -> None:
         super().__init__()
         whole_number("levels", levels)
-        sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-        self.event_shape, self.levels, self.context_shape = sizes, levels, tuple(context_shape)
-        if not sizes or min(sizes) < 1 or min(self.context_shape, default=1) < 1 or levels < 2:
-            raise PairError(
-                f"{type(self).__name__} expected shapes of positive integers and at least 2 levels, found event shape "
-                f"{self.event_shape}, context shape {self.context_shape}, levels {levels}"
-            )
+        if levels < 2:
+            raise PairError(f"{type(self).__name__} expected at least 2 levels, found {levels}")
+        self.event_shape, self.levels = event_sizes(event_shape), levels
+        none = isinstance(context_shape, Sequence) and not context_shape
+        self.context_shape = () if none else event_sizes(context_shape, "context_shape")
 
     @property
     def order(self) -> Sequence[int] | None:

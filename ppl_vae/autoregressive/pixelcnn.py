@@ -58,7 +58,7 @@ class PixelCNN(AutoregressiveModel):
         kernel_size: int = 3,
         first_size: int = 7,
     ) -> None:
-        super().__init__(event_shape, levels, (context_shape,) if isinstance(context_shape, int) else context_shape)
+        super().__init__(event_shape, levels, context_shape)
         whole_number("channels", channels)
         whole_number("num_layers", num_layers)
         self._check(channels, num_layers, (kernel_size, first_size))
