@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 __all__ = ["finite_number", "positive_number", "probability", "whole_number"]
 
 
-def whole_number(name: str, value: object, least: int | None = None) -> None:
-    """Refuses what is no whole number, or one below `least`.
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """The value, where it is a whole number and not below `least`; anything else is refused.
 
     Example:
         >>> whole_number("num_samples", 10.5)
@@ -21,6 +22,7 @@ def whole_number(name: str, value: object, least: int | None = None) -> None:
         raise ValueError(f"{name}: expected a whole number, found {value!r}")
     if least is not None and value.__index__() < least:
         raise ValueError(f"{name}: expected at least {least}, found {value}")
+    return value.__index__()
 
 
 def finite_number(name: str, value: object, least: float = -math.inf) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.autoregressive.distribution import Autoregressive
-from ppl_vae.drawing import as_event, evaluating
+from ppl_vae.drawing import as_event, evaluating, reading
 from ppl_vae.errors import PairError
 from ppl_vae.networks import event_sizes
 from ppl_vae.options import whole_number
@@ -35,9 +35,7 @@ class AutoregressiveModel(nn.Module, ABC):
             one that it wants.
     """
 
-    def __init__(
-        self, event_shape: int | Sequence[int], levels: int, context_shape: int | Sequence[int] = ()
-    ) -> None:
+    def __init__(self, event_shape: int | Sequence[int], levels: int, context_shape: int | Sequence[int] = ()) -> None:
         super().__init__()
         whole_number("levels", levels)
         if levels < 2:
@@ -91,9 +89,14 @@ class AutoregressiveModel(nn.Module, ABC):
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log p(x) of x (N, *event) in nats, (N,)."""
+        """Exact log p(x) of x (N, *event) in nats, (N,).
+
+        Raises:
+            DataError: x is no tensor or array of levels, has no row, or rows of another shape.
+        """
         p = self()
-        return p.log_prob(as_event(x, p))
+        with reading(self, x) as x:
+            return p.log_prob(as_event(x, p))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw n data (n, *event_shape), entry by entry; a function of the seed.

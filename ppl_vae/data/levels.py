@@ -12,6 +12,7 @@ from torch.distributions import constraints
 
 from ppl_vae.errors import DataError
 from ppl_vae.options import whole_number
+from ppl_vae.rng import generator_of
 from ppl_vae.supports import first_outside
 
 __all__ = ["binarize", "dequantize", "levels_log_prob", "quantize"]
@@ -142,8 +143,8 @@ def _precise(x: Tensor) -> Tensor:
     """Whole numbers in single precision, where levels do not overflow; half precision cannot tell them apart."""
     if x.dtype in (torch.float16, torch.bfloat16):
         raise DataError(
-            f"expected grey levels in single or double precision, found {x.dtype}, which merges levels: make them of the "
-            "bytes, x.float() / 255"
+            f"expected grey levels in single or double precision, found {x.dtype}, which merges levels: make them of "
+            "the bytes, x.float() / 255"
         )
     return x if x.is_floating_point() else x.to(torch.float32)
 
@@ -153,4 +154,4 @@ def _kind(x: Any) -> str:
 
 
 def _uniform(x: Tensor, seed: int) -> Tensor:
-    return torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    return torch.rand(x.shape, generator=generator_of(seed)).to(x.device)

@@ -51,9 +51,7 @@ def last_bias(network: nn.Module, sizes: list[int]) -> Tensor:
     return last[0].bias
 
 
-def rows_to_start_at(
-    x: Any, event_shape: tuple[int, ...], support: constraints.Constraint, like: Tensor
-) -> Tensor:
+def rows_to_start_at(x: Any, event_shape: tuple[int, ...], support: constraints.Constraint, like: Tensor) -> Tensor:
     """Data as (N, *event_shape), N >= 1, on the device of `like` and in a dtype no narrower than its own.
 
     Raises:
@@ -69,7 +67,7 @@ def rows_to_start_at(
         )
     if (outside := first_outside(support, rows)) is not None:
         raise DataError(
-            f"start_at, row {outside[0]}: expected values in {support_name(support)}, found {outside[1]:g}: give it the "
-            "data of the training"
+            f"start_at, row {outside[0]}: expected values in {support_name(support)}, found {outside[1]:g}: give it "
+            "the data of the training"
         )
     return rows.reshape(-1, *event_shape)
