@@ -159,12 +159,11 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
     _check_few_copies(real, num_neighbours)
     radius_real, radius_fake = _radii(real, num_neighbours), _radii(fake, num_neighbours)
     centre = real.mean(0)  # far from 0 the differences of squares would lose the distances
-    real, fake = real - centre, fake - centre
     balls = np.zeros(len(fake))  # around data, that each sample lies in
     hit, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for start in range(0, len(real), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        distance = _distances(real[rows], fake)
+        distance = _distances(real[rows] - centre, fake - centre)
         inside = distance < radius_real[rows, None]
         balls += inside.sum(0)
         hit[rows] = inside.any(1)
