@@ -32,8 +32,9 @@ ABSENT = _Absent()
 class Attributes:
     """Every attribute, entry and variable that a module and its programs reach by name, as they are now.
 
-    Unseen are containers of more than a thousand entries, what iterators, functions with a cache, hooks and
-    compiled extensions keep, and what lies outside Python's variables, such as files, the environment and the clock.
+    Unseen are containers of more than a thousand entries, what iterators, functions with a cache, hooks, compiled
+    extensions and objects of other libraries keep, and what lies outside Python's variables, such as files, the
+    environment and the clock.
 
     Args:
         module: Where to start. A pair leads to its programs, and they to modules, objects, containers and variables.

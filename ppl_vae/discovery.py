@@ -5,24 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
-__all__ = ["LARGEST_CONTAINER", "LIBRARIES", "Program", "names_in", "reachable", "variables"]
+from ppl_vae.libraries import is_known, is_library
+
+__all__ = ["LARGEST_CONTAINER", "Program", "names_in", "reachable", "variables"]
 
 Program = Callable[..., Any]
 
 LARGEST_CONTAINER = 1000
-LIBRARIES = ("torch", "pyro", "numpy", "builtins", "collections", "functools", "typing", "zuko")
 _KEPT = (nn.Module, nn.Parameter, list, tuple, dict)
 
 
 def reachable(role: str, program: Program, closed: type) -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
     """Yields (name, module or parameter) for everything a program can reach without running it.
 
-    Objects of the type `closed` are not entered.
+    Objects of the type `closed` are not entered, and of those of a library only what they hold themselves.
     """
     queue: list[tuple[str, Any]] = [(role, program)]
     seen: set[int] = set()
@@ -42,27 +43,28 @@ def _held_by(name: str, value: Any) -> list[tuple[str, Any]]:
         return [(name, value.func), (name, value.args), (name, value.keywords)]
     if inspect.ismethod(value):
         return [("self", value.__self__), (name, value.__func__)]
-    of_library = _module_of(value).split(".")[0] in LIBRARIES
     if inspect.isfunction(value):
-        return [] if of_library else variables(value)
+        return [] if is_known(value.__module__) else variables(value)
     if isinstance(value, dict) and len(value) <= LARGEST_CONTAINER:
         return [(str(key), item) for key, item in value.items()]
     if isinstance(value, list | tuple) and len(value) <= LARGEST_CONTAINER:
         return [(f"{name}_{i}", item) for i, item in enumerate(value)]
-    if hasattr(value, "__dict__") and not of_library and not isinstance(value, type | types.ModuleType):
-        return [*vars(value).items(), *_of_classes(type(value))]
-    return _of_classes(value) if isinstance(value, type) else []
+    if isinstance(value, type):
+        return _of_classes(value)
+    if not hasattr(value, "__dict__") or isinstance(value, types.ModuleType) or is_known(type(value).__module__):
+        return []
+    own = vars(value).items()
+    return _kept(own) if is_library(type(value).__module__) else [*own, *_of_classes(type(value))]
 
 
 def _of_classes(owner: type) -> list[tuple[str, Any]]:
     """What a class and its bases keep that is no method: a module or parameter as a class attribute, say."""
-    own = [base for base in owner.__mro__ if base.__module__.split(".")[0] not in LIBRARIES]
-    found = [(name, item) for base in own for name, item in vars(base).items() if not name.startswith("__")]
+    own = [base for base in owner.__mro__ if not is_library(base.__module__)]
+    return _kept((name, item) for base in own for name, item in vars(base).items() if not name.startswith("__"))
+
+
+def _kept(found: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
     return [(name, item) for name, item in found if isinstance(item, _KEPT)]
-
-
-def _module_of(value: Any) -> str:
-    return (value.__module__ if inspect.isfunction(value) else type(value).__module__) or ""
 
 
 def variables(function: types.FunctionType) -> list[tuple[str, Any]]:

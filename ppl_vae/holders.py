@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
-import sys
 import types
 from collections import deque
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
@@ -15,14 +14,13 @@ import numpy as np
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 
-from ppl_vae.discovery import LARGEST_CONTAINER, LIBRARIES, names_in, variables
+from ppl_vae.discovery import LARGEST_CONTAINER, names_in, variables
+from ppl_vae.libraries import is_known, is_library, is_ours, is_standard
 
-__all__ = ["Holder", "holders", "is_users", "reached"]
+__all__ = ["Holder", "hides", "holders", "is_users", "reached"]
 
 _MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
-_NOT_ENTERED = {*LIBRARIES, *sys.stdlib_module_names}
-_OURS = "ppl_vae"
 # What torch and Pyro keep of the last call in objects whose class may be the user's.
 _CACHES = ("_cached", "_inv")
 
@@ -76,9 +74,9 @@ class _Slots(MutableMapping[str, Any]):
 def holders(root: nn.Module) -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
-    Of libraries only modules, distributions and transforms are entered, and what they show. Containers of more than a
-    thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
-    than by name.
+    Of libraries (see `is_library`) only modules, distributions and transforms are entered, and what they show: a frozen
+    distribution of SciPy or a DataFrame is not. Containers of more than a thousand entries are not, nor hooks (what
+    they record is meant to stay), nor what a program reaches in another way than by name.
     """
     everything = reached(root)
     spaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
@@ -196,15 +194,20 @@ def _attributes(owner: Any, home: Iterable[Any]) -> list[Any]:
 
 def _counts(owner: Any, key: Any) -> bool:
     known = isinstance(owner, Distribution | Transform)
-    if (known or isinstance(owner, nn.Module)) and not is_users(type(owner).__module__) and str(key).startswith("_"):
+    if (known or isinstance(owner, nn.Module)) and hides(type(owner).__module__) and str(key).startswith("_"):
         return False
     return key not in _MODULE_STATE and not str(key).startswith(("__", *_CACHES) if known else "__")
 
 
-def _is_entered(module: str | None) -> bool:
-    return (module or "").split(".")[0] not in _NOT_ENTERED
+def hides(module: Any) -> bool:
+    """Whether a Python module is of a library whose objects hide machinery behind an underscore."""
+    return is_known(module) or is_ours(module)
 
 
-def is_users(module: str | None) -> bool:
+def is_users(module: Any) -> bool:
     """Whether a Python module is the user's: of no library, and none of ours."""
-    return _is_entered(module) and (module or "").split(".")[0] != _OURS
+    return _is_entered(module) and not is_ours(module)
+
+
+def _is_entered(module: Any) -> bool:
+    return not (is_library(module) or is_standard(module))

@@ -13,6 +13,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "ppl_vae"
 FOUNDATION = {
     *("errors", "kl", "supports", "rng", "mapped", "arrays", "distributed", "device", "progress", "history"),
     *("validation", "pareto", "options", "operations", "wording", "averages", "threads", "shrinking", "storage"),
+    "libraries",
+    "narrowing",
 }
 CORE = {
     *(
@@ -58,6 +60,8 @@ MAY_IMPORT = {
     "threads": set(),
     "shrinking": {"errors"},
     "pareto": set(),
+    "libraries": set(),
+    "narrowing": {"arrays", "errors"},
     "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,
     "holders": FOUNDATION | {"discovery"},

@@ -130,9 +130,11 @@ def test_another_generator_of_numpy_is_refused_before_the_first_step(tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-def test_fewer_steps_than_are_done_end_the_fit_at_once(tmp_path: Path):
+def test_fewer_steps_than_are_done_end_the_fit_at_once_and_are_said(tmp_path: Path):
     run(ModuleVAE, binary, {"steps": 5, "epochs": None}, run_dir=tmp_path)
-    _, fit = run(ModuleVAE, binary, {"steps": 2, "epochs": None}, run_dir=tmp_path, resume=True)
+    run(ModuleVAE, binary, {"steps": 5, "epochs": None}, run_dir=tmp_path, resume=True)  # as many: no warning
+    with pytest.warns(UserWarning, match="has done 5 steps, and epochs= or steps= ask for 2: no step is taken"):
+        _, fit = run(ModuleVAE, binary, {"steps": 2, "epochs": None}, run_dir=tmp_path, resume=True)
     assert (fit.steps, [record.step for record in fit.history]) == (5, [3, 5])
 
 

@@ -10,6 +10,7 @@ from ppl_vae.checking.checker import (
     check_rows,
 )
 from ppl_vae.checking.density import kind_of_density
+from ppl_vae.checking.kinds import first_run, in_kind_of, settled
 from ppl_vae.checking.report import CheckReport, SiteReport
 
 __all__ = [
@@ -22,5 +23,8 @@ __all__ = [
     "check_in_training",
     "check_observations",
     "check_rows",
+    "first_run",
+    "in_kind_of",
     "kind_of_density",
+    "settled",
 ]

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
+from ppl_vae.checking.counts import check_counts, count_cautions
 from ppl_vae.checking.density import density_cautions
+from ppl_vae.checking.kinds import settled
 from ppl_vae.checking.layout import cardinalities, find_layout, observed_size, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
@@ -74,7 +76,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
 
     Raises:
         PairError: Naming the site, what was expected, what was found, and a mend.
-        DataError: If observed values lie outside the support of their site (the row is named).
+        DataError: If observed values lie outside the support of their site (the row is named), or lose what varies in
+            them in the type of the parameters.
 
     Example:
         >>> import torch, ppl_vae as pv
@@ -84,7 +87,8 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         ('z', 'latent', 'Categorical', 'score function')
     """
     pair = as_pair(pair)
-    rows = as_rows(batch).with_dtype(pair.dtype)
+    rows = as_rows(batch)
+    rows = settled(pair, rows, len(rows))
     args = rows.take(slice(0, len(rows)), pair.device)
     with quiet(pair):
         guide = trace(pair, "guide", args)
@@ -127,7 +131,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
     if layout.reconstructed:
         notes.append(f"site {layout.reconstructed[0]!r} reads what it observes: a reconstruction, without log p(x)")
-    cautions = density_cautions(model)
+    cautions = density_cautions(model) + count_cautions(model, layout)
     sites, parameters = describe_sites(guide, prior, layout), describe_parameters(pair)
     return CheckReport(sites, parameters, layout, (*notes, *cautions), cautions)
 
@@ -243,21 +247,26 @@ def check_draws(pair: Pair, rows: Rows, layout: Layout) -> None:
 def check_rows(pair: Pair, rows: Rows, layout: Layout) -> Layout:
     """Checks that the guide covers the model's support at every row, whose bounds may depend on the datum.
 
+    And that counts are not so large that their log-probability is lost to rounding.
+
     Returns:
         The layout for all rows: a discrete latent that has more values at some of them cannot be enumerated, and where
         fewer numbers are observed at some there is no observed size.
 
     Raises:
         PairError: Naming the site.
+        DataError: Naming the row and the site of such counts.
     """
     within_memory, found = Shrinking("the check of the guide at every row"), [layout]
     with quiet(pair), validating(False):
-        for _, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
-            within_memory(partial(_check_some, pair, batch, found), range(len(batch[0])), range(1))
+        for start, batch in rows.blocks(layout.largest_batch(_BLOCK_ROWS), pair.device):
+            within_memory(partial(_check_some, pair, batch, found, start), range(len(batch[0])), range(1))
     return found[0]
 
 
-def _check_some(pair: Pair, batch: Batch, found: list[Layout], some: Places, _: range) -> tuple[Tensor, ...]:
+def _check_some(
+    pair: Pair, batch: Batch, found: list[Layout], start: int, some: Places, _: range
+) -> tuple[Tensor, ...]:
     batch, layout = rows_of(batch, some), found[0]
     guide = trace(pair, "guide", batch)
     model = trace(pair, "model", batch, guide)
@@ -265,6 +274,7 @@ def _check_some(pair: Pair, batch: Batch, found: list[Layout], some: Places, _: 
     check_supports(guide, model, layout.bounded)
     check_coverage(pair, batch, layout, _ROW_DRAWS)
     check_gaps(pair, batch, layout, guide, model)
+    check_counts(model, layout, start + int(some[0]))
     sizes = cardinalities(guide, layout.local_latents)
     alike = {name: size for name, size in layout.cardinalities.items() if sizes.get(name) == size}
     size = layout.num_dimensions if observed_size(model) == layout.num_dimensions else 0

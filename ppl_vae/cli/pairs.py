@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import DataError, PairError, PplVaeError
+from ppl_vae.libraries import is_installed_file
 from ppl_vae.recipes import RECIPES
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.rundir import PairSpec
@@ -31,7 +32,6 @@ _SINGLE = (
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
     inspect.Parameter.KEYWORD_ONLY,
 )
-_LIBRARIES = ("site-packages", "dist-packages")
 _ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -179,5 +179,5 @@ def _is_users(filename: str) -> bool:
     path = Path(filename)
     standard = Path(inspect.__file__).parent
     return path.is_file() and not (
-        any(part in _LIBRARIES for part in path.parts) or path.is_relative_to(_ROOT) or path.is_relative_to(standard)
+        is_installed_file(path) or path.is_relative_to(_ROOT) or path.is_relative_to(standard)
     )

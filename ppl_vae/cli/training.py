@@ -43,6 +43,7 @@ from ppl_vae.rundir import (
     write_run,
 )
 from ppl_vae.storage import locked
+from ppl_vae.storage.files import where_links_lead
 from ppl_vae.svi import Fit, fit
 from ppl_vae.svi import replay as do_again
 from ppl_vae.svi.settings import OnNonfinite
@@ -74,6 +75,7 @@ def train(
     group: Group,
 ) -> None:
     """Fit the pair, then leave configuration, history, parameters, figures and an evaluation in `root`."""
+    root = where_links_lead(root)
     device = choose_device(training.device)
     with group.together(device):
         if group.leads:
@@ -104,6 +106,7 @@ def resume(
     root: Path, pair_name: str | None, data_dir: str | None, on_nonfinite: OnNonfinite | None, group: Group
 ) -> None:
     """Go on with a run that was interrupted, from its newest checkpoint, and finish it as `train` would have."""
+    root = where_links_lead(root)
     record, training = _trained(root)
     if on_nonfinite is not None:
         training = replace(training, on_nonfinite=on_nonfinite)

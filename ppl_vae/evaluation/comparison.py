@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
-from ppl_vae.arrays import as_rows
-from ppl_vae.checking import kind_of_density
+from ppl_vae.arrays import Rows, as_rows
+from ppl_vae.checking import in_kind_of, kind_of_density
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.ranking import Comparison
@@ -92,7 +92,7 @@ def compare(
                 progress=progress,
             )
             valid = as_pair(pair)
-            first = rows.with_dtype(valid.dtype).take(slice(0, 2))
+            first = in_kind_of(valid, Rows(rows.take(slice(0, 2)))).take(slice(0, 2))
             kinds[name] = kind_of_density(valid, first)
             rounding = max(rounding, _rounding(valid, first))
     _check_alike(kinds, "kind of number", "a probability and a density have no common measure")

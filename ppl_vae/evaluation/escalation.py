@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ppl_vae.arrays import as_rows
+from ppl_vae.checking import in_kind_of
 from ppl_vae.errors import DataError, EstimateError, PairError
 from ppl_vae.evaluation.annealed import ESTIMATES, Chains, num_rows
 from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood
@@ -23,6 +24,7 @@ from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
 from ppl_vae.options import whole_number
+from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
 from ppl_vae.tape import Batch
 from ppl_vae.weights import Summary
@@ -116,7 +118,7 @@ def escalate(
     whole_number("factor", factor, least=1)
     if until not in (NOISY, RELIABLE):
         raise ValueError(f"until: expected {NOISY!r} or {RELIABLE!r}, found {until!r}")
-    start, rows = time.monotonic(), as_rows(data)
+    start, rows = time.monotonic(), in_kind_of(as_pair(pair), as_rows(data))
     if len(rows) != len(ll.value):
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)

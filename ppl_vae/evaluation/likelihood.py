@@ -96,7 +96,8 @@ def log_likelihood(
     Raises:
         PairError: If the pair is not valid, reconstructs the datum that it scores, has latents outside the data plate,
             subsamples within a datum, or raises on some rows, which are named; the error itself is the cause.
-        DataError: If a datum lies outside the support of its site.
+        DataError: If a datum lies outside the support of its site, loses what varies in it in the type of the
+            parameters (1e7 + noise in float32), or is a count that torch cannot score in it (a million).
         EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named. Or if
             memory does not suffice for one draw of one datum, or for the guide's draws of a block of data.
 

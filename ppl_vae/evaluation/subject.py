@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking import check, check_observations, check_rows
+from ppl_vae.checking import check, check_observations, check_rows, settled
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group, current
 from ppl_vae.errors import PairError, located
@@ -120,7 +120,8 @@ def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Sub
 
     Raises:
         PairError: If the pair is not valid, has latents outside the data plate, or subsamples within a datum.
-        DataError: If a datum lies outside the support of its site.
+        DataError: If a datum lies outside the support of its site, the type of the parameters cannot tell the data
+            apart, or torch cannot score counts as large in it.
         EstimateError: If memory runs out where work cannot be divided.
     """
     pair = as_pair(pair)
@@ -129,7 +130,7 @@ def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Sub
     with ExitStack() as stack:
         stack.enter_context(undivided("this evaluation"))
         stack.enter_context(group.together(target))
-        rows = as_rows(data).with_dtype(pair.dtype)
+        rows = settled(pair, as_rows(data), _PROBE_ROWS)
         layout = _checked(pair, rows)
         stack.enter_context(torch.no_grad())
         stack.enter_context(on_device(pair, target))

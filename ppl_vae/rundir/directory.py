@@ -18,9 +18,10 @@ import torch
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
+from ppl_vae.options import as_python
 from ppl_vae.pair import as_pair, misfit
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
-from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, lent, plain, tensors
+from ppl_vae.storage import EVALUATION_LOCK, LOCK, Hold, files, lent, plain, tensors
 from ppl_vae.storage.versions import version_of
 
 __all__ = [
@@ -154,10 +155,10 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
     check_free(root)
     made = _make(root)
     try:
-        with lent(root):
+        with lent(root) as hold:
             check_free(root)  # again, now that nobody else can write in it
             write_run(root, record)
-            with _told_how_it_ended(root, record):
+            with _told_how_it_ended(root, record, hold):
                 yield
     except BaseException:
         with suppress(StorageError):  # not empty: it has begun, or another process has
@@ -175,21 +176,24 @@ def described_again(root: Path, record: RunRecord) -> Iterator[None]:
     Raises:
         LockedError: Another process is at work there.
     """
-    with lent(root):
+    with lent(root) as hold:
         write_run(root, replace(record, status="training"))
         try:
             yield
         except BaseException as error:
-            write_run(root, _ended(root, record, error))
+            if hold.lasts:
+                write_run(root, _ended(root, record, error))
             raise
 
 
 @contextmanager
-def _told_how_it_ended(root: Path, record: RunRecord) -> Iterator[None]:
+def _told_how_it_ended(root: Path, record: RunRecord, hold: Hold) -> Iterator[None]:
     """Context of a fit that may be refused before it begins: then it takes its description away again."""
     try:
         yield
     except BaseException as error:
+        if not hold.lasts:
+            raise  # what is there now may be another one's
         if files.is_file(root / _CONFIG):
             write_run(root, _ended(root, record, error))
         else:
@@ -243,6 +247,7 @@ def _environment() -> dict[str, Any]:
 
 def as_plain(value: Any) -> Any:
     """A value as JSON: dataclasses become their class and fields, callables their name."""
+    value = as_python(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": type(value).__name__, **fields}

@@ -13,13 +13,14 @@ from ppl_vae.storage.checkpoint import (
     write,
 )
 from ppl_vae.storage.files import remove_debris
-from ppl_vae.storage.lock import EVALUATION_LOCK, LOCK, lent, locked
+from ppl_vae.storage.lock import EVALUATION_LOCK, LOCK, Hold, lent, locked
 from ppl_vae.storage.names import as_name, check_name
 
 __all__ = [
     "EVALUATION_LOCK",
     "LOCK",
     "Checkpoint",
+    "Hold",
     "UnreadableError",
     "as_name",
     "check_name",

@@ -41,6 +41,7 @@ __all__ = [
     "replace",
     "sync_folder",
     "temporary",
+    "where_links_lead",
     "write_folder",
 ]
 
@@ -154,6 +155,17 @@ def is_folder(path: Path) -> bool:
         StorageError: The system does not tell.
     """
     return stat.S_ISDIR(_mode(path))
+
+
+def where_links_lead(path: Path) -> Path:
+    """A path with no link in it: the path itself, or the one it leads to now, which stays when a link is led elsewhere.
+
+    Raises:
+        StorageError: There is a NUL in it.
+    """
+    with calls.failing("cannot be found", path):
+        real = Path(os.path.realpath(path))
+    return path if real == path.absolute() else real
 
 
 def refuse_link(path: Path) -> None:

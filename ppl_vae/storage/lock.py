@@ -7,28 +7,66 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from ppl_vae.errors import LockedError, StorageError
-from ppl_vae.storage import calls
+from ppl_vae.storage import calls, files
 
-__all__ = ["EVALUATION_LOCK", "LOCK", "lent", "locked"]
+__all__ = ["EVALUATION_LOCK", "LOCK", "Hold", "lent", "locked"]
 
 LOCK, EVALUATION_LOCK = ".lock", ".lock-evaluation"
 _PAUSE = 0.05  # seconds between two tries
 _held: set[int] = set()
-_lent: ContextVar[frozenset[str]] = ContextVar("_lent", default=frozenset())  # other threads have none of it
+
+
+class Hold(NamedTuple):
+    """A lock that is held."""
+
+    path: Path
+    """The file that it is put on, with no link on the way."""
+    file: int
+    """Its descriptor."""
+
+    @property
+    def lasts(self) -> bool:
+        """Whether others still find the lock: not if the folder was moved, or the file removed.
+
+        Raises:
+            StorageError: The system does not tell.
+        """
+        return _is_still(self.path, self.file)
+
+    def check(self) -> None:
+        """Refuses to go on where others no longer find the lock, and may have taken the place.
+
+        Raises:
+            LockedError: So it is.
+            StorageError: As `lasts`.
+        """
+        if not self.lasts:
+            raise LockedError(
+                f"run directory {self.path.parent}: expected the {self.path.name} that this process holds, found "
+                "another or none: the directory was moved or replaced, or the file removed, and another process may "
+                "be at work here; nothing more is written: resume the run where it is now"
+            )
+
+
+_Lent = Mapping[str, Hold]
+_lent: ContextVar[_Lent] = ContextVar("_lent", default=MappingProxyType({}))  # other threads have none of it
 
 
 @contextmanager
-def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[None]:
+def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[Hold]:
     """Context in which no other process, and no other thread, is in this context for the same folder.
 
     The lock is the kernel's (`flock`) and goes with the process that holds it, however that ends: the file that it is
-    put on says who the holder is and decides nothing. Children forked meanwhile do not hold it.
+    put on says who the holder is and decides nothing. Children forked meanwhile do not hold it. Who moves the folder
+    or removes the file takes it away: whoever is about to write asks the `Hold` that the context gives.
 
     Args:
         folder: An existing folder.
@@ -45,24 +83,26 @@ def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[No
         ...     os.listdir(name)
         ['.lock']
     """
-    path = folder / name
-    if (place := os.path.realpath(path)) in _lent.get():
-        with _set(_lent.get() - {place}):
-            yield
+    path = files.where_links_lead(folder).absolute() / name
+    others = dict(_lent.get())
+    if (hold := others.pop(str(path), None)) is not None:
+        with _set(others):
+            yield hold
         return
-    file = _taken_within(path, patience)
+    hold = Hold(path, _taken_within(path, patience))
     try:
-        yield
+        yield hold
     finally:
-        if file in _held:  # not so in a child, which has no part in it
-            _held.remove(file)
-            with suppress(OSError):
-                calls.do(os.unlink, path)
-            _close(file)
+        if hold.file in _held:  # not so in a child, which has no part in it
+            _held.remove(hold.file)
+            with suppress(OSError, StorageError):
+                if hold.lasts:  # it may be another one's by now
+                    calls.do(os.unlink, path)
+            _close(hold.file)
 
 
 @contextmanager
-def lent(folder: Path) -> Iterator[None]:
+def lent(folder: Path) -> Iterator[Hold]:
     """`locked`, for who prepares and ends the work of a function that locks the folder itself: that one is let in.
 
     Raises:
@@ -75,13 +115,13 @@ def lent(folder: Path) -> Iterator[None]:
         ...     os.listdir(name)
         ['.lock']
     """
-    with locked(folder), _set(_lent.get() | {os.path.realpath(folder / LOCK)}):
-        yield
+    with locked(folder) as hold, _set({**_lent.get(), str(hold.path): hold}):
+        yield hold
 
 
 @contextmanager
-def _set(places: frozenset[str]) -> Iterator[None]:
-    token = _lent.set(places)
+def _set(holds: _Lent) -> Iterator[None]:
+    token = _lent.set(holds)
     try:
         yield
     finally:
@@ -181,6 +221,6 @@ _is_watching = False
 
 
 def _let_go() -> None:
-    _lent.set(frozenset())
+    _lent.set({})
     while _held:
         os.close(_held.pop())

@@ -51,7 +51,8 @@ def to_chunks(tensors: Mapping[str, Tensor]) -> Iterable[Any]:
     its turn comes, and copied only if it is not contiguous. Tensors that share memory are written once each.
 
     Raises:
-        ValueError: A name is empty or too long, a dtype has no place in the format, or a tensor is not dense.
+        ValueError: A name is empty or too long, something is no tensor, a dtype has no place in the format, or a tensor
+            is not dense.
     """
     named = _ordered(tensors)
     return _Chunks(_header(named), [*named.values()])
@@ -103,6 +104,12 @@ def from_sealed(content: bytes, path: Path) -> dict[str, Tensor]:
 
 def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Large items first: so every tensor begins at a multiple of the size of its items, as safetensors wants it."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(
+                f"{name!r}: expected a tensor, found {type(tensor).__name__}: let get_extra_state return a tensor, "
+                "or keep it as an attribute and leave get_extra_state out"
+            )
     return {name: tensors[name] for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))}
 
 

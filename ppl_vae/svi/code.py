@@ -10,6 +10,8 @@ from dataclasses import fields, is_dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
+from ppl_vae.options import as_python
+
 __all__ = ["CODE", "code_of", "code_within", "names_within"]
 
 CODE = "code of "  # begins the names of facts that the version of Python decides, too
@@ -50,6 +52,7 @@ def _hash(described: Any) -> str:
 
 
 def _described(value: Any, depth: int) -> Any:
+    value = as_python(value)
     if isinstance(value, _PLAIN):
         return repr(value)
     if depth > 8:

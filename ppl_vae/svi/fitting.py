@@ -22,10 +22,12 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, check_free
 from ppl_vae.schedules import Schedule
+from ppl_vae.storage.files import where_links_lead
 from ppl_vae.svi.facts import facts_of
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Course, Loop
+from ppl_vae.svi.moving import check_own_memory
 from ppl_vae.svi.resuming import Resume, check_options, keeping, shared
 from ppl_vae.svi.saving import Every
 from ppl_vae.svi.settings import FitSettings, OnNonfinite, OptimizerFactory
@@ -107,9 +109,11 @@ def fit(
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
         data: Tensor or numpy array (N, *event), a tuple of them (the arguments of the programs), a memory-mapped
-            array, or a torch `Dataset`. Floating data are converted to the dtype of the parameters. Rows of a
-            memory-mapped array stay on disk and are read a few batches ahead; a file of more than 16,384 rows is
-            shuffled in part: blocks of 64 rows come in random order, rows are shuffled within each 256 blocks.
+            array, or a torch `Dataset`. Floating data are converted to the dtype of the parameters, those made in the
+            first run of the pair included; a number that this moves by a thousandth of its standard deviation or more
+            (1e7 + noise in float32) is refused. Rows of a memory-mapped array stay on disk and are read a few batches
+            ahead; a file of more than 16,384 rows is shuffled in part: blocks of 64 rows come in random order, rows are
+            shuffled within each 256 blocks.
         objective: `ELBO(...)`, `IWAE(...)`, `Renyi(...)`, or `from_pyro(...)`.
         epochs: Passes over the data; 50 if neither `epochs` nor `steps` is given.
         steps: Number of steps; the first limit reached counts.
@@ -138,8 +142,9 @@ def fit(
             attribute, a variable, an entry of a container, a number of an array, a forward hook) changes later, the fit
             goes on as written, and a warning names it. Unseen are changes within arrays of more than 4,096 numbers and
             containers of more than 1,000 entries, of what iterators (`itertools.count`), cached functions
-            (`functools.lru_cache`), hooks and extensions keep, and of what lies outside Python's variables, such as
-            the environment, files and the clock: programs that read those need False.
+            (`functools.lru_cache`), hooks, extensions and objects of other libraries (a DataFrame, say) keep, and of
+            what lies outside Python's variables, such as the environment, files and the clock: programs that read those
+            need False.
         run_dir: Directory to leave configuration, environment, history, parameters and checkpoints in; new or empty,
             unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
         resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
@@ -147,7 +152,8 @@ def fit(
             never interrupted; on other versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device, processors
             or numbers of threads they are not, and a warning says which. `epochs`, `steps` and `on_nonfinite` may be
             others. Every row of data in memory is compared; of a file that stays on disk its shape and about a thousand
-            rows; of functions, and of the programs, their code and the values that they mention.
+            rows; of functions, and of the programs, their code and the values that they mention. A warning says so
+            where the run has done more steps than are asked for.
         checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
             at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
@@ -159,14 +165,16 @@ def fit(
         ValueError: If an option has no meaning, or the optimiser needs a closure.
         PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
             is named; the error itself is the cause. If its parameters change during the fit in another way than in
-            their numbers: one is frozen, replaced or added.
+            their numbers: one is frozen, replaced or added. If one, or a buffer, was expanded and may have to be put
+            back, as with validation data, a run directory or `on_nonfinite`.
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite, and `on_nonfinite` does not help; site and rows are
             named.
         GroupError: If one of several processes ends, hangs, or was given something else.
-        CheckpointError: If a checkpoint cannot be written, or the fit has to resume and cannot: none is there, all are
-            damaged, or they are of another run; each is named, and why.
-        LockedError: If another process works in `run_dir`; its number is said.
+        CheckpointError: If a checkpoint cannot be written, or could not hold the pair, or the fit has to resume and
+            cannot: none is there, all are damaged, or they are of another run; each is named, and why.
+        LockedError: If another process works in `run_dir`; its number is said. If `run_dir` is moved or replaced while
+            the fit is at work in it, or its `.lock` is removed.
 
     Reference:
         Auto-Encoding Variational Bayes (Kingma and Welling, 2014). Stochastic Backpropagation and Approximate
@@ -199,12 +207,14 @@ def fit(
     _check_watched(settings, validation)
     check_options(resume, checkpoint_every, run_dir is not None)
     start, group, target = time.monotonic(), current(), choose_device(device)
-    root = None if run_dir is None else Path(run_dir)
+    root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()
     with ExitStack() as stack:
         with group.together(target):
             if root is not None and group.leads and not resume:
                 check_free(root, allowed={RUN})
             ready = _prepared(as_pair(pair), data, validation, settings, target, compile, group)
+            if root is not None or validation is not None or on_nonfinite != "stop":
+                check_own_memory(ready.stepper.pair)
             data_read = (ready.rows, ready.held_out)
             facts: dict[str, Any] = {}
             if root is not None:
@@ -220,6 +230,7 @@ def fit(
         stack.enter_context(frozen_modes(loop.pair, training=True))
         if state is not None:
             restore(loop, state)
+            _say_nothing_is_left(loop)
         course = loop.run(progress and group.leads, keeper)
     return _as_fit(loop, course, ready.report, time.monotonic() - start)
 
@@ -229,6 +240,17 @@ def _check_watched(settings: FitSettings, validation: Any) -> None:
     for name, wanted in (("patience", settings.patience is not None), ("record_kl", settings.record_kl)):
         if wanted and validation is None:
             raise ValueError(f"{name}: expected validation data to watch, found none; pass validation=...")
+
+
+def _say_nothing_is_left(loop: Loop) -> None:
+    """Warns of a fit that resumes after more steps than it asks for."""
+    if loop.step > (total := loop.settings.total_steps(len(loop.stepper.feed.rows))) and loop.stepper.group.leads:
+        warnings.warn(
+            f"the run has done {loop.step} steps, and epochs= or steps= ask for {total}: no step is taken; ask for "
+            "more than the run has done, or choose another run_dir for a shorter one",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _as_fit(loop: Loop, course: Course, report: CheckReport, seconds: float) -> Fit:

@@ -16,6 +16,8 @@ from ppl_vae.checking import (
     check_form,
     check_in_training,
     check_observations,
+    first_run,
+    in_kind_of,
 )
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.objectives import FromPyro
@@ -23,7 +25,7 @@ from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.supports import first_outside
 from ppl_vae.svi.settings import FitSettings
-from ppl_vae.tape import Layout
+from ppl_vae.tape import Batch, Layout
 
 __all__ = ["check_held_out", "check_stated_size", "checked", "training_rows", "validation_rows"]
 
@@ -31,29 +33,31 @@ _FIXED, _VALIDATION = -1, -2  # keys of noise that belongs to no step
 
 
 def training_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
-    """The training data, binarised once if so asked."""
-    rows = as_rows(data).with_dtype(pair.dtype)
-    if settings.binarize is None:
-        return rows
-    _check_probabilities(rows)
-    return _binarized(rows, key(settings.seed, _FIXED)) if settings.binarize == "fixed" else rows
+    """The training data, in the type of the pair, which runs first on the first batch; binarised once if so asked."""
+    rows = as_rows(data)
+    if settings.binarize is not None:
+        _check_probabilities(rows)
+    if settings.binarize == "fixed":
+        rows = _binarized(rows, key(settings.seed, _FIXED))
+    first_run(pair, _first_batch(pair, rows.with_dtype(pair.dtype), settings))
+    return in_kind_of(pair, rows)
 
 
 def validation_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
-    """The held-out data, binarised once where training binarises."""
-    rows = as_rows(data).with_dtype(pair.dtype)
-    if settings.binarize is None:
-        return rows
-    _check_probabilities(rows)
-    return _binarized(rows, key(settings.seed, _FIXED, _VALIDATION))
+    """The held-out data, in the type of the pair, which has run; binarised once where training binarises."""
+    try:
+        rows = as_rows(data)
+        if settings.binarize is not None:
+            _check_probabilities(rows)
+            rows = _binarized(rows, key(settings.seed, _FIXED, _VALIDATION))
+        return in_kind_of(pair, rows)
+    except DataError as error:
+        raise DataError(f"validation data: {error}") from error
 
 
 def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
     """Checks pair and data as `ppl_vae.check` does, on the first batch and then on every row."""
-    batch = rows.take(slice(0, settings.batch_size), pair.device)
-    if settings.binarize == "dynamic":
-        with seeded(key(settings.seed, _FIXED)):
-            batch = (torch.bernoulli(batch[0].cpu()), *batch[1:])
+    batch = _first_batch(pair, rows, settings)
     summed = check_for_pyro(pair, batch) if isinstance(settings.objective, FromPyro) else None
     report = summed or check(pair, batch)
     if settings.batch_size < len(rows):
@@ -62,6 +66,14 @@ def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
         check_in_training(pair, batch)
     check_data(pair, rows, report.layout, settings)
     return report
+
+
+def _first_batch(pair: Pair, rows: Rows, settings: FitSettings) -> Batch:
+    batch = rows.take(slice(0, settings.batch_size), pair.device)
+    if settings.binarize != "dynamic":
+        return batch
+    with seeded(key(settings.seed, _FIXED)):
+        return (torch.bernoulli(batch[0].cpu()), *batch[1:])
 
 
 def check_stated_size(layout: Layout) -> None:
@@ -116,4 +128,4 @@ def _binarized(rows: Rows, seed: int) -> Rows:
     if rows.mapped:
         raise DataError("binarize='fixed' would copy a memory-mapped array: binarise the file, or use 'dynamic'")
     with seeded(seed):
-        return Rows([torch.bernoulli(torch.as_tensor(rows.arrays[0]).cpu()), *rows.arrays[1:]], rows.dtype)
+        return Rows([torch.bernoulli(torch.as_tensor(rows.arrays[0]).cpu()), *rows.arrays[1:]])

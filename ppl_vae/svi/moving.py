@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Moving"]
+from ppl_vae.errors import PairError
+
+__all__ = ["Moving", "check_own_memory"]
+
+
+def check_own_memory(module: nn.Module) -> None:
+    """Refuses parameters and buffers that were expanded: their numbers cannot be put back, as nobody can write to them.
+
+    Raises:
+        PairError: There is one; its name is said.
+    """
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise PairError(
+                f"{name}: expected a place in memory for each number, found one that several share, as expand makes "
+                "it, which no fit can put back: register it as tensor.clone(), or leave out validation, run_dir and "
+                "on_nonfinite"
+            )
 
 
 class Moving:

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from ppl_vae.attributes import PLAIN, Place
 from ppl_vae.contents import memory
-from ppl_vae.discovery import LIBRARIES
-from ppl_vae.holders import Holder, holders, is_users, reached
+from ppl_vae.holders import Holder, hides, holders, is_users, reached
 from ppl_vae.pair import Pair
 from ppl_vae.svi.code import CODE, code_of, names_within
 
@@ -61,8 +60,7 @@ def _values(places: Iterable[Holder], mentioned: set[str]) -> Iterator[tuple[str
         place = Place(holder)
         for key, value in () if holder.registered else zip(place.keys, place.before, strict=True):
             label = place.label(key)
-            of_library = _class(holder.owner).__module__.split(".")[0] in (*LIBRARIES, "ppl_vae")
-            of_library &= holder.owner is not None
+            of_library = holder.owner is not None and hides(_class(holder.owner).__module__)
             if key != "training" and (of_library or isinstance(value, nn.Module) or _last(label) in mentioned):
                 yield label, value
 

@@ -38,7 +38,7 @@ def keeping(
     """Context of a fit: signals wait for its steps, and process 0 keeps checkpoints, where there is a directory.
 
     Args:
-        root: The run directory, or None.
+        root: The run directory, with no link in it, or None.
         stepper: Takes the steps.
         facts: What the run is about, see `facts_of`.
         resume: Whether to go on.
@@ -67,14 +67,15 @@ def _opened(
 ) -> Iterator[Saving]:
     """Context of a fit into a run directory, which no other process may enter meanwhile."""
     try:
-        check_storable(named(stepper.pair))
+        for tensors in (named(stepper.pair), stepper.pair.state_dict()):
+            check_storable(tensors)
     except ValueError as error:
         raise CheckpointError(f"{root}: no checkpoint could hold the pair: {error}; leave out run_dir") from error
     random_states()
     if resume is True:
         _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
     make_folder(root)
-    with locked(root):
+    with locked(root) as hold:
         for folder in (root / CHECKPOINTS, root / BAD_STEPS):
             refuse_link(folder)
         found = _found(root / CHECKPOINTS, resume, facts)
@@ -85,7 +86,7 @@ def _opened(
         remove_debris(root, lambda name: not is_of_evaluation(name))
         for folder in (root / CHECKPOINTS, root / BAD_STEPS):
             remove_debris(folder)
-        yield Saving(directory, every, facts, signals, found)
+        yield Saving(directory, hold, every, facts, signals, found)
 
 
 def check_options(resume: Resume, every: Every, has_directory: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
 from ppl_vae.rundir import RunDirectory, record_as_plain
-from ppl_vae.storage import Checkpoint, discard_after, newest, prune, steps, write
+from ppl_vae.storage import Checkpoint, Hold, discard_after, newest, prune, steps, write
 from ppl_vae.svi.guard import NotFiniteError, OverflowedError
 from ppl_vae.svi.loop import Keeper, Loop
 from ppl_vae.svi.signals import Signals
@@ -33,6 +33,7 @@ class Saving(Keeper):
 
     Args:
         directory: Of the run.
+        hold: Of its lock: where it does not last any longer, another process may be at work, and nothing is written.
         every: Steps, or time, between two checkpoints; None so rarely that they cost a hundredth of the time at most.
         facts: What the run is about; a process that goes on has to be given the same.
         signals: What asks the fit to stop.
@@ -42,12 +43,14 @@ class Saving(Keeper):
     def __init__(
         self,
         directory: RunDirectory,
+        hold: Hold,
         every: Every,
         facts: Mapping[str, Any],
         signals: Signals,
         found: Checkpoint | None,
     ) -> None:
         self.directory, self.folder, self._found = directory, directory.root / CHECKPOINTS, found
+        self._hold = hold
         self.state = None if found is None else State(found.tensors, found.plain)
         self._every, self._facts, self._signals = every, dict(facts), signals
         self._last: tuple[int, int] = (0, 0) if found is None else (found.plain["step"], found.plain["epoch"])
@@ -58,6 +61,7 @@ class Saving(Keeper):
         """Takes back, in the directory, what came after the checkpoint; remembers what the programs keep."""
         _ = loop.stepper.values  # to know later what they have changed
         if self._found is not None:
+            self._hold.check()
             discard_after(self._found.path)
             self.directory.write_history([record_as_plain(record) for record in loop.history])
 
@@ -69,6 +73,7 @@ class Saving(Keeper):
 
     def after_bad_step(self, loop: Loop, error: NotFiniteError) -> None:
         """Leaves what it takes to do the step again, of the first few; nothing where its parameters are lost."""
+        self._hold.check()
         folder = self.directory.root / BAD_STEPS
         if len(steps(folder)) < _BAD_STEPS_KEPT and not isinstance(error, OverflowedError):
             _write(folder, error.bad.step, bundle(loop, error.bad), {})
@@ -86,6 +91,7 @@ class Saving(Keeper):
 
     def close(self, loop: Loop) -> None:
         """Leaves parameters that belong together: none for who insists on an end at once, and waits for no disk."""
+        self._hold.check()
         try:
             if not self._signals.insisted:
                 self._leave_parameters(loop)
@@ -103,6 +109,7 @@ class Saving(Keeper):
 
     def after_epoch(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
+        self._hold.check()
         self.directory.append_history(record)
 
     def keep(self, loop: Loop, alone: bool = False) -> None:
@@ -115,6 +122,7 @@ class Saving(Keeper):
         loop.stepper.settle(loop.step)  # what is not finite is never kept
         start = time.monotonic()
         state = captured(loop)
+        self._hold.check()
         path = _write(self.folder, loop.step, state, {"facts": self._facts})
         self._say_lost(state.plain["lost"])
         if alone:
@@ -136,10 +144,12 @@ class Saving(Keeper):
             )
 
     def _is_due(self, step: int) -> bool:
-        if isinstance(self._every, int):
-            return step - self._last[0] >= self._every
         waited = time.monotonic() - self._last_time
-        return waited > (self._cost * _SHARE if self._every is None else self._every.total_seconds())
+        if self._every is None:
+            return waited > self._cost * _SHARE
+        if isinstance(self._every, timedelta):
+            return waited > self._every.total_seconds()
+        return step - self._last[0] >= self._every
 
 
 class Following(Keeper):

@@ -56,7 +56,7 @@ class FitSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "patience", "seed"):
             if getattr(self, name) is not None:
-                whole_number(name, getattr(self, name))
+                object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):
             if getattr(self, name) is not None:
                 positive_number(name, getattr(self, name))
