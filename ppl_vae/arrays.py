@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.errors import DataError, first_line
 from ppl_vae.mapped import read_rows
 
-__all__ = ["Rows", "as_rows", "finite_array"]
+__all__ = ["Rows", "as_numpy", "as_rows", "finite_array", "real_array"]
 
 _BLOCK = 4096
 
@@ -85,13 +85,36 @@ def as_rows(data: Any) -> Rows:
     return rows
 
 
-def finite_array(name: str, values: ArrayLike, dimensions: int) -> NDArray[np.float64]:
+def as_numpy(values: ArrayLike | Tensor) -> NDArray[Any]:
+    """The numbers of a tensor, with or without gradient, on any device, or of an array or nested list."""
+    if not isinstance(values, Tensor):
+        return np.asarray(values)
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def real_array(name: str, values: ArrayLike | Tensor) -> NDArray[np.float64]:
+    """The same in float64.
+
+    Raises:
+        DataError: They are no real numbers, or make no array: its name is said.
+    """
+    try:
+        array = as_numpy(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(f"{name}: expected an array of real numbers: {first_line(error)}") from error
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{name}: expected an array of real numbers, found dtype {array.dtype}")
+    return array.astype(np.float64, copy=False)
+
+
+def finite_array(name: str, values: ArrayLike | Tensor, dimensions: int) -> NDArray[np.float64]:
     """Float64 numbers of so many dimensions, at least one, all finite.
 
     Raises:
         DataError: Naming the array, and the row.
     """
-    array = np.asarray(values, dtype=np.float64)
+    array = real_array(name, values)
     if array.ndim != dimensions or not array.size:
         raise DataError(f"{name}: expected an array of {dimensions} dimensions that is not empty, found {array.shape}")
     if not (rows := np.isfinite(array).reshape(len(array), -1).all(1)).all():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro
 from torch import Tensor, nn
 
-from ppl_vae.drawing import as_event, distribution, evaluating, mean_or_draw
+from ppl_vae.drawing import as_event, distribution, evaluating, mean_or_draw, reading
 from ppl_vae.errors import PairError
 
 __all__ = ["Autoencoder"]
@@ -56,8 +56,13 @@ class Autoencoder(nn.Module):
             pass
 
     def encode(self, x: Tensor) -> Tensor:
-        """Codes z = f(x) of x (N, *event), (N, latent_dim)."""
-        with evaluating(self):
+        """Codes z = f(x) of x (N, *event), (N, latent_dim).
+
+        Raises:
+            DataError: x is no tensor or array of finite numbers, or has no row.
+            PairError: The encoder fails on x.
+        """
+        with evaluating(self), reading(self, x) as x:
             return self._codes(x)
 
     def decode(self, z: Tensor, seed: int = 0, mean: bool = True) -> Tensor:

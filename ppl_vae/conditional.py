@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.drawing import as_event, check_latent_dim, check_parts, distribution, evaluating, given, mean_or_draw
+from ppl_vae.arrays import real_array
+from ppl_vae.drawing import (
+    as_event,
+    check_latent_dim,
+    check_parts,
+    distribution,
+    evaluating,
+    given,
+    mean_or_draw,
+    reading,
+)
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.networks import MLP, Activation
 from ppl_vae.options import whole_number
@@ -23,6 +34,8 @@ UNKNOWN = -1
 class _WithClasses(nn.Module):
     """What both share: p(z), p(x given z, y) and q(z given x, y), where networks take the class as one-hot entries."""
 
+    _unknown: ClassVar[str] = "only SemiSupervisedVAE takes -1, where the label is unknown"
+
     def __init__(self, prior: nn.Module, decoder: nn.Module, encoder: nn.Module, num_classes: int) -> None:
         super().__init__()
         check_parts(prior=prior, decoder=decoder, encoder=encoder)
@@ -34,22 +47,26 @@ class _WithClasses(nn.Module):
         """Draw z from p(z), then x from p(x given z, y), or its mean.
 
         Args:
-            y: Classes (N,), one for each draw.
+            y: Classes (N,), one for each draw: a tensor, an array or a list.
             seed: Seed of this call; the global generators stay as they are.
             mean: Return E[x given z, y] instead of a draw of x.
 
         Returns:
             Draws (N, *event_shape).
+
+        Raises:
+            DataError: A label is no class, or they are not one a row.
         """
         with evaluating(self, seed):
-            return mean_or_draw(self._decode(self.prior().sample(_one_a_row(y).shape), y), mean)
+            z = self.prior().sample((len(y := _labels(y)),))
+            return mean_or_draw(self._decode(z, y.to(z.device)), mean)
 
     def reconstruct(self, x: Tensor, y: Tensor, num_samples: int = 1, seed: int = 0, mean: bool = True) -> Tensor:
         """Draw z from q(z given x, y), then x' from p(x' given z, y), or its mean.
 
         Args:
             x: Data (N, *event).
-            y: Their classes (N,).
+            y: Their classes (N,): a tensor, an array or a list.
             num_samples: Draws of z per datum.
             seed: Seed of this call; the global generators stay as they are.
             mean: Return E[x' given z, y] instead of a draw of x'.
@@ -59,10 +76,14 @@ class _WithClasses(nn.Module):
 
         Raises:
             ValueError: `num_samples` is no whole number, or negative.
+            DataError: x is no tensor or array of finite numbers, or has no row; a label is no class, or they are not
+                one a row.
+            PairError: A part fails on x.
         """
         whole_number("num_samples", num_samples, least=0)
-        with evaluating(self, seed):
-            z = self._encode(x, _one_a_row(y, len(x))).sample((num_samples,))
+        with evaluating(self, seed), reading(self, x) as x:
+            y = _labels(y, len(x)).to(x.device)
+            z = self._encode(x, y).sample((num_samples,))
             return mean_or_draw(self._decode(z, y), mean)
 
     def _decode(self, z: Tensor, y: Tensor) -> dist.Distribution:
@@ -79,11 +100,20 @@ class _WithClasses(nn.Module):
             row = int((~inside).nonzero()[0, -1])
             raise DataError(
                 f"row {row}: expected a class in 0, ..., {self.num_classes - 1}, found {float(y[~inside][0]):g}; "
-                "only SemiSupervisedVAE takes -1, where the label is unknown"
+                f"{self._unknown}"
             )
         entries = torch.where(inside.unsqueeze(-1), one_hot.to(features.dtype), torch.nan)  # a loss of NaN if compiled
         leading = torch.broadcast_shapes(features.shape[:-1], entries.shape[:-1])
         return torch.cat([features.expand(*leading, -1), entries.expand(*leading, -1)], -1)
+
+
+def _labels(y: Any, rows: int | None = None) -> Tensor:
+    """Labels in any form, as `_one_a_row`.
+
+    Raises:
+        DataError: They are no numbers, or have another shape.
+    """
+    return _one_a_row(y if isinstance(y, Tensor) else torch.from_numpy(real_array("labels", y)), rows)
 
 
 def _one_a_row(y: Tensor, rows: int | None = None) -> Tensor:
@@ -208,6 +238,7 @@ class SemiSupervisedVAE(_WithClasses):
         (torch.Size([3, 64]), torch.Size([5, 10]))
     """
 
+    _unknown = "-1 is a label that is unknown"
     class_logits: Tensor
 
     def __init__(
@@ -252,8 +283,13 @@ class SemiSupervisedVAE(_WithClasses):
         return torch.where(known, log_q, 0.0)
 
     def classify(self, x: Tensor) -> Tensor:
-        """Return the probabilities q(y given x), (N, C)."""
-        with evaluating(self):
+        """Return the probabilities q(y given x), (N, C).
+
+        Raises:
+            DataError: x is no tensor or array of finite numbers, or has no row.
+            PairError: The classifier fails on x, or has another number of classes.
+        """
+        with evaluating(self), reading(self, x) as x:
             return self._classes(x).probs
 
     def _classes(self, x: Tensor) -> dist.Categorical:

@@ -12,7 +12,8 @@ import torch
 from pyro.distributions import Distribution
 from torch import Tensor, nn
 
-from ppl_vae.errors import DataError, PairError, is_lack_of_memory
+from ppl_vae.arrays import as_rows
+from ppl_vae.errors import DataError, PairError, is_lack_of_memory, located
 from ppl_vae.options import whole_number
 from ppl_vae.rng import seeded
 
@@ -25,6 +26,7 @@ __all__ = [
     "evaluating",
     "given",
     "mean_or_draw",
+    "reading",
 ]
 
 
@@ -73,9 +75,11 @@ class Drawing(nn.Module):
 
         Raises:
             ValueError: `num_samples` is no whole number, or negative.
+            DataError: x is no tensor or array of finite numbers, or has no row.
+            PairError: A part fails on x.
         """
         whole_number("num_samples", num_samples, least=0)
-        with evaluating(self, seed):
+        with evaluating(self, seed), reading(self, x) as x:
             return mean_or_draw(given("decoder", self.decoder, self._from_guide(x, num_samples)), mean)
 
 
@@ -91,6 +95,23 @@ def evaluating(module: nn.Module, seed: int = 0) -> Iterator[None]:
         finally:
             for part, mode in modes.items():
                 part.training = mode
+
+
+@contextmanager
+def reading(module: nn.Module, x: Any) -> Iterator[Tensor]:
+    """The data x (N, *event) as a fit gives them to its programs, in a context where what fails on them is typed.
+
+    Floating numbers get the dtype of the module; everything its device.
+
+    Raises:
+        DataError: x is no tensor or array of finite numbers, or has no row.
+        PairError: The module fails on x.
+    """
+    tensors = chain(module.parameters(), module.buffers())
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+    rows = as_rows([x]).with_dtype(like.dtype).take(slice(None), like.device)[0]
+    with located(f"{type(module).__name__}, on data of shape {tuple(rows.shape)} and {rows.dtype}"):
+        yield rows
 
 
 def distribution(role: str, found: Any) -> Distribution:

@@ -18,7 +18,7 @@ class FlowDistribution(TorchDistribution):
     """The distribution of `z = mu + sigma u`, `log p(z) = log p_u((z - mu) / sigma) - sum_i log sigma_i`, u of a flow.
 
     A draw knows its own log-density, gradient included: where the flow is fast one way only, scoring it again costs
-    nothing. That of other values, a detached draw too, goes through the flow.
+    nothing. That of other values, of a detached draw and of one that torch has written to, goes through the flow.
 
     Args:
         flow: A distribution of zuko, with `rsample_and_log_prob`: p_u.
@@ -40,6 +40,7 @@ class FlowDistribution(TorchDistribution):
     def __init__(self, flow: Any, loc: Tensor, scale: Tensor, validate_args: bool | None = None) -> None:
         self._flow, self._loc, self._scale = flow, loc, scale
         self._draw: Tensor | None = None
+        self._writes_at_draw: int | None = None
         self._log_prob_of_draw: Tensor | None = None
         super().__init__(flow.batch_shape, flow.event_shape, validate_args=validate_args)
 
@@ -51,17 +52,24 @@ class FlowDistribution(TorchDistribution):
         """Draw z, reparametrised."""
         u, log_prob = self._flow.rsample_and_log_prob(sample_shape)
         self._draw, self._log_prob_of_draw = self._loc + self._scale * u, log_prob - self._scale.log().sum(-1)
+        self._writes_at_draw = _writes(self._draw)
         return self._draw
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value) in nats."""
-        known = self._log_prob_of_draw if value is self._draw else None
+        unchanged = value is self._draw and _writes(value) is not None and _writes(value) == self._writes_at_draw
+        known = self._log_prob_of_draw if unchanged else None
         # A draw made without gradients does not know how its density depends on the parameters.
         if known is not None and (known.requires_grad or not torch.is_grad_enabled()):
             return known
         if self._validate_args:
             self._validate_sample(value)
         return self._flow.log_prob((value - self._loc) / self._scale) - self._scale.log().sum(-1)
+
+
+def _writes(tensor: Tensor) -> int | None:
+    """How often torch has written to a tensor; None of one made under inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def masked_autoregressive(dim: int, context_dim: int, hidden: Sequence[int], num_flows: int) -> nn.Module:

@@ -12,6 +12,7 @@ from ppl_vae.decoders import Bernoulli
 from ppl_vae.drawing import Drawing, as_event, check_latent_dim, check_parts, distribution, given
 from ppl_vae.encoders import DiagonalNormal
 from ppl_vae.errors import PairError
+from ppl_vae.networks import event_sizes
 from ppl_vae.priors import StandardNormal
 
 __all__ = ["HierarchicalVAE"]
@@ -87,8 +88,7 @@ class HierarchicalVAE(Drawing):
         """
         if len(hidden) != len(latent_dims):
             raise PairError(f"expected widths for each of the {len(latent_dims)} latent layers, found {len(hidden)}")
-        size = event_shape if isinstance(event_shape, int) else prod(event_shape)
-        below = [size, *latent_dims[:-1]]
+        below = [prod(event_sizes(event_shape)), *latent_dims[:-1]]
         upwards = [DiagonalNormal.mlp(a, h, b) for a, h, b in zip(below, hidden, latent_dims, strict=True)]
         downwards = [
             DiagonalNormal.mlp(above, h[::-1], own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import isfinite, prod
 
@@ -17,6 +17,7 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "Standardize",
+    "event_sizes",
     "lower_bound",
     "positive",
     "raw_of_positive",
@@ -40,6 +41,22 @@ def raw_of_positive(value: Tensor, minimum: float = 0.0) -> Tensor:
     """
     above = value - minimum
     return above + (-torch.expm1(-above)).log()
+
+
+def event_sizes(shape: int | Sequence[int], name: str = "event_shape") -> tuple[int, ...]:
+    """The shape of one datum, an integer for flat data.
+
+    Raises:
+        PairError: It is empty, or a size is no positive integer.
+
+    Example:
+        >>> event_sizes(784), event_sizes([1, 28, 28])
+        ((784,), (1, 28, 28))
+    """
+    sizes = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if not sizes or any(isinstance(s, bool) or not hasattr(s, "__index__") or s.__index__() < 1 for s in sizes):
+        raise PairError(f"{name} expected positive integers, one per dimension, found {shape!r}")
+    return tuple(size.__index__() for size in sizes)
 
 
 def lower_bound(min_scale: float) -> float:

@@ -142,7 +142,8 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
 
     Raises:
         ValueError: `num_neighbours` is no whole number of at least 1.
-        DataError: Features have other shapes, no more than k rows, or are not finite.
+        DataError: Features have other shapes, no more than k rows, or are not finite; or more than k rows of the data
+            are equal, so that nothing lies in their balls.
 
     Reference:
         Kynkäänniemi et al. (2019), Improved Precision and Recall Metric for Assessing Generative Models; Naeem et al.
@@ -155,12 +156,14 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
     """
     whole_number("num_neighbours", num_neighbours, least=1)
     real, fake = _features(real, fake, least=num_neighbours + 1)
+    _check_few_copies(real, num_neighbours)
     radius_real, radius_fake = _radii(real, num_neighbours), _radii(fake, num_neighbours)
+    centre = real.mean(0)  # far from 0 the differences of squares would lose the distances
     balls = np.zeros(len(fake))  # around data, that each sample lies in
     hit, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for start in range(0, len(real), _BLOCK):
         rows = slice(start, start + _BLOCK)
-        distance = _distances(real[rows], fake)
+        distance = _distances(real[rows] - centre, fake - centre)
         inside = distance < radius_real[rows, None]
         balls += inside.sum(0)
         hit[rows] = inside.any(1)
@@ -169,11 +172,20 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
     return DensityCoverage(*(float(v) for v in ((balls > 0).mean(), recalled.mean(), density, hit.mean())))
 
 
+def _check_few_copies(real: NDArray[np.float64], k: int) -> None:
+    _, first, copies = np.unique(real, axis=0, return_index=True, return_counts=True)
+    if (most := int(copies.max())) > k:
+        raise DataError(
+            f"real, row {first[copies.argmax()]}: expected at most num_neighbours = {k} equal rows, whose ball reaches "
+            f"to another, found {most}: take num_neighbours = {most} or more, or leave copies out"
+        )
+
+
 def _radii(x: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     """Distance of each row to its k-th nearest neighbour, itself not counted."""
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=k).fit(x).kneighbors()[0][:, -1]
+    return NearestNeighbors(n_neighbors=k).fit(x - x.mean(0)).kneighbors()[0][:, -1]
 
 
 def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

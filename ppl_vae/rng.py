@@ -8,14 +8,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-__all__ = ["current_state", "key", "own_noise", "permutation", "reseed", "restore_state", "seeded"]
+from ppl_vae.options import whole_number
+
+__all__ = ["current_state", "generator_of", "key", "own_noise", "permutation", "reseed", "restore_state", "seeded"]
 
 _MASK = (1 << 64) - 1
 _own_states: dict[torch.Generator, Tensor] = {}  # what the outermost `seeded` puts back
 
 
 def key(*parts: int) -> int:
-    """Mixes integers into one 63-bit seed (splitmix64; Steele, Lea and Flood, 2014).
+    """Mixes a seed and other integers into one 63-bit seed (splitmix64; Steele, Lea and Flood, 2014).
+
+    Raises:
+        ValueError: The seed is no whole number.
 
     Example:
         >>> key(0, 1) == key(0, 1), key(0, 1) == key(1, 0)
@@ -23,7 +28,7 @@ def key(*parts: int) -> int:
     """
     state = 0
     for part in parts:
-        state = (state + (int(part) & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = (state + (whole_number("seed", part) & _MASK) + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
@@ -70,9 +75,29 @@ def own_noise() -> Iterator[None]:
 
 
 def reseed(seed: int, device: torch.device | None = None) -> None:
-    """Seeds the CPU generator and that of `device`; torch.manual_seed also queues a stack trace for absent GPUs."""
+    """Seeds the CPU generator and that of `device`; torch.manual_seed also queues a stack trace for absent GPUs.
+
+    Raises:
+        ValueError: The seed is no whole number of 64 bits.
+    """
+    seed = _of_64_bits(seed)
     for generator in _generators(device):
         generator.manual_seed(seed)
+
+
+def generator_of(seed: int) -> torch.Generator:
+    """A generator of the CPU with a state of its own.
+
+    Raises:
+        ValueError: The seed is no whole number of 64 bits.
+    """
+    return torch.Generator().manual_seed(_of_64_bits(seed))
+
+
+def _of_64_bits(seed: int) -> int:
+    if not -(1 << 63) <= whole_number("seed", seed) < 1 << 64:
+        raise ValueError(f"seed: expected a whole number of 64 bits, found {seed}")
+    return whole_number("seed", seed)
 
 
 def _generators(device: torch.device | None) -> list[torch.Generator]:
@@ -100,5 +125,5 @@ def restore_state(state: tuple[torch.device, Tensor, Tensor | None] | None) -> N
 
 def permutation(n: int, seed: int, epoch: int) -> Tensor:
     """The order of the n rows in an epoch: a function of (seed, epoch) alone, on the CPU so that devices agree."""
-    generator = torch.Generator().manual_seed(key(seed, epoch, 0x0DE5))
+    generator = generator_of(key(seed, epoch, 0x0DE5))
     return torch.randperm(n, generator=generator)

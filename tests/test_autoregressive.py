@@ -113,6 +113,25 @@ def test_log_prob_is_the_sum_of_conditionals(name):
     assert_close(model.log_prob(x), total)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32])
+@pytest.mark.parametrize("levels", [2, 256])
+@pytest.mark.parametrize("vector", [False, True])
+def test_levels_have_one_probability_in_every_dtype(vector, levels, dtype):
+    """Bytes from 128 on wrap where they are doubled in their own dtype."""
+    model = MADE(4, [8], levels) if vector else pixelcnn((1, 2, 2), levels)
+    x = torch.randint(levels, (6, *model.event_shape))
+    assert_close(model.log_prob(x.to(dtype)), model.log_prob(x.double()))
+    assert_close(model.logits(x.to(dtype), None), model.logits(x.double(), None))
+    bytes_ = x.numpy().astype("uint8")
+    found = pv.log_likelihood(model, bytes_, num_samples=1, progress=False).value
+    assert_close(torch.from_numpy(found), model.log_prob(x.double()))
+
+
+def test_bytes_train():
+    fit = pv.fit(pixelcnn((1, 2, 2), 256), torch.randint(256, (6, 1, 2, 2), dtype=torch.uint8), steps=1, progress=False)
+    assert fit.steps == 1
+
+
 @pytest.mark.parametrize(
     "make",
     [lambda: pixelcnn((1, 2, 2)), lambda: pixelcnn((2, 1, 2)), lambda: MADE(4, [8]), lambda: MADE(3, [8], 3)],

@@ -187,6 +187,21 @@ def test_a_label_that_is_no_class_is_refused_with_its_row(truth, data, label):
             pv.fit(vae, (x, wrong), epochs=1, progress=False)
 
 
+def test_labels_and_data_come_in_any_form(truth, data):
+    x, y = data
+    for vae in (truth.conditional(), truth.semi_supervised()):
+        drawn = vae.sample_given(y)
+        for same in (y.tolist(), y.numpy(), y.double()):
+            assert torch.equal(vae.sample_given(same), drawn)
+            assert torch.equal(vae.reconstruct(x.numpy(), same), vae.reconstruct(x, y))
+        for wrong in (["a"], [[0], [1, 2]]):
+            with pytest.raises(DataError, match="labels: expected an array of real numbers"):
+                vae.sample_given(wrong)
+    with pytest.raises(DataError, match=r"row 0: .*found 9; -1 is a label that is unknown"):
+        truth.semi_supervised().sample_given([9])
+    assert torch.equal(vae.classify(x.numpy()), vae.classify(x))
+
+
 def test_labels_that_would_broadcast_or_fall_between_classes_are_refused(truth, data):
     x, y = data
     vaes = truth.conditional(), truth.semi_supervised()

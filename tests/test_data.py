@@ -155,7 +155,7 @@ def test_dequantised_levels_stay_in_their_share_of_the_interval():
     [(2.0, 17, "row 1: expected grey levels in"), (0.5, 16, "row 1: .*is it 16"), (0.5, 1, "at least 2, found 1")],
 )
 def test_dequantisation_refuses_what_is_no_level(value, levels, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         data.dequantize(torch.tensor([[0.0], [value]]), levels)
 
 
@@ -178,8 +178,31 @@ def test_levels_are_shares_of_the_interval():
     [(1.5, 16, "row 1: .*found 1.5"), (float("nan"), 16, "row 1"), (0.5, 1, "at least 2")],
 )
 def test_only_grey_images_become_levels(value, levels, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ValueError, match=message):
         data.quantize(torch.tensor([[0.0], [value]]), levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("levels", [4, 256, 1000])
+def test_whole_numbers_become_levels_in_single_precision(dtype, levels):
+    """In their own dtype the top level would wrap."""
+    x = torch.tensor([[0, 1]], dtype=dtype)
+    assert_close(data.quantize(x, levels), torch.tensor([[0.0, levels - 1.0]]))
+    assert_close(data.dequantize(x, levels, seed=1), data.dequantize(x.float(), levels, seed=1))
+
+
+@pytest.mark.parametrize("make", [data.quantize, data.dequantize])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_refused_where_it_would_merge_levels(make, dtype):
+    with pytest.raises(DataError, match=f"single or double precision, found {dtype}"):
+        make(torch.tensor([[0.0, 1.0]], dtype=dtype), 256)
+
+
+@pytest.mark.parametrize("make", [data.quantize, data.dequantize])
+@pytest.mark.parametrize("levels", [2.5, float("nan"), "4", None])
+def test_a_number_of_levels_is_a_whole_one(make, levels):
+    with pytest.raises(ValueError, match="levels: expected a whole number"):
+        make(torch.tensor([[0.0, 1.0]]), levels)
 
 
 def test_the_density_of_dequantised_data_bounds_the_probability_of_levels():

@@ -243,10 +243,51 @@ def test_bernoulli_scores_binary_data_only():
         p.log_prob(torch.full((1, 3), 0.5))
 
 
-@pytest.mark.parametrize("shape", [0, (), (1, -2)])
-def test_empty_events_are_refused(shape):
+BYTES = torch.tensor([[0.0, 1.0], [3.0, 255.0]])
+HALVES = torch.tensor([[0.0, 1.0], [0.5, -1.0]])
+
+
+@pytest.mark.parametrize(
+    ("decoder", "x", "message"),
+    [
+        (Bernoulli.mlp(2, [], 2), BYTES, "row 1: .*found 3"),
+        (Poisson.mlp(2, [], 2), HALVES, "row 1: .*found 0.5"),
+        (NegativeBinomial.mlp(2, [], 2), HALVES, "row 1: .*found 0.5"),
+        (Categorical.mlp(2, [], 2, L), BYTES, "row 1: .*found 255"),
+        (Gaussian.mlp(2, [], 2), torch.tensor([[0.0, 1.0], [np.nan, 1.0]]), "row 1: expected finite"),
+        (Gaussian.mlp(2, [], 2), torch.zeros(0, 2), "at least one row"),
+        (Gaussian.mlp(2, [], 2), torch.zeros(5, 3), r"event shape \(2,\), found rows of shape \(3,\)"),
+        (Poisson.mlp(2, [], 2), [[1, 2]], "found list"),
+    ],
+)
+def test_start_at_refuses_data_that_it_would_make_no_finite_bias_of(decoder, x, message):
+    before = [parameter.clone() for parameter in decoder.parameters()]
+    with pytest.raises(DataError, match=message):
+        decoder.start_at(x)
+    assert all(torch.equal(p, b) for p, b in zip(decoder.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("decoder", [Bernoulli, Poisson, Gaussian], ids=lambda d: d.__name__)
+def test_start_at_takes_whole_numbers_and_arrays(decoder):
+    x, made = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 1.0]]), decoder.mlp(2, [], 2)
+    made.start_at(x)
+    expected = made.network.layers[-1].bias.clone()
+    for same in (x.to(torch.uint8), x.long(), x.numpy(), x.double(), x.half()):
+        nn.init.zeros_(made.network.layers[-1].bias)
+        made.start_at(same)
+        assert_close(made.network.layers[-1].bias, expected)
+
+
+@pytest.mark.parametrize("shape", [0, (), (1, -2), 64.0, (8.0, 8), "64", True, None])
+def test_other_events_are_refused(shape):
     with pytest.raises(PairError, match="event_shape"):
         Bernoulli(nn.Identity(), shape)
+
+
+def test_sizes_of_numpy_are_sizes():
+    assert Bernoulli.mlp(2, [], np.prod((4, 4))).event_shape == (16,)
+    assert pv.HierarchicalVAE.burda(np.prod((2, 2)), ((3,), (3,)), (2, 2)).sample(1).shape == (1, 4)
+    assert pv.autoregressive.PixelCNN(np.array([1, 4, 4]), 4, 1, context_shape=np.int64(2)).context_shape == (2,)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_gaussian_mlp_has_the_right_number_of_outputs(scale):
     assert p.event_shape == (1, 2, 3)
 
 
-@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), "fixed", ""])
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), "fixed", "", True])
 def test_other_scales_are_refused(scale):
     with pytest.raises(PairError, match="scale expected"):
         Gaussian(nn.Identity(), 6, scale)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -108,6 +109,16 @@ def test_image_grid_takes_channels_and_a_range():
 def test_image_grid_refuses_other_shapes(shape: tuple[int, ...]):
     with pytest.raises(DataError, match="found"):
         figures.image_grid(np.zeros(shape))
+
+
+def test_image_grid_takes_a_tensor_with_gradient():
+    figures.image_grid(torch.zeros(2, 1, 4, 4, requires_grad=True) * 2)
+
+
+@pytest.mark.parametrize("columns", [0, 2.5])
+def test_image_grid_has_a_column(columns):
+    with pytest.raises(ValueError, match="columns"):
+        figures.image_grid(np.zeros((2, 4, 4)), columns)
 
 
 def test_reconstructions_label_their_rows():

@@ -84,5 +84,5 @@ def test_broken_input_is_refused():
         rank_plots(calibration({"z": np.array([[10]])}, 9))
     with pytest.raises(DataError, match="found none"):
         bound_in_parts(ledger(1.0, 1.0, {}))
-    with pytest.raises(DataError, match="kl: expected 2 dimensions"):
+    with pytest.raises(DataError, match="kl: expected an array of 2 dimensions"):
         latent_curves(history([1.0, np.nan], [1, 2]))

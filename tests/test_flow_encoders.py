@@ -109,6 +109,17 @@ def test_a_draw_without_gradient_does_not_hide_that_of_the_density(encoder, floa
     assert_close(known, q.log_prob(z.clone()), scale=1.0)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_draw_that_was_written_to_is_another_value(encoder, mode, float64, generator):
+    """As in a traversal of the latents."""
+    made, x = make(encoder), torch.randn(5, 6, generator=generator)
+    with mode():
+        q = made(x)
+        z = q.sample()
+        z[:, 0] = torch.linspace(-3, 3, 5)
+        assert_close(q.log_prob(z), q.log_prob(z.clone()), scale=1.0)
+
+
 def test_every_coordinate_depends_on_x_through_the_context(encoder, float64, generator):
     made = make(encoder)
     features = torch.randn(1, 10, generator=generator)

@@ -46,6 +46,26 @@ def test_a_unit_is_active_where_its_mean_varies(rng: np.random.Generator):
     assert active_units(means, threshold=2.0).sum() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_codes_are_taken_with_their_gradient(dtype: torch.dtype):
+    codes, labels = torch.tensor([[-1.0], [1.0], [2.0]], dtype=dtype, requires_grad=True), torch.tensor([0, 1, 1])
+    assert active_units(2 * codes).tolist() == [True]
+    assert neighbour_accuracy(codes, labels, 2 * codes, labels, 1) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("codes", "match"),
+    [
+        ([["a"], ["b"]], "real numbers, found dtype <U1"),
+        ([[1.0], [2.0, 3.0]], "means: expected an array of real numbers: "),
+        (np.ones((2, 2), complex), "real numbers, found dtype complex128"),
+    ],
+)
+def test_codes_that_are_no_real_numbers_are_refused(codes, match: str):
+    with pytest.raises(DataError, match=match):
+        active_units(codes)
+
+
 def test_linear_probe_is_ridge_regularised_softmax_regression(rng: np.random.Generator):
     """The same convex problem, solved by torch."""
     z, test = rng.normal(size=(150, 4)) * [1, 5, 0.1, 2], rng.normal(size=(200, 4)) * [1, 5, 0.1, 2]

@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "errors": set(),
     "kl": {"errors"},
     "supports": {"errors"},
-    "rng": {"errors"},
+    "rng": {"errors", "options"},
     "mapped": set(),
     "arrays": {"errors", "mapped"},
     "distributed": {"errors"},

@@ -138,6 +138,33 @@ def test_other_pseudo_inputs_are_refused(rows):
         VampPrior(DiagonalNormal.mlp(6, [4], 2), rows)
 
 
+def test_pseudo_inputs_are_rows_of_a_tensor_or_an_array():
+    encoder, rows = DiagonalNormal.mlp(6, [4], 2), torch.rand(3, 6)
+    assert torch.equal(VampPrior(encoder, rows.numpy()).pseudo_inputs, VampPrior(encoder, rows).pseudo_inputs)
+    with pytest.raises(DataError, match=r"\(K, \*event\), found shape \(6,\): take x\[None\]"):
+        VampPrior(encoder, rows[0])
+
+
+@pytest.mark.parametrize("latent_dim", [0, -1, 2.0, "2", None])
+@pytest.mark.parametrize(
+    "make",
+    [
+        pv.priors.StandardNormal,
+        lambda d: MixtureOfNormals(d, 2),
+        FlowPrior,
+        lambda d: DiagonalNormal.mlp(6, [4], d),
+        lambda d: pv.encoders.FullCovarianceNormal.mlp(6, [4], d),
+        lambda d: pv.encoders.LowRankNormal.mlp(6, [4], d, 1),
+        lambda d: pv.encoders.InverseAutoregressive.mlp(6, [4], d),
+        lambda d: pv.encoders.FullCovarianceNormal(torch.nn.Identity(), d),
+    ],
+    ids=["normal", "mixture", "flow", "diagonal", "full", "low rank", "autoregressive", "network"],
+)
+def test_a_dimension_is_a_whole_number(make, latent_dim):
+    with pytest.raises(ValueError, match="latent_dim: expected"):
+        make(latent_dim)
+
+
 def test_other_families_and_numbers_are_refused():
     with pytest.raises(PairError, match=r'family: expected "spline" or "affine", found "?\'?radial'):
         FlowPrior(2, "radial")

@@ -141,6 +141,22 @@ def test_the_same_distribution_has_the_expected_density_and_coverage(rng: np.ran
     assert_mean([f.coverage for f in found], 1 - missed, effect=0.1)
 
 
+@pytest.mark.parametrize("dim", [5, 40])  # neighbours in a tree, and one with another
+def test_density_and_coverage_do_not_depend_on_the_origin(rng: np.random.Generator, dim: int):
+    real, fake = np.round(rng.normal(size=(2, 60, dim)), 6)
+    far = 2.0**30  # of which the sum keeps six digits behind the point
+    found = density_coverage(far + real, far + fake)
+    assert_within(np.array(found), np.array(by_loops(far + real, far + fake, 5)), absolute=0.05, reason="near ties")
+
+
+def test_data_whose_balls_are_empty_are_refused(rng: np.random.Generator):
+    x = np.repeat(rng.normal(size=(40, 10)), 10, axis=0)
+    with pytest.raises(DataError, match=r"real, row \d+: .*at most num_neighbours = 5 equal rows, .* found 10: take"):
+        density_coverage(x, x.copy())
+    found = density_coverage(x, x.copy(), 10)
+    assert found.precision == found.recall == found.coverage == 1.0
+
+
 def test_one_repeated_sample_is_precise_but_covers_little():
     """Data on a line: the fifth neighbour is three steps away, so that five balls reach the one in the middle."""
     found = density_coverage(np.arange(300.0)[:, None], np.full((300, 1), 150.0))

@@ -9,6 +9,7 @@ from pyro import poutine
 from scipy import stats
 from torch import nn
 
+import ppl_vae as pv
 from ppl_vae.checking import check
 from ppl_vae.decoders import Bernoulli, Gaussian
 from ppl_vae.encoders import DiagonalNormal, FullCovarianceNormal
@@ -191,6 +192,27 @@ def test_a_number_of_draws_is_a_whole_one(count):
         vae.sample(count)
     with pytest.raises(ValueError, match="num_samples: expected"):
         vae.reconstruct(torch.zeros(2, 64), count)
+
+
+def test_data_are_read_as_a_fit_reads_them(generator):
+    x = torch.rand(5, 64, generator=generator)
+    vae = VAE(StandardNormal(3), Bernoulli.mlp(3, [5], 64), DiagonalNormal.mlp(64, [5], 3))
+    autoencoder = pv.Autoencoder(encoder=MLP(64, [5], 3), decoder=Bernoulli.mlp(3, [5], 64))
+    for pair in (vae, autoencoder):
+        expected = pair.reconstruct(x)
+        for same in (x.numpy(), x.double(), x.double().numpy(), x.clone().requires_grad_()):
+            assert torch.equal(pair.reconstruct(same), expected)
+        with pytest.raises(DataError, match="data, row 1: expected finite numbers"):
+            pair.reconstruct(torch.tensor([[0.0], [float("nan")]]).expand(2, 64))
+        with pytest.raises(PairError, match=r"on data of shape \(5, 64\) and torch.int64, failed: .*dtype"):
+            pair.reconstruct(x.long())
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_whole_numbers_that_a_network_does_not_take_are_named_with_the_mend(dtype):
+    vae = VAE(StandardNormal(3), pv.decoders.Poisson.mlp(3, [5], 4), DiagonalNormal.mlp(4, [5], 3))
+    with pytest.raises(PairError, match=r"x\.float\(\): levels and counts stay whole numbers"):
+        check(vae, torch.ones(4, 4, dtype=dtype))
 
 
 def test_a_part_that_is_no_module_is_refused():

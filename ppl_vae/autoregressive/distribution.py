@@ -82,9 +82,10 @@ class Autoregressive(TorchDistribution):
         )
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-probability in nats of x (..., *event_shape), broadcast against the batch shape."""
+        """Log-probability in nats of x (..., *event_shape), of any dtype, broadcast against the batch shape."""
         if self._validate_args:
             self._validate_sample(value)
+        value = value.to(self._like.dtype)  # bytes wrap where they are doubled
         scores = self._entries(self._logits(value)).log_prob(value)
         log_prob = scores.flatten(scores.dim() - len(self.event_shape)).sum(-1)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

@@ -54,8 +54,8 @@ class MADE(AutoregressiveModel):
 
     def logits(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Logits of the entries of x (..., D), broadcast against context (..., context_dim)."""
-        given = x.new_zeros(0) if context is None else context
+        scaled = self.scaled(x)
+        given = scaled.new_zeros(0) if context is None else context
         lead = torch.broadcast_shapes(x.shape[:-1], given.shape[:-1])
-        scaled = 2 * x / (self.levels - 1) - 1
         features = self.network(scaled.expand(*lead, -1), given)
         return features if self.levels == 2 else features.movedim(-2, -1)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.autoregressive.distribution import Autoregressive
-from ppl_vae.drawing import as_event, evaluating
+from ppl_vae.drawing import as_event, evaluating, reading
 from ppl_vae.errors import PairError
+from ppl_vae.networks import event_sizes
 from ppl_vae.options import whole_number
 
 __all__ = ["AutoregressiveModel"]
@@ -26,7 +27,7 @@ class AutoregressiveModel(nn.Module, ABC):
     Args:
         event_shape: Shape of one datum, an integer for flat data.
         levels: L >= 2; entries are 0 .. L - 1.
-        context_shape: Shape of one context; () for none.
+        context_shape: Shape of one context, an integer for a vector; () for none.
 
     Raises:
         ValueError: The number of levels is not whole.
@@ -34,16 +35,14 @@ class AutoregressiveModel(nn.Module, ABC):
             one that it wants.
     """
 
-    def __init__(self, event_shape: int | Sequence[int], levels: int, context_shape: Sequence[int] = ()) -> None:
+    def __init__(self, event_shape: int | Sequence[int], levels: int, context_shape: int | Sequence[int] = ()) -> None:
         super().__init__()
         whole_number("levels", levels)
-        sizes = (event_shape,) if isinstance(event_shape, int) else tuple(event_shape)
-        self.event_shape, self.levels, self.context_shape = sizes, levels, tuple(context_shape)
-        if not sizes or min(sizes) < 1 or min(self.context_shape, default=1) < 1 or levels < 2:
-            raise PairError(
-                f"{type(self).__name__} expected shapes of positive integers and at least 2 levels, found event shape "
-                f"{self.event_shape}, context shape {self.context_shape}, levels {levels}"
-            )
+        if levels < 2:
+            raise PairError(f"{type(self).__name__} expected at least 2 levels, found {levels}")
+        self.event_shape, self.levels = event_sizes(event_shape), levels
+        none = isinstance(context_shape, Sequence) and not context_shape
+        self.context_shape = () if none else event_sizes(context_shape, "context_shape")
 
     @property
     def order(self) -> Sequence[int] | None:
@@ -57,6 +56,10 @@ class AutoregressiveModel(nn.Module, ABC):
         Returns:
             (..., *event_shape) for two levels, (..., *event_shape, L) for more.
         """
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Map levels 0 ... L - 1, of any dtype, to [-1, 1] in that of the parameters: bytes would wrap."""
+        return 2 * x.to(next(self.parameters()).dtype) / (self.levels - 1) - 1
 
     def forward(self, context: Tensor | None = None) -> Autoregressive:
         """Return p(x given context): batch shape (...) of context (..., *context_shape), event shape `event_shape`."""
@@ -86,9 +89,14 @@ class AutoregressiveModel(nn.Module, ABC):
 
     @torch.no_grad()
     def log_prob(self, x: Tensor) -> Tensor:
-        """Exact log p(x) of x (N, *event) in nats, (N,)."""
+        """Exact log p(x) of x (N, *event) in nats, (N,).
+
+        Raises:
+            DataError: x is no tensor or array of levels, has no row, or rows of another shape.
+        """
         p = self()
-        return p.log_prob(as_event(x, p))
+        with reading(self, x) as x:
+            return p.log_prob(as_event(x, p))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Draw n data (n, *event_shape), entry by entry; a function of the seed.

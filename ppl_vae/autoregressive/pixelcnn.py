@@ -58,7 +58,7 @@ class PixelCNN(AutoregressiveModel):
         kernel_size: int = 3,
         first_size: int = 7,
     ) -> None:
-        super().__init__(event_shape, levels, (context_shape,) if isinstance(context_shape, int) else context_shape)
+        super().__init__(event_shape, levels, context_shape)
         whole_number("channels", channels)
         whole_number("num_layers", num_layers)
         self._check(channels, num_layers, (kernel_size, first_size))
@@ -89,7 +89,7 @@ class PixelCNN(AutoregressiveModel):
             lead = torch.broadcast_shapes(lead, batch)
             maps = context if len(self.context_shape) == 3 else context[..., None, None]
             context = maps.expand(*lead, *maps.shape[-3:]).reshape(-1, *maps.shape[-3:])
-        scaled = 2 * x / (self.levels - 1) - 1  # zero, outside the image, is no level of two
+        scaled = self.scaled(x)  # zero, outside the image, is no level of two
         down = right = scaled.expand(*lead, *self.event_shape).reshape(-1, *self.event_shape)
         for layer in self.layers:
             down, right = layer(down, right, context)

@@ -66,8 +66,9 @@ def _mend(error: Exception) -> str:
     text = str(error)
     if "Shape mismatch inside plate" in text:
         return "; declare the dimensions of one value with .to_event(1)"
-    if "same dtype" in text or "expected scalar type" in text or ("must match" in text and "dtype" in text):
-        return "; convert the data to the dtype of the parameters (for images: float in [0, 1])"
+    told = "same dtype", "expected scalar type", "should be the same"
+    if any(words in text for words in told) or ("must match" in text and "dtype" in text):
+        return "; convert the data to the dtype of the parameters, x.float(): levels and counts stay whole numbers"
     if isinstance(error, TypeError) and "argument" in text:
         return "; a program takes one argument for each array of the data"
     return ""

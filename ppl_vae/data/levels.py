@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.errors import DataError
+from ppl_vae.options import whole_number
+from ppl_vae.rng import generator_of
 from ppl_vae.supports import first_outside
 
 __all__ = ["binarize", "dequantize", "levels_log_prob", "quantize"]
@@ -47,13 +49,15 @@ def dequantize(x: Tensor | np.ndarray, levels: int, seed: int = 0) -> Tensor:
     density tells of the levels, and `quantize` undoes it.
 
     Args:
-        x: Grey levels (N, *event), 0 to 1 in equal steps, a tensor or a numpy array; the result is on its device.
+        x: Grey levels (N, *event), 0 to 1 in equal steps, a tensor or a numpy array; the result is on its device, of
+            its dtype, of single precision for whole numbers.
         levels: L, number of levels; 256 for bytes.
         seed: Seed of this call; the global generators stay as they are.
 
     Raises:
-        DataError: x is no tensor or array of real numbers, or an entry is outside [0, 1] or no such level; its
-            row is named.
+        ValueError: `levels` is no whole number of at least 2.
+        DataError: x is no tensor or array of real numbers, or of half precision, or an entry is outside [0, 1] or no
+            such level; its row is named.
 
     Reference:
         Uria, Murray and Larochelle (2013), RNADE: The real-valued neural autoregressive density-estimator.
@@ -62,8 +66,8 @@ def dequantize(x: Tensor | np.ndarray, levels: int, seed: int = 0) -> Tensor:
         >>> dequantize(torch.tensor([[0.0, 1.0]]), levels=2).mul(2).floor()
         tensor([[0., 1.]])
     """
-    _check_number(levels)
-    x = _grey(x)
+    whole_number("levels", levels, least=2)
+    x = _precise(_grey(x))
     steps = (levels - 1) * x
     between = ((steps - steps.round()).abs() > 1e-3).reshape(len(x), -1).any(1)
     if between.any():
@@ -81,18 +85,21 @@ def quantize(x: Tensor | np.ndarray, levels: int) -> Tensor:
     nothing.
 
     Args:
-        x: Grey images (N, *event) in [0, 1], a tensor or a numpy array; the result is on its device, of its dtype.
+        x: Grey images (N, *event) in [0, 1], a tensor or a numpy array; the result is on its device, of its dtype, of
+            single precision for whole numbers.
         levels: L, number of levels.
 
     Raises:
-        DataError: x is no tensor or array of real numbers, or an entry is outside [0, 1]; its row is named.
+        ValueError: `levels` is no whole number of at least 2.
+        DataError: x is no tensor or array of real numbers, or of half precision, or an entry is outside [0, 1]; its row
+            is named.
 
     Example:
         >>> quantize(torch.tensor([[0.0, 0.3, 0.5, 1.0]]), levels=4)
         tensor([[0., 1., 2., 3.]])
     """
-    _check_number(levels)
-    x = _grey(x)
+    whole_number("levels", levels, least=2)
+    x = _precise(_grey(x))
     return (x.double() * levels).floor().clamp_max(levels - 1).to(x.dtype)  # in single precision products round up
 
 
@@ -118,11 +125,6 @@ def levels_log_prob(log_density: Number, num_dimensions: int, levels: int) -> Nu
     return log_density - num_dimensions * math.log(levels)
 
 
-def _check_number(levels: int) -> None:
-    if levels < 2:
-        raise DataError(f"levels: expected the number of grey levels, at least 2, found {levels}")
-
-
 def _grey(x: Any) -> Tensor:
     """x as a tensor of numbers in [0, 1], with a row per datum."""
     if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
@@ -137,9 +139,19 @@ def _grey(x: Any) -> Tensor:
     return x
 
 
+def _precise(x: Tensor) -> Tensor:
+    """Whole numbers in single precision, where levels do not overflow; half precision cannot tell them apart."""
+    if x.dtype in (torch.float16, torch.bfloat16):
+        raise DataError(
+            f"expected grey levels in single or double precision, found {x.dtype}, which merges levels: make them of "
+            "the bytes, x.float() / 255"
+        )
+    return x if x.is_floating_point() else x.to(torch.float32)
+
+
 def _kind(x: Any) -> str:
     return f"{type(x).__name__} of {x.dtype}, shape {tuple(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
 
 
 def _uniform(x: Tensor, seed: int) -> Tensor:
-    return torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    return torch.rand(x.shape, generator=generator_of(seed)).to(x.device)

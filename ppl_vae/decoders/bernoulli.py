@@ -8,10 +8,11 @@ from math import prod
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_vae import distributions
-from ppl_vae.decoders.features import event_sizes, flat, last_bias
-from ppl_vae.networks import MLP, Activation
+from ppl_vae.decoders.features import flat, last_bias, rows_to_start_at
+from ppl_vae.networks import MLP, Activation, event_sizes
 
 __all__ = ["Bernoulli", "ContinuousBernoulli"]
 
@@ -64,9 +65,12 @@ class Bernoulli(nn.Module):
 
         Raises:
             PairError: The network does not end in an affine layer with one bias per pixel.
+            DataError: There is no row, rows have another shape, or a pixel is outside [0, 1]; its row is named.
         """
-        means = ((x.sum(0) + 0.5) / (len(x) + 1)).flatten()
-        last_bias(self.network, [means.numel()]).copy_(means.logit())
+        bias = last_bias(self.network, [prod(self.event_shape)])
+        x = rows_to_start_at(x, self.event_shape, constraints.unit_interval, bias)
+        means = (x.sum(0) + 0.5) / (len(x) + 1)
+        bias.copy_(means.logit().flatten())
 
 
 class ContinuousBernoulli(nn.Module):

@@ -9,11 +9,12 @@ from typing import Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_vae import distributions
-from ppl_vae.decoders.features import event_sizes, flat, last_bias
+from ppl_vae.decoders.features import flat, last_bias, rows_to_start_at
 from ppl_vae.errors import PairError
-from ppl_vae.networks import MLP, Activation, positive, raw_of_positive
+from ppl_vae.networks import MLP, Activation, event_sizes, positive, raw_of_positive
 
 __all__ = ["NegativeBinomial", "Poisson"]
 
@@ -74,8 +75,9 @@ class Poisson(nn.Module):
 
         Raises:
             PairError: The network does not end in an affine layer with one bias per entry.
+            DataError: There is no row, rows have another shape, or an entry is no count; its row is named.
         """
-        _start_at(self.network, x, self.link)
+        _start_at(self.network, x, self.event_shape, self.link)
 
 
 class NegativeBinomial(nn.Module):
@@ -134,8 +136,9 @@ class NegativeBinomial(nn.Module):
 
         Raises:
             PairError: The network does not end in an affine layer with one bias per entry.
+            DataError: There is no row, rows have another shape, or an entry is no count; its row is named.
         """
-        _start_at(self.network, x, self.link)
+        _start_at(self.network, x, self.event_shape, self.link)
 
 
 def _known(link: str) -> Link:
@@ -149,7 +152,8 @@ def _mean(features: Tensor, link: Link) -> Tensor:
 
 
 @torch.no_grad()
-def _start_at(network: nn.Module, x: Tensor, link: Link) -> None:
+def _start_at(network: nn.Module, x: Tensor, event_shape: tuple[int, ...], link: Link) -> None:
+    bias = last_bias(network, [prod(event_shape)])
+    x = rows_to_start_at(x, event_shape, constraints.nonnegative_integer, bias)
     means = ((x.sum(0) + 0.5) / (len(x) + 1)).flatten()
-    bias = means.log() if link == "exp" else raw_of_positive(means)
-    last_bias(network, [means.numel()]).copy_(bias)
+    bias.copy_(means.log() if link == "exp" else raw_of_positive(means))

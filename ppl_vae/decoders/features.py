@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from ppl_vae.errors import PairError
+from ppl_vae.arrays import as_rows
+from ppl_vae.errors import DataError, PairError
+from ppl_vae.supports import first_outside, support_name
 
-__all__ = ["event_sizes", "flat", "for_each_entry", "last_bias"]
-
-
-def event_sizes(shape: int | Sequence[int]) -> tuple[int, ...]:
-    """The shape of one datum, an integer for flat data.
-
-    Raises:
-        PairError: It is empty, or a size is not positive.
-    """
-    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-    if not sizes or min(sizes) < 1:
-        raise PairError(f"event_shape expected positive integers, one per dimension of a datum, found {shape}")
-    return sizes
+__all__ = ["flat", "for_each_entry", "last_bias", "rows_to_start_at"]
 
 
 def flat(features: Tensor, z: Tensor, sizes: list[int]) -> Tensor:
@@ -57,3 +49,25 @@ def last_bias(network: nn.Module, sizes: list[int]) -> Tensor:
             f"found {last[0] if last else 'no bias'}: initialise this network by hand"
         )
     return last[0].bias
+
+
+def rows_to_start_at(x: Any, event_shape: tuple[int, ...], support: constraints.Constraint, like: Tensor) -> Tensor:
+    """Data as (N, *event_shape), N >= 1, on the device of `like` and in a dtype no narrower than its own.
+
+    Raises:
+        DataError: There is no row, rows have another number of entries, or an entry is not finite or outside the
+            support: its row is named.
+    """
+    (rows, *_) = as_rows([x]).take(slice(None))
+    rows = rows.to(like.device, torch.promote_types(rows.dtype, like.dtype))
+    if prod(rows.shape[1:]) != prod(event_shape):
+        raise DataError(
+            f"start_at expected data of event shape {event_shape}, found rows of shape {tuple(rows.shape[1:])}: build "
+            "the decoder for these data"
+        )
+    if (outside := first_outside(support, rows)) is not None:
+        raise DataError(
+            f"start_at, row {outside[0]}: expected values in {support_name(support)}, found {outside[1]:g}: give it "
+            "the data of the training"
+        )
+    return rows.reshape(-1, *event_shape)

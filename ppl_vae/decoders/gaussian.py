@@ -9,10 +9,11 @@ from typing import Literal
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
-from ppl_vae.decoders.features import event_sizes, flat, last_bias
+from ppl_vae.decoders.features import flat, last_bias, rows_to_start_at
 from ppl_vae.errors import PairError
-from ppl_vae.networks import MLP, Activation, lower_bound, positive, raw_of_positive
+from ppl_vae.networks import MLP, Activation, event_sizes, lower_bound, positive, raw_of_positive
 
 __all__ = ["Gaussian"]
 
@@ -89,9 +90,11 @@ class Gaussian(nn.Module):
 
         Raises:
             PairError: The network does not end in an affine layer with one bias per feature.
+            DataError: There is no row, rows have another shape, or an entry is not finite; its row is named.
         """
         size = prod(self.event_shape)
         bias = last_bias(self.network, [size + 1, 2 * size] if self.scale == "per_latent" else [size])
+        x = rows_to_start_at(x, self.event_shape, constraints.real, bias)
         bias[:size] = x.mean(0).flatten()
         if isinstance(self.scale, float):
             return
@@ -117,7 +120,7 @@ class Gaussian(nn.Module):
 def _checked(scale: float | str, min_scale: float) -> float | str:
     if scale in ("learned", "per_latent"):
         return scale
-    if isinstance(scale, str) or not (isfinite(scale) and scale > 0 and scale >= min_scale):
+    if isinstance(scale, str | bool) or not (isfinite(scale) and scale > 0 and scale >= min_scale):
         raise PairError(
             f'scale expected "learned", "per_latent" or a finite number > 0 and >= min_scale = {min_scale}, '
             f"found {scale!r}"

@@ -8,10 +8,11 @@ from math import prod
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ppl_vae import distributions
-from ppl_vae.decoders.features import event_sizes, for_each_entry, last_bias
-from ppl_vae.networks import MLP, Activation, lower_bound, positive
+from ppl_vae.decoders.features import for_each_entry, last_bias, rows_to_start_at
+from ppl_vae.networks import MLP, Activation, event_sizes, lower_bound, positive
 from ppl_vae.options import whole_number
 
 __all__ = ["Categorical", "DiscretizedLogistic", "DiscretizedLogisticMixture"]
@@ -72,10 +73,13 @@ class Categorical(nn.Module):
 
         Raises:
             PairError: The network does not end in an affine layer with one bias per level and entry.
+            DataError: There is no row, rows have another shape, or an entry is no level; its row is named.
         """
+        bias = last_bias(self.network, [self.num_levels * prod(self.event_shape)])
+        x = rows_to_start_at(x, self.event_shape, constraints.integer_interval(0, self.num_levels - 1), bias)
         counts = torch.stack([(x == level).sum(0) for level in range(self.num_levels)])
         frequencies = (counts + 0.5) / (len(x) + 0.5 * self.num_levels)
-        last_bias(self.network, [counts.numel()]).copy_(frequencies.log().flatten())
+        bias.copy_(frequencies.log().flatten())
 
 
 class DiscretizedLogistic(nn.Module):

@@ -34,6 +34,7 @@ class _Flow(nn.Module):
         super().__init__()
         whole_number("context_dim", context_dim, least=0)
         whole_number("num_flows", num_flows, least=1)
+        whole_number("latent_dim", latent_dim, least=1)
         self.network, self.latent_dim, self.context_dim = network, latent_dim, context_dim
         self.flow = self._make(latent_dim, context_dim, flow_hidden, num_flows)
 
@@ -49,6 +50,8 @@ class _Flow(nn.Module):
         activation: Activation = nn.Tanh,
     ) -> Self:
         """Build the encoder on an `MLP` with the right number of output features."""
+        whole_number("latent_dim", latent_dim, least=1)
+        whole_number("context_dim", context_dim, least=0)
         network = MLP(in_features, hidden, 2 * latent_dim + context_dim, activation)
         return cls(network, latent_dim, context_dim, flow_hidden, num_flows)
 
@@ -74,6 +77,7 @@ class InverseAutoregressive(_Flow):
 
     Raises:
         PairError: The network gives another number of features.
+        ValueError: latent_dim or num_flows is no whole number of at least 1, or context_dim none of at least 0.
         ImportError: zuko is not installed.
 
     Reference:

@@ -25,6 +25,7 @@ class DiagonalNormal(nn.Module):
 
     Raises:
         PairError: The network gives another number of features, or min_scale is negative.
+        ValueError: latent_dim is no whole number of at least 1.
 
     Reference:
         Kingma and Welling (2014), Auto-Encoding Variational Bayes, appendix C.
@@ -37,7 +38,8 @@ class DiagonalNormal(nn.Module):
 
     def __init__(self, network: nn.Module, latent_dim: int, min_scale: float = 0.0) -> None:
         super().__init__()
-        self.network, self.latent_dim, self.min_scale = network, latent_dim, lower_bound(min_scale)
+        self.network, self.latent_dim = network, whole_number("latent_dim", latent_dim, least=1)
+        self.min_scale = lower_bound(min_scale)
 
     @classmethod
     def mlp(
@@ -49,6 +51,7 @@ class DiagonalNormal(nn.Module):
         activation: Activation = nn.Tanh,
     ) -> DiagonalNormal:
         """Build the encoder on an `MLP` with the right number of output features."""
+        whole_number("latent_dim", latent_dim, least=1)
         return cls(MLP(in_features, hidden, 2 * latent_dim, activation), latent_dim, min_scale)
 
     def forward(self, x: Tensor) -> dist.Independent:
@@ -68,6 +71,7 @@ class FullCovarianceNormal(nn.Module):
 
     Raises:
         PairError: The network gives another number of features, or min_scale is negative.
+        ValueError: latent_dim is no whole number of at least 1.
 
     Example:
         >>> q = FullCovarianceNormal.mlp(784, [200, 200], 3)(torch.zeros(32, 784))
@@ -79,7 +83,8 @@ class FullCovarianceNormal(nn.Module):
 
     def __init__(self, network: nn.Module, latent_dim: int, min_scale: float = 0.0) -> None:
         super().__init__()
-        self.network, self.latent_dim, self.min_scale = network, latent_dim, lower_bound(min_scale)
+        self.network, self.latent_dim = network, whole_number("latent_dim", latent_dim, least=1)
+        self.min_scale = lower_bound(min_scale)
         rows, columns = torch.tril_indices(latent_dim, latent_dim, -1)
         # Entries on and above the diagonal point at the zero padded behind the features: one gather builds L.
         entry = torch.full((latent_dim, latent_dim), len(rows))
@@ -96,6 +101,7 @@ class FullCovarianceNormal(nn.Module):
         activation: Activation = nn.Tanh,
     ) -> FullCovarianceNormal:
         """Build the encoder on an `MLP` with the right number of output features."""
+        whole_number("latent_dim", latent_dim, least=1)
         return cls(MLP(in_features, hidden, latent_dim * (latent_dim + 3) // 2, activation), latent_dim, min_scale)
 
     def forward(self, x: Tensor) -> dist.MultivariateNormal:
@@ -120,6 +126,7 @@ class LowRankNormal(nn.Module):
 
     Raises:
         PairError: The network gives another number of features, or min_scale is negative.
+        ValueError: latent_dim or rank is no whole number of at least 1.
 
     Reference:
         Ong, Nott and Smith (2018), Gaussian Variational Approximation with a Factor Covariance Structure.
@@ -132,8 +139,8 @@ class LowRankNormal(nn.Module):
 
     def __init__(self, network: nn.Module, latent_dim: int, rank: int, min_scale: float = 0.0) -> None:
         super().__init__()
-        whole_number("rank", rank, least=1)
-        self.network, self.latent_dim, self.rank, self.min_scale = network, latent_dim, rank, lower_bound(min_scale)
+        self.network, self.latent_dim = network, whole_number("latent_dim", latent_dim, least=1)
+        self.rank, self.min_scale = whole_number("rank", rank, least=1), lower_bound(min_scale)
 
     @classmethod
     def mlp(
@@ -146,6 +153,8 @@ class LowRankNormal(nn.Module):
         activation: Activation = nn.Tanh,
     ) -> LowRankNormal:
         """Build the encoder on an `MLP` with the right number of output features."""
+        whole_number("latent_dim", latent_dim, least=1)
+        whole_number("rank", rank, least=1)
         return cls(MLP(in_features, hidden, (rank + 2) * latent_dim, activation), latent_dim, rank, min_scale)
 
     def forward(self, x: Tensor) -> dist.LowRankMultivariateNormal:

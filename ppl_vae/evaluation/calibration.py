@@ -21,7 +21,7 @@ from ppl_vae.evaluation.simulation import Simulated, simulate
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
-from ppl_vae.rng import key, seeded
+from ppl_vae.rng import generator_of, key, seeded
 from ppl_vae.tape import Batch, Layout, run_program
 from ppl_vae.weights import check_possible
 
@@ -122,7 +122,7 @@ def _of_block(
         log_weight = log_lik + log_prior - drawn.log_guide
         check_weights(pair, made.batch, drawn, log_weight, layout, first)
         check_possible(log_weight.logsumexp(0), torch.tensor(plan.num_proposed).expand(log_weight.shape[1]), first)
-        generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
+        generator = generator_of(key(plan.seed, first, _CHOICE))
         choice = resample(log_weight, plan.num_draws, generator)
         draws = {name: pick(value, choice) for name, value in draws.items()}
     return _ranks(_truth(pair, made, drawn, layout), draws, key(plan.seed, first, _TIES))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.proposal import Proposal
+from ppl_vae.rng import generator_of
 from ppl_vae.tape import Layout
 
 __all__ = ["LOG_LIK", "DrawPlan", "PosteriorDraws", "pick", "put_in", "resample", "taken_out"]
@@ -75,7 +76,7 @@ class PosteriorDraws:
         log_weight = log_weight.double().cpu()
         if wanted is not None:
             log_weight = torch.where(wanted, log_weight, -torch.inf)
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         choice = resample(log_weight, self._num_draws, generator)
         fresh = {name: pick(value, choice).cpu() for name, value in proposal.particles_first(self._layout).items()}
         fresh[LOG_LIK] = pick(log_lik, choice).cpu()

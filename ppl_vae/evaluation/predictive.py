@@ -19,7 +19,7 @@ from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
-from ppl_vae.rng import key, seeded
+from ppl_vae.rng import generator_of, key, seeded
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import outer_plates
 from ppl_vae.weights import check_possible
@@ -145,7 +145,7 @@ def _of_block(
     check_weights(pair, batch, proposal, log_weight, layout, first)
     choice = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0]))
     if plan.corrected:
-        generator = torch.Generator().manual_seed(key(plan.seed, first, _CHOICE))
+        generator = generator_of(key(plan.seed, first, _CHOICE))
         check_possible(log_weight.logsumexp(0), torch.tensor(plan.num_proposed).expand(len(batch[0])), first)
         choice = resample(log_weight, plan.num_draws, generator)
     latents = _chosen(proposal, choice, layout)

@@ -16,6 +16,7 @@ from ppl_vae.exact.em import Limits, Parameters, ascend, sample_of, start
 from ppl_vae.exact.mixture import Mixture, MixturePair
 from ppl_vae.exact.sample import Sample
 from ppl_vae.options import finite_number, whole_number
+from ppl_vae.rng import generator_of
 from ppl_vae.threads import one_thread
 
 __all__ = ["GMM"]
@@ -126,6 +127,7 @@ class GMM(MixturePair):
             "num_restarts": num_restarts,
         }.items():
             whole_number(name, count, least=1)
+        whole_number("seed", seed, least=0)
         finite_number("tol", tol, least=0)
         finite_number("covariance_floor", covariance_floor)
         if covariance_floor <= 0:
@@ -167,9 +169,14 @@ class GMM(MixturePair):
         return Categorical(logits=torch.cat([mixture.log_joint(block) for block in self._blocks(x)]))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """Draw n data (n, D), the same on every device; the global generators stay as they are."""
-        generator = torch.Generator().manual_seed(seed)
-        z = torch.multinomial(self.weights.cpu(), n, replacement=True, generator=generator)
+        """Draw n data (n, D), the same on every device; the global generators stay as they are.
+
+        Raises:
+            ValueError: n or the seed is no whole number, or n negative.
+        """
+        whole_number("n", n, least=0)
+        generator = generator_of(seed)
+        z = torch.multinomial(self.weights.cpu(), max(n, 1), replacement=True, generator=generator)[:n]  # takes no 0
         noise = torch.randn(n, self.means.shape[1], dtype=torch.float64, generator=generator)
         return self.mixture().colour(z.to(self.means.device), noise.to(self.means.device))
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from ppl_vae.errors import DataError
 from ppl_vae.exact.arrays import Array, as_float64, as_rows
+from ppl_vae.options import whole_number
+from ppl_vae.rng import generator_of
 
 __all__ = ["PPCA"]
 
@@ -65,6 +67,7 @@ class PPCA(nn.Module):
         and W = U_L (diag(l_1, ..., l_L) - s^2 I)^(1/2).
 
         Raises:
+            ValueError: `latent_dim` is no whole number.
             DataError: The data are not a finite matrix (the row is named), `latent_dim` is not in [1, D), or the data
                 span no more than `latent_dim` dimensions, so that s = 0 and the likelihood is unbounded.
 
@@ -121,9 +124,14 @@ class PPCA(nn.Module):
         return self._posterior(self._rows(x))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """Draw n data (n, D), the same on every device; the global generators stay as they are."""
+        """Draw n data (n, D), the same on every device; the global generators stay as they are.
+
+        Raises:
+            ValueError: n or the seed is no whole number, or n negative.
+        """
+        whole_number("n", n, least=0)
         D, L = self.loading.shape
-        generator = torch.Generator().manual_seed(seed)
+        generator = generator_of(seed)
         noise = torch.randn(n, L + D, dtype=torch.float64, generator=generator).to(self.bias)
         return self.bias + noise[:, :L] @ self.loading.mT + self.scale * noise[:, L:]
 
@@ -168,5 +176,5 @@ def _finite(value: object, name: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def _check_latent_dim(latent_dim: int, dim: int) -> None:
-    if not 1 <= latent_dim < dim:
+    if not 1 <= whole_number("latent_dim", latent_dim) < dim:
         raise DataError(f"latent_dim is {latent_dim}, expected 1 <= latent_dim < {dim}, the dimension of the data")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_vae.arrays import as_numpy, real_array
 from ppl_vae.errors import DataError
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 from ppl_vae.wording import is_lower_bound
@@ -95,10 +96,10 @@ def log_likelihood_histogram(
         >>> log_likelihood_histogram([-3.0, -2.0], trusted=[True, False]).axes[0].get_xlabel()
         'log p(x), nats per datum'
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = real_array("values", values)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise DataError(f"expected one finite log-likelihood per datum, (N,), found shape {values.shape} or inf or NaN")
-    doubtful = np.zeros(values.shape, dtype=bool) if trusted is None else ~np.asarray(trusted, dtype=bool)
+    doubtful = np.zeros(values.shape, dtype=bool) if trusted is None else ~as_numpy(trusted).astype(bool)
     if doubtful.shape != values.shape:
         raise DataError(f"trusted: expected one truth value per datum, {values.shape}, found {doubtful.shape}")
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ppl_vae.arrays import real_array
 from ppl_vae.errors import DataError
 from ppl_vae.figures.canvas import BETWEEN, new_figure
+from ppl_vae.options import whole_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,11 +34,13 @@ def image_grid(
 
     Raises:
         DataError: If `images` is not of one of these shapes, or empty.
+        ValueError: `columns` is no whole number of at least 1.
 
     Example:
         >>> image_grid(np.zeros((6, 8, 8)), columns=3, title="Samples").axes[0].get_title()
         'Samples'
     """
+    whole_number("columns", columns, least=1)
     stack = _images(images)
     rows = math.ceil(len(stack) / columns)
     figure = new_figure(min(10.0, 0.55 * columns), min(10.0, 0.55 * rows) + (0.4 if title else 0.0))
@@ -111,7 +115,7 @@ def show_rows(
 
 def _images(images: ArrayLike) -> NDArray[np.float64]:
     """Images as (N, height, width) or (N, height, width, 3)."""
-    stack = np.asarray(images, dtype=np.float64)
+    stack = real_array("images", images)
     if stack.ndim == 4 and stack.shape[1] in (1, 3):
         stack = stack[:, 0] if stack.shape[1] == 1 else np.moveaxis(stack, 1, -1)
     elif stack.ndim != 3:

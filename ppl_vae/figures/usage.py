@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from ppl_vae.arrays import finite_array
 from ppl_vae.errors import DataError
 from ppl_vae.figures.canvas import BETWEEN, DARK, LIGHT, MIDDLE, new_figure, quiet
 
@@ -38,7 +39,7 @@ def bound_in_parts(ledger: Any, title: str = "What the bound is made of") -> Fig
         >>> figure.axes[1].get_title()
         "latent 'z': 1 of 1 scalars used"
     """
-    sites = {latent.name: _finite(latent.name, latent.kl.mean(0)) for latent in ledger.latents}
+    sites = {latent.name: finite_array(latent.name, latent.kl.mean(0), 1) for latent in ledger.latents}
     if not sites:
         raise DataError("expected the KL of at least one latent site, found none")
     parts = {"distortion": ledger.distortion.mean, "rate": ledger.rate.mean}
@@ -103,7 +104,7 @@ def latent_curves(history: Any, site: str = "z", title: str = "Latent scalars th
         >>> latent_curves(fit.history).axes[1].get_ylabel()
         'scalars used'
     """
-    values = _finite("kl", history.kl(site), dimensions=2)
+    values = finite_array("kl", history.kl(site), 2)
     x = [record.step for record in history]
     figure = new_figure(8.0, 3.6)
     figure.suptitle(title, fontweight="bold")
@@ -124,10 +125,3 @@ def latent_curves(history: Any, site: str = "z", title: str = "Latent scalars th
         axes.set_xlabel("optimisation step")
         quiet(axes)
     return figure
-
-
-def _finite(name: str, values: ArrayLike, dimensions: int = 1) -> NDArray[np.float64]:
-    found = np.asarray(values, dtype=np.float64)
-    if found.ndim != dimensions or not found.size or not np.isfinite(found).all():
-        raise DataError(f"{name}: expected {dimensions} dimensions of finite numbers, found shape {found.shape}")
-    return found

@@ -102,6 +102,7 @@ def cluster_agreement(codes: ArrayLike, labels: ArrayLike, seed: int = 0) -> Clu
         seed: Of the ten starts of k-means.
 
     Raises:
+        ValueError: The seed is no whole number, or negative.
         DataError: Shapes differ, or codes are not finite.
 
     Reference:
@@ -114,6 +115,7 @@ def cluster_agreement(codes: ArrayLike, labels: ArrayLike, seed: int = 0) -> Clu
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
+    whole_number("seed", seed, least=0)
     z, y = coded("codes", codes, labels)
     clusters = KMeans(len(np.unique(y)), n_init=10, random_state=seed).fit_predict(z)
     return ClusterAgreement(float(adjusted_rand_score(y, clusters)), float(normalized_mutual_info_score(y, clusters)))

@@ -156,6 +156,7 @@ def dci(codes: ArrayLike, factors: ArrayLike, seed: int = 0) -> DCI:
         seed: Of the split into data to train on and to predict, half each, and of the forests.
 
     Raises:
+        ValueError: The seed is no whole number, or negative.
         DataError: Shapes differ, codes are not finite or only one, or a factor is constant.
 
     Reference:
@@ -169,6 +170,7 @@ def dci(codes: ArrayLike, factors: ArrayLike, seed: int = 0) -> DCI:
     """
     from sklearn.ensemble import RandomForestClassifier
 
+    whole_number("seed", seed, least=0)
     z, v = comparable(codes, factors)
     train, test = np.array_split(np.random.default_rng(seed).permutation(len(z)), 2)
     importance, accuracy = [], []

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_vae.arrays import finite_array
+from ppl_vae.arrays import as_numpy, finite_array
 from ppl_vae.errors import DataError
 
 __all__ = ["coded", "comparable", "entropies"]
@@ -19,7 +19,7 @@ def coded(name: str, codes: ArrayLike, labels: ArrayLike, of: int = 1) -> tuple[
     Raises:
         DataError: Naming what is wrong.
     """
-    z, y = finite_array(name, codes, 2), np.asarray(labels)
+    z, y = finite_array(name, codes, 2), as_numpy(labels)
     if y.ndim != of or len(y) != len(z) or y.dtype.kind not in "iub":
         raise DataError(
             f"expected {'labels (N,)' if of == 1 else 'factors (N, F)'} that are whole numbers, with a row for each of "

@@ -31,6 +31,7 @@ class FlowPrior(nn.Module):
 
     Raises:
         PairError: The family is not known.
+        ValueError: latent_dim or num_flows is no whole number of at least 1.
         ImportError: zuko is not installed.
 
     Reference:
@@ -53,7 +54,7 @@ class FlowPrior(nn.Module):
         if family not in _FAMILIES:
             raise PairError(f'family: expected "spline" or "affine", found {family!r}')
         whole_number("num_flows", num_flows, least=1)
-        self.latent_dim = latent_dim
+        self.latent_dim = whole_number("latent_dim", latent_dim, least=1)
         self.flow = _FAMILIES[family](latent_dim, 0, hidden, num_flows)
         self.loc = nn.Parameter(torch.zeros(latent_dim))
         self.raw_scale = nn.Parameter(torch.ones(latent_dim).expm1().log())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.arrays import real_array
 from ppl_vae.errors import DataError
 from ppl_vae.networks import positive
 from ppl_vae.options import whole_number
@@ -22,6 +24,9 @@ class MixtureOfNormals(nn.Module):
         latent_dim: Dimension of z.
         num_components: Number of components.
 
+    Raises:
+        ValueError: latent_dim or num_components is no whole number of at least 1.
+
     Reference:
         Dilokthanakul et al. (2016), Deep Unsupervised Clustering with Gaussian Mixture Variational Autoencoders.
 
@@ -34,7 +39,7 @@ class MixtureOfNormals(nn.Module):
     def __init__(self, latent_dim: int, num_components: int) -> None:
         super().__init__()
         whole_number("num_components", num_components, least=1)
-        self.latent_dim = latent_dim
+        self.latent_dim = whole_number("latent_dim", latent_dim, least=1)
         self.logits = nn.Parameter(torch.zeros(num_components))
         self.means = nn.Parameter(torch.randn(num_components, latent_dim))
         self.raw_scales = nn.Parameter(torch.ones(num_components, latent_dim).expm1().log())
@@ -52,10 +57,11 @@ class VampPrior(nn.Module):
 
     Args:
         encoder: Maps x (N, *event) to q(z given x), a distribution with batch shape (N,).
-        pseudo_inputs: Where the u_k start, (K, *event): data, such as some hundred of the training images.
+        pseudo_inputs: Where the u_k start, (K, *event), a tensor or an array: data, such as some hundred of the
+            training images.
 
     Raises:
-        DataError: There is no pseudo-input, or they are not finite.
+        DataError: There is no pseudo-input, they are not finite, or not rows.
 
     Reference:
         Tomczak and Welling (2018), VAE with a VampPrior.
@@ -70,8 +76,15 @@ class VampPrior(nn.Module):
         torch.Size([3, 64])
     """
 
-    def __init__(self, encoder: nn.Module, pseudo_inputs: Tensor) -> None:
+    def __init__(self, encoder: nn.Module, pseudo_inputs: Tensor | np.ndarray) -> None:
         super().__init__()
+        if not isinstance(pseudo_inputs, Tensor):
+            pseudo_inputs = torch.from_numpy(real_array("pseudo_inputs", pseudo_inputs))
+        if pseudo_inputs.dim() < 2:
+            raise DataError(
+                f"pseudo_inputs: expected one or more finite rows (K, *event), found shape "
+                f"{tuple(pseudo_inputs.shape)}: take x[None] for one"
+            )
         if not len(pseudo_inputs) or not pseudo_inputs.isfinite().all():
             found = "values that are not" if len(pseudo_inputs) else "none"
             raise DataError(f"pseudo_inputs: expected one or more finite rows, found {found}: take them from the data")

@@ -6,6 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.options import whole_number
+
 __all__ = ["StandardNormal"]
 
 
@@ -14,6 +16,9 @@ class StandardNormal(nn.Module):
 
     Args:
         latent_dim: Dimension of z.
+
+    Raises:
+        ValueError: latent_dim is no whole number of at least 1.
 
     Example:
         >>> prior = StandardNormal(2)()
@@ -26,7 +31,7 @@ class StandardNormal(nn.Module):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim = whole_number("latent_dim", latent_dim, least=1)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 

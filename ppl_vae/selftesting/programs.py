@@ -11,6 +11,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_vae.rng import generator_of
+
 __all__ = ["LinearGaussian", "MeanField", "Positive", "Replicas", "Setting", "bound"]
 
 _SCALE, _DATUM = 0.7, 1.0
@@ -37,7 +39,7 @@ class LinearGaussian(nn.Module):
 
     def __init__(self, dim: int, latent: int, widen: float = 1.0, dtype: torch.dtype = torch.float64) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(dim + latent)
+        generator = generator_of(dim + latent)
         self.latent, self.widen = latent, widen
         weight = torch.randn(dim, latent, generator=generator, dtype=torch.float64)
         bias = torch.randn(dim, generator=generator, dtype=torch.float64)
@@ -70,7 +72,7 @@ class LinearGaussian(nn.Module):
 
     def draw(self, n: int, seed: int) -> Tensor:
         """Data (n, D) of the model."""
-        return self._marginal(torch.Generator().manual_seed(seed), n)
+        return self._marginal(generator_of(seed), n)
 
     def exact(self, x: Tensor | np.ndarray) -> np.ndarray:
         """log p(x) by the density of N(b, W W^T + 0.49 I), (N,)."""

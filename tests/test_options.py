@@ -1,0 +1,53 @@
+"""Numbers of draws and seeds, wherever they are given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import ppl_vae as pv
+
+PPCA = pv.PPCA([[1.0], [0.5]], [0.0, 0.0], 0.5)
+GMM = pv.GMM([0.3, 0.7], [[0.0, 0.0], [4.0, 0.0]], [1.0, 1.0], "spherical")
+VAE = pv.VAE(pv.priors.StandardNormal(1), pv.decoders.Gaussian.mlp(1, [], 2), pv.encoders.DiagonalNormal.mlp(2, [], 1))
+X = torch.zeros(3, 2)
+
+SAMPLED = {"GMM": GMM, "PPCA": PPCA, "VAE": VAE}
+SEEDED = {
+    "GMM": lambda seed: GMM.sample(2, seed),
+    "PPCA": lambda seed: PPCA.sample(2, seed),
+    "VAE": lambda seed: VAE.sample(2, seed),
+    "binarize": lambda seed: pv.data.binarize(X, seed),
+    "dequantize": lambda seed: pv.data.dequantize(X, 2, seed),
+}
+KEYED = {
+    "log_likelihood": lambda seed: pv.log_likelihood(PPCA, X, 2, seed=seed, progress=False),
+    "fit": lambda seed: pv.fit(VAE, X, steps=1, seed=seed, progress=False),
+    "GMM.fit": lambda seed: pv.GMM.fit(GMM.sample(5), 1, seed=seed, max_iter=1),
+    "cluster_agreement": lambda seed: pv.latents.cluster_agreement([[0.0], [1.0]], [0, 1], seed=seed),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_a_number_of_draws_is_a_whole_one_or_zero(name):
+    model = SAMPLED[name]
+    assert model.sample(0).shape == (0, 2)
+    assert model.sample(np.int64(3)).shape == (3, 2)
+    for n in (-1, 2.5, "a", None):
+        with pytest.raises(ValueError, match="n: expected"):
+            model.sample(n)
+
+
+@pytest.mark.parametrize("wrong", [1.5, "1", None, float("nan")])
+@pytest.mark.parametrize("name", [*SEEDED, *KEYED])
+def test_a_seed_is_a_whole_number(name, wrong):
+    with pytest.raises(ValueError, match=f"seed: expected a whole number, found {wrong!r}"):
+        (SEEDED | KEYED)[name](wrong)
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_a_seed_has_64_bits(name):
+    with pytest.raises(ValueError, match="seed: expected a whole number of 64 bits, found 18446744073709551616"):
+        SEEDED[name](2**64)
+    assert torch.equal(SEEDED[name](np.int64(-1)), SEEDED[name](-1))
