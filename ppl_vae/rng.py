@@ -41,8 +41,8 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     before = {generator: generator.get_state() for generator in _generators(device)}
     outermost = before.keys() - _own_states.keys()
     _own_states.update({generator: before[generator] for generator in outermost})
-    reseed(seed, device)
     try:
+        reseed(seed, device)
         yield
     finally:
         for generator, state in before.items():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.rng import own_noise, seeded
 
 PPCA = pv.PPCA([[1.0], [0.5]], [0.0, 0.0], 0.5)
 GMM = pv.GMM([0.3, 0.7], [[0.0, 0.0], [4.0, 0.0]], [1.0, 1.0], "spherical")
@@ -51,3 +52,13 @@ def test_a_seed_has_64_bits(name):
     with pytest.raises(ValueError, match="seed: expected a whole number of 64 bits, found 18446744073709551616"):
         SEEDED[name](2**64)
     assert torch.equal(SEEDED[name](np.int64(-1)), SEEDED[name](-1))
+
+
+def test_a_seed_that_is_refused_leaves_the_random_state_to_its_user():
+    with pytest.raises(ValueError, match="seed: expected"), seeded(1.5):  # type: ignore[arg-type]
+        pass
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with seeded(0), own_noise():
+        assert torch.equal(torch.rand(2), expected)
