@@ -14,7 +14,7 @@ from ppl_vae.errors import CheckpointError, PplVaeError, StorageError
 from ppl_vae.storage import steps
 from ppl_vae.svi import facts
 from tests.pairs import ModuleVAE
-from tests.resuming import binary, numbers, run, same
+from tests.resuming import binary, numbers, only, run, same
 from tests.training import fresh
 
 
@@ -136,6 +136,14 @@ def test_fewer_steps_than_are_done_end_the_fit_at_once_and_are_said(tmp_path: Pa
     with pytest.warns(UserWarning, match="has done 5 steps, and epochs= or steps= ask for 2: no step is taken"):
         _, fit = run(ModuleVAE, binary, {"steps": 2, "epochs": None}, run_dir=tmp_path, resume=True)
     assert (fit.steps, [record.step for record in fit.history]) == (5, [3, 5])
+
+
+def test_fewer_steps_than_are_done_end_an_epoch_that_has_begun(tmp_path: Path):
+    run(ModuleVAE, binary, {"steps": 5, "epochs": None}, run_dir=tmp_path / "whole", checkpoint_every=1)
+    root = only(tmp_path / "whole" / "checkpoints" / "step-000000004", tmp_path / "part")
+    with pytest.warns(UserWarning, match="has done 4 steps, and epochs= or steps= ask for 2: no step is taken"):
+        _, fit = run(ModuleVAE, binary, {"steps": 2, "epochs": None}, run_dir=root, resume=True)
+    assert (fit.steps, [record.step for record in fit.history]) == (4, [3, 4])
 
 
 def test_a_pair_is_left_as_it_was_by_a_refusal(tmp_path: Path):
