@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,24 +102,22 @@ def write(folder: Path, step: int, named: Mapping[str, Tensor], values: Mapping[
         (7, {'weight': tensor([1., 1.])}, {'beta': 0.5})
     """
     whole_number("step", step, least=0)
-    check_storable(named)
-    state, chunks = plain.encode(dict(values)), tensors.to_chunks(named)
+    chunks, state = _chunks(named), plain.encode(dict(values))
     if len(state) > MAX_STATE:
         raise CheckpointError(
             f"step {step}: no checkpoint written: expected at most {MAX_STATE} bytes of plain values, found "
             f"{len(state)}: keep arrays as tensors"
         )
 
-    def fill(write: files.Write) -> None:
-        content = {STATE: write(STATE, [state]), TENSORS: write(TENSORS, chunks)}
-        write(MANIFEST, [Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, content).to_bytes()])
+    def manifest(sums: files.Sums) -> bytes:
+        return Manifest(FORMAT, version_of("ppl-vae") or "unknown", step, dict(sums)).to_bytes()
 
     path: Path | None = None
     try:
         files.make_folder(folder)
         same = [entry.attempt for entry in _entries(folder) if entry.step == step]
         path = folder / _Entry(step, max(same, default=0) + 1).name
-        files.write_folder(path, (STATE, TENSORS, MANIFEST), fill)
+        files.write_folder(path, {TENSORS: chunks, STATE: [state]}, MANIFEST, manifest)
     except StorageError as error:
         if path is not None and os.path.lexists(path):  # only the folder it is in could not be synced
             what = f"{path}: the checkpoint is written and whole, but a loss of power may undo it"
@@ -136,13 +134,7 @@ def check_storable(named: Mapping[str, Tensor]) -> None:
         ValueError: Of a tensor by its name, or the name itself.
         CheckpointError: They are too large together.
     """
-    tensors.to_chunks(named)
-    size = sum(tensor.numel() * tensor.element_size() for tensor in named.values())
-    if size > tensors.MAX_BYTES:
-        raise CheckpointError(
-            f"no checkpoint written: expected at most {tensors.MAX_BYTES} bytes of tensors, found {size}: leave out "
-            "run_dir, or train a smaller pair"
-        )
+    _chunks(named)
 
 
 def newest(folder: Path) -> Checkpoint:
@@ -248,6 +240,18 @@ def _entries(folder: Path) -> list[_Entry]:
         raise CheckpointError(str(error)) from error
     entries = [(_Entry(int(match[1]), int(match[2] or 1)), match[0]) for match in matches]
     return sorted(entry for entry, name in entries if entry.name == name)
+
+
+def _chunks(named: Mapping[str, Tensor]) -> Iterable[Any]:
+    """The pieces of the file of tensors; raises as `check_storable` says."""
+    chunks = tensors.to_chunks(named)
+    size = sum(tensor.numel() * tensor.element_size() for tensor in named.values())
+    if size > tensors.MAX_BYTES:
+        raise CheckpointError(
+            f"no checkpoint written: expected at most {tensors.MAX_BYTES} bytes of tensors, found {size}: leave out "
+            "run_dir, or train a smaller pair"
+        )
+    return chunks
 
 
 def _manifest(path: Path) -> Manifest:

@@ -11,8 +11,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
@@ -23,7 +23,7 @@ from ppl_vae.storage import calls
 from ppl_vae.storage.calls import Written
 
 __all__ = [
-    "Write",
+    "Sums",
     "Written",
     "append",
     "create",
@@ -49,7 +49,7 @@ _TEMPORARY = ".tmp-"
 _DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}-(.+)", re.DOTALL)
 
 
-Write = Callable[[str, Iterable[Any]], Written]
+Sums = Mapping[str, Written]
 
 
 def create(path: Path, chunks: Iterable[Any]) -> None:
@@ -80,17 +80,18 @@ def replace(path: Path, chunks: Iterable[Any]) -> None:
         move(part, path)
 
 
-def write_folder(path: Path, names: Iterable[str], fill: Callable[[Write], None]) -> None:
+def write_folder(path: Path, contents: Mapping[str, Iterable[Any]], last: str, of: Callable[[Sums], bytes]) -> None:
     """Makes a new folder of files that is whole or absent, whenever the process or the machine stops.
 
-    Before it gets its name, everything in it is durable and has been read back. Files are synced and hashed meanwhile,
-    and all are made at the beginning, so that no sync of their names has to wait for what the last of them holds.
+    Before it gets its name, everything in it is durable and has been read back. Files are hashed and synced meanwhile;
+    nothing is synced before the first is written, for then the disk would be busy.
 
     Args:
         path: The folder, which must not exist.
-        names: Those of its files.
-        fill: Is given a function (name, chunks) -> `Written` that fills a file of the folder. It goes through the
-            chunks three times: to write, to hash, and to compare.
+        contents: The chunks of its files, by name, the largest first. They are gone through three times: to hash, to
+            write, and to compare.
+        last: Name of the last file.
+        of: What it holds, made of the sizes and hashes of the others.
 
     Raises:
         StorageError: The disk refuses, or gives back other bytes; what was begun is removed again where that is
@@ -99,18 +100,20 @@ def write_folder(path: Path, names: Iterable[str], fill: Callable[[Write], None]
     part = temporary(path)
     with _discarded_unless_done(part):
         with calls.failing("cannot be written", path), ExitStack() as opened, ThreadPoolExecutor() as pool:
-            calls.do(os.mkdir, part)
-            made = {name: opened.enter_context(calls.opened(part / name, calls.NEW)) for name in names}
-            syncing = [pool.submit(sync_folder, part)]
+            sums = {name: pool.submit(calls.summed, chunks) for name, chunks in contents.items()}
+            syncing: list[Future[None]] = []
 
-            def write(name: str, chunks: Iterable[Any]) -> Written:
-                summing = pool.submit(calls.summed, chunks)
-                calls.write(made[name], chunks)
-                syncing.append(pool.submit(calls.do, os.fsync, made[name]))
+            def write(name: str, chunks: Iterable[Any]) -> None:
+                file = opened.enter_context(calls.opened(part / name, calls.NEW))
+                calls.write(file, chunks)
+                syncing.append(pool.submit(calls.do, os.fsync, file))
                 _read_back(part / name, chunks)
-                return summing.result()
 
-            fill(write)
+            calls.do(os.mkdir, part)
+            for name, chunks in contents.items():
+                write(name, chunks)
+            write(last, [of({name: found.result() for name, found in sums.items()})])
+            syncing.append(pool.submit(sync_folder, part))
             for done in syncing:
                 done.result()
         move(part, path)
