@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.errors import DataError, first_line
 from ppl_vae.mapped import read_rows
 
-__all__ = ["Rows", "as_numpy", "as_rows", "finite_array", "real_array"]
+__all__ = ["Rows", "as_numpy", "as_python", "as_rows", "finite_array", "real_array"]
 
 _BLOCK = 4096
 
@@ -91,6 +91,18 @@ def as_numpy(values: ArrayLike | Tensor) -> NDArray[Any]:
         return np.asarray(values)
     values = values.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def as_python(value: Any) -> Any:
+    """A scalar of NumPy, or an array or tensor without dimensions, as Python's own number; anything else as it is.
+
+    Example:
+        >>> as_python(np.float32(0.5)), as_python(np.array(3)), as_python("x")
+        (0.5, 3, 'x')
+    """
+    is_one = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
+    found = value.item() if is_one else value
+    return repr(found) if isinstance(found, np.generic) else found  # of a precision that Python lacks
 
 
 def real_array(name: str, values: ArrayLike | Tensor) -> NDArray[np.float64]:

@@ -58,8 +58,9 @@ class _WithClasses(nn.Module):
             DataError: A label is no class, or they are not one a row.
         """
         with evaluating(self, seed):
-            z = self.prior().sample((len(y := _labels(y)),))
-            return mean_or_draw(self._decode(z, y.to(z.device)), mean)
+            labels = _labels(y)
+            z = self.prior().sample((len(labels),))
+            return mean_or_draw(self._decode(z, labels.to(z.device)), mean)
 
     def reconstruct(self, x: Tensor, y: Tensor, num_samples: int = 1, seed: int = 0, mean: bool = True) -> Tensor:
         """Draw z from q(z given x, y), then x' from p(x' given z, y), or its mean.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-__all__ = ["ArrayContent", "Change", "SetContent", "TensorContent", "content_of", "memory"]
+__all__ = ["ArrayContent", "Change", "SetContent", "TensorContent", "content_of", "memory", "writes"]
 
 # Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
 # at often are smaller.
@@ -32,12 +32,12 @@ class TensorContent:
         self.name, self.tensor = name, tensor
         self.large = tensor.numel() > _LARGEST_COPY
         self._before = None if self.large else tensor.detach().clone()
-        self._version = _version(tensor)
+        self._version = writes(tensor)
 
     def differs(self) -> bool:
         """Whether it was written to."""
         if self._before is None:
-            return _version(self.tensor) != self._version
+            return writes(self.tensor) != self._version
         return not _same_numbers(self.tensor, self._before)
 
     def restore(self) -> None:
@@ -117,6 +117,6 @@ def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:
     return bool(((tensor == copy) | (tensor != tensor) & (copy != copy)).all())
 
 
-def _version(tensor: Tensor) -> int:
-    """How often torch has written to a tensor; 0 of one made under inference mode, which does not count."""
-    return 0 if tensor.is_inference() else tensor._version
+def writes(tensor: Tensor) -> int | None:
+    """How often torch has written to a tensor; None of one made under inference mode, which does not count."""
+    return None if tensor.is_inference() else tensor._version

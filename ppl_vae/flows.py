@@ -11,6 +11,8 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_vae.contents import writes
+
 __all__ = ["FlowDistribution", "inverse_autoregressive", "masked_autoregressive", "neural_spline"]
 
 
@@ -52,12 +54,12 @@ class FlowDistribution(TorchDistribution):
         """Draw z, reparametrised."""
         u, log_prob = self._flow.rsample_and_log_prob(sample_shape)
         self._draw, self._log_prob_of_draw = self._loc + self._scale * u, log_prob - self._scale.log().sum(-1)
-        self._writes_at_draw = _writes(self._draw)
+        self._writes_at_draw = writes(self._draw)
         return self._draw
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value) in nats."""
-        unchanged = value is self._draw and _writes(value) is not None and _writes(value) == self._writes_at_draw
+        unchanged = value is self._draw and writes(value) is not None and writes(value) == self._writes_at_draw
         known = self._log_prob_of_draw if unchanged else None
         # A draw made without gradients does not know how its density depends on the parameters.
         if known is not None and (known.requires_grad or not torch.is_grad_enabled()):
@@ -65,11 +67,6 @@ class FlowDistribution(TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         return self._flow.log_prob((value - self._loc) / self._scale) - self._scale.log().sum(-1)
-
-
-def _writes(tensor: Tensor) -> int | None:
-    """How often torch has written to a tensor; None of one made under inference mode, which does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def masked_autoregressive(dim: int, context_dim: int, hidden: Sequence[int], num_flows: int) -> nn.Module:

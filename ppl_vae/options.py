@@ -7,29 +7,14 @@ import operator
 from numbers import Real
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-__all__ = ["as_python", "finite_number", "positive_number", "probability", "whole_number"]
-
-
-def as_python(value: Any) -> Any:
-    """A scalar of NumPy, or an array or tensor without dimensions, as Python's own number; anything else as it is.
-
-    Example:
-        >>> as_python(np.float32(0.5)), as_python(np.array(3)), as_python("x")
-        (0.5, 3, 'x')
-    """
-    is_one = isinstance(value, np.generic) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 0)
-    found = value.item() if is_one else value
-    return repr(found) if isinstance(found, np.generic) else found  # of a precision that Python lacks
+__all__ = ["finite_number", "positive_number", "probability", "whole_number"]
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
     """Refuses what is no whole number, or one below `least`; returns it as Python's own.
 
     Example:
-        >>> whole_number("num_samples", np.int64(10))
+        >>> whole_number("num_samples", 10)
         10
         >>> whole_number("num_samples", 10.5)
         Traceback (most recent call last):

@@ -164,6 +164,12 @@ run()
 """
 
 
+def test_help_does_not_wait_for_torch():
+    """Its import takes two seconds."""
+    code = "import sys; from ppl_vae.cli import app; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
 @pytest.mark.parametrize("module", ["typer", "torch", "ppl_vae.cli.options"])
 def test_ctrl_c_during_an_import_is_quiet(module: str, tmp_path: Path):
     code = INTERRUPTED.replace("NAME", repr(module))

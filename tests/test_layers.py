@@ -88,7 +88,7 @@ MAY_IMPORT = {
     "evaluation": FOUNDATION | CORE - {"evaluation"} | {"latents"},
     "distributions": FOUNDATION,
     "networks": FOUNDATION,
-    "flows": FOUNDATION,
+    "flows": FOUNDATION | {"contents"},
     "drawing": FOUNDATION,
     "priors": FOUNDATION | {"networks", "flows"},
     "encoders": FOUNDATION | {"networks", "flows"},

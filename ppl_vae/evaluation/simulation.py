@@ -82,10 +82,8 @@ def _run(pair: Pair, batch: Batch, layout: Layout, latents: dict[str, Tensor]) -
         i = _argument(name, sampled, as_given, pair, batch, layout)
         sampled.check_held_by(batch[i], name)
         every[name] = counts
-        if bool(
-            _alike(sampled.into(batch[i]), batch[i]).all()
-        ):  # equal arguments cannot be told apart by it, and need not be
-            continue
+        if bool(_alike(sampled.into(batch[i]), batch[i]).all()):
+            continue  # equal arguments cannot be told apart by it, and need not be
         own = counts.reshape(batch[i].shape)
         if bool((filled[i] & own).any()):
             raise PairError(

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import torch
 
+from ppl_vae.arrays import as_python
 from ppl_vae.belongings import Taken
 from ppl_vae.distributed import current
 from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
-from ppl_vae.options import as_python
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir.parameters import load_parameters, parameters_of
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run

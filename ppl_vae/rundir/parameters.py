@@ -15,6 +15,7 @@ from ppl_vae.errors import CheckpointError, DataError
 from ppl_vae.pair import Pair, misfit
 from ppl_vae.storage.exact import exact, of_exact
 from ppl_vae.storage.plain import decode, encode
+from ppl_vae.storage.tensors import under
 
 __all__ = ["load_parameters", "parameters_of"]
 
@@ -39,7 +40,7 @@ def load_parameters(pair: Pair, tensors: Mapping[str, Tensor], path: Path) -> No
         DataError: They are those of another pair; the first entry that differs is named.
         StorageError: The values are of another form.
     """
-    kept = {name.removeprefix(_VALUE): tensor for name, tensor in tensors.items() if name.startswith(_VALUE)}
+    kept = under(_VALUE, tensors)
     state = {name: t for name, t in tensors.items() if name != _VALUES and not name.startswith(_VALUE)}
     if found := misfit(pair, state):
         raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")

@@ -18,7 +18,7 @@ from ppl_vae.errors import StorageError
 from ppl_vae.storage.calls import summed
 from ppl_vae.storage.plain import decode, encode
 
-__all__ = ["MAX_BYTES", "from_bytes", "from_sealed", "sealed", "to_chunks"]
+__all__ = ["MAX_BYTES", "from_bytes", "from_sealed", "sealed", "to_chunks", "under"]
 
 MAX_BYTES = 2**35
 _MAX_HEADER = 2**24
@@ -100,6 +100,11 @@ def from_sealed(content: bytes, path: Path) -> dict[str, Tensor]:
     if content[start:end] != found.encode():
         raise StorageError(f"{path}: expected the SHA-256 that its header states, found {found}: the file is damaged")
     return from_bytes(content, path)
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _ordered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import fields, is_dataclass
 from types import CellType, CodeType, FunctionType
 from typing import Any
 
-from ppl_vae.options import as_python
+from ppl_vae.arrays import as_python
 
 __all__ = ["CODE", "code_of", "code_within", "names_within"]
 

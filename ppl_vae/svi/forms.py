@@ -1,4 +1,4 @@
-"""The form of what is read from a file: types and ranges of plain values, and words for what is of another form."""
+"""The form of what is read from a file: types and ranges of plain values, tensors, and words for what is otherwise."""
 
 from __future__ import annotations
 
@@ -6,9 +6,27 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from ppl_vae.errors import CheckpointError
 
-__all__ = ["LARGEST", "Form", "anything", "each", "either", "entries", "fields", "flag", "number", "text", "whole"]
+__all__ = [
+    "HOW_TO_GO_ON",
+    "LARGEST",
+    "Form",
+    "anything",
+    "each",
+    "either",
+    "entries",
+    "fields",
+    "fitting",
+    "flag",
+    "number",
+    "text",
+    "whole",
+]
+
+HOW_TO_GO_ON = "resume with the pair, data and options that the run began with"
 
 LARGEST = 2**63 - 1
 
@@ -120,3 +138,17 @@ def _without(name: str, known: Mapping[str, Form]) -> str:
 def _other(where: str, expected: str, value: Any) -> CheckpointError:
     found = f"{type(value).__name__} of {len(value)}" if isinstance(value, list | dict) else repr(value)[:40]
     return CheckpointError(f"{where}: expected {expected}, found {found}")
+
+
+def fitting(tensors: Mapping[str, Tensor], name: str, own: Tensor, prefix: str = "") -> None:
+    """Refuses a state without a tensor of that name, shape and dtype.
+
+    Raises:
+        CheckpointError: It has none.
+    """
+    found = tensors.get(name)
+    if found is None or found.shape != own.shape or found.dtype != own.dtype:
+        words = "none" if found is None else f"one of shape {tuple(found.shape)}, {found.dtype}"
+        raise CheckpointError(
+            f"{prefix}{name}: expected a tensor of shape {tuple(own.shape)}, {own.dtype}, found {words}; {HOW_TO_GO_ON}"
+        )

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from ppl_vae.errors import CheckpointError
 from ppl_vae.pair import Pair
+from ppl_vae.storage.tensors import under
+from ppl_vae.svi.forms import HOW_TO_GO_ON, fitting
 
 if TYPE_CHECKING:
     from ppl_vae.svi.stepper import Stepper
 
 __all__ = [
-    "HOW_TO_GO_ON",
     "Kept",
     "check_kept",
     "check_parameters",
-    "fitting",
     "kept",
     "moved_values",
     "named",
@@ -30,7 +30,6 @@ __all__ = [
 ]
 
 _PARAMETER, _BUFFER, _VALUE = "parameter", "buffer", "value"
-HOW_TO_GO_ON = "resume with the pair, data and options that the run began with"
 
 
 class Kept(NamedTuple):
@@ -58,7 +57,7 @@ def check_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[
         CheckpointError: It is another pair; the first entry that differs is named, after the prefix.
     """
     check_parameters(stepper.pair, tensors, prefix)
-    if unknown := stepper.values.misplaced(values, _tensors_of_values(tensors)):
+    if unknown := stepper.values.misplaced(values, under(f"{_VALUE}/", tensors)):
         raise CheckpointError(
             f"{prefix}{unknown}: expected a value of that name in the programs, found none; {HOW_TO_GO_ON}"
         )
@@ -66,13 +65,13 @@ def check_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[
 
 def put_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Makes the pair of a fit, before its first step, what it was in another process; see `check_kept`."""
-    stepper.values.put(values, _tensors_of_values(tensors))
+    stepper.values.put(values, under(f"{_VALUE}/", tensors))
     put_parameters(stepper.pair, tensors)
 
 
 def put_back(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
     """Gives the pair of a fit the numbers that it had between two of its steps; what it has recorded since stays."""
-    stepper.values.put_back(values, _tensors_of_values(tensors))
+    stepper.values.put_back(values, under(f"{_VALUE}/", tensors))
     put_parameters(stepper.pair, tensors)
 
 
@@ -83,7 +82,7 @@ def names_of_kept(pair: Pair, tensors: Mapping[str, Tensor]) -> set[str]:
 
 def moved_values(values: Mapping[str, Any], lost: Sequence[str], tensors: Mapping[str, Tensor]) -> set[str]:
     """Names of what programs keep that a fit had moved when a state was captured."""
-    return {*lost, *(name.partition(":")[2] for name in (*values, *_tensors_of_values(tensors)))}
+    return {*lost, *(name.partition(":")[2] for name in (*values, *under(f"{_VALUE}/", tensors)))}
 
 
 def check_parameters(pair: Pair, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
@@ -115,23 +114,3 @@ def named(pair: Pair) -> dict[str, Tensor]:
     """Parameters and buffers of a pair, by the names that they have in a state."""
     parameters = {f"{_PARAMETER}/{name}": tensor for name, tensor in pair.named_parameters()}
     return parameters | {f"{_BUFFER}/{name}": tensor for name, tensor in pair.named_buffers()}
-
-
-def fitting(tensors: Mapping[str, Tensor], name: str, own: Tensor, prefix: str = "") -> None:
-    """Refuses a state without a tensor of that name, shape and dtype.
-
-    Raises:
-        CheckpointError: It has none.
-    """
-    found = tensors.get(name)
-    if found is None or found.shape != own.shape or found.dtype != own.dtype:
-        words = "none" if found is None else f"one of shape {tuple(found.shape)}, {found.dtype}"
-        raise CheckpointError(
-            f"{prefix}{name}: expected a tensor of shape {tuple(own.shape)}, {own.dtype}, found {words}; {HOW_TO_GO_ON}"
-        )
-
-
-def _tensors_of_values(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name.removeprefix(f"{_VALUE}/"): tensor for name, tensor in tensors.items() if name.startswith(f"{_VALUE}/")
-    }

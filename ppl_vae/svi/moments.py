@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vae.errors import CheckpointError
+from ppl_vae.storage.tensors import under
+from ppl_vae.svi.forms import HOW_TO_GO_ON, fitting
 from ppl_vae.svi.update import Update
 
 __all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", "overflowed", "put_moments"]
@@ -17,7 +19,6 @@ __all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
 _JSON = (bool, int, float, str, type(None))
 _OPTIMIZER, _VALUE = "optimizer", "optimizer/value/"
-_HOW_TO_GO_ON = "resume with the pair and options that the run began with"
 
 
 class Moments(NamedTuple):
@@ -62,27 +63,27 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
     states, groups = _states_of(update), _groups_of(update)
     for name, count in {"entries": len(states), "groups": len(groups)}.items():
         if count != len(plain[name]):
-            raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {_HOW_TO_GO_ON}")
+            raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {HOW_TO_GO_ON}")
     for number, (there, entry) in enumerate(zip(states, plain["entries"], strict=True)):
         for name in entry.keys() & there.keys():
             if None not in (there[name], entry[name]):
                 _check_kind(f"{_OPTIMIZER}.entries[{number}].{name}", there[name], entry[name])
             if isinstance(there[name], Tensor):
-                _check_shape(_place(number, name), there[name], tensors)
+                fitting(tensors, _place(number, name), there[name])
     for number, (group, found) in enumerate(zip(groups, plain["groups"], strict=True)):
         own = _plain_of(group)
         for name in [*own, *found]:
             where = f"{_OPTIMIZER}.groups[{number}].{name}"
             if name not in own or name not in found:
-                raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {_HOW_TO_GO_ON}")
+                raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {HOW_TO_GO_ON}")
             _check_kind(where, own[name], found[name])
-    if unknown := update.values.misplaced(plain["values"], _others(tensors)):
-        raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {_HOW_TO_GO_ON}")
+    if unknown := update.values.misplaced(plain["values"], under(_VALUE, tensors)):
+        raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {HOW_TO_GO_ON}")
 
 
 def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Puts the state of an optimiser back that `check_moments` has found to fit."""
-    update.values.put(plain["values"], _others(tensors))
+    update.values.put(plain["values"], under(_VALUE, tensors))
     places = [(optimizer.state, p) for optimizer in _optimizers(update) for p in _parameters_of(optimizer)]
     for number, ((state, parameter), entry) in enumerate(zip(places, plain["entries"], strict=True)):
         own = state.setdefault(parameter, {})
@@ -106,7 +107,7 @@ def _check_kind(where: str, own: Any, found: Any) -> None:
     """A number may become another number, true may become false; nothing becomes something else."""
     wanted, given = (_kind(TENSOR if isinstance(value, Tensor) else value) for value in (own, found))
     if wanted != given:
-        raise CheckpointError(f"{where}: expected {wanted}, found {given}: {_HOW_TO_GO_ON}")
+        raise CheckpointError(f"{where}: expected {wanted}, found {given}: {HOW_TO_GO_ON}")
 
 
 def _kind(value: Any) -> str:
@@ -117,25 +118,12 @@ def _kind(value: Any) -> str:
     return "a number" if isinstance(value, int | float) else repr(value)[:40]
 
 
-def _check_shape(name: str, own: Tensor, tensors: Mapping[str, Tensor]) -> None:
-    found = tensors.get(name)
-    if found is None or found.shape != own.shape or found.dtype != own.dtype:
-        words = "none" if found is None else f"one of shape {tuple(found.shape)}, {found.dtype}"
-        raise CheckpointError(
-            f"{name}: expected a tensor of shape {tuple(own.shape)}, {own.dtype}, found {words}: {_HOW_TO_GO_ON}"
-        )
-
-
 def _plain_of(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if isinstance(value, _JSON)}
 
 
 def _place(number: int, name: str) -> str:
     return f"{_OPTIMIZER}/{number}/{name}"
-
-
-def _others(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(_VALUE): tensor for name, tensor in tensors.items() if name.startswith(_VALUE)}
 
 
 def _tensors_of(states: list[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -13,9 +13,10 @@ from torch import Tensor
 from ppl_vae.errors import CheckpointError
 from ppl_vae.rundir import as_plain
 from ppl_vae.storage.exact import exact, of_exact
+from ppl_vae.storage.tensors import under
 from ppl_vae.svi import forms
 from ppl_vae.svi.guard import BadStep
-from ppl_vae.svi.kept import HOW_TO_GO_ON, Kept, check_kept, fitting, kept, moved_values, named, names_of_kept, put_kept
+from ppl_vae.svi.kept import Kept, check_kept, kept, moved_values, named, names_of_kept, put_kept
 from ppl_vae.svi.moments import check_moments, moments, names_of_moments, put_moments
 from ppl_vae.svi.recorded import history_of, names_of_history, recorded
 
@@ -196,7 +197,7 @@ def restore(loop: Loop, state: State) -> None:
     """
     check_plain(state.plain, state.plain.get("step", 0))
     tensors, plain = state.tensors, of_exact(state.plain)
-    best = {name.removeprefix(f"{_BEST}/"): t for name, t in tensors.items() if name.startswith(f"{_BEST}/")}
+    best = under(f"{_BEST}/", tensors)
     _check(loop, tensors, plain, best)
     history = history_of(tensors)
     stepper = loop.stepper
@@ -219,14 +220,14 @@ def _check(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], 
     stepper = loop.stepper
     check_kept(stepper, tensors, plain["values"])
     check_moments(stepper.update, tensors, plain["optimizer"])
-    fitting(tensors, _SUMS, loop.sums)
+    forms.fitting(tensors, _SUMS, loop.sums)
     own = {_SUMS, *names_of_kept(stepper.pair, tensors), *names_of_history(tensors)}
     if plain["best"] is not None:
         check_kept(stepper, best, plain["best"]["values"], f"{_BEST}/")
         own |= {f"{_BEST}/{name}" for name in names_of_kept(stepper.pair, best)}
     if odd := sorted(tensors.keys() ^ (own | names_of_moments(plain["optimizer"], tensors))):
         words = "no such tensor, found one" if odd[0] in tensors else "a tensor of that name, found none"
-        raise CheckpointError(f"{odd[0]}: expected {words}; {HOW_TO_GO_ON}")
+        raise CheckpointError(f"{odd[0]}: expected {words}; {forms.HOW_TO_GO_ON}")
 
 
 def random_states() -> dict[str, Any]:
