@@ -1,0 +1,72 @@
+"""The ledger where a latent has no mean, or a guide has tails so heavy that the ELBO is minus infinity."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+import ppl_vae as pv
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+DATA = np.random.default_rng(0).normal(size=(40, 2))[:, 0]
+
+
+@pytest.mark.parametrize("num_data", [1, 70])  # of the second block alone, where some data have a mean
+def test_latents_without_a_mean_have_no_active_units(num_data: int):
+    """torch says NaN of Cauchy, and infinity of Pareto: the ledger was found and could not be printed."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Cauchy(torch.zeros(len(x)), 1.0))
+            y = pyro.sample("y", dist.Pareto(torch.ones(len(x)), 0.8))
+            pyro.sample("x", dist.StudentT(3.0, z + y.log(), 0.5), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Cauchy(x, 1.0))
+            pyro.sample("y", dist.Pareto(torch.ones(len(x)), torch.where(x < 1, 2.0, 0.9)))
+
+    x = torch.zeros(num_data)
+    x[-1] = 2.0
+    found = pv.ledger(pv.Pair(model, guide), x, progress=False)
+    assert [(latent.means, latent.noise, latent.active) for latent in found.latents] == [(None, None, None)] * 2
+    assert "latent 'y': 1 scalar; KL" in str(found)
+
+
+def guided_by_t(df: float) -> pv.Pair:
+    """z ~ N(0, 1), x ~ N(z, 1/2), and a guide whose tails are those of t: E z^2 is infinite up to df = 2."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.StudentT(torch.full((len(x),), df), 0.8 * x, 0.4))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize("num_samples", [16, 256])
+def test_an_elbo_that_is_minus_infinity_has_no_error(num_samples: int):
+    found = pv.ledger(guided_by_t(1.5), DATA, num_samples, num_aggregate=0, progress=False)
+    assert found.elbo.mean_stderr == found.elbo.population_stderr == math.inf
+    assert "± inf" in str(found)
+    assert "may be -inf" in str(found)
+    assert "bits per dimension" not in str(found)
+
+
+@pytest.mark.parametrize("df", [10.0, 1000.0])
+@pytest.mark.parametrize("num_samples", [3, 16, 256])
+def test_an_elbo_that_is_finite_has_an_error(df: float, num_samples: int):
+    found = pv.ledger(guided_by_t(df), DATA, num_samples, num_aggregate=0, progress=False)
+    assert found.elbo.population_stderr < math.inf
+    assert "inf" not in str(found)
