@@ -91,6 +91,10 @@ def is_lack_of_memory(error: BaseException | None) -> bool:
 
 _TENSOR = re.compile(r"\s*\btensor\(([^()]*)\)")
 _FEW = 3
+_ELSEWHERE = (
+    " (what programs keep stays where it was made unless it is a parameter or a buffer: give it to a module by "
+    'register_buffer, or ask for device "cpu")'
+)
 
 
 def first_line(error: BaseException) -> str:
@@ -103,7 +107,8 @@ def first_line(error: BaseException) -> str:
         'found invalid values: -1, -2, -3 and more'
     """
     text = _TENSOR.sub(_few_numbers, str(error)).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    line = text.splitlines()[0] if text else type(error).__name__
+    return line + _ELSEWHERE * ("tensors to be on the same device" in line)
 
 
 def _few_numbers(tensor: re.Match[str]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
 from typing import Any, NamedTuple
 
 import pyro
@@ -77,23 +78,28 @@ class Pair(nn.Module):
 
     def forward(self, program: Program, *batch: Any) -> Any:
         """Runs `program(*batch)` with `pyro.param` resolved inside this pair."""
-        with self.scope():
+        with self.scope(*batch):
             return program(*batch)
 
     @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self, *batch: Any) -> Iterator[None]:
         """Context in which `pyro.param`, `pyro.module` and PyroModules read and write this pair only.
 
         PyroModules write to the store directly: they get an empty one that is thrown away, since their parameters are
-        attributes and found as such.
+        attributes and found as such. Tensors that programs make without naming a device, such as `torch.zeros(2)`, are
+        made where the pair is; where it has no tensors, where those of the batch are.
         """
-        with pyro.get_param_store().scope(), _LocalParams(self):
+        with pyro.get_param_store().scope(), _LocalParams(self), _making_on(_place(chain(self._tensors(), batch))):
             yield
 
     @property
     def device(self) -> torch.device:
         """Where parameters and buffers are; the CPU if there are none."""
-        return next((t.device for t in (*self.parameters(), *self.buffers())), torch.device("cpu"))
+        return _place(self._tensors())
+
+    def _tensors(self) -> Iterator[Tensor]:
+        yield from self.parameters()
+        yield from self.buffers()
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -216,6 +222,15 @@ def _form(value: Any) -> _Form:
 
 def _entry(name: str, form: _Form | None) -> str:
     return f"no {name}" if form is None else f"{name} of shape {form.shape}"
+
+
+def _place(tensors: Iterable[Any]) -> torch.device:
+    return next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
+
+
+def _making_on(device: torch.device) -> AbstractContextManager[Any]:
+    """Context in which tensors are made on a device; entering one costs each operation some microseconds."""
+    return nullcontext() if torch.get_default_device() == device else device
 
 
 @contextmanager

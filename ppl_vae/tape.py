@@ -169,7 +169,7 @@ def run_program(
 ) -> Tape:
     """Runs one program under a `Tape`, inside an outer plate of `num_particles` unless that is None."""
     tape = Tape(values, detach=detach, redraw=redraw, simulate=simulate)
-    with pair.scope(), tape:
+    with pair.scope(*batch), tape:
         if num_particles is None or layout is None:
             program(*batch)
         else:

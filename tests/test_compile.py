@@ -24,11 +24,12 @@ TOLERANCE = 1e-5  # of the largest number of an output or, where all cancel, of 
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_compiled_equals_as_written(name):
+def test_compiled_equals_as_written(name, device):
     """Loss, metrics and every gradient, on two batches, two values of beta and new noise."""
     case = ZOO[name]
     made = case.make()
-    pair, data = as_pair(made), case.data if isinstance(case.data, tuple) else (case.data,)
+    pair = as_pair(made).to(device)
+    data = tuple(x.to(device) for x in (case.data if isinstance(case.data, tuple) else (case.data,)))
     objective = case.objective(made) if callable(case.objective) else case.objective
     layout = pv.check(pair, data).layout
     parameters = [p for p in pair.parameters() if p.requires_grad]
@@ -37,15 +38,15 @@ def test_compiled_equals_as_written(name):
         objective.begin(pair)
 
     def arguments(beta, *rows):
-        return torch.tensor(rows), torch.tensor(beta, dtype=torch.float64), *data
+        return torch.tensor(rows, device=device), torch.tensor(beta, dtype=torch.float64), *data
 
     examples = [arguments(1.0, *range(12)), arguments(0.3, *range(19, 7, -1))]
     with pyro.validation_enabled(False):
         compiled = compile_function(gradient, examples, pair)
         for seed, example in enumerate(examples, start=17):
-            with seeded(seed), kept_buffers(pair):
+            with seeded(seed, device), kept_buffers(pair):
                 expected = [t.detach() for t in gradient(*example)]
-            with seeded(seed):
+            with seeded(seed, device):
                 found = compiled(*example)
             whole = max(float(t.abs().nan_to_num().max()) for t in expected[1:])
             for one, other in zip(expected, found, strict=True):
@@ -66,7 +67,7 @@ def test_compiled_equals_as_written(name):
     ],
     ids=["binarised, annealed", "clipped, scheduled", "another optimiser", "running baseline"],
 )
-def test_a_compiled_fit_is_the_fit(make, options):
+def test_a_compiled_fit_is_the_fit(make, options, device):
     """The same parameters after three epochs of two whole batches and a smaller one."""
     x = torch.rand(20, 5, generator=torch.Generator().manual_seed(0)) if "binarize" in options else binary_rows(20)
     torch.manual_seed(0)
@@ -74,13 +75,13 @@ def test_a_compiled_fit_is_the_fit(make, options):
     other = make()
     other.load_state_dict(one.state_dict())
     start = [p.detach().clone() for p in one.parameters()]
-    plain = fitted(one, x, epochs=3, compile=False, **options)
-    compiled = fitted(other, x, epochs=3, compile=True, **options)
+    plain = fitted(one, x, epochs=3, compile=False, device=device, **options)
+    compiled = fitted(other, x, epochs=3, compile=True, device=device, **options)
     assert compiled.compiled
     assert not plain.compiled
     for a, b, before in zip(one.parameters(), other.parameters(), start, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-        assert not torch.equal(a, before)
+        assert not torch.equal(a.cpu(), before)
     np.testing.assert_allclose(plain.history["elbo"], compiled.history["elbo"], rtol=1e-5)
     np.testing.assert_allclose(plain.history["grad_norm"], compiled.history["grad_norm"], rtol=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -14,7 +15,9 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.errors import first_line
 from ppl_vae.pair import as_pair
+from ppl_vae.tape import run_program
 from tests.pairs import ModuleVAE, binary_rows, closure_pair
 
 GLOBAL_DECODER = nn.Linear(1, 3)
@@ -309,3 +312,27 @@ def test_the_random_state_stays_where_no_parameter_is_made(use):
     before = torch.random.get_rng_state()
     use(pair, torch.zeros(8, 3))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_tensors_that_programs_make_are_made_beside_the_pair_or_its_batch(trained: bool):
+    """`torch.zeros(2)` in a program does not stop a fit on a GPU; "meta" stands for one, and has no numbers."""
+    seen = []
+
+    def program(x):
+        if trained:
+            pyro.param("p", torch.zeros(2))
+        seen.extend((torch.zeros(2).device.type, dist.Normal(0.0, 1.0, validate_args=False).loc.device.type))
+
+    pair = pv.Pair(program, program)
+    pair.prepare(torch.zeros(1))
+    pair.to("meta")
+    run_program(pair, program, (torch.zeros(1, device="meta"),), None, None)
+    pair(program, torch.zeros(1, device="meta"))
+    assert seen == ["cpu"] * 4 + ["meta"] * 4
+    assert torch.zeros(2).device.type == "cpu"
+
+
+def test_a_tensor_that_stays_behind_is_named_with_what_helps():
+    error = RuntimeError("Expected all tensors to be on the same device, but found at least two devices\nmore")
+    assert re.search(r"two devices \(what programs keep .*register_buffer", first_line(error))

@@ -41,8 +41,9 @@ def history(root: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_resume_at_every_step_changes_no_bit(name: str, tmp_path: Path, every_step_kept):
+def test_resume_at_every_step_changes_no_bit(name: str, device: torch.device, tmp_path: Path, every_step_kept):
     make, x, options = CASES[name]
+    options = options | {"device": device}
     whole = numbers(*run(make, x, options))
     saved = tmp_path / "saved"
     assert same(whole, numbers(*run(make, x, options, run_dir=saved, checkpoint_every=1)))  # saving changes nothing

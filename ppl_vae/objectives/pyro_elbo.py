@@ -63,7 +63,7 @@ class FromPyro:
         return self
 
     def _loss(self, pair: Pair, batch: Batch) -> Tensor:
-        with pair.scope():
+        with pair.scope(*batch):
             if not torch.is_grad_enabled():
                 return torch.as_tensor(self.elbo.loss(pair.model, pair.guide, *batch))
             if hasattr(self.elbo, "differentiable_loss"):

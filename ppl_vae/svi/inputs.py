@@ -73,7 +73,7 @@ def _first_batch(pair: Pair, rows: Rows, settings: FitSettings) -> Batch:
     if settings.binarize != "dynamic":
         return batch
     with seeded(key(settings.seed, _FIXED)):
-        return (torch.bernoulli(batch[0].cpu()), *batch[1:])
+        return (torch.bernoulli(batch[0].cpu()).to(pair.device), *batch[1:])  # drawn alike on every device
 
 
 def check_stated_size(layout: Layout) -> None:
