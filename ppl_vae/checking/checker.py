@@ -31,6 +31,7 @@ from ppl_vae.checking.rules import (
     check_inside,
     check_observed,
     check_plates,
+    check_scored,
     check_sites,
     check_supports,
 )
@@ -112,6 +113,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
             check_draws_inside(guide, prior, layout)
         with validating(not layout.may_leave_support):
             check_observed(trace(pair, "model", args, guide), bounded)
+        check_scored(model)
         notes = []
         if noisy := guide_is_noisy(pair, few, layout):
             notes.append(
@@ -194,6 +196,8 @@ def check_form(pair: Pair, rows: Rows, layout: Layout) -> None:
         try:
             for role in ("guide", "model"):
                 check_plates(role, trace(pair, role, few), len(few[0]))
+            with validating(False):
+                check_scored(trace(pair, "model", few))
         except PairError as error:
             raise DataError(
                 f"the pair does not take them: {error}; give arrays like those that it trains on"
