@@ -70,10 +70,7 @@ def located(where: str) -> Iterator[None]:
 
 
 # What torch calls it where it has no class of its own: on the CPU, in libraries, and in compiled code.
-_LACKS = (
-    *("DefaultCPUAllocator", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    "aoti_torch_empty_strided",
-)
+_LACKS = (*("DefaultCPUAllocator", "bad_alloc", "out of memory", "ALLOC_FAILED", "aoti_torch_empty_strided"),)
 
 
 def is_lack_of_memory(error: BaseException | None) -> bool:

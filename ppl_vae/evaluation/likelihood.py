@@ -198,7 +198,7 @@ def planned(
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
     """Number of scalars in the latent values of one datum."""
-    with seeded(0, pair.device):
+    with seeded(0, batch[0].device):
         latents = propose(pair, batch, 1, layout).latents[0]
     return max(1, sum(value.numel() for value in latents.values()))
 
