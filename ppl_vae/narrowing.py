@@ -70,11 +70,14 @@ def _lost(rows: Rows, among: Rows | None = None) -> Iterator[tuple[str, bool]]:
             name = f"data[{i}]" if len(rows.arrays) > 1 else "data"
             where = f", number {worst} of a datum" if len(bad) > 1 else ""
             yield (
-                f"{name}{where}: expected numbers that keep what varies in them in {rows.dtype}, the type of the "
-                f"pair's parameters, found mean {mean[worst]:.6g} and spread {spread[worst]:.3g}, moved by up to "
-                f"{moved[worst]:.3g}; subtract the mean (and divide by the spread), or compute in more digits: "
-                "pair.double()"
-            ), bool(moved.isinf().any())
+                (
+                    f"{name}{where}: expected numbers that keep what varies in them in {rows.dtype}, the type of the "
+                    f"pair's parameters, found mean {mean[worst]:.6g} and spread {spread[worst]:.3g}, moved by up to "
+                    f"{moved[worst]:.3g}; subtract the mean (and divide by the spread), or compute in more digits: "
+                    "pair.double()"
+                ),
+                bool(moved.isinf().any()),
+            )
 
 
 def _moments(rows: Rows, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

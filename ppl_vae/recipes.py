@@ -205,8 +205,8 @@ def _check_unit(unit: Tensor, x: Tensor) -> None:
     if bool(bad.any()):
         far = (x - x.mean(0)).abs().amax(0)[bad][0]
         raise DataError(
-            f"expected numbers whose squares are of {torch.get_default_dtype()}, {kind.tiny:.2g} to {kind.max:.2g}, found "
-            f"some that are at most {float(far):.3g} away from their mean: measure the data in another unit"
+            f"expected numbers whose squares are of {torch.get_default_dtype()}, {kind.tiny:.2g} to {kind.max:.2g}, "
+            f"found some that are at most {float(far):.3g} away from their mean: measure the data in another unit"
         )
 
 

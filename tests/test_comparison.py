@@ -335,7 +335,9 @@ def test_pairs_that_score_different_arguments_are_refused():
 
 def test_what_does_not_compare_is_refused_before_anything_is_evaluated(monkeypatch):
     """Hours of evaluation ended in a refusal."""
-    monkeypatch.setattr("ppl_vae.evaluation.comparison.log_likelihood", lambda *args, **options: pytest.fail("evaluated"))
+    monkeypatch.setattr(
+        "ppl_vae.evaluation.comparison.log_likelihood", lambda *args, **options: pytest.fail("evaluated")
+    )
     x, y = torch.arange(4.0), torch.ones(4)
     for pairs, data in (
         ({"a": scored("x"), "b": scored("y")}, (x, y)),

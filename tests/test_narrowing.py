@@ -130,7 +130,15 @@ def test_what_is_left_for_escalation_may_be_more_alike_than_all():
         lambda: (FAR + X).astype(np.float32),
         lambda: np.arange(6) + (1 << 40),
     ],
-    ids=["the same in all rows", "the same but for rounding", "whole numbers", "a small offset", "four rows", "single already", "integers"],
+    ids=[
+        "the same in all rows",
+        "the same but for rounding",
+        "whole numbers",
+        "a small offset",
+        "four rows",
+        "single already",
+        "integers",
+    ],
 )
 def test_what_may_be_rounded(data):
     check_narrowing(as_rows(data()).with_dtype(torch.float32))

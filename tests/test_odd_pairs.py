@@ -104,8 +104,8 @@ def test_whole_numbers_are_refused_where_torch_does_not_score_them(evaluate, dty
 
 
 def test_held_out_whole_numbers_are_refused_as_such():
+    x = torch.ones(6, 3)
     with pytest.raises(pv.DataError, match="validation data: the pair does not take them: site 'x': log_prob of"):
-        x = torch.ones(6, 3)
         pv.fit(scored_by(dist.Bernoulli), x, steps=1, validation=x.long(), progress=False, compile=False)
 
 
