@@ -111,6 +111,19 @@ def test_draws_that_do_not_settle_are_refused(pair: pv.Pair):
         simulated(pair, torch.zeros(8, LENGTH))
 
 
+def test_noise_that_other_rows_move_is_no_number_that_depends_on_itself(seed):
+    """torch takes as much noise for a Poisson draw as that needs: what one row draws moves the noise of the next."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("y", dist.Bernoulli(z.sigmoid()), obs=y)
+            pyro.sample("x", dist.Poisson((20 * y + 5).unsqueeze(-1).expand(*y.shape, 3)).to_event(1), obs=x)
+
+    x, y = simulated(pv.Pair(model, prior), torch.zeros(40, 3), torch.zeros(40), seed=seed).batch
+    assert (x[y == 1].mean() - x[y == 0].mean()) > 10
+
+
 def beside(x: Tensor) -> Tensor:
     """The other of each two numbers."""
     return x.reshape(len(x), -1, 2).flip(-1).reshape(x.shape)

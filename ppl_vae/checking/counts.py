@@ -74,14 +74,14 @@ def _parts(fn: Any) -> Iterator[Any]:
 
 def _rounding(site: Site, errs: list[Any]) -> Tensor:
     """One step of numbers near n log n, of which torch takes differences, for each count that no mask takes away."""
-    value, counts = site["value"], mask_of(site).expand(site["value"].shape)
+    value, counts = site["value"].double(), mask_of(site).expand(site["value"].shape)
     is_shared = isinstance(errs[0], _SHARED)
     size, counts = (value.sum(-1), counts.any(-1)) if is_shared else (value, counts)
     for part in errs:
         if not is_shared and (total := getattr(part, "total_count", None)) is not None:
             total = torch.as_tensor(total).to(size)
             size = torch.maximum(size, total if part is _underneath(site["fn"]) else total.max())
-    n = size.double().clamp_min(1)
+    n = size.clamp_min(1)
     return torch.finfo(site_log_prob(site).dtype).eps * n * n.log() * counts
 
 

@@ -135,22 +135,36 @@ def _check_order(made: _Run, other: Batch, again: Callable[[Batch], _Run], count
         count: How many runs it took to settle.
     """
     chosen = _one_of_each(made.batch, other)
-    held = tuple(torch.where(here, new, old) for here, new, old in zip(chosen, other, made.batch, strict=True))
+    changed = _changed(made.batch, other, chosen, again, count)
+    if not bool(changed.any()):
+        return
+    first = torch.zeros_like(changed)
+    first[int(changed.nonzero()[0])] = True  # alone, as other rows may have moved the noise of this one
+    chosen = [here & first.reshape(-1, *(1,) * (here.dim() - 1)) for here in chosen]
+    if bool(_changed(made.batch, other, chosen, again, count).any()):
+        i = next(i for i, here in enumerate(chosen) if bool(here.any()))
+        raise PairError(
+            f"argument {i}: expected numbers each of which is drawn whatever it was, found some that change with "
+            "themselves: a distribution reads the numbers that it scores, or two read each other, so that there is no "
+            f"density of them and no log p(x); {_IN_ORDER}"
+        )
+
+
+def _changed(made: Batch, other: Batch, chosen: list[Tensor], again: Callable[[Batch], _Run], count: int) -> Tensor:
+    """Of which data a draw changes once other numbers stand in its place, where `chosen`, (N,)."""
+    held = tuple(torch.where(here, new, old) for here, new, old in zip(chosen, other, made, strict=True))
+    changed = torch.zeros(len(made[0]), dtype=torch.bool, device=made[0].device)
     for _ in range(count):
-        found = again(held)
-        for i, (here, old, new) in enumerate(zip(chosen, made.batch, held, strict=True)):
-            drawn, before, instead = (array[here].double() for array in (found.batch[i], old, new))
-            size = before.abs() + (instead - before).abs()
-            if bool(((drawn - before).abs() > _ROUNDING * size).any()):
-                raise PairError(
-                    f"argument {i}: expected numbers each of which is drawn whatever it was, found some that change "
-                    "with themselves: a distribution reads the numbers that it scores, or two read each other, so that "
-                    f"there is no density of them and no log p(x); {_IN_ORDER}"
-                )
-        moved = [torch.where(h, new, f) for h, new, f in zip(chosen, held, found.batch, strict=True)]
-        if all(bool(_alike(one, new).all()) for one, new in zip(moved, held, strict=True)):
-            return
-        held = tuple(moved)
+        drawn = again(held).batch
+        for here, old, new, found in zip(chosen, made, held, drawn, strict=True):
+            before, instead, after = (array.double() for array in (old, new, found))
+            far = (after - before).abs() > _ROUNDING * (before.abs() + (instead - before).abs())
+            changed |= (far & here).reshape(len(here), -1).any(1)
+        moved = tuple(torch.where(here, new, found) for here, new, found in zip(chosen, held, drawn, strict=True))
+        if bool(changed.any()) or all(bool(_alike(*pair).all()) for pair in zip(moved, held, strict=True)):
+            break
+        held = moved
+    return changed
 
 
 def _one_of_each(batch: Batch, other: Batch) -> list[Tensor]:
