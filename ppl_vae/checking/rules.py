@@ -210,6 +210,8 @@ def _check_taken(site: Site) -> None:
     """The distribution of a site takes whole numbers, or booleans; some compute with real ones only."""
     try:
         site_log_prob(site)
+    except ValueError:
+        return  # outside the support, which is judged apart
     except RuntimeError as error:
         found = str(site["value"].dtype).removeprefix("torch.")
         raise DataError(
