@@ -21,6 +21,7 @@ from tests.nonfinite import (
     BATCH,
     PER_EPOCH,
     Gaussian,
+    Overflowing,
     bad_steps,
     clean,
     overflowing_at,
@@ -32,16 +33,6 @@ from tests.pairs import ModuleVAE, binary_rows
 from tests.training import fresh, train
 
 LONG = 5
-
-
-class Overflowing(torch.optim.SGD):
-    """Keeps a sum that overflows in the fifth step, while gradients and parameters stay numbers."""
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        super().step(closure)
-        for p in self.param_groups[0]["params"]:
-            self.state[p]["sum"] = self.state[p].get("sum", torch.ones_like(p)) * 1e10
 
 
 def test_moments_that_overflow_are_kept_in_no_checkpoint(tmp_path: Path):
