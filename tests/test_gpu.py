@@ -208,6 +208,13 @@ def test_estimates_agree_with_the_evidence(trained, cuda: torch.device):
     assert curve.mean[-1] == pytest.approx(exact.mean(), abs=0.1)
 
 
+def test_memory_and_chunks_change_no_number(trained):
+    """S14: by default a GPU scores as many draws at once as its share of memory holds."""
+    vae, x = trained
+    whole, cut = (pv.log_likelihood(vae, x, 3000, memory=m, progress=False) for m in (1 << 30, 1 << 20))
+    assert_within(cut.value, whole.value, absolute=1e-4, reason="float32")
+
+
 def test_accounts_of_a_pair(trained):
     vae, x = trained
     parts = pv.gap_decomposition(vae, x, 500, search=pv.LocalSearch(num_steps=60, max_rounds=2), progress=False)
