@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import ppl_vae as pv
 from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import seeded
 from ppl_vae.rundir import RunDirectory
+from ppl_vae.svi import guard, stepper
 from ppl_vae.tape import run_program
 from tests.commands import SMALL_VAE, TINY, succeed
 from tests.nonfinite import BATCH, Gaussian, bad_steps, clean, poisoned
@@ -148,6 +150,26 @@ def test_a_bad_step_is_found_late_and_no_step_after_it_is_taken(cuda: torch.devi
         train(before, x, steps=first, epochs=None, batch_size=BATCH, device=cuda)
     for one, other in zip(state(stopped).values(), state(before.to(cuda)).values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("optimizer", [None, partial(torch.optim.Adam, fused=True)])
+def test_a_gpu_waits_for_no_step_that_moves_parameters_alone(
+    optimizer, cuda: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    """A prior of constant buffers does not count as moved; running means do."""
+    guards = []
+
+    class Noted(guard.Guard):
+        def __init__(self, device):
+            super().__init__(device)
+            guards.append(self)
+
+    monkeypatch.setattr(stepper, "Guard", Noted)
+    decoder, encoder = pv.decoders.Gaussian.mlp(2, [8], 3), pv.encoders.DiagonalNormal.mlp(3, [8], 2)
+    vae = fresh(make=lambda: pv.VAE(pv.priors.StandardNormal(2), decoder, encoder))
+    train(vae, torch.randn(24, 3), epochs=20, device=cuda, optimizer=optimizer)
+    train(fresh(make=lambda: Gaussian(nn.BatchNorm1d(4))), torch.randn(24, 3), device=cuda, optimizer=optimizer)
+    assert [made.late for made in guards] == [True, False]
 
 
 @pytest.mark.parametrize("policy", ["skip", "rollback"])

@@ -73,9 +73,8 @@ class Stepper:
         self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
         self.moving = Moving(pair)
         self.rate = 1.0
-        fused = bool(self.update.optimizer.defaults.get("fused"))
-        floating = any(buffer.is_floating_point() for buffer in pair.buffers())
-        self.guard = Guard(device, fused and not floating and settings.on_nonfinite != "skip")
+        self.guard = Guard(device)
+        self._may_be_late = self.guard.stalls and self.update.can_skip and settings.on_nonfinite != "skip"
         self.compiled: Compiled | None = None
         self._reached: list[Tensor] = []
         self._payback, self._total = Payback(compile), settings.total_steps(len(rows))
@@ -99,6 +98,8 @@ class Stepper:
             OverflowedError: The update before has made parameters that are not finite.
         """
         self.moving.look()
+        if self._may_be_late:
+            self._decide_late()
         self.moving.remember()
         if self._joint is None:
             metrics, gradients = self._own(step, serving)
@@ -110,6 +111,20 @@ class Stepper:
         metrics, gradients = self._joint(rows / self.feed.order.size(step), found, reached, own)
         self._take(step, metrics, gradients, self._joint.reached, own)
         return metrics
+
+    def _decide_late(self) -> None:
+        """Lets a bad step be noticed late where steps move parameters alone: nothing else waits for the optimiser.
+
+        Buffers are looked at before every step, what the programs keep after the first.
+        """
+        if not self.moving.steps:
+            _ = self.values
+        elif self.moving.some:
+            self._may_be_late = self.guard.late = False
+            if (bad_step := self.guard.poll()) is not None:
+                raise self._not_finite(bad_step, ())
+        elif self.moving.steps == 1:
+            self._may_be_late = self.guard.late = not any(self.values.taken())
 
     def heed(self, signals: Signals) -> None:
         """Tells the other processes of signals that this one receives."""
