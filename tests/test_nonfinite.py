@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,11 +151,12 @@ def test_a_fit_that_went_back_to_its_start_is_one_at_the_lower_rate(optimizer, q
 
 
 def test_a_fit_goes_back_to_the_end_of_the_last_epoch(generator: torch.Generator):
-    x, pair, other = clean(generator), fresh(make=Gaussian), fresh(make=Gaussian)
+    x, pair, other, begin = clean(generator), fresh(make=Gaussian), fresh(make=Gaussian), time.monotonic()
     with pytest.warns(UserWarning, match="goes back to step 6, with 0.5 times the learning rate"):
         result = train(
             pair, x, epochs=3, learning_rate=0.01, optimizer=overflowing_at(2 * PER_EPOCH + 1), on_nonfinite="rollback"
         )
+    assert result.history[-1].seconds <= result.seconds <= time.monotonic() - begin
     assert result.rolled_back == (2 * PER_EPOCH + 1,)
     assert [record.learning_rate for record in result.history] == [0.01, 0.01, 0.005]
     assert [record.step for record in result.history] == [3, 6, 9]

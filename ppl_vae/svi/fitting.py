@@ -48,7 +48,7 @@ class Fit:
     steps: int
     """Steps done."""
     seconds: float
-    """Wall time of the training, in seconds, checks included."""
+    """Wall time of the training, in seconds, checks included: of all `steps`, those before a resume too."""
     best_step: int
     """Step of the parameters now in the pair: that of the best validation, or the last."""
     stopped_early: bool
@@ -233,7 +233,7 @@ def fit(
             restore(loop, state)
             _say_nothing_is_left(loop)
         course = loop.run(progress and group.leads, keeper)
-    return _as_fit(loop, course, ready.report, time.monotonic() - start)
+    return _as_fit(loop, course, ready.report)
 
 
 def _check_watched(settings: FitSettings, validation: Any) -> None:
@@ -254,11 +254,11 @@ def _say_nothing_is_left(loop: Loop) -> None:
         )
 
 
-def _as_fit(loop: Loop, course: Course, report: CheckReport, seconds: float) -> Fit:
+def _as_fit(loop: Loop, course: Course, report: CheckReport) -> Fit:
     return Fit(
         history=loop.history,
         steps=course.steps,
-        seconds=seconds,
+        seconds=loop.seconds,
         best_step=course.best_step,
         stopped_early=course.stopped_early,
         skipped=tuple(loop.policy.skipped),
