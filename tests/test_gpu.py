@@ -18,7 +18,7 @@ import ppl_vae as pv
 from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import seeded
 from ppl_vae.rundir import RunDirectory
-from ppl_vae.svi import guard, stepper
+from ppl_vae.svi import guard, saving, stepper
 from ppl_vae.tape import run_program
 from tests.commands import SMALL_VAE, TINY, succeed
 from tests.nonfinite import BATCH, Gaussian, bad_steps, clean, poisoned
@@ -284,6 +284,55 @@ def test_memory_of_the_gpu_that_runs_out(cuda: torch.device):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert_within(cut.value, whole.value, absolute=1e-4, reason="float32")
+
+
+# Saves, and what programs keep
+
+
+def test_a_save_takes_no_memory_of_the_gpu(cuda: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    seen, write = [], saving.write
+
+    def noted(folder, step, tensors, plain):
+        seen.extend(tensor.device.type for tensor in tensors.values())
+        return write(folder, step, tensors, plain)
+
+    monkeypatch.setattr(saving, "write", noted)
+    options = {"device": cuda, "run_dir": tmp_path / "run", "checkpoint_every": 1, "validation": binary_rows(9)}
+    train(fresh(), binary_rows(24), on_nonfinite="rollback", **options)
+    assert set(seen) == {"cpu"}
+
+
+CENTRED = """
+import torch, pyro, pyro.distributions as dist
+from torch import nn
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder, self.mean = nn.Linear(64, 4), nn.Linear(2, 64), None
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        if self.training:
+            self.mean = x.mean(0)
+        loc, raw = self.encoder(x if self.mean is None else x - self.mean).chunk(2, -1)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+"""
+
+
+def test_what_programs_keep_on_the_gpu_is_there_where_a_run_is_evaluated(cuda: torch.device, tmp_path):
+    file, run = tmp_path / "centred.py", tmp_path / "run"
+    file.write_text(CENTRED)
+    succeed("fit", f"{file}:Centred", "--data", "digits", "--binarize", "none", "--run-dir", run, *TINY)
+    for device in ("cuda", "cpu"):
+        succeed("evaluate", run, "--pair", f"{file}:Centred", "--limit", "10", "--device", device)
+    anew = ["--num-samples", "20", "--limit", "10", "--device", "cuda"]
+    succeed("compare", run, "--pair", f"{file}:Centred", *anew)
 
 
 # The command

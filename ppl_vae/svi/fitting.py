@@ -133,6 +133,8 @@ def fit(
             ends the fit; "skip" leaves the step and its rows out, `Fit.skipped` counts; "rollback" goes back to the end
             of the last epoch (or the start, or the checkpoint that was resumed) with half the learning rate, ten times
             at most. Site, parameter and rows are named, and `run_dir` gets what `replay` needs to do the step again.
+            Parameters and buffers are those before the step; what programs keep elsewhere, such as a running mean in an
+            attribute, is as the step has left it, NaN included, unless the fit goes back: keep it in a buffer.
         seed: Of the order of the data and of all noise.
         device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
         compile: Whether to compile the step: True before the first one, "auto" after it, if the steps that are left

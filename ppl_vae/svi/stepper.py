@@ -288,8 +288,8 @@ class Stepper:
                 bad,
             )
         return NotFiniteError(
-            f"step {step + 1}: the loss or its gradient is not finite: {reason}. The parameters are those before the "
-            f"step; {mend}",
+            f"step {step + 1}: the loss or its gradient is not finite: {reason}. Parameters and buffers are those "
+            f"before the step; {mend}",
             bad,
         )
 
