@@ -70,7 +70,7 @@ class Group:
             for kind in kinds:
                 alike = [t for t in tensors if (t.dtype, t.device) == kind]
                 flat = torch.cat([t.detach().flatten() for t in alike])
-                _exchange(partial(dist.broadcast, flat, 0))
+                _exchange(partial(dist.broadcast, _bytes(flat), 0))
                 if not self.leads:
                     for tensor, value in zip(alike, flat.split([t.numel() for t in alike]), strict=True):
                         tensor.copy_(value.view_as(tensor))
@@ -92,7 +92,7 @@ class Group:
                 kind = getattr(torch, dtype.removeprefix("torch."))
                 mine = source == self.rank
                 array = arrays[name].to(device).contiguous() if mine else torch.empty(shape, dtype=kind, device=device)
-                _exchange(partial(dist.broadcast, array, source))
+                _exchange(partial(dist.broadcast, _bytes(array), source))
                 of_source[name] = array.cpu()
             gathered.append(of_source)
         return gathered
@@ -218,6 +218,11 @@ def started(timeout: float | None = None) -> Iterator[Group]:
     finally:
         if not (failed and nccl):  # it would wait for the others; the end of this process tells them sooner
             dist.destroy_process_group()
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The same memory, of a type that everything can send."""
+    return tensor.detach().view(-1).view(torch.uint8)
 
 
 def _exchange(act: Callable[[], Any]) -> None:

@@ -67,6 +67,16 @@ def sgd(pair: nn.Module, x: torch.Tensor, **options: object) -> pv.Fit:
     return train(pair, x, epochs=3, optimizer=torch.optim.SGD, learning_rate=0.01, **options)
 
 
+class Overflowing(torch.optim.SGD):
+    """Keeps a sum that overflows in the fourth step, while gradients and parameters stay numbers."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["sum"] = self.state[p].get("sum", torch.ones_like(p)) * 1e10
+
+
 def overflowing_at(count: int) -> type[torch.optim.SGD]:
     """SGD whose update of this number is infinite, by a clock that nobody puts back."""
 

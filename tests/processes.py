@@ -17,7 +17,9 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae import distributed
 from ppl_vae.rng import seeded
+from ppl_vae.storage import steps
 from ppl_vae.svi.order import Order
+from tests.nonfinite import Overflowing, overflowing_at
 from tests.pairs import (
     DiscreteVAE,
     ModuleVAE,
@@ -54,6 +56,23 @@ class Watched:
 def counted(n):
     """Binary rows that spell the numbers from 0."""
     return torch.tensor([[float(i >> bit & 1) for bit in range(5)] for i in range(n)])
+
+
+class Alternating(ModuleVAE):
+    """Every second step writes to a buffer, from the rows of its process; what each step has met is noted."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(5))
+        self.register_buffer("runs", torch.zeros((), dtype=torch.int16))
+        self.met = []
+
+    def guide(self, x):
+        self.met.append(self.mean.tolist())
+        self.runs += 1
+        if self.runs % 2 == 0:
+            self.mean.lerp_(x.mean(0), 0.5)
+        return super().guide(x)
 
 
 def normalised():
@@ -143,7 +162,7 @@ def work(group):
     found["bad data"] = message(pv.DataError, lambda: train(fresh(), x))
     x = small_ppca().sample(600).float()
     found["bad evaluation"] = message(pv.EstimateError, lambda: overflowing(x))
-    return found
+    return found | late()
 
 
 def overflowing(x):
@@ -156,6 +175,18 @@ def hang(group):
     if group.rank:
         time.sleep(100)
     return {"error": message(pv.GroupError, lambda: train(fresh(), binary_rows(8)))}
+
+
+def late():
+    """Buffers that begin to move late, and updates that overflow in mid-epoch while process 0 keeps every step."""
+    pair, folder = fresh(make=Alternating), Path(sys.argv[1])
+    train(pair, counted(16), batch_size=2, epochs=1)
+    found = {"late met": np.array(pair.met[-8:]), "late runs": pair.runs}
+    for name, optimizer in {"update": overflowing_at(2), "moments": Overflowing}.items():
+        options = {"batch_size": 2, "optimizer": optimizer, "run_dir": folder / name, "checkpoint_every": 1}
+        said = message(pv.EstimateError, lambda: train(fresh(), binary_rows(ROWS), **options))  # noqa: B023
+        found |= {f"late {name}": said, f"late {name} kept": steps(folder / name / "checkpoints")[-1]}
+    return found
 
 
 def leave(group):

@@ -21,6 +21,7 @@ import ppl_vae as pv
 from ppl_vae.distributed import Group, alone, current, started
 from ppl_vae.storage import steps
 from ppl_vae.svi.joint import Joint, begin_together
+from ppl_vae.svi.moving import Moving
 from ppl_vae.svi.order import Order
 from tests.commands import SMALL_VAE, read, succeed
 from tests.processes import BATCH, ROWS, estimates, evaluations, without_noise
@@ -189,6 +190,17 @@ def test_errors_reach_every_process(two: list[dict[str, np.ndarray]]):
     assert "row 599" in second["bad evaluation"]
 
 
+def test_what_begins_late_is_seen_by_all(two: list[dict[str, np.ndarray]]):
+    """Process 0 alone looks whether a checkpoint may be kept, and tells nobody: others are in the next step."""
+    first, second = ({name: found[name] for name in found if name.startswith("late ")} for found in two)
+    assert all(np.array_equal(first[name], second[name]) for name in first if "kept" not in name)
+    assert int(first["late runs"]) == 8
+    assert len({tuple(mean) for mean in first["late met"].tolist()}) == 4
+    assert "step 2: loss and gradient were finite, but the update has made" in str(first["late update"])
+    assert "step 7: loss, gradient and parameters are finite" in str(first["late moments"])
+    assert (first["late update kept"], first["late moments kept"]) == (1, 3)
+
+
 def test_nobody_waits_for_ever(tmp_path: Path):
     """Process 1 hangs: process 0 says so after the timeout of the group, here 3 seconds."""
     both = begun(tmp_path, "hang", 3)
@@ -262,7 +274,7 @@ def test_a_global_latent_without_a_stated_size_is_refused(monkeypatch: pytest.Mo
 def test_a_parameter_reached_only_later_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Group, "sum", lambda self, tensor: tensor)
     first, later = torch.ones(2), torch.ones(3)
-    joint = Joint(Group(0, 2), [first, later], [], None)
+    joint = Joint(Group(0, 2), [first, later], Moving(torch.nn.Module()), None)
     metrics = torch.zeros(6)
     joint(0.5, metrics, [first], [first])
     with pytest.raises(pv.PairError, match="did not reach in the first step"):
@@ -273,7 +285,8 @@ def test_strides_of_a_parameter_are_those_of_its_gradient(monkeypatch: pytest.Mo
     """Fused optimisers walk through memory: a gradient in another order would meet the wrong entries."""
     monkeypatch.setattr(Group, "sum", lambda self, tensor: tensor)
     weight = torch.arange(24.0).reshape(1, 2, 3, 4).contiguous(memory_format=torch.channels_last)
-    _, (gradient,) = Joint(Group(0, 2), [weight], [], None)(1.0, torch.zeros(6), [weight], [weight])
+    joint = Joint(Group(0, 2), [weight], Moving(torch.nn.Module()), None)
+    _, (gradient,) = joint(1.0, torch.zeros(6), [weight], [weight])
     assert gradient.stride() == weight.stride()
     assert torch.equal(gradient, weight)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import ppl_vae as pv
 from ppl_vae.pair import as_pair, frozen_modes
 from ppl_vae.rng import seeded
 from ppl_vae.rundir import RunDirectory
+from ppl_vae.svi import guard, saving, stepper
 from ppl_vae.tape import run_program
 from tests.commands import SMALL_VAE, TINY, succeed
 from tests.nonfinite import BATCH, Gaussian, bad_steps, clean, poisoned
@@ -150,6 +152,26 @@ def test_a_bad_step_is_found_late_and_no_step_after_it_is_taken(cuda: torch.devi
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("optimizer", [None, partial(torch.optim.Adam, fused=True)])
+def test_a_gpu_waits_for_no_step_that_moves_parameters_alone(
+    optimizer, cuda: torch.device, monkeypatch: pytest.MonkeyPatch
+):
+    """A prior of constant buffers does not count as moved; running means do."""
+    guards = []
+
+    class Noted(guard.Guard):
+        def __init__(self, device):
+            super().__init__(device)
+            guards.append(self)
+
+    monkeypatch.setattr(stepper, "Guard", Noted)
+    decoder, encoder = pv.decoders.Gaussian.mlp(2, [8], 3), pv.encoders.DiagonalNormal.mlp(3, [8], 2)
+    vae = fresh(make=lambda: pv.VAE(pv.priors.StandardNormal(2), decoder, encoder))
+    train(vae, torch.randn(24, 3), epochs=20, device=cuda, optimizer=optimizer)
+    train(fresh(make=lambda: Gaussian(nn.BatchNorm1d(4))), torch.randn(24, 3), device=cuda, optimizer=optimizer)
+    assert [made.late for made in guards] == [True, False]
+
+
 @pytest.mark.parametrize("policy", ["skip", "rollback"])
 def test_policies_and_the_step_done_again(policy: str, cuda: torch.device, generator: torch.Generator, tmp_path):
     x, pair = poisoned(clean(generator)), fresh(make=Gaussian)
@@ -262,6 +284,55 @@ def test_memory_of_the_gpu_that_runs_out(cuda: torch.device):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert_within(cut.value, whole.value, absolute=1e-4, reason="float32")
+
+
+# Saves, and what programs keep
+
+
+def test_a_save_takes_no_memory_of_the_gpu(cuda: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    seen, write = [], saving.write
+
+    def noted(folder, step, tensors, plain):
+        seen.extend(tensor.device.type for tensor in tensors.values())
+        return write(folder, step, tensors, plain)
+
+    monkeypatch.setattr(saving, "write", noted)
+    options = {"device": cuda, "run_dir": tmp_path / "run", "checkpoint_every": 1, "validation": binary_rows(9)}
+    train(fresh(), binary_rows(24), on_nonfinite="rollback", **options)
+    assert set(seen) == {"cpu"}
+
+
+CENTRED = """
+import torch, pyro, pyro.distributions as dist
+from torch import nn
+
+class Centred(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder, self.mean = nn.Linear(64, 4), nn.Linear(2, 64), None
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        if self.training:
+            self.mean = x.mean(0)
+        loc, raw = self.encoder(x if self.mean is None else x - self.mean).chunk(2, -1)
+        with pyro.plate("data", x.shape[0]):
+            pyro.sample("z", dist.Normal(loc, raw.exp()).to_event(1))
+"""
+
+
+def test_what_programs_keep_on_the_gpu_is_there_where_a_run_is_evaluated(cuda: torch.device, tmp_path):
+    file, run = tmp_path / "centred.py", tmp_path / "run"
+    file.write_text(CENTRED)
+    succeed("fit", f"{file}:Centred", "--data", "digits", "--binarize", "none", "--run-dir", run, *TINY)
+    for device in ("cuda", "cpu"):
+        succeed("evaluate", run, "--pair", f"{file}:Centred", "--limit", "10", "--device", device)
+    anew = ["--num-samples", "20", "--limit", "10", "--device", "cuda"]
+    succeed("compare", run, "--pair", f"{file}:Centred", *anew)
 
 
 # The command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.nonfinite import (
     BATCH,
     PER_EPOCH,
     Gaussian,
+    Overflowing,
     bad_steps,
     clean,
     overflowing_at,
@@ -32,16 +34,6 @@ from tests.pairs import ModuleVAE, binary_rows
 from tests.training import fresh, train
 
 LONG = 5
-
-
-class Overflowing(torch.optim.SGD):
-    """Keeps a sum that overflows in the fifth step, while gradients and parameters stay numbers."""
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        super().step(closure)
-        for p in self.param_groups[0]["params"]:
-            self.state[p]["sum"] = self.state[p].get("sum", torch.ones_like(p)) * 1e10
 
 
 def test_moments_that_overflow_are_kept_in_no_checkpoint(tmp_path: Path):
@@ -159,11 +151,12 @@ def test_a_fit_that_went_back_to_its_start_is_one_at_the_lower_rate(optimizer, q
 
 
 def test_a_fit_goes_back_to_the_end_of_the_last_epoch(generator: torch.Generator):
-    x, pair, other = clean(generator), fresh(make=Gaussian), fresh(make=Gaussian)
+    x, pair, other, begin = clean(generator), fresh(make=Gaussian), fresh(make=Gaussian), time.monotonic()
     with pytest.warns(UserWarning, match="goes back to step 6, with 0.5 times the learning rate"):
         result = train(
             pair, x, epochs=3, learning_rate=0.01, optimizer=overflowing_at(2 * PER_EPOCH + 1), on_nonfinite="rollback"
         )
+    assert result.history[-1].seconds <= result.seconds <= time.monotonic() - begin
     assert result.rolled_back == (2 * PER_EPOCH + 1,)
     assert [record.learning_rate for record in result.history] == [0.01, 0.01, 0.005]
     assert [record.step for record in result.history] == [3, 6, 9]

@@ -92,7 +92,7 @@ def compare_anew(roots: Sequence[Path], form: Form, level: float, figure: Path |
     """Evaluate runs on the same test data with the same noise, and print them in the same way; nothing is written."""
     opened: dict[tuple[str, Kind], dict[str, tuple[Path, Any, Splits]]] = {}
     for name, root in _named(roots).items():
-        pair, splits = reopen_named(root, anew.pairs, anew.data_dir)
+        pair, splits = reopen_named(root, anew.pairs, anew.data_dir, anew.device)
         kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in splits.test)))
         opened.setdefault((fingerprint(*splits.test), kind), {})[name] = root, pair, splits
     groups = []

@@ -74,7 +74,7 @@ def evaluate(
     anew = f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}` begins it anew"
     with saying_what_is_left(lambda: anew):
         with group.together(choose_device(settings.device)):
-            pair, splits = reopen(root, pair_name, data_dir)
+            pair, splits = reopen(root, pair_name, data_dir, settings.device)
         evaluate_run(root, pair, splits, settings, group)
 
 

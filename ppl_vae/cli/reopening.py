@@ -7,11 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from ppl_vae.cli.inputs import Batch, Splits, load_splits
 from ppl_vae.cli.pairs import is_recipe, make_pair, naming_the_line
 from ppl_vae.data import is_there
+from ppl_vae.device import choose_device
 from ppl_vae.errors import DataError, PairError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import DataSpec, RunDirectory, RunRecord, fingerprint, read_run
@@ -20,8 +22,12 @@ from ppl_vae.storage.files import is_file
 __all__ = ["as_parameters", "made_again", "reopen", "reopen_named"]
 
 
-def reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any, Splits]:
-    """Make the pair of a run again, with its parameters, and load its data.
+def reopen(
+    root: Path, pair_name: str | None, data_dir: str | None, device: str | torch.device = "cpu"
+) -> tuple[Any, Splits]:
+    """Make the pair of a run again, with its parameters, on the device where it will run, and load its data.
+
+    Tensors that programs keep as attributes come to where the pair is, and no later move takes them along.
 
     Raises:
         PairError: The pair is code of the user's own that is not named, or cannot be made.
@@ -33,7 +39,7 @@ def reopen(root: Path, pair_name: str | None, data_dir: str | None) -> tuple[Any
     pair, splits = made_again(root, record, pair_name, data_dir)
     with naming_the_line(f"pair {record.pair.name!r} failed on the data of {root}"):
         as_pair(pair).prepare(*as_parameters(pair, tuple(x[:1] for x in splits.test)))
-    RunDirectory(root).read_parameters(as_pair(pair))
+    RunDirectory(root).read_parameters(as_pair(pair).to(choose_device(device)))
     return pair, splits
 
 
@@ -77,16 +83,18 @@ def _data_of(root: Path, spec: DataSpec, data_dir: str | None) -> DataSpec:
     return spec
 
 
-def reopen_named(root: Path, pair_names: Sequence[str], data_dir: str | None) -> tuple[Any, Splits]:
+def reopen_named(
+    root: Path, pair_names: Sequence[str], data_dir: str | None, device: str | torch.device = "cpu"
+) -> tuple[Any, Splits]:
     """`reopen` with the name of the run's pair among those that the user has named."""
     name = read_run(root).pair.name
-    return reopen(root, name if name in pair_names else None, data_dir)
+    return reopen(root, name if name in pair_names else None, data_dir, device)
 
 
 def as_parameters(pair: Any, batch: Batch) -> Batch:
-    """A batch in the floating type of the parameters."""
-    dtype = as_pair(pair).dtype
-    return tuple(x.to(dtype) if x.is_floating_point() and dtype is not None else x for x in batch)
+    """A batch in the floating type of the parameters, where they are."""
+    dtype, device = as_pair(pair).dtype, as_pair(pair).device
+    return tuple(x.to(device, dtype if x.is_floating_point() else None) for x in batch)
 
 
 def _unfinished(record: RunRecord) -> str:

@@ -48,7 +48,7 @@ class Fit:
     steps: int
     """Steps done."""
     seconds: float
-    """Wall time of the training, in seconds, checks included."""
+    """Wall time of the training, in seconds, checks included: of all `steps`, those before a resume too."""
     best_step: int
     """Step of the parameters now in the pair: that of the best validation, or the last."""
     stopped_early: bool
@@ -133,6 +133,8 @@ def fit(
             ends the fit; "skip" leaves the step and its rows out, `Fit.skipped` counts; "rollback" goes back to the end
             of the last epoch (or the start, or the checkpoint that was resumed) with half the learning rate, ten times
             at most. Site, parameter and rows are named, and `run_dir` gets what `replay` needs to do the step again.
+            Parameters and buffers are those before the step; what programs keep elsewhere, such as a running mean in an
+            attribute, is as the step has left it, NaN included, unless the fit goes back: keep it in a buffer.
         seed: Of the order of the data and of all noise.
         device: "auto" takes CUDA where there is one. Parameters stay where they were trained.
         compile: Whether to compile the step: True before the first one, "auto" after it, if the steps that are left
@@ -233,7 +235,7 @@ def fit(
             restore(loop, state)
             _say_nothing_is_left(loop)
         course = loop.run(progress and group.leads, keeper)
-    return _as_fit(loop, course, ready.report, time.monotonic() - start)
+    return _as_fit(loop, course, ready.report)
 
 
 def _check_watched(settings: FitSettings, validation: Any) -> None:
@@ -254,11 +256,11 @@ def _say_nothing_is_left(loop: Loop) -> None:
         )
 
 
-def _as_fit(loop: Loop, course: Course, report: CheckReport, seconds: float) -> Fit:
+def _as_fit(loop: Loop, course: Course, report: CheckReport) -> Fit:
     return Fit(
         history=loop.history,
         steps=course.steps,
-        seconds=seconds,
+        seconds=loop.seconds,
         best_step=course.best_step,
         stopped_early=course.stopped_early,
         skipped=tuple(loop.policy.skipped),

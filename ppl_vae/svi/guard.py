@@ -12,6 +12,7 @@ from ppl_vae.errors import EstimateError
 __all__ = ["BadStep", "Guard", "NotFiniteError", "OverflowedError"]
 
 _POLL_STEPS = 50
+_STALLED = ("cuda",)  # types of device that a look stalls
 
 
 class BadStep(NamedTuple):
@@ -53,27 +54,26 @@ class OverflowedError(NotFiniteError):
 class Guard:
     """Lets no number that is not finite reach the optimiser.
 
-    On the CPU every step is looked at. On a GPU a look would stall it: there the fused optimiser is told to skip every
-    step from the first bad one on, and the host looks now and then.
+    On the CPU every step is looked at. On a GPU a look would stall it: where `late` is set, the fused optimiser is told
+    to skip every step from the first bad one on, and the host looks now and then.
 
     Args:
         device: Where the fit runs.
-        may_be_late: Whether the optimiser can be told to skip steps, and a step that was noticed late does no harm.
     """
 
-    def __init__(self, device: torch.device, may_be_late: bool) -> None:
-        self._lazy = device.type == "cuda" and may_be_late
+    def __init__(self, device: torch.device) -> None:
+        self.late, self.stalls = False, device.type in _STALLED
         self._first_bad = torch.full((), -1, device=device)
 
     @property
     def skip(self) -> Tensor | None:
         """One where the optimiser has to skip the step, for an optimiser that can be told; else None."""
-        return (self._first_bad >= 0).float() if self._lazy else None
+        return (self._first_bad >= 0).float() if self.late else None
 
     def check(self, loss: Tensor, norm: Tensor, step: int) -> int | None:
         """Looks at loss and gradient norm before a step; returns the first bad step as far as the host knows of one."""
         healthy = torch.isfinite(loss + norm)
-        if not self._lazy:
+        if not self.late:
             return None if bool(healthy) else step
         newly = (self._first_bad < 0) & ~healthy
         self._first_bad = torch.where(newly, step, self._first_bad)

@@ -15,6 +15,7 @@ from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair
 from ppl_vae.svi.gradient import NORM, Metrics
 from ppl_vae.svi.inputs import check_stated_size
+from ppl_vae.svi.moving import Moving
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.svi.signals import Signals
 from ppl_vae.svi.update import laid_out
@@ -67,22 +68,20 @@ _LOOK_STEPS = 20
 class Joint:
     """Gradient and metrics of a step over all processes: means over rows, so each process counts by its rows.
 
-    One message a step carries the gradient of every parameter, the metrics, and whether a signal was received. Buffers
-    that training moves, such as the running means of a batch norm, follow those of process 0 after every step.
+    One message a step carries the gradient of every parameter, the metrics, which buffers have moved, and whether a
+    signal was received. Buffers that some process has moved, such as the running means of a batch norm, follow those of
+    process 0 after the step; on GPUs, where a look at the message waits for it, from the next look on.
 
     Args:
         group: The processes, at least two.
         parameters: What trains.
-        buffers: Buffers of the pair.
+        moving: The buffers of the pair, as they were before the step.
         clip_norm: Largest norm of the joint gradient, or None.
     """
 
-    def __init__(
-        self, group: Group, parameters: Sequence[Tensor], buffers: Sequence[Tensor], clip_norm: float | None
-    ) -> None:
-        self._group, self._parameters, self._buffers, self._clip_norm = group, parameters, list(buffers), clip_norm
-        self._before: list[Tensor] | None = [b.clone() for b in buffers]
-        self._moving: list[Tensor] = []
+    def __init__(self, group: Group, parameters: Sequence[Tensor], moving: Moving, clip_norm: float | None) -> None:
+        self._group, self._parameters, self._moving, self._clip_norm = group, parameters, moving, clip_norm
+        self._following: list[bool] = []
         self.reached: list[Tensor] = []
         self.signals = Signals(alone=False)
         self._calls = 0
@@ -98,9 +97,8 @@ class Joint:
             reached: The parameters that its loss reaches.
             gradients: Their gradients.
         """
-        if self._before is not None:
-            self._look(reached, self._before)
-            self._before = None
+        if not self._calls:
+            self._find_reached(reached)
         found = dict(zip(map(id, reached), gradients, strict=True))
         if found.keys() - set(map(id, self.reached)):
             raise PairError(
@@ -110,18 +108,26 @@ class Joint:
         device = self._parameters[0].device
         parts = [found[id(p)].flatten() if id(p) in found else p.new_zeros(p.numel()) for p in self.reached]
         parts.append(torch.zeros(len(Metrics._fields), device=device) if metrics is None else metrics)
-        parts.append(torch.zeros(1, device=device))
-        flat = _concatenated(parts).mul_(share)
-        flat[-1] = self.signals.vote
-        joint, metrics, votes = self._group.sum(flat).tensor_split([-1 - len(Metrics._fields), -1])
+        looks = device.type == "cpu" or self._calls % _LOOK_STEPS == 0  # a look at a GPU waits for it
         self._calls += 1
-        if device.type == "cpu" or self._calls % _LOOK_STEPS == 0:  # a look at a GPU waits for it
-            self.signals.agree(float(votes))
+        buffers = self._moving.tensors
+        said = 1 + len(buffers)
+        parts.append(torch.zeros(said, device=device))
+        flat = _concatenated(parts).mul_(share)
+        flat[-said] = self.signals.vote
+        if looks:
+            flat[len(flat) - len(buffers) :] = torch.tensor(self._moving.marks())
+        joint, metrics, heard = self._group.sum(flat).tensor_split([-said - len(Metrics._fields), -said])
+        if looks:
+            votes, *marks = heard.tolist()
+            self.signals.agree(votes)
+            self._following = [mark > 0 for mark in marks]
         metrics[NORM] = norm = torch.linalg.vector_norm(joint)
         if self._clip_norm is not None:
             joint.mul_((self._clip_norm / (norm + 1e-6)).clamp_max(1.0))
-        if self._moving:
-            self._group.from_first(self._moving)
+        self._group.from_first(
+            [b for b, follows in zip(buffers, self._following, strict=True) if follows and b is not None]
+        )
         pieces = joint.split([p.numel() for p in self.reached])
         of_each = zip(pieces, self.reached, strict=True)
         return metrics, [laid_out(piece.view(p.shape).to(p.dtype), p) for piece, p in of_each]
@@ -131,14 +137,12 @@ class Joint:
         votes = torch.tensor([self.signals.vote], device=self._parameters[0].device)
         self.signals.agree(float(self._group.sum(votes)))
 
-    def _look(self, reached: Sequence[Tensor], before: Sequence[Tensor]) -> None:
-        """Finds out which parameters the loss of some process reaches, and which buffers some process moves."""
+    def _find_reached(self, reached: Sequence[Tensor]) -> None:
+        """Finds out which parameters the loss of some process reaches."""
         ids = set(map(id, reached))
-        marks = [id(p) in ids for p in self._parameters]
-        marks += [not torch.equal(b, old) for b, old in zip(self._buffers, before, strict=True)]
-        seen = self._group.sum(torch.tensor(marks, dtype=torch.int64, device=self._parameters[0].device)).tolist()
-        self.reached = [p for p, mark in zip(self._parameters, seen, strict=False) if mark]
-        self._moving = [b for b, mark in zip(self._buffers, seen[len(self._parameters) :], strict=True) if mark]
+        marks = torch.tensor([id(p) in ids for p in self._parameters], dtype=torch.int64)
+        seen = self._group.sum(marks.to(self._parameters[0].device)).tolist()
+        self.reached = [p for p, mark in zip(self._parameters, seen, strict=True) if mark]
 
 
 def _concatenated(parts: Sequence[Tensor]) -> Tensor:

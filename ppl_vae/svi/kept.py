@@ -43,11 +43,12 @@ class Kept(NamedTuple):
     """Names of what else they have changed, and nobody can keep."""
 
 
-def kept(stepper: Stepper) -> Kept:
-    """The pair of a fit as it is now."""
+def kept(stepper: Stepper, device: torch.device | None = None) -> Kept:
+    """The pair of a fit as it is now, in copies on a device; None where each tensor is."""
     values = stepper.values.taken()
     tensors = named(stepper.pair) | {f"{_VALUE}/{name}": tensor for name, tensor in values.tensors.items()}
-    return Kept({name: tensor.detach().clone() for name, tensor in tensors.items()}, values.plain, values.lost)
+    copies = {name: tensor.detach().to(device or tensor.device, copy=True) for name, tensor in tensors.items()}
+    return Kept(copies, values.plain, values.lost)
 
 
 def check_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any], prefix: str = "") -> None:

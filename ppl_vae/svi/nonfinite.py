@@ -68,9 +68,11 @@ class Policy:
         if len(done) > _MOST_ROLLBACKS:
             raise EstimateError(f"the fit went back {_MOST_ROLLBACKS} times and does not get on: {error}") from error
         rate = self._loop.stepper.rate * _RATE
+        before = self._loop.seconds_before
         self._loop.is_whole = False
         restore(self._loop, self._safe)
         self._loop.is_whole = True
+        self._loop.seconds_before = before  # for the clock of this process has not stopped
         self.rolled_back, self._loop.stepper.rate = done, rate
         self._loop.stepper.guard.forget()
         self._say(f"{error}. The fit goes back to step {self._loop.step}, with {rate:g} times the learning rate")

@@ -69,6 +69,8 @@ class Saving(Keeper):
 
     def after_step(self, loop: Loop) -> None:
         """Writes a checkpoint if one is due; ends the fit if a signal has asked for it."""
+        if self._signals.agreed is not None:
+            loop.stepper.settle(loop.step)  # as all processes do
         if self._signals.agreed is not None or self._is_due(loop.step):
             self.keep(loop)
         self._signals.obey(f"step {loop.step} is done and saved in {self.folder}")
@@ -118,11 +120,16 @@ class Saving(Keeper):
     def keep(self, loop: Loop, alone: bool = False) -> None:
         """Writes a checkpoint, reads it back, and removes older ones, and later ones if it is to be the last.
 
+        What is not finite is never kept: one process alone says so at once, several the next time that they all look.
+
         Args:
             loop: The fit.
             alone: Whether checkpoints of later steps are to go.
         """
-        loop.stepper.settle(loop.step)  # what is not finite is never kept
+        if loop.stepper.group.size == 1:
+            loop.stepper.settle(loop.step)
+        elif not loop.stepper.is_settled():
+            return
         start = time.monotonic()
         state = captured(loop)
         self._hold.check()
@@ -167,6 +174,8 @@ class Following(Keeper):
 
     def after_step(self, loop: Loop) -> None:
         """Ends the fit if a signal has asked for it."""
+        if self._signals.agreed is not None:
+            loop.stepper.settle(loop.step)
         self._signals.obey(f"step {loop.step} is done")
 
     def at_end(self, loop: Loop) -> None:

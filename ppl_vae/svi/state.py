@@ -38,6 +38,7 @@ __all__ = [
 _BEST, _SUMS = "best", "sums"
 BATCH, ROWS = "batch", "rows"  # of a bad step
 _WORD = 2**32 - 1
+_CPU = torch.device("cpu")
 
 _FORM = forms.fields(
     {
@@ -124,9 +125,9 @@ class State(NamedTuple):
 
 
 def captured(loop: Loop) -> State:
-    """The state of a fit between two steps; tensors are copies."""
+    """The state of a fit between two steps; tensors are copies on the CPU, so that a save takes no memory of a GPU."""
     stepper = loop.stepper
-    own = kept(stepper)
+    own = kept(stepper, _CPU)
     moved = moments(stepper.update)
     tensors = {**moved.tensors, _SUMS: loop.sums, **recorded(loop.history)}
     plain = {
@@ -146,13 +147,13 @@ def captured(loop: Loop) -> State:
         *judged, best = loop.best
         plain["best"] = dict(zip(Best._fields, judged, strict=False)) | {"values": best.values}
         tensors |= {f"{_BEST}/{name}": tensor for name, tensor in best.tensors.items()}
-    return State(own.tensors | {name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
+    return State(own.tensors | _copies(tensors), exact(plain))
 
 
 def bundle(loop: Loop, bad: BadStep) -> State:
     """What it takes to do a bad step again; see `replay`."""
     tensors = {**named(loop.stepper.pair), ROWS: bad.rows} | {f"{BATCH}/{i}": x for i, x in enumerate(bad.batch)}
-    own = kept(loop.stepper)
+    own = kept(loop.stepper, _CPU)
     plain = {
         "step": bad.step,
         "seed": bad.seed,
@@ -166,7 +167,11 @@ def bundle(loop: Loop, bad: BadStep) -> State:
         "device": loop.device.type,
         "moved": sorted(moved_values(own.values, own.lost, own.tensors)),
     }
-    return State({name: tensor.detach().clone() for name, tensor in tensors.items()}, exact(plain))
+    return State(_copies(tensors), exact(plain))
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to(_CPU, copy=True) for name, tensor in tensors.items()}
 
 
 def check_plain(plain: Any, step: int) -> None:

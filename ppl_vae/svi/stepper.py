@@ -73,9 +73,8 @@ class Stepper:
         self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
         self.moving = Moving(pair)
         self.rate = 1.0
-        fused = bool(self.update.optimizer.defaults.get("fused"))
-        floating = any(buffer.is_floating_point() for buffer in pair.buffers())
-        self.guard = Guard(device, fused and not floating and settings.on_nonfinite != "skip")
+        self.guard = Guard(device)
+        self._may_be_late = self.guard.stalls and self.update.can_skip and settings.on_nonfinite != "skip"
         self.compiled: Compiled | None = None
         self._reached: list[Tensor] = []
         self._payback, self._total = Payback(compile), settings.total_steps(len(rows))
@@ -86,7 +85,7 @@ class Stepper:
         )
         self._joint: Joint | None = None
         if group.size > 1:
-            self._joint = Joint(group, self.parameters, [*pair.buffers()], settings.clip_norm)
+            self._joint = Joint(group, self.parameters, self.moving, settings.clip_norm)
 
     def __call__(self, step: int, serving: Serving) -> Tensor:
         """Takes a step on some rows and returns its `Metrics`; all that it draws depends on (seed, step) alone.
@@ -98,6 +97,9 @@ class Stepper:
             NotFiniteError: The loss or its gradient is not finite; parameters and buffers are those before the step.
             OverflowedError: The update before has made parameters that are not finite.
         """
+        self.moving.look()
+        if self._may_be_late:
+            self._decide_late()
         self.moving.remember()
         if self._joint is None:
             metrics, gradients = self._own(step, serving)
@@ -109,6 +111,20 @@ class Stepper:
         metrics, gradients = self._joint(rows / self.feed.order.size(step), found, reached, own)
         self._take(step, metrics, gradients, self._joint.reached, own)
         return metrics
+
+    def _decide_late(self) -> None:
+        """Lets a bad step be noticed late where steps move parameters alone: nothing else waits for the optimiser.
+
+        Buffers are looked at before every step, what the programs keep after the first.
+        """
+        if not self.moving.steps:
+            _ = self.values
+        elif self.moving.some:
+            self._may_be_late = self.guard.late = False
+            if (bad_step := self.guard.poll()) is not None:
+                raise self._not_finite(bad_step, ())
+        elif self.moving.steps == 1:
+            self._may_be_late = self.guard.late = not any(self.values.taken())
 
     def heed(self, signals: Signals) -> None:
         """Tells the other processes of signals that this one receives."""
@@ -122,36 +138,40 @@ class Stepper:
 
     def is_finite(self) -> bool:
         """Whether parameters that train, and buffers that training moves, are finite."""
-        return all(map(_is_finite, [*self.parameters, *self.moving.tensors]))
+        return all(map(_is_finite, self.parameters)) and not self.moving.overflowed()
+
+    def is_settled(self) -> bool:
+        """Whether `settle` has nothing to say, as far as this process sees, which tells the others nothing."""
+        return self.guard.poll() is None and self.is_finite() and not overflowed(self.update)
 
     def settle(self, step: int) -> None:
-        """Waits for the device, and makes sure that the next step can begin.
+        """Gives all processes the buffers of the first, and makes sure that the next step can begin.
+
+        All processes call it between the same two steps.
 
         Args:
             step: Steps done.
 
         Raises:
-            NotFiniteError: A step was not finite that has not been noticed yet, or has moved buffers to what is not.
-            OverflowedError: The last one was finite and led to parameters that are not, or to such moments.
+            NotFiniteError: A step was not finite that has not been noticed yet.
+            OverflowedError: The last one was finite and led to parameters that are not, to such buffers or moments.
         """
+        self.group.from_first([*self.pair.buffers()])
         bad_step = self.guard.poll()
-        if bad_step is None and not self.is_finite():
+        if bad_step is None and not all(map(_is_finite, self.parameters)):
             bad_step = step
         if bad_step is not None:
             raise self._not_finite(bad_step, ())
+        if name := self.moving.overflowed():
+            raise self._buffer_overflowed(step, name)
         if name := overflowed(self.update):
             reason = f"{name}, which the optimiser keeps, is not finite"
-            raise OverflowedError(
-                f"step {step}: loss, gradient and parameters are finite, but {reason}: no step after it would be one. "
-                "No checkpoint holds it; try a smaller learning_rate, clip_norm=..., or another optimizer",
-                self._bad_step(max(0, step - 1), 0, reason),
-            )
+            raise self._overflowed(step, reason, "try a smaller learning_rate, clip_norm=..., or another optimizer")
 
     def finish(self, step: int) -> None:
-        """Ends an epoch after some steps: `settle`, and gives all processes the buffers of the first."""
+        """Ends an epoch after some steps."""
         self.settle(step)
         self._watch.check()
-        self.group.from_first([*self.pair.buffers()])
 
     @cached_property
     def values(self) -> Belongings:
@@ -251,6 +271,8 @@ class Stepper:
     def _not_finite(self, step: int, gradients: Sequence[Tensor]) -> NotFiniteError:
         """What is wrong with a step, found out by all processes together."""
         self.moving.put_back()
+        if step > 0 and (name := next(filter(None, self.group.texts(self.moving.overflowed(), self.device)), "")):
+            return self._buffer_overflowed(step, name)
         reasons = self.group.texts(self._explain(step, gradients), self.device)
         self.moving.put_back()  # for the explanation has run the programs again
         blamed = [(rank, reason) for rank, reason in enumerate(reasons) if reason != NO_SITE]
@@ -266,9 +288,21 @@ class Stepper:
                 bad,
             )
         return NotFiniteError(
-            f"step {step + 1}: the loss or its gradient is not finite: {reason}. The parameters are those before the "
-            f"step; {mend}",
+            f"step {step + 1}: the loss or its gradient is not finite: {reason}. Parameters and buffers are those "
+            f"before the step; {mend}",
             bad,
+        )
+
+    def _buffer_overflowed(self, step: int, name: str) -> OverflowedError:
+        reason = f"buffer {name!r}, which the programs move, is not finite"
+        return self._overflowed(step, reason, "look for rows that are far from the others, or let no such number in")
+
+    def _overflowed(self, step: int, reason: str, mend: str) -> OverflowedError:
+        """A step was finite and has left something else than parameters that is not."""
+        return OverflowedError(
+            f"step {step}: loss, gradient and parameters are finite, but {reason}: no step after it would be one. "
+            f"No checkpoint holds it; {mend}",
+            self._bad_step(max(0, step - 1), 0, reason),
         )
 
     def _bad_step(self, step: int, rank: int, reason: str) -> BadStep:
@@ -283,8 +317,6 @@ class Stepper:
         """What is not finite on the rows of this process."""
         if not math.isfinite(beta := self.beta_at(step)):
             return f"beta is {beta}"
-        if not all(map(_is_finite, self.moving.tensors)):
-            return "a buffer that training moves is not finite"
         for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
             parameter.grad = gradient
         index, batch = self._rows_of(step)

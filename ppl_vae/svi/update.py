@@ -29,6 +29,15 @@ class Update:
         return Belongings(self.optimizer, "optimizer")
 
     @property
+    def can_skip(self) -> bool:
+        """Whether the step can be told on a GPU to do nothing: that of torch's own fused classes, and of no other.
+
+        A class of one's own may have an inner optimiser, with the same defaults, that is told nothing.
+        """
+        own = type(self.optimizer).__module__.startswith("torch.optim.")
+        return own and all(group.get("fused") for group in self.optimizer.param_groups)
+
+    @property
     def learning_rate(self) -> float:
         """That of the first group of parameters."""
         return float(self.optimizer.param_groups[0]["lr"])
@@ -40,12 +49,17 @@ class Update:
 
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
         """Takes a step; does nothing where `skip` is one (on a device whose optimiser can be told so)."""
-        if skip is not None:
-            self.optimizer.found_inf = skip  # type: ignore[attr-defined]
         self.optimizer.zero_grad(set_to_none=True)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        self.optimizer.step()
+        if skip is None:
+            self.optimizer.step()
+            return
+        self.optimizer.found_inf = skip  # type: ignore[attr-defined]
+        try:
+            self.optimizer.step()
+        finally:
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
 
 
 class Adam(Update):
