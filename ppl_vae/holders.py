@@ -17,7 +17,7 @@ from torch.distributions import Distribution, Transform
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ppl_vae.discovery import LARGEST_CONTAINER, names_in, variables
+from ppl_vae.discovery import LARGEST_CONTAINER, globals_in, names_in, variables
 from ppl_vae.libraries import is_known, is_library, is_ours, is_standard
 
 __all__ = ["Holder", "hides", "holders", "is_option", "is_users", "reached"]
@@ -103,10 +103,10 @@ def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
     Of libraries (see `is_library`) only modules, distributions, transforms, schedulers of torch and some containers are
-    entered, and what they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more than a thousand
-    entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way than by
-    name. Of an optimiser it is what it keeps beside numbers, text, tensors and tuples of such in its groups, and the
-    state of each parameter.
+    entered, and what they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more than a
+    thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
+    than by name. Of an optimiser it is what it keeps beside numbers, text, tensors and tuples of such in its groups,
+    and the state of each parameter.
 
     Args:
         root: Where to start.
@@ -200,13 +200,11 @@ def _spaces_of(value: Any) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """The globals that a function mentions, and the variables of the user's modules among them."""
     if not inspect.isfunction(value) or not is_users(value.__globals__.get("__name__", "")):
         return
-    mentioned = set(names_in(value.__code__))
-    spaces = [value.__globals__]
-    for name in mentioned & value.__globals__.keys():
-        found = value.__globals__[name]
+    space, own = value.__globals__, set(globals_in(value.__code__))
+    yield space, own & space.keys()
+    for found in (space[name] for name in sorted(own & space.keys())):
         if isinstance(found, types.ModuleType) and is_users(found.__name__):
-            spaces.append(vars(found))
-    yield from ((space, mentioned & space.keys()) for space in spaces)
+            yield vars(found), set(names_in(value.__code__)) & vars(found).keys()
 
 
 def _cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
