@@ -81,6 +81,8 @@ def test_the_file_is_one_of_safetensors(tmp_path: Path, generator: torch.Generat
         ),
         ("x", torch.eye(2).to_sparse(), "found torch.float32, torch.sparse_coo"),
         ("x", torch.ones(1, device="meta"), "on meta"),
+        ("x" + chr(0xD800), torch.ones(1), r"names that UTF-8 can encode, found 'x\\ud800'"),
+        ("x", torch.ones([1] * 65), "'x': expected at most 64 dimensions, found 65"),
     ],
 )
 def test_tensors_that_have_no_place_are_refused(name: str, tensor: torch.Tensor, message: str, tmp_path: Path):
