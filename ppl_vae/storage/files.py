@@ -164,7 +164,7 @@ def where_links_lead(path: Path) -> Path:
     """A path with no link in it: the path itself, or the one it leads to now, which stays when a link is led elsewhere.
 
     Raises:
-        StorageError: There is a NUL in it.
+        StorageError: No file can have that name.
     """
     with calls.failing("cannot be found", path):
         real = Path(os.path.realpath(path))
