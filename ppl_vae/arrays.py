@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ppl_vae.errors import DataError, first_line
+from ppl_vae.errors import DataError, first_line, is_lack_of_memory
 from ppl_vae.mapped import read_rows
 
 __all__ = ["Rows", "as_numpy", "as_python", "as_rows", "finite_array", "real_array"]
@@ -43,8 +43,20 @@ class Rows:
             yield start, self.take(slice(start, start + size), device)
 
     def to(self, device: torch.device) -> Rows:
-        """Moves what is in memory to a device; memory-mapped arrays stay on disk."""
-        moved = [a if isinstance(a, np.ndarray) else self._cast(a, device) for a in self.arrays]
+        """Moves what is in memory to a device; memory-mapped arrays stay on disk.
+
+        Raises:
+            DataError: The device has not the memory.
+        """
+        try:
+            moved = [a if isinstance(a, np.ndarray) else self._cast(a, device) for a in self.arrays]
+        except Exception as error:
+            if not is_lack_of_memory(error):
+                raise
+            raise DataError(
+                f"expected data that the memory of {device} holds, found {len(self)} rows that it does not: pass "
+                "np.load(..., mmap_mode='r'), of whose rows a few batches are there at a time"
+            ) from error
         return Rows(moved, self.dtype)
 
     def with_dtype(self, dtype: torch.dtype | None) -> Rows:

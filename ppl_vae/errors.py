@@ -70,10 +70,7 @@ def located(where: str) -> Iterator[None]:
 
 
 # What torch calls it where it has no class of its own: on the CPU, in libraries, and in compiled code.
-_LACKS = (
-    *("DefaultCPUAllocator", "bad_alloc", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
-    "aoti_torch_empty_strided",
-)
+_LACKS = (*("DefaultCPUAllocator", "bad_alloc", "out of memory", "ALLOC_FAILED", "aoti_torch_empty_strided"),)
 
 
 def is_lack_of_memory(error: BaseException | None) -> bool:
@@ -91,10 +88,13 @@ def is_lack_of_memory(error: BaseException | None) -> bool:
 
 _TENSOR = re.compile(r"\s*\btensor\(([^()]*)\)")
 _FEW = 3
-_ELSEWHERE = (
-    " (what programs keep stays where it was made unless it is a parameter or a buffer: give it to a module by "
-    'register_buffer, or ask for device "cpu")'
-)
+# What torch says of a device, and what helps.
+_HINTS = {
+    "tensors to be on the same device": "what programs keep stays where it was made unless it is a parameter or a "
+    'buffer: give it to a module by register_buffer, or ask for device "cpu"',
+    "device-side assert": "a draw from probabilities that are NaN or outside [0, 1], or an index out of range, ends "
+    'all use of the GPU by this process: go on in a new one; on device "cpu" the site is named',
+}
 
 
 def first_line(error: BaseException) -> str:
@@ -108,7 +108,7 @@ def first_line(error: BaseException) -> str:
     """
     text = _TENSOR.sub(_few_numbers, str(error)).strip()
     line = text.splitlines()[0] if text else type(error).__name__
-    return line + _ELSEWHERE * ("tensors to be on the same device" in line)
+    return line + "".join(f" ({hint})" for sign, hint in _HINTS.items() if sign in line)
 
 
 def _few_numbers(tensor: re.Match[str]) -> str:

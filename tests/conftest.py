@@ -155,7 +155,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.commands import SMALL_VAE, TINY, succeed
 
     root = tmp_path_factory.mktemp("runs") / "first"
-    succeed("fit", *SMALL_VAE, *TINY, "--run-dir", root)
+    succeed("fit", *SMALL_VAE, *TINY, "--device", "cpu", "--run-dir", root)
     return root
 
 

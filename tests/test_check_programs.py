@@ -6,6 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import ppl_vae as pv
@@ -115,6 +116,12 @@ def test_programs_that_fail_on_fewer_rows_say_so_whatever_the_size():
     fixed = pair_of(lambda x: (z_normal(x), x_normal(x, torch.zeros(30, 3))), z_normal)
     with pytest.raises(pv.PairError, match="works on 30 rows but not on 29"):
         pv.check(fixed, x)
+
+
+def test_an_automatic_guide_is_told_to_be_an_encoder():
+    pair = pv.Pair(good_model_of_two, AutoNormal(good_model_of_two))
+    with pytest.raises(pv.PairError, match="AutoNormal keeps a value for each row of its first batch: write a guide"):
+        pv.check(pair, X)
 
 
 def test_auxiliary_sites_are_for_point_guides_only():

@@ -112,6 +112,16 @@ def test_data_of_every_kind_train(make, cuda: torch.device, tmp_path):
         assert all(torch.equal(other[name], value) for name, value in found[0].items())
 
 
+def test_parameters_of_two_types_train(cuda: torch.device):
+    x = torch.randn(64, 2, dtype=torch.float64)
+    mixture, guide = pv.TrainableGMM(pv.GMM.fit(x, 2, max_iter=1)), pv.AmortisedCategorical(2, 2, [4])
+    pair = pv.Pair(mixture.model, guide.guide)
+    before = state(pair)
+    train(pair, x, objective=pv.ELBO(discrete="enumerate"), device=cuda)
+    assert {value.dtype for value in before.values()} == {torch.float32, torch.float64}
+    assert not any(torch.equal(state(pair)[name].cpu(), value) for name, value in before.items())
+
+
 def test_a_pair_that_is_on_the_gpu_trains_again_on_binary_draws(cuda: torch.device):
     pair = fresh()
     for _ in range(2):
@@ -195,7 +205,9 @@ def test_policies_and_the_step_done_again(policy: str, cuda: torch.device, gener
             assert train(pair, x, **options).skipped == tuple(bad_steps(3))
     assert all(bool(torch.isfinite(p).all()) for p in pair.parameters())
     for device in ("cpu", cuda):
-        again = pv.replay(fresh(make=Gaussian), tmp_path / "run", device=device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if device == "cpu" else "error")  # the noise there is another
+            again = pv.replay(fresh(make=Gaussian), tmp_path / "run", device=device)
         assert not again.is_finite
         assert "site 'x'" in again.reason
 
@@ -238,6 +250,13 @@ def test_estimates_agree_with_the_evidence(trained, cuda: torch.device):
     assert curve.mean[-1] == pytest.approx(exact.mean(), abs=0.1)
 
 
+def test_memory_and_chunks_change_no_number(trained):
+    """S14: by default a GPU scores as many draws at once as its share of memory holds."""
+    vae, x = trained
+    whole, cut = (pv.log_likelihood(vae, x, 3000, memory=m, progress=False) for m in (1 << 30, 1 << 20))
+    assert_within(cut.value, whole.value, absolute=1e-4, reason="float32")
+
+
 def test_accounts_of_a_pair(trained):
     vae, x = trained
     parts = pv.gap_decomposition(vae, x, 500, search=pv.LocalSearch(num_steps=60, max_rounds=2), progress=False)
@@ -276,8 +295,8 @@ def test_memory_of_the_gpu_that_runs_out(cuda: torch.device):
     x, pair = binary_rows(64), fresh(make=Wide)
     options = {"num_probes": 0, "progress": False, "device": cuda, "compile": False}
     whole = pv.log_likelihood(pair, x, 64, **options)
-    taken = torch.cuda.memory_reserved(cuda) + (64 << 20)
     torch.cuda.empty_cache()
+    taken = torch.cuda.memory_reserved(cuda) + (64 << 20)
     torch.cuda.set_per_process_memory_fraction(taken / torch.cuda.get_device_properties(cuda).total_memory)
     try:
         with pytest.warns(UserWarning, match="memory ran out"):

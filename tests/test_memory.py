@@ -18,6 +18,7 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae import shrinking
+from ppl_vae.arrays import Rows
 from ppl_vae.errors import is_lack_of_memory, located
 from ppl_vae.evaluation import likelihood, scoring, subject, weighing
 from ppl_vae.evaluation.local import LocalSearch
@@ -355,3 +356,9 @@ def test_a_limit_of_the_system():
         assert len(seen) == 1
 
     assert forked(within_little) == 0
+
+
+def test_data_that_the_device_cannot_hold_are_told_to_stay_on_disk(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "to", lambda *args, **options: (_ for _ in ()).throw(LACKS["cuda"]()))
+    with pytest.raises(pv.DataError, match=r"memory of cpu holds, found 19 rows .*mmap_mode='r'"):
+        Rows([binary_rows(19)]).to(torch.device("cpu"))

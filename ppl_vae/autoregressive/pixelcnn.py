@@ -78,8 +78,8 @@ class PixelCNN(AutoregressiveModel):
     def order(self) -> Sequence[int]:
         """Row by row, pixel by pixel, colour by colour."""
         colours, height, width = self.event_shape
-        places: list[int] = torch.arange(colours * height * width).reshape(colours, -1).T.flatten().tolist()
-        return places
+        pixels = height * width
+        return [colour * pixels + pixel for pixel in range(pixels) for colour in range(colours)]
 
     def logits(self, x: Tensor, context: Tensor | None) -> Tensor:
         """Logits of the pixels of x (..., C, H, W), broadcast against context (..., *context_shape)."""

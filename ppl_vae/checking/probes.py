@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ppl_vae.checking.rules import check_plates
@@ -184,9 +185,18 @@ def check_other_size(pair: Pair, batch: Batch) -> Tape:
         except PairError as error:
             raise PairError(
                 f"the {role} works on {len(batch[0])} rows but not on {len(fewer[0])}, and the last batch may be "
-                f'smaller: {error}; take sizes from the batch, as in pyro.plate("data", x.shape[0])'
+                f"smaller: {error}; {_size_mend(pair, role)}"
             ) from error
     return tape
+
+
+def _size_mend(pair: Pair, role: str) -> str:
+    if role == "guide" and isinstance(pair.guide, AutoGuide):
+        return (
+            f"{type(pair.guide).__name__} keeps a value for each row of its first batch: write a guide that computes "
+            "them from x, as an encoder does"
+        )
+    return 'take sizes from the batch, as in pyro.plate("data", x.shape[0])'
 
 
 def rows_are_mixed(pair: Pair, batch: Batch, layout: Layout) -> bool:

@@ -102,7 +102,7 @@ def compile_function(function: TensorFunction, examples: Sequence[Arguments], mo
 
 def _build(captured: Captured, arguments: Arguments) -> Callable[..., Sequence[Tensor]]:
     inputs: list[Any] = [*captured.tensors, *arguments]
-    options = {"fallback_random": True, "cpp_wrapper": inputs[0].device.type == "cpu"}
+    options = {"fallback_random": True, "cpp_wrapper": arguments[0].device.type == "cpu"}
     try:
         with _quiet():
             import torch._inductor

@@ -27,7 +27,8 @@ __all__ = ["ESTIMATES", "Chains", "annealed_importance_sampling", "bidirectional
 ESTIMATES = ("value", "stderr", "ess", "acceptance", "other", "other_stderr", "other_ess")
 
 _ROWS = 64
-_TUNING, _FORWARD, _REVERSE, _, _OTHER_TUNING, _OTHER_FORWARD = range(6)
+# What noise is for: chains begin from other draws than those that importance sampling weighs under the same seed.
+_TUNING, _FORWARD, _REVERSE, _OTHER_TUNING, _OTHER_FORWARD = range(0xA150, 0xA155)
 _DATA = 1 << 21  # no noise of an evaluation of simulated data is that which made them
 
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from ppl_vae.arrays import real_array
 from ppl_vae.averages import mean_stderr
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation.intervals import Interval
@@ -83,7 +84,7 @@ def agreement(estimate: Bounded, exact: np.ndarray) -> Agreement:
         >>> agreement(ll, pv.log_evidence(ppca, x, progress=False)).coverage
         1.0
     """
-    exact = np.asarray(exact, dtype=np.float64)
+    exact = real_array("exact", exact)
     if exact.shape != estimate.value.shape:
         raise DataError(f"exact: expected log p(x) of each datum, {estimate.value.shape}, found shape {exact.shape}")
     low, high = estimate.intervals(_LEVEL)

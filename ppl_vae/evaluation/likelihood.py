@@ -16,7 +16,7 @@ from ppl_vae.evaluation.probing import Prober
 from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
-from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
+from ppl_vae.evaluation.scoring import Scorer, chunk_rows
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
 from ppl_vae.options import positive_number, whole_number
@@ -191,14 +191,14 @@ def planned(
     num_units = math.ceil(most / plan.num_particles)
     draw = Proposer(pair, layout, compile, len(blocks) * num_units, plan.num_particles)
     # Data that need more samples than others are few: chunks of few data are full.
-    narrow = max(1, CHUNK_ROWS // plan.num_particles) if adaptive else CHUNK_ROWS
+    narrow = max(1, chunk_rows(device) // plan.num_particles) if adaptive else None
     score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
     return plan, Weigher(pair, layout, draw, score, device)
 
 
 def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
     """Number of scalars in the latent values of one datum."""
-    with seeded(0, pair.device):
+    with seeded(0, batch[0].device):
         latents = propose(pair, batch, 1, layout).latents[0]
     return max(1, sum(value.numel() for value in latents.values()))
 

@@ -17,10 +17,10 @@ from ppl_vae.pair import Pair
 from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of
 from ppl_vae.tape import Batch, Layout
 
-__all__ = ["CHUNK_ROWS", "Scorer"]
+__all__ = ["Scorer", "chunk_rows"]
 
-# Decodes at once: more run no faster and fall out of the cache.
-CHUNK_ROWS = 1024
+# Decodes at once: on a CPU more run no faster and fall out of the cache, on a GPU fewer leave most of it idle.
+CHUNK_ROWS, _CHUNK_ROWS_GPU = 1024, 1 << 16
 _WORK = "scoring draws under the model"
 
 
@@ -33,7 +33,8 @@ class Scorer:
         memory: Bytes that one run of the model may make; where less is left, runs score fewer draws.
         compile: Whether to compile the model: at once, never, or once it pays.
         num_scores: How many draws will be scored in all, over particles and data.
-        rows: Data of a chunk, at most. Few, where draws of part of the data of a block will be scored.
+        rows: Data of a chunk, at most; None sets no limit. Few, where draws of part of the data of a block will be
+            scored.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Scorer:
         memory: int,
         compile: Literal["auto"] | bool,
         num_scores: int,
-        rows: int = CHUNK_ROWS,
+        rows: int | None = None,
     ) -> None:
         self._pair, self._layout, self._memory = pair, layout, memory
         self._choice, self._num_scores, self._rows = compile, num_scores, rows
@@ -109,7 +110,7 @@ class Scorer:
         affordable = self._within_memory.limit
         if affordable != self._limit:  # code is compiled for one shape
             self._limit, self._usual, self._score_usual = affordable, None, None
-        rows = min(len(batch[0]), affordable, self._rows)
+        rows = min(len(batch[0]), affordable, self._rows or affordable)
         if not proposal.outer:
             return rows, 1
         chunks = math.ceil(count / max(1, affordable // rows))
@@ -122,8 +123,13 @@ class Scorer:
         with Operations() as operations:
             Shrinking(_WORK)(partial(self._part, batch, proposal), range(1), range(1))
         each = max(1, operations.bytes)
-        affordable = max(1, min(CHUNK_ROWS, self._memory // each))
+        affordable = max(1, min(chunk_rows(batch[0].device), self._memory // each))
         return Shrinking(_WORK, affordable, lambda limit: f"memory={limit * each} has that from the beginning")
+
+
+def chunk_rows(device: torch.device) -> int:
+    """Decodes that a device does at once, where the memory allows."""
+    return CHUNK_ROWS if device.type == "cpu" else _CHUNK_ROWS_GPU
 
 
 def _parts(count: int, size: int) -> list[range]:

@@ -11,7 +11,7 @@ import torch
 
 from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking import check, check_observations, check_rows, settled
-from ppl_vae.device import choose_device
+from ppl_vae.device import choose_device, full_precision
 from ppl_vae.distributed import Group, current
 from ppl_vae.errors import PairError, located
 from ppl_vae.evaluation.collect import Collection
@@ -129,6 +129,7 @@ def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Sub
     group = current()
     with ExitStack() as stack:
         stack.enter_context(undivided("this evaluation"))
+        stack.enter_context(full_precision(target))
         stack.enter_context(group.together(target))
         rows = settled(pair, as_rows(data), _PROBE_ROWS)
         layout = _checked(pair, rows)

@@ -130,7 +130,7 @@ def _columns(history: Sequence[Any] | Mapping[str, ArrayLike]) -> dict[str, NDAr
     held_out = ("validation_elbo", "validation_distortion", "validation_rate")
     required = ("step", "objective", "elbo", "distortion", "rate")
     if isinstance(history, Mapping):
-        columns = {n: np.asarray(history[n], dtype=np.float64) for n in (*required, *held_out) if n in history}
+        columns = {n: real_array(n, history[n]) for n in (*required, *held_out) if n in history}
     else:
         names = [name for name in (*required, *held_out) if history and hasattr(history[0], name)]
         columns = {name: np.array([getattr(row, name) for row in history], dtype=np.float64) for name in names}

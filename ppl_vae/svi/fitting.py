@@ -14,7 +14,7 @@ import torch
 
 from ppl_vae.arrays import Rows
 from ppl_vae.checking import CheckReport
-from ppl_vae.device import choose_device
+from ppl_vae.device import choose_device, full_precision
 from ppl_vae.distributed import Group, current
 from ppl_vae.history import History
 from ppl_vae.objectives import ELBO, Objective
@@ -209,6 +209,7 @@ def fit(
     start, group, target = time.monotonic(), current(), choose_device(device)
     root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()
     with ExitStack() as stack:
+        stack.enter_context(full_precision(target))
         with group.together(target):
             if root is not None and group.leads and not resume:
                 check_free(root, allowed={RUN})

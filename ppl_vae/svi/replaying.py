@@ -209,6 +209,7 @@ def _device(kept: str, wanted: str | torch.device | None) -> torch.device:
 
 def _layout(pair: Pair, batch: tuple[Tensor, ...], objective: Objective, binary: bool) -> Layout:
     """The layout, found with the parameters that the pair has: those of the step may draw what nobody can score."""
+    batch = tuple(array.to(pair.device) for array in batch)
     first = (torch.bernoulli(batch[0]), *batch[1:]) if binary else batch
     with seeded(0):
         summed = check_for_pyro(pair, first) if isinstance(objective, FromPyro) else None

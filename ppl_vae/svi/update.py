@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -69,15 +69,21 @@ class Adam(Update):
             if state["exp_avg"].stride() != p.stride():  # someone has given it other memory
                 state.update({name: laid_out(state[name], p) for name in ("exp_avg", "exp_avg_sq")})
         self._step += 1 if skip is None else 1 - skip
+        moving = [*zip(parameters, gradients, states, strict=True)]
+        for dtype in {p.dtype: None for p in parameters}:  # a kernel of CUDA takes one
+            self._move([row for row in moving if row[0].dtype == dtype], skip)
+
+    def _move(self, moving: Sequence[tuple[Tensor, Tensor, Mapping[str, Tensor]]], skip: Tensor | None) -> None:
+        """Moves parameters of one dtype by their gradients and states."""
         group = self.optimizer.param_groups[0]
         beta1, beta2 = group["betas"]
         torch._fused_adam_(
-            list(parameters),
-            [laid_out(g, p) for g, p in zip(gradients, parameters, strict=True)],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [p for p, _, _ in moving],
+            [laid_out(gradient, p) for p, gradient, _ in moving],
+            [state["exp_avg"] for _, _, state in moving],
+            [state["exp_avg_sq"] for _, _, state in moving],
             [],
-            [self._step] * len(states),
+            [self._step] * len(moving),
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
