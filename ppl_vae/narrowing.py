@@ -2,29 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
 from ppl_vae.errors import DataError
 
-__all__ = ["check_narrowing"]
+__all__ = ["check_narrowing", "narrowing_cautions"]
 
 _FEWEST = 5  # rows that tell a spread
 _MOVED = 1e-3  # of the spread of a number: a thousandth of a nat and more, where a likelihood is as narrow as the data
 _OF_PRECISION = 64  # where less is asked for than single precision, so many of its steps
+_OF_ROUNDING = 16  # steps of the type of the data within which a number is the same in all rows
 _BLOCK = 1 << 20
 
 
-def check_narrowing(rows: Rows) -> None:
+def check_narrowing(rows: Rows, among: Rows | None = None) -> None:
     """Checks that the conversion of rows to their type leaves what varies in them.
 
     Rounding is relative to a number, and what counts is how the number varies: a thousandth of its standard deviation
-    over the rows is too much. The same number in all rows may be rounded.
+    over the rows is too much. What is the same number in all rows, but for rounding, may be rounded.
+
+    Args:
+        rows: The rows, with the type that they are to have.
+        among: Others that tell how numbers vary, where those rows are a part that may be more alike.
 
     Raises:
         DataError: Naming the array and the number of a datum.
     """
+    for words, _ in _lost(rows, among):
+        raise DataError(words)
+
+
+def narrowing_cautions(rows: Rows) -> tuple[str, ...]:
+    """What the conversion of rows takes from them, in words; how all data vary is not known of a part of them.
+
+    Raises:
+        DataError: A number becomes infinite.
+    """
+    found = list(_lost(rows))
+    for words, is_infinite in found:
+        if is_infinite:
+            raise DataError(words)
+    return tuple(words for words, _ in found)
+
+
+def _lost(rows: Rows, among: Rows | None = None) -> Iterator[tuple[str, bool]]:
+    """Of each array that loses what varies in it, the first such number, in words, and whether it is infinite."""
     if rows.dtype is None or len(rows) < _FEWEST:
         return
     precision = torch.finfo(rows.dtype).eps
@@ -34,17 +60,23 @@ def check_narrowing(rows: Rows) -> None:
         if not kind.is_floating_point or precision <= torch.finfo(kind).eps:
             continue
         mean, spread, moved = _moments(one, rows.dtype)
+        if among is not None and among.arrays[i].shape[1:] == array.shape[1:]:
+            spread = torch.maximum(spread, _moments(Rows([among.arrays[i]]), rows.dtype)[1])
         allowed = max(_MOVED, _OF_PRECISION * precision) * spread
-        bad = ((moved > allowed) & (spread > 0)) | moved.isinf()
+        varies = spread > _OF_ROUNDING * torch.finfo(kind).eps * mean.abs()
+        bad = ((moved > allowed) & varies) | moved.isinf()
         if bad.any():
             worst = int(bad.nonzero()[0])
             name = f"data[{i}]" if len(rows.arrays) > 1 else "data"
             where = f", number {worst} of a datum" if len(bad) > 1 else ""
-            raise DataError(
-                f"{name}{where}: expected numbers that keep what varies in them in {rows.dtype}, the type of the "
-                f"pair's parameters, found mean {mean[worst]:.6g} and spread {spread[worst]:.3g}, moved by up to "
-                f"{moved[worst]:.3g}; subtract the mean (and divide by the spread), or compute in more digits: "
-                "pair.double()"
+            yield (
+                (
+                    f"{name}{where}: expected numbers that keep what varies in them in {rows.dtype}, the type of the "
+                    f"pair's parameters, found mean {mean[worst]:.6g} and spread {spread[worst]:.3g}, moved by up to "
+                    f"{moved[worst]:.3g}; subtract the mean (and divide by the spread), or compute in more digits: "
+                    "pair.double()"
+                ),
+                bool(moved.isinf().any()),
             )
 
 

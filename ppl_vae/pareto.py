@@ -23,7 +23,7 @@ FEW = 10
 """Samples from which no tail can be told: there is no threshold, and no verdict."""
 
 _FINITE_VARIANCE = 0.5
-_OF_ONE = 0.1  # of what the furthest draws make together
+_OF_ONE = 0.2  # of the squares of the furthest draws
 
 
 class Tails(NamedTuple):
@@ -93,7 +93,22 @@ def has_no_error(deviations: np.ndarray, num_samples: int) -> bool:
 
     The variance is finite up to a Pareto shape of 1/2, the mean itself up to 1. The shape is that of the tail of all
     draws of all data together, and has to be above 1/2 by two of its own errors. Draws that only look so, as they are
-    nearly equal but for a few, are told by their mean, which does not hang on any one of them.
+    nearly equal but for a few, are told by their variance, which does not hang on any one of them: a fifth of the
+    squares is a single draw's only where the variance grows with the number of draws.
+
+    How often it is said of 16 draws of each of 100, 300, 1000 and 3000 data, measured:
+
+    ==========================================  ====  ====  ====  ====
+    shape 1, as log-weights under t of 2        0.80  0.90  0.92  0.92
+    shape 2/3, as under t of 3                  0.08  0.22  0.44  0.60
+    shape 0.44, as under t of 4.5               0.02  0.00  0.00  0.00
+    normal, its square, exp of it               0.00  0.00  0.00  0.00
+    exp of twice a normal                       0.23  0.23  0.16  0.08
+    equal to a thousandth, 1 in 100 normal      0.88  0.38  0.00  0.08
+    equal to a thousandth, 1 in 30 normal       0.32  0.00  0.00  0.00
+    ==========================================  ====  ====  ====  ====
+
+    Of few data, and near a shape of 1/2, an error that is finite is therefore no proof that there is one.
 
     Args:
         deviations: Those of `largest_deviations`.
@@ -112,7 +127,7 @@ def has_no_error(deviations: np.ndarray, num_samples: int) -> bool:
         return False
     khat = fit_tails(np.log(tail[None]), total).khat
     is_heavy = bool((khat - 2 * khat_noise(khat, np.array([total])) > _FINITE_VARIANCE).all())
-    return is_heavy and bool(tail[0] > _OF_ONE * vary.sum())
+    return is_heavy and bool(tail[0] ** 2 > _OF_ONE * np.square(vary).sum())
 
 
 def _fit(largest: np.ndarray, num_samples: int) -> tuple[float, float]:

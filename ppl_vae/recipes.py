@@ -69,10 +69,14 @@ def gaussian_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 
         latent_dim: Dimension of z.
         hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
 
+    Raises:
+        DataError: x is of integers, or so small or large that its squares are none of its type.
+
     Example:
         >>> gaussian_vae(torch.zeros(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
         torch.Size([2, 3])
     """
+    _check_real(x, "gaussian-vae")
     spread = (x - x.mean(0)).square().mean().sqrt()
     unit = torch.where(_is_constant(x).all(), 1.0, spread).expand(x.shape[1:])
     decoder = decoders.Gaussian.mlp(latent_dim, hidden[::-1], x.shape[1:], "learned", _SMALLEST_SHARED)
@@ -91,10 +95,14 @@ def scaled_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 20
         latent_dim: Dimension of z.
         hidden: Widths of the encoder's hidden layers; the decoder mirrors them.
 
+    Raises:
+        DataError: As for `gaussian_vae`, of any entry that changes.
+
     Example:
         >>> scaled_vae(torch.randn(5, 3), latent_dim=1, hidden=[8]).sample(2).shape
         torch.Size([2, 3])
     """
+    _check_real(x, "scaled-vae")
     constant, deviation = _is_constant(x), x - x.mean(0)
     spread = torch.where(constant.all(), 1.0, deviation.square().mean().sqrt())
     of_each = torch.maximum(deviation.square().mean(0).sqrt(), deviation.abs().amax(0) / _FARTHEST)
@@ -119,7 +127,7 @@ def levels_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 20
         >>> levels_vae(torch.arange(8.0).reshape(4, 2), latent_dim=1, hidden=[8]).decoder.num_levels
         8
     """
-    _check_whole(x, "levels-vae")
+    x = _whole(x, "levels-vae")
     num_levels = max(2, int(x.max()) + 1)
     decoder = decoders.DiscretizedLogisticMixture.mlp(latent_dim, hidden[::-1], x.shape[1:], num_levels)
     return _standardized(decoder, x, latent_dim, hidden)
@@ -140,18 +148,29 @@ def counts_vae(x: Tensor, latent_dim: int = 50, hidden: Sequence[int] = (200, 20
         >>> counts_vae(torch.arange(8.0).reshape(4, 2), latent_dim=1, hidden=[8]).sample(3).shape
         torch.Size([3, 2])
     """
-    _check_whole(x, "counts-vae")
+    x = _whole(x, "counts-vae")
     decoder = decoders.NegativeBinomial.mlp(latent_dim, hidden[::-1], x.shape[1:])
     decoder.start_at(x)
     return _standardized(decoder, x, latent_dim, hidden)
 
 
-def _check_whole(x: Tensor, recipe: str) -> None:
+def _check_real(x: Tensor, recipe: str) -> None:
+    """Integers have no density."""
+    if not x.is_floating_point():
+        raise DataError(
+            f"the recipe {recipe} expects real numbers, found {str(x.dtype).removeprefix('torch.')}: dequantise levels "
+            "(ppl_vae.data.dequantize), pass x.float() where they are measurements, or take another recipe"
+        )
+
+
+def _whole(x: Tensor, recipe: str) -> Tensor:
+    """Levels or counts as real numbers, whose statistics torch takes."""
     if (outside := first_outside(constraints.nonnegative_integer, x)) is not None:
         raise DataError(
             f"row {outside[0]}: the recipe {recipe} expects whole numbers 0, 1, 2, ..., found {outside[1]:g}: make "
             "levels of grey images, ppl_vae.data.quantize(x, levels), or take another recipe"
         )
+    return x if x.is_floating_point() else x.to(torch.get_default_dtype())
 
 
 class _InUnits(nn.Module):
@@ -178,8 +197,22 @@ def _is_constant(x: Tensor) -> Tensor:
     return (x == x[0]).all(0)
 
 
+def _check_unit(unit: Tensor, x: Tensor) -> None:
+    """A density squares what it divides by."""
+    kind = torch.finfo(torch.get_default_dtype())
+    square = unit.to(torch.get_default_dtype()).square()
+    bad = ~((square >= kind.tiny) & (square <= kind.max))
+    if bool(bad.any()):
+        far = (x - x.mean(0)).abs().amax(0)[bad][0]
+        raise DataError(
+            f"expected numbers whose squares are of {torch.get_default_dtype()}, {kind.tiny:.2g} to {kind.max:.2g}, "
+            f"found some that are at most {float(far):.3g} away from their mean: measure the data in another unit"
+        )
+
+
 def _in_units(decoder: decoders.Gaussian, x: Tensor, unit: Tensor, latent_dim: int, hidden: Sequence[int]) -> VAE:
     """A VAE of x around its means, in a unit for each entry, that starts at the model without latents."""
+    _check_unit(unit, x)
     decoder.start_at((x - x.mean(0)) / unit)
     loc, unit = (number.to(torch.get_default_dtype(), copy=True) for number in (x.mean(0), unit))
     network = nn.Sequential(Standardize(loc, unit), MLP(x[0].numel(), hidden, 2 * latent_dim))

@@ -333,6 +333,21 @@ def test_pairs_that_score_different_arguments_are_refused():
     assert compare({"a": scored("x"), "b": scored("y")}, (x, x), 5).ranks
 
 
+def test_what_does_not_compare_is_refused_before_anything_is_evaluated(monkeypatch):
+    """Hours of evaluation ended in a refusal."""
+    monkeypatch.setattr(
+        "ppl_vae.evaluation.comparison.log_likelihood", lambda *args, **options: pytest.fail("evaluated")
+    )
+    x, y = torch.arange(4.0), torch.ones(4)
+    for pairs, data in (
+        ({"a": scored("x"), "b": scored("y")}, (x, y)),
+        ({"a": normal(5), "b": ModuleVAE()}, binary_rows(4)),
+        ({"a": normal(5), "b": normal(3)}, binary_rows(4)),
+    ):
+        with pytest.raises(pv.PairError, match="expected pairs with the same"):
+            compare(pairs, data, 5)
+
+
 def test_options_and_estimates_are_checked():
     with pytest.raises(ValueError, match="level: expected a probability"):
         compare({"a": ModuleVAE()}, binary_rows(4), level=1.0)

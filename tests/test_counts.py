@@ -86,15 +86,69 @@ def test_counts_that_share_a_total():
     assert "torch's Multinomial" in pv.check(pv.Pair(model, guide), x).cautions[0]
 
 
+def zero_inflated(z):
+    return dist.ZeroInflatedPoisson(z.exp(), gate=torch.tensor(0.3))
+
+
+def zero_inflated_negative_binomial(z):
+    return dist.ZeroInflatedNegativeBinomial(torch.tensor(1e3), logits=z - 7, gate=torch.tensor(0.3))
+
+
+def mixture(z, kind=dist.Poisson):
+    return dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), kind(torch.stack([z, z + 1e-3], -1).exp()))
+
+
+@pytest.mark.parametrize("make", [zero_inflated, zero_inflated_negative_binomial, mixture])
+def test_counts_under_another_name(make):
+    pair, x = count_pair(make), torch.tensor([1e4, 1e6])
+    assert len(pv.check(pair, x).cautions) == 1
+    with pytest.raises(pv.DataError, match="row 1: site 'x'"):
+        pv.log_likelihood(pair, x, 20, progress=False)
+
+
+def test_equal_rates_round_alike():
+    """Counts of 850, of which each errs by less than a thousandth of a nat: all 784 by more than a tenth."""
+    x = torch.poisson(torch.full((20, 784), 850.0), generator=torch.Generator().manual_seed(0))
+    pair = count_pair(lambda loc: dist.Poisson(loc.exp().expand(-1, 784)), to_event=1)
+    assert "errs by as much as 0." in pv.check(pair, x).cautions[0]
+    with pytest.raises(pv.DataError, match="torch's Poisson"):
+        pv.log_likelihood(pair, x, 20, progress=False)
+    few = count_pair(lambda loc: dist.Poisson(loc.exp().expand(-1, 4)), to_event=1)
+    assert pv.check(few, x[:, :4]).cautions == ()
+
+
+@pytest.mark.parametrize("kind", ["handler", "distribution"])
+def test_what_a_mask_takes_away_is_not_judged(kind):
+    def model(x, seen):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+            if kind == "handler":
+                with pyro.poutine.mask(mask=seen):
+                    pyro.sample("x", dist.Poisson(z.exp()), obs=x)
+            else:
+                pyro.sample("x", dist.Poisson(z.exp()).mask(seen), obs=x)
+
+    def guide(x, seen):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+
+    x = torch.tensor([2.0, 1e6, 3.0])
+    pair = pv.Pair(model, guide)
+    assert pv.check(pair, (x, x < 10)).cautions == ()
+    pv.log_likelihood(pair, (x, x < 10), 20, progress=False)
+    assert len(pv.check(pair, (x, x > 0)).cautions) == 1
+
+
 @pytest.mark.parametrize(
     ("make", "x"),
     [
         (poisson, torch.tensor([3e3, 1e4])),
         (poisson, torch.tensor(LARGE, dtype=torch.float64)),
         (lambda z: pv.distributions.Poisson(z.exp()), torch.tensor(LARGE)),
+        (lambda z: mixture(z, pv.distributions.Poisson), torch.tensor(LARGE)),
         (negative_binomial, torch.tensor([3e3, 1e4])),
     ],
-    ids=["small counts", "double precision", "our Poisson", "small counts, negative binomial"],
+    ids=["small counts", "double precision", "our Poisson", "mixture of ours", "small counts, negative binomial"],
 )
 def test_what_is_computed_well_is_evaluated(make, x):
     pair = count_pair(make)

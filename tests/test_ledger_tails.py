@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ppl_vae as pv
+from ppl_vae.pareto import has_no_error, largest_deviations
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -70,3 +71,31 @@ def test_an_elbo_that_is_finite_has_an_error(df: float, num_samples: int):
     found = pv.ledger(guided_by_t(df), DATA, num_samples, num_aggregate=0, progress=False)
     assert found.elbo.population_stderr < math.inf
     assert "inf" not in str(found)
+
+
+def squares_of_t(df: float):
+    return lambda rng, shape: rng.standard_t(df, shape) ** 2 / 2
+
+
+def nearly_equal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return rng.normal(size=shape) * np.where(rng.random(shape) < 0.03, 1, 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("draw", "num_data", "least", "most"),
+    [
+        (squares_of_t(2), 300, 0.6, 1.0),
+        (squares_of_t(2), 3000, 0.7, 1.0),
+        (lambda rng, shape: rng.standard_cauchy(shape), 1000, 0.7, 1.0),
+        (squares_of_t(3), 3000, 0.3, 1.0),
+        (squares_of_t(4.5), 1000, 0.0, 0.1),
+        (lambda rng, shape: np.exp(rng.normal(size=shape)), 1000, 0.0, 0.1),
+        (nearly_equal, 300, 0.0, 0.2),
+    ],
+    ids=["t2 of 300", "t2", "Cauchy", "t3", "t4.5", "lognormal", "nearly equal"],
+)
+def test_how_often_heavy_tails_are_seen(draw, num_data: int, least: float, most: float):
+    """Half of the shapes above 1/2 were missed, and the more data, the more."""
+    rngs = [np.random.default_rng([num_data, seed]) for seed in range(20)]
+    seen = [has_no_error(largest_deviations(draw(rng, (16, num_data))), 16) for rng in rngs]
+    assert least <= np.mean(seen) <= most

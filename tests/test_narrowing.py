@@ -65,10 +65,36 @@ def test_the_first_fit_computes_in_the_type_of_the_later_ones():
     assert trained(offset_pair(), X) == trained(made, X)
 
 
-@pytest.mark.parametrize("ask", [pv.check, estimate, evidence, compared, trained])
+@pytest.mark.parametrize("ask", [estimate, evidence, compared, trained])
 def test_data_that_the_type_of_the_parameters_cannot_tell_apart_are_refused(ask):
     with pytest.raises(pv.DataError, match=r"data: .*torch.float32.*mean 1e\+07.*subtract the mean.*pair.double"):
         ask(offset_pair(FAR), FAR + X)
+
+
+def test_a_batch_that_loses_what_varies_in_it_is_a_caution():
+    """All data may vary more: every hundredth of sorted seconds since 1970 was refused, and all of them were not."""
+    (caution,) = pv.check(offset_pair(FAR), FAR + X).cautions
+    assert "subtract the mean" in caution
+    with pytest.raises(pv.DataError, match="moved by up to inf"):
+        pv.check(offset_pair(), 1e200 * X)
+
+
+SORTED = 1.7e9 + np.sort(np.random.default_rng(0).uniform(0, 1e6, 2000))
+
+
+def test_a_part_of_sorted_data_is_taken_where_all_are():
+    def scaled_pair():
+        def model(x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x.new_zeros(len(x)), 1.0))
+                pyro.sample("x", dist.Normal(1.7e9 + 1e6 * z, 1e6), obs=x)
+
+        return pv.Pair(model, offset_pair(1.7e9).guide)
+
+    for part in (SORTED[-40:], SORTED[:40]):
+        fit = pv.fit(scaled_pair(), SORTED, steps=1, validation=part, progress=False, compile=False)
+        assert np.isfinite(fit.history[-1].elbo)
+    assert compared(scaled_pair(), SORTED).shape == SORTED.shape
 
 
 def test_held_out_data_are_refused_as_such():
@@ -97,13 +123,22 @@ def test_what_is_left_for_escalation_may_be_more_alike_than_all():
     "data",
     [
         lambda: np.full((6, 1), 0.1),
+        lambda: np.where(np.arange(6) % 2, 1 / 3, np.nextafter(1 / 3, 1)),
         lambda: 1e6 + np.arange(6.0),
         lambda: 2e3 + X,
         lambda: (FAR + X)[:4],
         lambda: (FAR + X).astype(np.float32),
         lambda: np.arange(6) + (1 << 40),
     ],
-    ids=["the same in all rows", "whole numbers", "a small offset", "four rows", "single already", "integers"],
+    ids=[
+        "the same in all rows",
+        "the same but for rounding",
+        "whole numbers",
+        "a small offset",
+        "four rows",
+        "single already",
+        "integers",
+    ],
 )
 def test_what_may_be_rounded(data):
     check_narrowing(as_rows(data()).with_dtype(torch.float32))

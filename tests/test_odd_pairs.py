@@ -69,8 +69,55 @@ def test_a_latent_of_no_numbers_is_refused():
 
 def test_booleans_are_refused_where_a_density_cannot_take_them():
     x = torch.tensor([[True, False, True, True]])
-    with pytest.raises(pv.DataError, match=r"site 'x': expected numbers for Normal, found booleans; pass x.float\(\)"):
+    with pytest.raises(pv.DataError, match=r"site 'x': expected real numbers for Normal, found bool; pass x.float\(\)"):
         pv.log_likelihood(small_ppca(), x, 20, progress=False)
+
+
+def scored_by(kind: type[dist.Distribution]) -> pv.Pair:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", kind(z.unsqueeze(-1).sigmoid().expand(*z.shape, 3)).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        width = pyro.param("width", torch.tensor(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), width))
+
+    return pv.Pair(model, guide)
+
+
+EVALUATIONS = [
+    pv.check,
+    lambda pair, x: pv.log_likelihood(pair, x, 10, progress=False),
+    lambda pair, x: pv.calibrate(pair, x, 10, 9, progress=False),
+    lambda pair, x: pv.fit(pair, x, steps=1, progress=False, compile=False),
+]
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_whole_numbers_are_refused_where_torch_does_not_score_them(evaluate, dtype: torch.dtype):
+    found = str(dtype).removeprefix("torch.")
+    with pytest.raises(pv.DataError, match=rf"site 'x': .* for Bernoulli, found {found}; pass x.float\(\)"):
+        evaluate(scored_by(dist.Bernoulli), torch.ones(6, 3, dtype=dtype))
+
+
+def test_held_out_whole_numbers_are_refused_as_such():
+    x = torch.ones(6, 3)
+    with pytest.raises(pv.DataError, match="validation data: the pair does not take them: site 'x': log_prob of"):
+        pv.fit(scored_by(dist.Bernoulli), x, steps=1, validation=x.long(), progress=False, compile=False)
+
+
+class NoDensity(dist.Bernoulli):
+    def log_prob(self, value: Tensor) -> Tensor:
+        raise NotImplementedError("not yet")
+
+
+@pytest.mark.parametrize("evaluate", EVALUATIONS)
+def test_what_a_density_raises_is_named(evaluate):
+    with pytest.raises(pv.PairError, match="site 'x': log_prob of NoDensity, failed: NotImplementedError: not yet"):
+        evaluate(scored_by(NoDensity), torch.ones(6, 3))
 
 
 def test_a_covariance_without_a_root_grows_until_it_has_one():

@@ -51,6 +51,15 @@ def test_other_numbers_are_refused_by_their_row(recipe, value):
         recipe(x)
 
 
+@pytest.mark.parametrize("recipe", [levels_vae, counts_vae])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
+def test_whole_numbers_are_of_any_dtype(recipe, dtype):
+    x = torch.arange(60).reshape(20, 3) % 7
+    found, same = made(recipe, x.to(dtype)), made(recipe, x.float())
+    assert all(torch.equal(one, other) for one, other in zip(found.parameters(), same.parameters(), strict=True))
+    assert pv.log_likelihood(found, x.to(dtype), 5, progress=False).value.shape == (20,)
+
+
 # Densities: x in units of its own
 
 UNITS = torch.tensor([1e-4, 1.0, 300.0])
@@ -105,6 +114,20 @@ def test_entries_that_never_change_have_the_unit_of_the_rest(recipe, constant, g
     spread = (x - x.mean(0)).square().mean().sqrt() if constant == slice(1) else 1.0
     assert_within(vae.decoder.unit[0] / spread, 1.0, absolute=1e-5, reason="float32")
     assert torch.isfinite(vae.reconstruct(x[:2])).all()
+
+
+@pytest.mark.parametrize("recipe", [scaled_vae, gaussian_vae])
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_numbers_without_a_square_are_refused(recipe, size):
+    with pytest.raises(pv.DataError, match=r"squares are of torch.float32, .*at most .*e[-+]2\d away .*another unit"):
+        recipe(torch.randn(50, 3) * size, latent_dim=2, hidden=[8])
+
+
+@pytest.mark.parametrize("recipe", [scaled_vae, gaussian_vae])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_integers_have_no_density(recipe, dtype):
+    with pytest.raises(pv.DataError, match=rf"-vae expects real numbers, found {str(dtype)[6:]}: dequantise"):
+        recipe(torch.zeros(5, 3, dtype=dtype), latent_dim=2, hidden=[8])
 
 
 @pytest.mark.parametrize("recipe", [scaled_vae, gaussian_vae])

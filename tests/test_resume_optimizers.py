@@ -105,8 +105,23 @@ class Cycling(torch.optim.Adam):
         self.decay.step()
 
 
+class Twice(Wrapping):
+    """Keeps the other one under two names."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.inner = self.optimizer = self.base
+
+
+def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
+    for optimizer in (Wrapping, Twice):
+        run(ModuleVAE, binary, OPTIONS | {"epochs": 1, "optimizer": optimizer}, run_dir=tmp_path / optimizer.__name__)
+    plains = [newest(tmp_path / name / "checkpoints").plain["optimizer"] for name in ("Wrapping", "Twice")]
+    assert plains[0]["entries"] == plains[1]["entries"]
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@pytest.mark.parametrize("optimizer", [Pulled, Slowing, Wrapping, Easing, Weighted, Cycling])
+@pytest.mark.parametrize("optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Cycling])
 def test_what_an_optimiser_keeps_changes_no_bit(optimizer, tmp_path: Path):
     options = OPTIONS | {"optimizer": optimizer}
     whole = numbers(*run(ModuleVAE, binary, options))

@@ -111,6 +111,39 @@ def test_draws_that_do_not_settle_are_refused(pair: pv.Pair):
         simulated(pair, torch.zeros(8, LENGTH))
 
 
+def test_noise_that_other_rows_move_is_no_number_that_depends_on_itself(seed):
+    """torch takes as much noise for a Poisson draw as that needs: what one row draws moves the noise of the next."""
+
+    def model(x: Tensor, y: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("y", dist.Bernoulli(z.sigmoid()), obs=y)
+            pyro.sample("x", dist.Poisson((20 * y + 5).unsqueeze(-1).expand(*y.shape, 3)).to_event(1), obs=x)
+
+    x, y = simulated(pv.Pair(model, prior), torch.zeros(40, 3), torch.zeros(40), seed=seed).batch
+    assert (x[y == 1].mean() - x[y == 0].mean()) > 10
+
+
+def beside(x: Tensor) -> Tensor:
+    """The other of each two numbers."""
+    return x.reshape(len(x), -1, 2).flip(-1).reshape(x.shape)
+
+
+@pytest.mark.parametrize("read", [torch.tanh, torch.round, beside])
+@pytest.mark.parametrize("num_data", [1, 16])
+def test_draws_that_settle_and_depend_on_themselves_are_refused(read, num_data: int):
+    """A bracket was printed of a log p(x) that there is none of, and a guide blamed."""
+    pair, x = forced(0.1, read=read), torch.zeros(num_data, 40)
+    with pytest.raises(pv.PairError, match="let each number read only those before it"):
+        simulated(pair, x)
+
+
+@pytest.mark.parametrize("evaluate", [pv.calibrate, pv.bidirectional_monte_carlo])
+def test_evaluations_refuse_them(evaluate):
+    with pytest.raises(pv.PairError, match="change with themselves"):
+        evaluate(forced(0.1, read=torch.tanh), torch.zeros(4, 40), progress=False)
+
+
 def test_a_mask_of_what_is_drawn_is_refused():
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -12,7 +12,7 @@ from ppl_vae.arrays import Rows, as_rows
 from ppl_vae.checking.bounded import bounded_by_latents, check_allowed, check_gaps
 from ppl_vae.checking.counts import check_counts, count_cautions
 from ppl_vae.checking.density import density_cautions
-from ppl_vae.checking.kinds import settled
+from ppl_vae.checking.kinds import first_run
 from ppl_vae.checking.layout import cardinalities, find_layout, observed_size, stated_size
 from ppl_vae.checking.probes import (
     cannot_broadcast,
@@ -31,11 +31,13 @@ from ppl_vae.checking.rules import (
     check_inside,
     check_observed,
     check_plates,
+    check_scored,
     check_sites,
     check_supports,
 )
 from ppl_vae.checking.sites import frame_of
 from ppl_vae.errors import DataError, PairError
+from ppl_vae.narrowing import narrowing_cautions
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.shrinking import Places, Shrinking, rows_of
 from ppl_vae.supports import is_fixed, support_of_data
@@ -77,8 +79,9 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
 
     Raises:
         PairError: Naming the site, what was expected, what was found, and a mend.
-        DataError: If observed values lie outside the support of their site (the row is named), or lose what varies in
-            them in the type of the parameters.
+        DataError: If observed values lie outside the support of their site (the row is named), or are too large for the
+            type of the parameters. That they lose there what varies in them is a caution, as a batch does not tell how
+            all data vary; `fit` and evaluations, which see all of them, refuse it.
 
     Example:
         >>> import torch, ppl_vae as pv
@@ -89,7 +92,9 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
     """
     pair = as_pair(pair)
     rows = as_rows(batch)
-    rows = settled(pair, rows, len(rows))
+    first_run(pair, rows.with_dtype(pair.dtype).take(slice(0, len(rows)), pair.device))
+    rows = rows.with_dtype(pair.dtype)
+    narrowed = narrowing_cautions(rows)
     args = rows.take(slice(0, len(rows)), pair.device)
     with quiet(pair):
         guide = trace(pair, "guide", args)
@@ -108,6 +113,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
             check_draws_inside(guide, prior, layout)
         with validating(not layout.may_leave_support):
             check_observed(trace(pair, "model", args, guide), bounded)
+        check_scored(model)
         notes = []
         if noisy := guide_is_noisy(pair, few, layout):
             notes.append(
@@ -132,7 +138,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         notes.append(f"no closed-form KL at {', '.join(map(repr, sampled))}: that part of the rate is sampled")
     if layout.reconstructed:
         notes.append(f"site {layout.reconstructed[0]!r} reads what it observes: a reconstruction, without log p(x)")
-    cautions = density_cautions(model) + count_cautions(model, layout)
+    cautions = narrowed + density_cautions(model) + count_cautions(model, layout)
     sites, parameters = describe_sites(guide, prior, layout), describe_parameters(pair)
     return CheckReport(sites, parameters, layout, (*notes, *cautions), cautions)
 
@@ -190,6 +196,8 @@ def check_form(pair: Pair, rows: Rows, layout: Layout) -> None:
         try:
             for role in ("guide", "model"):
                 check_plates(role, trace(pair, role, few), len(few[0]))
+            with validating(False):
+                check_scored(trace(pair, "model", few))
         except PairError as error:
             raise DataError(
                 f"the pair does not take them: {error}; give arrays like those that it trains on"

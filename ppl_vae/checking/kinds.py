@@ -30,16 +30,17 @@ def first_run(pair: Pair, batch: Batch) -> None:
             trace(pair, role, batch)
 
 
-def in_kind_of(pair: Pair, rows: Rows) -> Rows:
+def in_kind_of(pair: Pair, rows: Rows, among: Rows | None = None) -> Rows:
     """The same rows, floating arrays in the type of the parameters, where they have one.
 
     Args:
         pair: One that has run.
         rows: Data in any type.
+        among: Data that tell how numbers vary, where `rows` are a part.
 
     Raises:
         DataError: That type cannot tell the data apart.
     """
     converted = rows.with_dtype(pair.dtype)
-    check_narrowing(converted)
+    check_narrowing(converted, among)
     return converted

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.checking.sites import distribution_name, frame_of, is_point, mask_of
-from ppl_vae.errors import DataError, PairError
+from ppl_vae.errors import DataError, PairError, located
 from ppl_vae.reductions import site_log_prob
 from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of, support_of_data
 from ppl_vae.tape import DATA, Layout, Site, Tape
@@ -20,6 +20,7 @@ __all__ = [
     "check_inside",
     "check_observed",
     "check_plates",
+    "check_scored",
     "check_sites",
     "check_supports",
 ]
@@ -199,21 +200,36 @@ def check_observed(model: Tape, bounded: frozenset[str], start: int = 0) -> None
         start: The first row in the data set.
     """
     for name, site in model.sites.items():
-        if site["is_observed"] and site["value"].dtype == torch.bool:
-            _check_booleans(site)
+        if site["is_observed"] and not site["value"].is_floating_point():
+            _check_taken(site)
         if site["is_observed"] and name not in bounded:
             check_inside(site, site["value"], start)
 
 
-def _check_booleans(site: Site) -> None:
-    """The distribution of a site takes booleans; most of them compute with numbers."""
+def _check_taken(site: Site) -> None:
+    """The distribution of a site takes whole numbers, or booleans; some compute with real ones only."""
     try:
         site_log_prob(site)
+    except ValueError:
+        return  # outside the support, which is judged apart
     except RuntimeError as error:
+        found = str(site["value"].dtype).removeprefix("torch.")
         raise DataError(
-            f"site {site['name']!r}: expected numbers for {distribution_name(site['fn'])}, "
-            "found booleans; pass x.float()"
+            f"site {site['name']!r}: expected real numbers for {distribution_name(site['fn'])}, found {found}; pass "
+            "x.float()"
         ) from error
+
+
+def check_scored(model: Tape) -> None:
+    """Every observed site has a log-probability at what it observes.
+
+    Args:
+        model: A run of the model, whose distributions do not validate: supports are checked elsewhere.
+    """
+    for name, site in model.sites.items():
+        if site["is_observed"]:
+            with located(f"site {name!r}: log_prob of {distribution_name(site['fn'])}"):
+                site_log_prob(site)
 
 
 def check_inside(site: Site, value: Tensor, start: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows, as_rows
-from ppl_vae.checking import in_kind_of, kind_of_density
+from ppl_vae.checking import check, first_run, kind_of_density
 from ppl_vae.checking.probes import quiet, trace
 from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.evaluation.likelihood import log_likelihood
@@ -81,7 +81,11 @@ def compare(
     whole_number("seed", seed)
     probability("level", level)
     rows = as_rows(data)
-    kinds, observed, rounding = {}, {}, 0.0
+    facts: dict[str, _Facts] = {}
+    for name, pair in pairs.items():
+        with _naming(name):
+            facts[name] = _facts(as_pair(pair), rows)
+    _check_comparable(facts)
     results: dict[str, LogLikelihood] = {}
     for name, pair in pairs.items():
         with _naming(name):
@@ -96,17 +100,43 @@ def compare(
                 compile=compile,
                 progress=progress,
             )
-            valid = as_pair(pair)
-            probe = slice(0, _PROBE_ROWS)
-            first = in_kind_of(valid, Rows(rows.take(probe))).take(probe, valid.device)
-            kinds[name] = kind_of_density(valid, first)
-            observed[name] = _observed(valid, first)
-            rounding = max(rounding, _rounding(valid, first))
+    _check_sizes({name: result.num_dimensions for name, result in results.items()})
+    return Comparison(results, level, max(found.rounding for found in facts.values()))
+
+
+class _Facts(NamedTuple):
+    """What the first rows tell of a pair."""
+
+    kind: str
+    """Probability or density."""
+    size: int
+    """How many numbers of a datum are observed; 0 where that differs among data."""
+    observed: str
+    """Which arguments are observed, in words, or nothing."""
+    rounding: float
+    """Relative rounding of what is computed."""
+
+
+def _facts(pair: Pair, rows: Rows) -> _Facts:
+    """Checks a pair on the first rows, and says what has to be the same of all pairs."""
+    probe = slice(0, _PROBE_ROWS)
+    first_run(pair, rows.with_dtype(pair.dtype).take(probe, pair.device))
+    first = rows.with_dtype(pair.dtype).take(probe, pair.device)
+    layout = check(pair, first, proposes_outside=True).layout
+    return _Facts(kind_of_density(pair, first), layout.num_dimensions, _observed(pair, first), _rounding(pair, first))
+
+
+def _check_comparable(facts: Mapping[str, _Facts]) -> None:
+    """The log-likelihoods of all pairs are numbers of one kind, of the same part of a datum."""
+    kinds = {name: found.kind for name, found in facts.items()}
     _check_alike(kinds, "kind of number", "a probability and a density have no common measure")
-    sizes = {name: f"log p of {result.num_dimensions} numbers" for name, result in results.items()}
-    _check_alike(sizes, "observed part of a datum", _SAME)
-    _check_alike({name: words for name, words in observed.items() if words}, "observed part of a datum", _SAME)
-    return Comparison(results, level, rounding)
+    _check_sizes({name: found.size for name, found in facts.items()})
+    _check_alike({name: f.observed for name, f in facts.items() if f.observed}, "observed part of a datum", _SAME)
+
+
+def _check_sizes(sizes: Mapping[str, int]) -> None:
+    found = {name: f"log p of {size} numbers" for name, size in sizes.items()}
+    _check_alike(found, "observed part of a datum", _SAME)
 
 
 def _observed(pair: Pair, batch: Batch) -> str:

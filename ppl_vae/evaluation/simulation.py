@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,9 @@ from ppl_vae.rng import current_state, restore_state
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 
 __all__ = ["Simulated", "simulate"]
+
+_ROUNDING = 1e-4  # of a number and of what takes its place: convolutions round what they do not read
+_IN_ORDER = "let each number read only those before it"
 
 
 class Simulated(NamedTuple):
@@ -31,21 +35,28 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
     So do the entries of those that a mask takes away. A distribution may read observed arguments, as a decoder reads
     the pixels before its own: the model is run again on what it has drawn, with the same noise, until that stays as it
     is. Each run settles one of the D numbers of a datum at least, in the order in which they depend on each other.
+    That there is such an order is seen from other numbers in the place of one of each datum, which must not change what
+    is drawn for it.
 
     Raises:
         PairError: A site is observed at something else than one of the arguments, row by row; it cannot be sampled;
-            its argument is of a type that does not hold what it draws; its mask depends on what it draws; or draws do
-            not settle.
+            its argument is of a type that does not hold what it draws; its mask depends on what it draws; draws do not
+            settle; or they settle though numbers depend on themselves.
     """
     latents = run_program(pair, pair.guide, batch, None, layout).latents
     noise = current_state(batch[0].device)
-    first = made = _run(pair, batch, layout, latents)
-    for _ in range(first.num_entries):
-        if not made.moved:
-            break
+
+    def again(batch: Batch) -> _Run:
         restore_state(noise)
-        made = _run(pair, made.batch, layout, latents)
+        return _run(pair, batch, layout, latents)
+
+    first = made = _run(pair, batch, layout, latents)
+    count = 0
+    while made.moved and count < first.num_entries:
+        made, count = again(made.batch), count + 1
     _check_settled(first, made)
+    if count > 1:  # or nothing reads what is drawn
+        _check_order(made, _run(pair, made.batch, layout, latents).batch, again, count)
     return Simulated(made.batch, made.latents)
 
 
@@ -102,8 +113,8 @@ def _check_settled(first: _Run, last: _Run) -> None:
             f"site {last.moved[0]!r}: expected draws that settle once the arguments hold them, after "
             f"{first.num_entries + 1} runs at most, found that they still change: its distribution reads the numbers "
             "that it scores, so that it is no density of them, or the noise of one row depends on another, as in Gamma "
-            "and Poisson that read observed arguments; let each number read only those before it, or use "
-            "annealed_importance_sampling or log_likelihood, which need no simulated data"
+            f"and Poisson that read observed arguments; {_IN_ORDER}, or use annealed_importance_sampling or "
+            "log_likelihood, which need no simulated data"
         )
     for name in first.counts.keys() | last.counts.keys():
         before, after = first.counts.get(name), last.counts.get(name)
@@ -112,6 +123,56 @@ def _check_settled(first: _Run, last: _Run) -> None:
                 f"site {name!r}: expected a mask that leaves the same entries of simulated data as of those given, "
                 "found one that depends on what is drawn; make the mask an argument of its own"
             )
+
+
+def _check_order(made: _Run, other: Batch, again: Callable[[Batch], _Run], count: int) -> None:
+    """What is drawn for a number does not depend on it, by itself or through numbers that read it.
+
+    Args:
+        made: Draws that have settled.
+        other: Other draws, one number of each datum of which takes the place of that in `made`.
+        again: Draws with the noise of `made`.
+        count: How many runs it took to settle.
+    """
+    chosen = _one_of_each(made.batch, other)
+    changed = _changed(made.batch, other, chosen, again, count)
+    if not bool(changed.any()):
+        return
+    first = torch.zeros_like(changed)
+    first[int(changed.nonzero()[0])] = True  # alone, as other rows may have moved the noise of this one
+    chosen = [here & first.reshape(-1, *(1,) * (here.dim() - 1)) for here in chosen]
+    if bool(_changed(made.batch, other, chosen, again, count).any()):
+        i = next(i for i, here in enumerate(chosen) if bool(here.any()))
+        raise PairError(
+            f"argument {i}: expected numbers each of which is drawn whatever it was, found some that change with "
+            "themselves: a distribution reads the numbers that it scores, or two read each other, so that there is no "
+            f"density of them and no log p(x); {_IN_ORDER}"
+        )
+
+
+def _changed(made: Batch, other: Batch, chosen: list[Tensor], again: Callable[[Batch], _Run], count: int) -> Tensor:
+    """Of which data a draw changes once other numbers stand in its place, where `chosen`, (N,)."""
+    held = tuple(torch.where(here, new, old) for here, new, old in zip(chosen, other, made, strict=True))
+    changed = torch.zeros(len(made[0]), dtype=torch.bool, device=made[0].device)
+    for _ in range(count):
+        drawn = again(held).batch
+        for here, old, new, found in zip(chosen, made, held, drawn, strict=True):
+            before, instead, after = (array.double() for array in (old, new, found))
+            far = (after - before).abs() > _ROUNDING * (before.abs() + (instead - before).abs())
+            changed |= (far & here).reshape(len(here), -1).any(1)
+        moved = tuple(torch.where(here, new, found) for here, new, found in zip(chosen, held, drawn, strict=True))
+        if bool(changed.any()) or all(bool(_alike(*pair).all()) for pair in zip(moved, held, strict=True)):
+            break
+        held = moved
+    return changed
+
+
+def _one_of_each(batch: Batch, other: Batch) -> list[Tensor]:
+    """Which entry of each datum to take from others: one at random of those that differ, in the form of the batch."""
+    differ = [(~_alike(a, b)).reshape(len(a), -1) for a, b in zip(batch, other, strict=True)]
+    rank = torch.cat(differ, 1) * (torch.rand(len(batch[0]), sum(d.shape[1] for d in differ)) + 0.5).to(batch[0].device)
+    chosen = (rank == rank.amax(1, keepdim=True)) & (rank > 0)
+    return [c.reshape(a.shape) for c, a in zip(chosen.split([d.shape[1] for d in differ], 1), batch, strict=True)]
 
 
 def _alike(one: Tensor, other: Tensor) -> Tensor:

@@ -289,7 +289,7 @@ def _prepared(
 ) -> _Ready:
     """Checks pair and data, and puts the pair on its device."""
     rows = training_rows(pair, data, settings)
-    held_out = None if validation is None else validation_rows(pair, validation, settings)
+    held_out = None if validation is None else validation_rows(pair, validation, rows, settings)
     report = checked(pair, rows, settings)
     if held_out is not None:
         check_held_out(pair, held_out, report.layout, settings)

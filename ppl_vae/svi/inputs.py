@@ -43,14 +43,17 @@ def training_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
     return in_kind_of(pair, rows)
 
 
-def validation_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
-    """The held-out data, in the type of the pair, which has run; binarised once where training binarises."""
+def validation_rows(pair: Pair, data: Any, training: Rows, settings: FitSettings) -> Rows:
+    """The held-out data, in the type of the pair, which has run; binarised once where training binarises.
+
+    How numbers vary is told by those that train, too: held-out data may be a part in which they are more alike.
+    """
     try:
         rows = as_rows(data)
         if settings.binarize is not None:
             _check_probabilities(rows)
             rows = _binarized(rows, key(settings.seed, _FIXED, _VALIDATION))
-        return in_kind_of(pair, rows)
+        return in_kind_of(pair, rows, among=training if len(training.arrays) == len(rows.arrays) else None)
     except DataError as error:
         raise DataError(f"validation data: {error}") from error
 

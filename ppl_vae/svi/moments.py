@@ -190,8 +190,9 @@ def _optimizers(update: Update) -> list[Optimizer]:
         values = [
             v for value in vars(optimizer).values() for v in (value if isinstance(value, list | tuple) else [value])
         ]
-        inner = [value for value in values if isinstance(value, Optimizer)]
-        found += [value for value in inner if all(value.state is not known.state for known in found)]
+        for value in values:
+            if isinstance(value, Optimizer) and all(value.state is not known.state for known in found):
+                found.append(value)
     return found
 
 
