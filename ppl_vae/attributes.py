@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from functools import cached_property
 from itertools import pairwise
-from operator import attrgetter, itemgetter
+from operator import attrgetter, is_, itemgetter
 from types import CellType, MappingProxyType
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ppl_vae.contents import Change, TensorContent, content_of, memory
+from ppl_vae.contents import PLAIN, Change, TensorContent, content_of, is_same, memory
 from ppl_vae.holders import Holder, holders
 
 __all__ = ["ABSENT", "PLAIN", "Attributes", "Change", "Place", "registered_with", "reorder"]
-
-PLAIN = (bool, int, float, complex, str, type(None), np.generic)
 
 
 class _Absent:
@@ -67,7 +65,8 @@ class Attributes:
         """
         try:
             for read, source, before in self._values:
-                if read(source) != before:
+                now = read(source)
+                if not all(map(is_, before, now)) and not all(map(is_same, before, now)):
                     return self.changed()
             for source, size in self._sizes:
                 if len(source) != size:
@@ -139,11 +138,20 @@ class Place:
         """The names that lead to a value."""
         return f"{self.holder.name}.{key}".strip(".")
 
+    @cached_property
+    def labelled(self) -> dict[str, Any]:
+        """The keys by `label`; `ABSENT` where one text is that of two keys, such as 1 and "1"."""
+        found: dict[str, Any] = {}
+        for key in self.keys:
+            label = self.label(key)
+            found[label] = ABSENT if label in found else key
+        return found
+
     def change(self) -> Change | None:
         """The first value that differs."""
         for key, before in zip(self.keys, self.before, strict=True):
             now = self.now(key)
-            if not _same(before, now):
+            if not is_same(before, now):
                 words = _in_words(before), _in_words(now)
                 return Change(self.label(key), words[0], words[1] if words[0] != words[1] else "another")
         if isinstance(self._source, list | deque) and len(self._source) != self.size:
@@ -245,10 +253,6 @@ def _reader(source: Any, keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]
 
 def _names_registered(owner: Any) -> list[str]:
     return [*owner._parameters, *owner._buffers, *owner._modules] if isinstance(owner, nn.Module) else []
-
-
-def _same(before: Any, now: Any) -> bool:
-    return now is before or (isinstance(before, PLAIN) and isinstance(now, PLAIN) and bool(before == now))
 
 
 def _is_plain(value: Any) -> bool:

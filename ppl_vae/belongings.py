@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.attributes import ABSENT, PLAIN, Attributes, Place, registered_with, reorder
-from ppl_vae.contents import ArrayContent, SetContent, TensorContent, memory
+from ppl_vae.attributes import ABSENT, Attributes, Place, registered_with, reorder
+from ppl_vae.contents import ArrayContent, SetContent, TensorContent, is_same, memory
 from ppl_vae.discovery import LARGEST_CONTAINER
 from ppl_vae.portable import ARRAY, GONE, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
 
@@ -59,7 +59,7 @@ class Belongings:
         tensors: dict[str, Tensor] = {}
         lost: list[str] = []
         for name, value in self._changes():
-            if isinstance(value, _Lost) or (isinstance(value, Tensor) and len(str(name)) > _LONGEST):
+            if isinstance(value, _Lost) or (isinstance(value, Tensor) and not _can_be_name(str(name))):
                 lost.append(name.label)
             elif isinstance(value, Tensor):
                 tensors[str(name)] = value
@@ -133,9 +133,11 @@ class Belongings:
             yield _Name(_SIZE, number, place.holder.name), _Lost() if size is None else size
         for key, before in zip(place.keys, place.before, strict=True):
             name, value = _named(number, place, key, own)
-            changed = not _same(before, place.now(key)) or self._again(name)
+            changed = not is_same(before, place.now(key)) or self._again(name)
             if size is not None and name.kind == GONE:
                 continue  # the size tells
+            if _key(place, name.label) is ABSENT:
+                value = _Lost()
             if changed or (resized and not isinstance(value, _Lost)):
                 yield name, value
         added = place.added()
@@ -171,7 +173,7 @@ class Belongings:
             key = _key(place, name.label)
         except (LookupError, ValueError):
             return False
-        return key is not None and (name.kind != GONE or key in place.keys) and fits(name.kind, value)
+        return key is not ABSENT and (name.kind != GONE or key in place.keys) and fits(name.kind, value)
 
     def _content(self, name: _Name) -> TensorContent | ArrayContent | SetContent:
         own = self._attributes
@@ -218,6 +220,11 @@ class _Name(NamedTuple):
         return self.kind == _SIZE, self.kind in _IN_PLACES, not gone, self.number, -place if gone else place
 
 
+def _can_be_name(text: str) -> bool:
+    """Whether a file of tensors may have a name, see `check_storable`."""
+    return len(text) <= _LONGEST and text == text.encode(errors="replace").decode()
+
+
 def _named(number: int, place: Place, key: Any, own: set[int | None]) -> tuple[_Name, Any]:
     """The name and the value that another process can be given of what stands in a place now."""
     now = place.now(key)
@@ -227,26 +234,19 @@ def _named(number: int, place: Place, key: Any, own: set[int | None]) -> tuple[_
 
 
 def _key(place: Place, label: str) -> Any:
-    """The key of a place that a label names, or would name once it is there; None if none does."""
-    for key in place.keys:
-        if place.label(key) == label:
-            return key
+    """The key of a place that a label names, or would name once it is there; `ABSENT` if none does, or two."""
+    if label in place.labelled:
+        return place.labelled[label]
     last = label.removeprefix(place.holder.name).removeprefix(".")
     if place.size is None or place.label(last) != label:
-        return None
+        return ABSENT
     if isinstance(place.holder.source, MutableMapping):
-        return last if place.holder.counts(last) else None
-    return int(last) if last.isdecimal() and int(last) >= place.size else None
+        return last if place.holder.counts(last) else ABSENT
+    return int(last) if last.isdecimal() and int(last) >= place.size else ABSENT
 
 
 def _values(place: Place) -> list[Any]:
     return [place.now(key) for key in (*place.keys, *place.added())]
-
-
-def _same(before: Any, now: Any) -> bool:
-    if isinstance(before, PLAIN) and isinstance(now, PLAIN):
-        return type(before) is type(now) and bool(before == now)
-    return now is before
 
 
 def _size(place: Place) -> int | list[str] | None:

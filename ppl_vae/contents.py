@@ -5,10 +5,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
-__all__ = ["ArrayContent", "Change", "SetContent", "TensorContent", "content_of", "memory", "writes"]
+__all__ = [
+    "PLAIN",
+    "ArrayContent",
+    "Change",
+    "SetContent",
+    "TensorContent",
+    "content_of",
+    "is_same",
+    "memory",
+    "writes",
+]
 
+PLAIN = (bool, int, float, complex, str, type(None), np.generic)
+_INEXACT = (float, complex, np.inexact)
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
 # at often are smaller.
 _LARGEST_COPY, _LARGEST_LOOK = 1 << 20, 1 << 12
@@ -77,10 +91,13 @@ class SetContent:
 
     def __init__(self, name: str, entries: set[Any]) -> None:
         self.name, self.entries, self._before = name, entries, set(entries)
+        self._places = {*map(id, entries)}
 
     def differs(self) -> bool:
-        """Whether an entry came or went."""
-        return self.entries != self._before
+        """Whether an entry came or went, or 1 has taken the place of 1.0."""
+        if {*map(id, self.entries)} == self._places:
+            return False
+        return {*map(_exact, self.entries)} != {*map(_exact, self._before)}
 
     def change(self) -> Change | None:
         """The same in words."""
@@ -88,11 +105,13 @@ class SetContent:
 
     def restore(self) -> None:
         """Puts back what went and takes away what came."""
-        self.entries.intersection_update(self._before)
-        self.entries.update(self._before)
+        if self.differs():
+            self.entries.clear()
+            self.entries.update(self._before)
 
     def restore_plain(self) -> None:
         """Puts back what went; what came is a record, as in a list."""
+        self.entries.difference_update(self._before)
         self.entries.update(self._before)
 
 
@@ -101,6 +120,25 @@ def content_of(name: str, source: Any) -> ArrayContent | SetContent | None:
     if isinstance(source, np.ndarray):
         return ArrayContent(name, source) if source.size <= _LARGEST_COPY else None
     return SetContent(name, source) if isinstance(source, set) else None
+
+
+def is_same(before: Any, now: Any) -> bool:
+    """Whether a value is still the same one, or a number or text to the last bit.
+
+    Example:
+        >>> is_same(0.5, 1 / 2), is_same(0.0, -0.0), is_same(1, 1.0), is_same(float("nan"), float("nan"))
+        (True, False, False, True)
+    """
+    if now is before:
+        return True
+    return isinstance(before, PLAIN) and isinstance(now, PLAIN) and bool(_exact(before) == _exact(now))
+
+
+def _exact(value: Any) -> Any:
+    """Something equal for the same number of the same type alone."""
+    if not isinstance(value, PLAIN):
+        return value
+    return type(value), repr(value) if isinstance(value, _INEXACT) else value
 
 
 def memory(tensor: Tensor) -> int | None:
@@ -114,7 +152,16 @@ def memory(tensor: Tensor) -> int | None:
 def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:
     if tensor.shape != copy.shape or tensor.dtype != copy.dtype:
         return False
-    return bool(((tensor == copy) | (tensor != tensor) & (copy != copy)).all())
+    if tensor.layout is not torch.strided:
+        return bool(((tensor == copy) | (tensor != tensor) & (copy != copy)).all())
+    return bool((_bits(tensor) == _bits(copy)).all())
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """The bits of inexact numbers, of which -0.0 is another one than 0.0; whole numbers as they are."""
+    plain = tensor.detach().resolve_conj().resolve_neg()
+    real = torch.view_as_real(plain) if plain.is_complex() else plain
+    return real.view(_BITS[real.element_size()]) if real.is_floating_point() else real
 
 
 def writes(tensor: Tensor) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import types
@@ -12,11 +13,13 @@ from torch import nn
 
 from ppl_vae.libraries import is_known, is_library
 
-__all__ = ["LARGEST_CONTAINER", "Program", "names_in", "reachable", "variables"]
+__all__ = ["LARGEST_CONTAINER", "Program", "globals_in", "names_in", "reachable", "variables"]
 
 Program = Callable[..., Any]
 
 LARGEST_CONTAINER = 1000
+# The body of a class looks a name up among its own first.
+_OF_GLOBALS = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _KEPT = (nn.Module, nn.Parameter, list, tuple, dict)
 
 
@@ -72,7 +75,7 @@ def variables(function: types.FunctionType) -> list[tuple[str, Any]]:
     cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
     nonlocals = [(name, cell.cell_contents) for name, cell in cells if _is_filled(cell)]
     known = function.__globals__
-    globals_ = [(name, known[name]) for name in names_in(function.__code__) if name in known]
+    globals_ = [(name, known[name]) for name in globals_in(function.__code__) if name in known]
     wrapped = [("wrapped", function.__wrapped__)] if hasattr(function, "__wrapped__") else []
     return nonlocals + globals_ + wrapped
 
@@ -87,5 +90,18 @@ def _is_filled(cell: types.CellType) -> bool:
 
 def names_in(code: types.CodeType) -> list[str]:
     """Every name of a global or an attribute that a function mentions, inner functions included."""
-    nested = [const for const in code.co_consts if isinstance(const, types.CodeType)]
-    return list(code.co_names) + [name for inner in nested for name in names_in(inner)]
+    return [name for own in _with_inner(code) for name in own.co_names]
+
+
+@functools.lru_cache(maxsize=4096)
+def globals_in(code: types.CodeType) -> tuple[str, ...]:
+    """Every name of a global that a function mentions, inner functions included; none of an attribute."""
+    steps = (step for own in _with_inner(code) for step in dis.get_instructions(own))
+    return tuple(dict.fromkeys(str(step.argval) for step in steps if step.opname in _OF_GLOBALS))
+
+
+def _with_inner(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _with_inner(constant)

@@ -15,16 +15,18 @@ import numpy as np
 from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from ppl_vae.discovery import LARGEST_CONTAINER, names_in, variables
+from ppl_vae.discovery import LARGEST_CONTAINER, globals_in, names_in, variables
 from ppl_vae.libraries import is_known, is_library, is_ours, is_standard
 
-__all__ = ["Holder", "hides", "holders", "is_users", "reached"]
+__all__ = ["Holder", "hides", "holders", "is_option", "is_users", "reached"]
 
 _MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _CONTAINERS = (UserDict, UserList, ChainMap, queue.Queue)  # of the standard library, which keep others as attributes
 _BY_PARAMETER = ("state", "param_groups")  # of an optimiser
+_LAST_RATES = "_last_lr"  # of a scheduler
 # What torch and Pyro keep of the last call in objects whose class may be the user's.
 _CACHES = ("_cached", "_inv")
 
@@ -75,13 +77,36 @@ class _Slots(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
 
+class _LastRates(MutableMapping[int, Any]):
+    """The last learning rates of a scheduler, which keeps them in another list after each step."""
+
+    def __init__(self, owner: LRScheduler) -> None:
+        self._owner = owner
+
+    def __getitem__(self, key: int) -> Any:
+        return self._owner._last_lr[key]
+
+    def __setitem__(self, key: int, value: Any) -> None:
+        self._owner._last_lr[key] = value
+
+    def __delitem__(self, key: int) -> None:
+        del self._owner._last_lr[key]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._owner._last_lr)
+
+
 def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
-    Of libraries (see `is_library`) only modules, distributions, transforms and some containers are entered, and what
-    they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more than a thousand entries are not,
-    nor hooks (what they record is meant to stay), nor what a program reaches in another way than by name. Of an
-    optimiser it is what it keeps beside its groups and the state of each parameter.
+    Of libraries (see `is_library`) only modules, distributions, transforms, schedulers of torch and some containers are
+    entered, and what they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more than a
+    thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
+    than by name. Of an optimiser it is what it keeps beside numbers, text, tensors and tuples of such in its groups,
+    and the state of each parameter.
 
     Args:
         root: Where to start.
@@ -117,6 +142,8 @@ def _holders_of(name: str, value: Any) -> Iterator[Holder]:
         yield from (
             Holder(label, home, _attributes(value, home), value, whole) for label, home in _named_homes(name, value)
         )
+    if isinstance(value, Optimizer):
+        yield from (Holder(label, group, keys, whole=False) for label, group, keys in _other_options(name, value))
     if isinstance(value, nn.Module):
         hooks = (value._forward_hooks, value._forward_pre_hooks)
         yield from (Holder(f"{name}.forward_hooks", home, list(home)) for home in hooks)
@@ -155,6 +182,12 @@ def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
     ]
     if isinstance(value, nn.Module):
         inside += _below(name, value._modules.items())
+    if isinstance(value, Optimizer):
+        inside += [
+            e
+            for label, group, keys in _other_options(name, value)
+            for e in _below(label, [(k, group[k]) for k in keys])
+        ]
     classes = value.__bases__ if isinstance(value, type) else (type(value),)
     return inside + [(c.__name__, c) for c in classes]
 
@@ -167,13 +200,11 @@ def _spaces_of(value: Any) -> Iterator[tuple[dict[str, Any], set[str]]]:
     """The globals that a function mentions, and the variables of the user's modules among them."""
     if not inspect.isfunction(value) or not is_users(value.__globals__.get("__name__", "")):
         return
-    mentioned = set(names_in(value.__code__))
-    spaces = [value.__globals__]
-    for name in mentioned & value.__globals__.keys():
-        found = value.__globals__[name]
+    space, own = value.__globals__, set(globals_in(value.__code__))
+    yield space, own & space.keys()
+    for found in (space[name] for name in sorted(own & space.keys())):
         if isinstance(found, types.ModuleType) and is_users(found.__name__):
-            spaces.append(vars(found))
-    yield from ((space, mentioned & space.keys()) for space in spaces)
+            yield vars(found), set(names_in(value.__code__)) & vars(found).keys()
 
 
 def _cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]:
@@ -183,7 +214,7 @@ def _cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]
 
 
 def _has_attributes(value: Any) -> bool:
-    if isinstance(value, nn.Module | Distribution | Transform):
+    if isinstance(value, nn.Module | Distribution | Transform | LRScheduler):
         return True
     if isinstance(value, type):
         return is_users(value.__module__)
@@ -205,7 +236,22 @@ def _homes(owner: Any) -> list[Any]:
 def _named_homes(name: str, owner: Any) -> list[tuple[str, Any]]:
     """The same with the names that lead there; of an optimiser the state that belongs to no parameter, too."""
     homes = [(name, home) for home in _homes(owner)]
+    if isinstance(owner, LRScheduler):
+        homes.append((f"{name}.{_LAST_RATES}", _LastRates(owner)))
     return [*homes, (f"{name}.state", owner.state)] if isinstance(owner, Optimizer) else homes
+
+
+def is_option(value: Any) -> bool:
+    """Whether an option of a group of parameters is one that torch's optimisers have, and change."""
+    if type(value) is tuple:
+        return all(map(is_option, value))
+    return isinstance(value, bool | int | float | str | Tensor | None)
+
+
+def _other_options(name: str, owner: Optimizer) -> list[tuple[str, dict[str, Any], list[str]]]:
+    """The groups of an optimiser, each with its name and the keys of other options, such as lists and objects."""
+    groups = enumerate(owner.param_groups)
+    return [(f"{name}.param_groups.{n}", g, [k for k in g if k != "params" and not is_option(g[k])]) for n, g in groups]
 
 
 def _slots(kind: type) -> list[str]:
@@ -222,6 +268,8 @@ def _counts(owner: Any, key: Any) -> bool:
     if (known or isinstance(owner, nn.Module)) and hides(type(owner).__module__) and str(key).startswith("_"):
         return False
     if isinstance(owner, Optimizer) and (not isinstance(key, str) or key in _BY_PARAMETER):
+        return False
+    if isinstance(owner, LRScheduler) and key == _LAST_RATES:
         return False
     return key not in _MODULE_STATE and not str(key).startswith(("__", *_CACHES) if known else "__")
 

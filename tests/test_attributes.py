@@ -58,7 +58,7 @@ class Keeping(nn.Module):
         self.array, self.pair_of = np.ones(3), (np.zeros(2), 1.0)
         self.queue, self.names, self.slotted = deque([1.0]), {"a"}, Slotted()
         self.prior = dist.Normal(torch.zeros(2), 1.0)
-        self._cached_weight = 1.0
+        self._cached_weight, self.zero, self.ones = 1.0, 0.0, {1.0}
         self.tensor = torch.tensor(1.0)
         self.register_buffer("buffer", torch.tensor(1.0))
 
@@ -99,6 +99,8 @@ CHANGES = {
     "self.queue.0": lambda own: own.queue.__setitem__(0, 2.0),
     "self.queue": lambda own: own.queue.append(2.0),
     "self.names": lambda own: own.names.add("b"),
+    "self.zero": lambda own: setattr(own, "zero", -0.0),
+    "self.ones": lambda own: (own.ones.clear(), own.ones.add(1)),
     "self.slotted.weight": lambda own: setattr(own.slotted, "weight", 2.0),
     "self.prior.scale": lambda own: setattr(own.prior, "scale", torch.full((2,), 2.0)),
     "self._cached_weight": lambda own: setattr(own, "_cached_weight", 2.0),

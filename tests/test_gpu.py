@@ -8,8 +8,11 @@ from __future__ import annotations
 import warnings
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -23,6 +26,7 @@ from ppl_vae.tape import run_program
 from tests.commands import SMALL_VAE, TINY, succeed
 from tests.nonfinite import BATCH, Gaussian, bad_steps, clean, poisoned
 from tests.pairs import ModuleVAE, binary_rows, closure_pair, small_ppca
+from tests.resuming import binary, numbers, only, run, same
 from tests.statistical import assert_close, assert_estimates, assert_within
 from tests.training import fresh, state, train
 from tests.zoo import ZOO
@@ -135,6 +139,42 @@ def test_a_run_of_the_gpu_goes_on_and_is_read_on_the_cpu(cuda: torch.device, tmp
     RunDirectory(tmp_path / "run").read_parameters(read_back)
     assert read_back.device.type == "cpu"
     assert all(bool(torch.isfinite(p).all()) for p in read_back.parameters())
+
+
+class Tempered(ModuleVAE):
+    """A pair with a parameter without dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.zeros(()))
+
+    def model(self, x):
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            logits = self.decoder(z) * self.temperature.exp()
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+OPTIMIZERS = {
+    "AdamW": torch.optim.AdamW,
+    "fused": partial(torch.optim.AdamW, fused=True),
+    "capturable": partial(torch.optim.AdamW, capturable=True),
+    "momentum": partial(torch.optim.SGD, momentum=0.9),
+    "Adam of the house": None,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_resume_at_every_step_of_an_optimiser(name: str, device: torch.device, tmp_path: Path, monkeypatch):
+    """Its tensors without dimensions are where torch has them: steps on the CPU, or beside the parameters."""
+    if name == "capturable" and device.type == "cpu":
+        pytest.skip("on a GPU only")
+    monkeypatch.setattr(saving, "_KEPT", 1000)
+    options = {"optimizer": OPTIMIZERS[name], "device": device, "epochs": 2}
+    whole = numbers(*run(Tempered, binary, options, run_dir=tmp_path / "saved", checkpoint_every=1))
+    for checkpoint in sorted((tmp_path / "saved" / "checkpoints").iterdir()):
+        root = only(checkpoint, tmp_path / checkpoint.name)
+        assert same(whole, numbers(*run(Tempered, binary, options, seed=1, run_dir=root, resume=True)))
 
 
 # Numbers that are not finite

@@ -15,9 +15,12 @@ from pyro.nn import PyroModule, PyroParam
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.discovery import globals_in
 from ppl_vae.errors import first_line
+from ppl_vae.holders import holders
 from ppl_vae.pair import as_pair
 from ppl_vae.tape import run_program
+from tests import pairs
 from tests.pairs import ModuleVAE, binary_rows, closure_pair
 
 GLOBAL_DECODER = nn.Linear(1, 3)
@@ -130,6 +133,30 @@ def test_a_module_that_pyro_was_never_told_of_trains():
     before = GLOBAL_DECODER.weight.detach().clone()
     pv.fit(pair, torch.randn(16, 3), epochs=1, progress=False)
     assert not torch.equal(before, GLOBAL_DECODER.weight)
+
+
+def test_a_global_that_has_the_name_of_an_attribute_is_not_of_the_pair(monkeypatch: pytest.MonkeyPatch):
+    """A notebook has a `decoder` of something else, and a program says `self.decoder`."""
+    before = dict(as_pair(ModuleVAE()).named_parameters())
+    monkeypatch.setattr(pairs, "decoder", nn.Linear(50, 700), raising=False)
+    pair = as_pair(ModuleVAE())
+    assert dict(pair.named_parameters()).keys() == before.keys()
+    assert not any("decoder" in holder.keys for holder in holders(pair) if holder.source is vars(pairs))
+
+
+def test_globals_are_found_wherever_a_function_mentions_them():
+    def program(x):
+        global SET_THERE
+        SET_THERE = x
+
+        class Inner:
+            kept = IN_A_CLASS  # noqa: F821
+
+        return Inner, [IN_A_LIST.attribute for _ in x], lambda: WITHIN  # noqa: F821
+
+    found = globals_in(program.__code__)
+    assert {"SET_THERE", "IN_A_CLASS", "IN_A_LIST", "WITHIN"} <= {*found}
+    assert not {"attribute", "kept"} & {*found}
 
 
 def test_two_pairs_with_equal_names_never_meet():

@@ -134,6 +134,20 @@ def test_a_second_interrupt_of_a_fit_leaves_at_once_and_what_is_there_can_be_use
     assert not RunDirectory(tmp_path).has_parameters
 
 
+def test_a_run_that_goes_on_and_is_killed_leaves_no_parameters_of_an_earlier_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """They would pass for those of the moment; a run that is refused keeps them."""
+    options, directory = {"epochs": 1}, RunDirectory(tmp_path)
+    run(ModuleVAE, binary, options, run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="began with"):
+        run(ModuleVAE, binary, options | {"learning_rate": 0.5}, run_dir=tmp_path, resume=True)
+    assert directory.has_parameters
+    monkeypatch.setattr(saving.Saving, "close", lambda self, loop: None)  # no process does it that is killed
+    run(ModuleVAE, binary, {"epochs": 2}, run_dir=tmp_path, resume=True)
+    assert not directory.has_parameters
+
+
 class Torn(torch.optim.SGD):
     """Updates one parameter of the third step, and something ends it."""
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import ppl_vae as pv
+from ppl_vae.cli import training
 from ppl_vae.errors import LockedError
 from ppl_vae.history import Record
 from ppl_vae.rundir import RunDirectory, read_run
@@ -166,6 +167,30 @@ def test_a_command_whose_directory_is_replaced_describes_nothing_there(
     assert "the directory was moved or replaced" in " ".join(result.stderr.split())
     assert content(root) == before
     assert read_run(tmp_path / "moved").status == "training"
+
+
+@pytest.mark.parametrize("command", ["fit", "resume"])
+def test_a_run_whose_directory_is_replaced_after_its_last_step_is_not_called_finished(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root, options = tmp_path / "run", ("--epochs", "2", "--eval-samples", "0")
+    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", "--run-dir", tmp_path / "other")
+    before = content(tmp_path / "other")
+    if command == "resume":
+        with monkeypatch.context() as patch:
+            after_epoch(1, _interrupt, patch)
+            call("fit", *SMALL_VAE, *options, "--run-dir", root)
+
+    def late(*arguments: Any, **named: Any) -> pv.Fit:
+        done = pv.fit(*arguments, **named)
+        replaced(root)
+        return done
+
+    monkeypatch.setattr(training, "fit", late)
+    result = call("resume", root) if command == "resume" else call("fit", *SMALL_VAE, *options, "--run-dir", root)
+    assert result.exit_code == 1
+    assert "the directory was moved or replaced" in " ".join(result.stderr.split())
+    assert content(root) == before
 
 
 def test_a_command_stays_where_its_link_led_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ppl_vae.storage import newest
+from ppl_vae.svi.moments import check_moments, moments, put_moments
+from ppl_vae.svi.update import make_update
 from tests.pairs import ModuleVAE
 from tests.resuming import binary, numbers, run, same
 
@@ -54,6 +58,53 @@ class Wrapping(torch.optim.Optimizer):
         self.base.step()
 
 
+class Easing(torch.optim.Adam):
+    """Lowers its betas, which are a tuple among the options of each group, and counts in a list among them."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr)
+        self.param_groups[0]["counts"] = [0, 0]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            group["counts"][0] += 1
+            group["betas"] = (group["betas"][0] * 0.9 ** group["counts"][0], group["betas"][1])
+
+
+class Weighted(torch.optim.SGD):
+    """A tensor among its options, which another one replaces, and tuples in the states of parameters."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr)
+        self.param_groups[0]["weight"] = torch.ones(2)
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["weight"] = group["weight"] * 0.8
+            for p in group["params"]:
+                mean, count = self.state[p].get("mean", (torch.zeros_like(p), 0))
+                self.state[p]["mean"] = mean + p.grad, count + 1
+                p.sub_(mean + p.grad, alpha=group["lr"] * float(group["weight"][1]) / (count + 1))
+
+
+class Cycling(torch.optim.Adam):
+    """Keeps schedulers of torch, and reads what they have said last."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr)
+        self.cycle = torch.optim.lr_scheduler.OneCycleLR(self, max_lr=lr, total_steps=20)
+        self.decay = torch.optim.lr_scheduler.ExponentialLR(self, 0.5)
+
+    def step(self, closure=None):
+        self.param_groups[0]["lr"] = self.cycle.get_last_lr()[0] + self.decay.get_last_lr()[0]
+        super().step()
+        self.cycle.step()
+        self.decay.step()
+
+
 class Twice(Wrapping):
     """Keeps the other one under two names."""
 
@@ -69,7 +120,8 @@ def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
     assert plains[0]["entries"] == plains[1]["entries"]
 
 
-@pytest.mark.parametrize("optimizer", [Pulled, Slowing, Wrapping, Twice])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize("optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Cycling])
 def test_what_an_optimiser_keeps_changes_no_bit(optimizer, tmp_path: Path):
     options = OPTIONS | {"optimizer": optimizer}
     whole = numbers(*run(ModuleVAE, binary, options))
@@ -81,13 +133,44 @@ def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
     class Replacing(torch.optim.SGD):
         def __init__(self, parameters, lr):
             super().__init__(parameters, lr=lr)
-            self.kept = SimpleNamespace()
+            self.kept = self.param_groups[0]["option"] = SimpleNamespace()
 
         def step(self, closure=None):
             super().step()
-            self.kept = SimpleNamespace()
+            self.kept, self.param_groups[0]["option"] = SimpleNamespace(), SimpleNamespace()
 
     options = OPTIONS | {"optimizer": Replacing, "epochs": 1}
-    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', which"):
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', which"):
         run(ModuleVAE, binary, options, run_dir=tmp_path)
-    assert newest(tmp_path / "checkpoints").plain["lost"] == ["optimizer.kept"]
+    assert newest(tmp_path / "checkpoints").plain["lost"] == ["optimizer.kept", "optimizer.param_groups.0.option"]
+
+
+OPTIONS_OF = {
+    "counted": partial(torch.optim.Adam, foreach=False),
+    "fused": partial(torch.optim.Adam, fused=True),
+    "capturable": partial(torch.optim.Adam, capturable=True),
+    "momentum": partial(torch.optim.SGD, momentum=0.9, foreach=False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+@pytest.mark.parametrize("name", OPTIONS_OF)
+def test_tensors_of_an_optimiser_go_where_torch_has_them(name: str):
+    """A GPU that there need not be: what came from a file, on the CPU, is where it was before."""
+
+    def made():
+        parameters = [torch.nn.Parameter(torch.zeros(shape, device="cuda")) for shape in ((), (3,))]
+        return parameters, make_update(OPTIONS_OF[name], parameters, 0.1)
+
+    def places(parameters, update):
+        return [(key, str(t.device)) for p in parameters for key, t in update.optimizer.state[p].items()]
+
+    with FakeTensorMode():
+        parameters, update = made()
+        update(parameters, [torch.ones_like(p) for p in parameters], None)
+        state = moments(update)
+        read = {where: tensor.detach().cpu() for where, tensor in state.tensors.items()}
+        others, again = made()
+        check_moments(again, read, state.plain)
+        put_moments(again, read, state.plain)
+        assert places(others, again) == places(parameters, update)

@@ -177,12 +177,16 @@ def test_a_fit_that_goes_on_twice_still_has_it(kind: str, tmp_path: Path):
     )
 
 
+UNNAMEABLE = chr(0xD800)  # half of a pair, which UTF-8 does not encode
+
 LOST = {
     "an object": (lambda: SimpleNamespace(n=1.0), lambda own: keep(own, SimpleNamespace(n=own.kept.n + 1.0))),
     "a list of objects": (list, lambda own: own.kept.append(SimpleNamespace())),
     "another list": (list, lambda own: keep(own, [*own.kept, 1.0])),
     "keys that are no text": (dict, lambda own: own.kept.update({len(own.kept): 1.0})),
     "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
+    "keys of one text": (lambda: {1: 0.0, "1": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
+    "a key that no file can name": (lambda: {UNNAMEABLE: torch.zeros(1)}, lambda own: own.kept[UNNAMEABLE].add_(1.0)),
     "a part of a parameter": (lambda: None, lambda own: keep(own, own.decoder[0].weight.data[0])),
 }
 
@@ -190,7 +194,7 @@ LOST = {
 @pytest.mark.parametrize("kind", LOST)
 def test_what_no_checkpoint_can_hold_is_said_once_by_its_name(kind: str, tmp_path: Path):
     make, change = LOST[kind]
-    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'self\.kept[.0-9]*', which the programs") as said:
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'self\.kept[^']*', which the programs") as said:
         run(lambda: Keeper(make(), change, lambda own: 1.0), binary, {}, run_dir=tmp_path, checkpoint_every=3)
     names = {str(w.message) for w in said}
     assert len(said) == len(names)
@@ -237,6 +241,39 @@ def test_a_number_that_becomes_nan_is_another_one():
     own.kept.fill_(torch.nan)
     (name,) = belongings.taken().tensors
     assert name.endswith("self.kept")
+
+
+EXACT = {
+    "a zero of the other sign": (lambda: [0.0], lambda kept: kept.__setitem__(0, -0.0)),
+    "a whole number": (lambda: [1.0], lambda kept: kept.__setitem__(0, 1)),
+    "zeros of the other sign": (lambda: torch.zeros(2), lambda kept: kept.neg_()),
+    "complex zeros of the other sign": (lambda: torch.zeros(2, dtype=torch.complex64), lambda kept: kept.neg_()),
+    "a zero of the other sign in a set": (lambda: {0.0}, lambda kept: (kept.remove(0.0), kept.add(-0.0))),
+    "a whole number in a set": (lambda: {1.0}, lambda kept: (kept.remove(1.0), kept.add(1))),
+    "what no key leads to": (lambda: {None: 1.0}, lambda kept: kept.update({None: 2.0})),
+}
+
+
+@pytest.mark.parametrize("kind", EXACT)
+def test_what_is_equal_and_has_other_bits_is_kept(kind: str):
+    make, change = EXACT[kind]
+    one, other = (fresh(0, lambda: Keeper(make(), None, None)) for _ in range(2))
+    belongings, again = (Belongings(as_pair(own)) for own in (one, other))
+    change(one.kept)
+    taken = belongings.taken()
+    assert not again.misplaced(taken.plain, taken.tensors)
+    again.put(taken.plain, taken.tensors)
+    assert repr(other.kept) == repr(one.kept) != repr(make())
+
+
+def test_of_two_keys_of_one_text_neither_takes_the_place_of_the_other():
+    one, other = (fresh(0, lambda: Keeper({1: 0.0, "1": 0.0, "x": 0.0}, None, None)) for _ in range(2))
+    belongings, again = (Belongings(as_pair(own)) for own in (one, other))
+    one.kept.update({1: 5.0, "1": 7.0, "x": 9.0})
+    taken = belongings.taken()
+    again.put(taken.plain, taken.tensors)
+    assert other.kept == {1: 0.0, "1": 0.0, "x": 9.0}
+    assert taken.lost == ("self.kept.1",)
 
 
 def test_buffers_that_are_replaced_are_saved_as_buffers():

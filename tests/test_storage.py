@@ -81,6 +81,8 @@ def test_the_file_is_one_of_safetensors(tmp_path: Path, generator: torch.Generat
         ),
         ("x", torch.eye(2).to_sparse(), "found torch.float32, torch.sparse_coo"),
         ("x", torch.ones(1, device="meta"), "on meta"),
+        ("x" + chr(0xD800), torch.ones(1), r"names that UTF-8 can encode, found 'x\\ud800'"),
+        ("x", torch.ones([1] * 65), "'x': expected at most 64 dimensions, found 65"),
     ],
 )
 def test_tensors_that_have_no_place_are_refused(name: str, tensor: torch.Tensor, message: str, tmp_path: Path):
@@ -167,6 +169,9 @@ def test_a_run_that_goes_back_gives_up_what_came_later(tmp_path: Path):
     assert [path.name for path in given_up] == ["step-000000002.2", "step-000000003"]
     assert storage.newest(tmp_path).path.name == "step-000000002"
     assert storage.discard_after(tmp_path / "step-000000002") == []
+    with pytest.raises(CheckpointError, match=r"step-000000001\.2: expected the checkpoint that was read, found none"):
+        storage.discard_after(tmp_path / "step-000000001.2")
+    assert storage.steps(tmp_path) == [1, 2]
 
 
 def test_damage_falls_back_and_says_so(tmp_path: Path):
@@ -311,6 +316,33 @@ def test_debris_alone_is_removed(tmp_path: Path):
     assert files.listed(tmp_path) == [".tmp-mine", "step-000000001"]
     assert (outside / "thesis.tex").exists()
     assert (tmp_path / ".tmp-mine" / "thesis.tex").exists()
+
+
+def test_folders_that_others_have_made_in_a_checkpoint_go_with_it(tmp_path: Path):
+    """Jupyter, and a file server, leave folders wherever someone looks."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "thesis.tex").touch()
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2):
+        save(folder, step)
+        path = folder / f"step-{step:09d}"
+        (path / ".ipynb_checkpoints" / "deeper").mkdir(parents=True)
+        (path / ".ipynb_checkpoints" / "deeper" / "state.json").touch()
+        (path / ".ipynb_checkpoints" / "link").symlink_to(outside)
+    part = files.temporary(folder / "step-000000003")
+    (folder / "step-000000002").rename(part)
+    save(folder, 3)
+    assert storage.prune(folder, keep_last=1) == [folder / "step-000000001"]
+    assert storage.remove_debris(folder) == [part.name]
+    assert files.listed(folder) == ["step-000000003"]
+    assert (outside / "thesis.tex").exists()
+
+
+def test_names_that_no_file_can_have_are_typed_errors(tmp_path: Path):
+    for act in (files.where_links_lead, files.make_folder, files.listed, files.is_file):
+        with pytest.raises(StorageError, match=r"x\\ud800': .*: expected a name that the system can have"):
+            act(tmp_path / ("x" + chr(0xD800)))
 
 
 def test_nothing_but_regular_files_is_read_or_written(tmp_path: Path):

@@ -42,7 +42,7 @@ from ppl_vae.rundir import (
     read_run,
     write_run,
 )
-from ppl_vae.storage import locked
+from ppl_vae.storage import Hold, locked
 from ppl_vae.storage.files import where_links_lead
 from ppl_vae.svi import Fit, fit
 from ppl_vae.svi import replay as do_again
@@ -130,12 +130,12 @@ def resume(
 
 
 @contextmanager
-def _goes_on(root: Path, record: RunRecord) -> Iterator[None]:
+def _goes_on(root: Path, record: RunRecord) -> Iterator[Hold]:
     """Context of a fit that goes on, of whose parameters an evaluation tells nothing."""
-    with described_again(root, record):
+    with described_again(root, record) as hold:
         if (kept := outdate_evaluation(root, record.steps)) is not None:
             typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
-        yield
+        yield hold
 
 
 def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | None, device: str) -> None:
@@ -162,12 +162,15 @@ def _use_first(pair: Any, pair_spec: PairSpec, data_spec: DataSpec, splits: Spli
         return check(pair, binary_batch(data_spec, splits.train))
 
 
-def _train(run: _Run, group: Group, description: AbstractContextManager[None], resume: Literal["auto", False]) -> None:
+def _train(
+    run: _Run, group: Group, description: AbstractContextManager[Hold | None], resume: Literal["auto", False]
+) -> None:
     root, record = run.root, run.record
     naming = naming_the_line(f"pair {record.pair.name!r} failed")
-    with saying_what_is_left(lambda: _left_of(root)), description, naming, _cautions_said():
+    with saying_what_is_left(lambda: _left_of(root)), description as hold, naming, _cautions_said():
         result = _fit(run, resume)
-        if group.leads:
+        if hold is not None:
+            hold.check()
             write_run(root, _finished(record, result))
     if group.leads:
         _show(run, result)

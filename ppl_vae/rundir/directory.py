@@ -86,7 +86,11 @@ class RunDirectory:
         files.append(self.root / _HISTORY, plain.seal(record_as_plain(record)).decode())
 
     def write_history(self, records: Sequence[dict[str, Any]]) -> None:
-        """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
+        """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint.
+
+        Parameters that an earlier process has left go: they are those of another step as soon as the fit is at work.
+        """
+        self.remove_parameters()
         files.replace(self.root / _HISTORY, map(plain.seal, records))
 
     def write_parameters(self, pair: Any, kept: Taken | None = None) -> None:
@@ -149,12 +153,13 @@ def record_as_plain(record: Record) -> dict[str, Any]:
 
 
 @contextmanager
-def described(root: Path, record: RunRecord) -> Iterator[None]:
+def described(root: Path, record: RunRecord) -> Iterator[Hold]:
     """Context of a fit into `root`, whose description stands there before the first step, whatever ends it.
 
     A fit that is refused before it begins leaves nothing behind; one that is interrupted or fails says so. The lock of
     the directory is held from before the description is written until it is written for the last time, and lent to the
-    fit: of several processes that begin at once one goes on, and the others touch nothing.
+    fit: of several processes that begin at once one goes on, and the others touch nothing. The context gives the hold
+    of it, to be checked before the run is described as finished.
 
     Raises:
         LockedError: Another process is at work in it.
@@ -167,7 +172,7 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
             check_free(root)  # again, now that nobody else can write in it
             write_run(root, record)
             with _told_how_it_ended(root, record, hold):
-                yield
+                yield hold
     except BaseException:
         with suppress(StorageError):  # not empty: it has begun, or another process has
             for folder in made:
@@ -176,10 +181,11 @@ def described(root: Path, record: RunRecord) -> Iterator[None]:
 
 
 @contextmanager
-def described_again(root: Path, record: RunRecord) -> Iterator[None]:
+def described_again(root: Path, record: RunRecord) -> Iterator[Hold]:
     """Context of a fit that goes on in `root`: it trains again, whatever ends it.
 
-    A fit that finds another process at work there leaves the description to that one.
+    A fit that finds another process at work there leaves the description to that one. The context gives the hold of the
+    lock, as `described` does.
 
     Raises:
         LockedError: Another process is at work there.
@@ -187,7 +193,7 @@ def described_again(root: Path, record: RunRecord) -> Iterator[None]:
     with lent(root) as hold:
         write_run(root, replace(record, status="training"))
         try:
-            yield
+            yield hold
         except BaseException as error:
             if hold.lasts:
                 write_run(root, _ended(root, record, error))

@@ -37,13 +37,17 @@ def do(operation: Callable[..., T], *arguments: Any) -> T:
 
 @contextmanager
 def failing(what: str, path: Path) -> Iterator[None]:
-    """Context in which an error of the operating system becomes one of storage that says what could not be done."""
+    """Context in which an error of the system, or of a name, becomes one of storage that says what could not be."""
     if "\0" in str(path):
         raise StorageError(f"{str(path)!r}: {what}: expected a name without NUL")
     try:
         yield
     except OSError as error:
         raise StorageError(f"{path}: {what} ({error.strerror or error})") from error
+    except UnicodeEncodeError as error:
+        raise StorageError(
+            f"{str(path)!r}: {what}: expected a name that the system can have ({error.reason})"
+        ) from error
 
 
 @contextmanager

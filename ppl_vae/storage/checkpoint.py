@@ -206,9 +206,11 @@ def discard_after(path: Path) -> list[Path]:
     """Removes the checkpoints after one, damaged or given up by a run that goes on from this one; returns them.
 
     Raises:
-        CheckpointError: The disk refuses.
+        CheckpointError: The disk refuses, or the one is gone.
     """
     entries = [entry.name for entry in _entries(path.parent)]
+    if path.name not in entries:
+        raise CheckpointError(f"{path}: expected the checkpoint that was read, found none: someone has removed it")
     return _remove([path.parent / name for name in entries[entries.index(path.name) + 1 :]])
 
 

@@ -164,7 +164,7 @@ def where_links_lead(path: Path) -> Path:
     """A path with no link in it: the path itself, or the one it leads to now, which stays when a link is led elsewhere.
 
     Raises:
-        StorageError: There is a NUL in it.
+        StorageError: No file can have that name.
     """
     with calls.failing("cannot be found", path):
         real = Path(os.path.realpath(path))
@@ -235,7 +235,7 @@ def listed(path: Path) -> list[str]:
 
 
 def remove(paths: Iterable[Path]) -> None:
-    """Removes files, and folders of files, each at once: none is ever seen in part under its own name.
+    """Removes files, and folders with what is in them, each at once: none is ever seen in part under its own name.
 
     Raises:
         StorageError: The disk refuses; what is left of them is debris.
@@ -306,14 +306,17 @@ def _read_back(path: Path, chunks: Iterable[Any]) -> None:
 
 
 def _unlink(path: Path) -> None:
-    """Unlinks a file, or a folder of files; a link to a folder is unlinked, not followed."""
+    """Unlinks a file, or a folder and all that is in it; a link to a folder is unlinked, not followed."""
     with calls.failing("cannot be removed", path):
-        if not stat.S_ISDIR(calls.do(os.lstat, path).st_mode):
-            calls.do(os.unlink, path)
-            return
-        for name in listed(path):
-            calls.do(os.unlink, path / name)
-        calls.do(os.rmdir, path)
+        found, folders = [path], []
+        for place in found:  # which grows meanwhile
+            if stat.S_ISDIR(calls.do(os.lstat, place).st_mode):
+                folders.append(place)
+                found += [place / name for name in listed(place)]
+            else:
+                calls.do(os.unlink, place)
+        for folder in reversed(folders):
+            calls.do(os.rmdir, folder)
 
 
 @contextmanager

@@ -154,6 +154,10 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = 
 def _check_writable(name: str, tensor: Tensor) -> None:
     if not name or len(name) > _MAX_NAME or name == _METADATA:
         raise ValueError(f"tensors: expected names of 1 to {_MAX_NAME} characters, found {name[:40]!r}")
+    if name != name.encode(errors="replace").decode():
+        raise ValueError(f"tensors: expected names that UTF-8 can encode, found {name[:40]!r}: no reader takes it")
+    if not _is_sizes([*tensor.shape]):
+        raise ValueError(f"tensor {name!r}: expected at most {_MAX_DIMENSIONS} dimensions, found {tensor.dim()}")
     if tensor.dtype not in _NAMES or tensor.layout is not torch.strided or tensor.is_meta:
         raise ValueError(
             f"tensor {name!r}: expected a dense tensor of dtype {', '.join(str(d)[6:] for d in _NAMES)}, found "

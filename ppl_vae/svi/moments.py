@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vae.errors import CheckpointError
+from ppl_vae.holders import is_option
 from ppl_vae.storage.tensors import under
 from ppl_vae.svi.forms import HOW_TO_GO_ON, fitting
 from ppl_vae.svi.update import Update
@@ -17,8 +18,9 @@ from ppl_vae.svi.update import Update
 __all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", "overflowed", "put_moments"]
 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
-_JSON = (bool, int, float, str, type(None))
-_OPTIMIZER, _VALUE = "optimizer", "optimizer/value/"
+_TUPLE = "tuple"  # the only key of what stands there for a tuple
+_OPTIMIZER, _GROUP, _VALUE = "optimizer", "optimizer/group", "optimizer/value/"
+_CPU = torch.device("cpu")
 
 
 class Moments(NamedTuple):
@@ -34,23 +36,27 @@ class Moments(NamedTuple):
 
 def moments(update: Update) -> Moments:
     """What the optimiser keeps now."""
-    states, values = _states_of(update), update.values.taken()
-    entries = [{name: TENSOR if isinstance(v, Tensor) else v for name, v in state.items()} for state in states]
-    plain = {"entries": entries, "groups": [*map(_plain_of, _groups_of(update))], "values": values.plain}
+    states, groups, values = _states_of(update), [*map(_options_of, _groups_of(update))], update.values.taken()
+    packed = {
+        kind: [{n: _packed(v) for n, v in place.items()} for place in found]
+        for kind, found in (("entries", states), ("groups", groups))
+    }
+    tensors = _tensors_of(_OPTIMIZER, states) | _tensors_of(_GROUP, groups)
     others = {f"{_VALUE}{name}": tensor for name, tensor in values.tensors.items()}
-    return Moments(_tensors_of(states) | others, plain, values.lost)
+    return Moments(tensors | others, {**packed, "values": values.plain}, values.lost)
 
 
 def overflowed(update: Update) -> str:
     """Name of a tensor of the optimiser that is not finite; empty if all are."""
-    found = _tensors_of(_states_of(update))
+    found = _tensors_of(_OPTIMIZER, _states_of(update))
     return next((name for name, tensor in found.items() if not bool(torch.isfinite(tensor).all())), "")
 
 
 def names_of_moments(plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> set[str]:
     """The tensors that belong to the plain part."""
-    entries = enumerate(plain["entries"])
-    own = {_place(number, name) for number, entry in entries for name, value in entry.items() if value == TENSOR}
+    kinds = {_OPTIMIZER: plain["entries"], _GROUP: plain["groups"]}
+    packed = ((_place(kind, n, name), v) for kind in kinds for n, e in enumerate(kinds[kind]) for name, v in e.items())
+    own = {where for place, value in packed for where, part in _parts(place, value) if part == TENSOR}
     return own | {name for name in tensors if name.startswith(_VALUE)}
 
 
@@ -66,17 +72,16 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
             raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {HOW_TO_GO_ON}")
     for number, (there, entry) in enumerate(zip(states, plain["entries"], strict=True)):
         for name in entry.keys() & there.keys():
-            if None not in (there[name], entry[name]):
-                _check_kind(f"{_OPTIMIZER}.entries[{number}].{name}", there[name], entry[name])
-            if isinstance(there[name], Tensor):
-                fitting(tensors, _place(number, name), there[name])
+            if isinstance(there[name], Tensor) or (there[name] is not None and entry[name] is not None):
+                where = f"{_OPTIMIZER}.entries[{number}].{name}"
+                _check(where, _place(_OPTIMIZER, number, name), there[name], entry[name], tensors)
     for number, (group, found) in enumerate(zip(groups, plain["groups"], strict=True)):
-        own = _plain_of(group)
+        own = _options_of(group)
         for name in [*own, *found]:
             where = f"{_OPTIMIZER}.groups[{number}].{name}"
             if name not in own or name not in found:
                 raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {HOW_TO_GO_ON}")
-            _check_kind(where, own[name], found[name])
+            _check(where, _place(_GROUP, number, name), own[name], found[name], tensors)
     if unknown := update.values.misplaced(plain["values"], under(_VALUE, tensors)):
         raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {HOW_TO_GO_ON}")
 
@@ -84,51 +89,89 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
 def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Puts the state of an optimiser back that `check_moments` has found to fit."""
     update.values.put(plain["values"], under(_VALUE, tensors))
-    places = [(optimizer.state, p) for optimizer in _optimizers(update) for p in _parameters_of(optimizer)]
-    for number, ((state, parameter), entry) in enumerate(zip(places, plain["entries"], strict=True)):
+    places = [(o.state, p, group) for o in _optimizers(update) for group in o.param_groups for p in group["params"]]
+    for number, ((state, parameter, group), entry) in enumerate(zip(places, plain["entries"], strict=True)):
         own = state.setdefault(parameter, {})
         for name in own.keys() - entry.keys():  # made by steps after that state
             del own[name]
         for name, value in entry.items():
-            if value != TENSOR:
-                own[name] = value
-                continue
-            found = tensors[_place(number, name)]
-            if isinstance(own.get(name), Tensor):
-                own[name].copy_(found)
+            place = _place(_OPTIMIZER, number, name)
+            if value == TENSOR and isinstance(own.get(name), Tensor):
+                own[name].copy_(tensors[place])
             else:
-                home = found.device if found.dim() == 0 else parameter.device
-                own[name] = found.clone().to(home)
-    for group, known in zip(_groups_of(update), plain["groups"], strict=True):
-        group.update(known)
+                own[name] = _unpacked(place, value, tensors, _home(name, parameter, group))
+    for number, (options, known) in enumerate(zip(_groups_of(update), plain["groups"], strict=True)):
+        for name, value in known.items():
+            device = options[name].device if isinstance(options[name], Tensor) else _CPU
+            options[name] = _unpacked(_place(_GROUP, number, name), value, tensors, device)
 
 
-def _check_kind(where: str, own: Any, found: Any) -> None:
+def _home(name: str, parameter: Tensor, group: Mapping[str, Any]) -> torch.device:
+    """Where torch puts a tensor that an optimiser keeps of a parameter, in `Optimizer.load_state_dict`."""
+    counted_there = group.get("fused") or group.get("capturable")
+    return _CPU if name == "step" and not counted_there else parameter.device
+
+
+def _check(where: str, place: str, own: Any, found: Any, tensors: Mapping[str, Tensor]) -> None:
     """A number may become another number, true may become false; nothing becomes something else."""
-    wanted, given = (_kind(TENSOR if isinstance(value, Tensor) else value) for value in (own, found))
+    wanted, given = _kind(_packed(own)), _kind(found)
     if wanted != given:
         raise CheckpointError(f"{where}: expected {wanted}, found {given}: {HOW_TO_GO_ON}")
+    if isinstance(own, Tensor):
+        fitting(tensors, place, own)
+    if type(own) is tuple:
+        for number, (entry, part) in enumerate(zip(own, found[_TUPLE], strict=True)):
+            _check(f"{where}[{number}]", f"{place}.{number}", entry, part, tensors)
 
 
 def _kind(value: Any) -> str:
     if value == TENSOR:
         return "a tensor"
+    if _is_tuple(value):
+        return f"a tuple of {len(value[_TUPLE])}"
     if isinstance(value, bool):
         return "true or false"
     return "a number" if isinstance(value, int | float) else repr(value)[:40]
 
 
-def _plain_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if isinstance(value, _JSON)}
+def _packed(value: Any) -> Any:
+    """A value in the plain part."""
+    if isinstance(value, Tensor):
+        return TENSOR
+    return {_TUPLE: [*map(_packed, value)]} if type(value) is tuple else value
 
 
-def _place(number: int, name: str) -> str:
-    return f"{_OPTIMIZER}/{number}/{name}"
+def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
+    if value == TENSOR:
+        return tensors[place].clone().to(device)
+    if not _is_tuple(value):
+        return value
+    return tuple(_unpacked(f"{place}.{n}", part, tensors, device) for n, part in enumerate(value[_TUPLE]))
 
 
-def _tensors_of(states: list[Mapping[str, Any]]) -> dict[str, Tensor]:
-    held = [(_place(number, name), value) for number, state in enumerate(states) for name, value in state.items()]
-    return {name: value for name, value in held if isinstance(value, Tensor)}
+def _is_tuple(value: Any) -> bool:
+    return isinstance(value, dict) and [*value] == [_TUPLE] and isinstance(value[_TUPLE], list)
+
+
+def _parts(place: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """A value, packed or not, and what is in it if it is a tuple, by their places."""
+    inside = value if type(value) is tuple else value[_TUPLE] if _is_tuple(value) else ()
+    yield place, value
+    for number, part in enumerate(inside):
+        yield from _parts(f"{place}.{number}", part)
+
+
+def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params" and is_option(value)}
+
+
+def _place(kind: str, number: int, name: str) -> str:
+    return f"{kind}/{number}/{name}"
+
+
+def _tensors_of(kind: str, places: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    held = ((_place(kind, n, name), value) for n, place in enumerate(places) for name, value in place.items())
+    return {where: v for place, value in held for where, v in _parts(place, value) if isinstance(v, Tensor)}
 
 
 def _states_of(update: Update) -> list[Mapping[str, Any]]:
