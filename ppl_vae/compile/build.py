@@ -152,6 +152,8 @@ def _compare(function: TensorFunction, compiled: Compiled, trial: Trial) -> None
         gap = _gap(expected, found, _possible_rounding(expected, trial(function, _last_digit(expected)), allowed))
     if gap:
         why = "the programs do something in Python that changes from call to call, such as drawing noise outside torch"
+        if expected[0].device.type == "cuda":
+            why += ", or compiled code draws in another order, as for dropout on a GPU"
         if torch.is_autocast_enabled(expected[0].device.type):
             why = "torch.autocast is on, and compiled code computes in the dtype of the parameters"
         raise CaptureError(f"the compiled step differs from the step by {gap:.2g}: {why}")
