@@ -118,8 +118,8 @@ def bidirectional_monte_carlo(
         progress: Show a progress bar where there is a terminal.
 
     Raises:
-        PairError: Also if the model cannot be simulated: it observes something else than its arguments, or reads
-            numbers that it scores.
+        PairError: Also if the model cannot be simulated: it observes something else than its arguments, reads numbers
+            that it scores, or has a `pyro.factor`.
 
     Reference:
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
