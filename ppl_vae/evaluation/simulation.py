@@ -40,8 +40,8 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
 
     Raises:
         PairError: A site is observed at something else than one of the arguments, row by row, or at no number
-            (`pyro.factor`); it cannot be sampled; its argument is of a type that does not hold what it draws; its mask depends on what it draws; draws do not
-            settle; or they settle though numbers depend on themselves.
+            (`pyro.factor`); it cannot be sampled; its argument is of a type that does not hold what it draws; its
+            mask depends on what it draws; draws do not settle; or they settle though numbers depend on themselves.
     """
     latents = run_program(pair, pair.guide, batch, None, layout).latents
     noise = current_state(batch[0].device)
