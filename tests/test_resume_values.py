@@ -207,6 +207,8 @@ LOST = {
     "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
     "keys of one text": (lambda: {1: 0.0, "1": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
     "a key that no file can name": (lambda: {UNNAMEABLE: torch.zeros(1)}, lambda own: own.kept[UNNAMEABLE].add_(1.0)),
+    "a sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: own.kept.mul_(1.1)),
+    "another sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: keep(own, own.kept * 1.1)),
     "a part of a parameter": (lambda: None, lambda own: keep(own, own.decoder[0].weight.data[0])),
 }
 
