@@ -16,7 +16,7 @@ from ppl_vae.errors import DataError, LockedError, StorageError
 from ppl_vae.rundir import evaluations as module
 from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation, write_evaluation
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, locked
-from tests.evaluations import evaluated, evaluation, result
+from tests.evaluations import bounded, evaluated, evaluation, result
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
 from tests.pairs import ModuleVAE
 from tests.resuming import binary, run
@@ -43,14 +43,22 @@ def test_evaluations_by_other_settings_are_all_kept(tmp_path: Path):
     for number, temperatures in enumerate((200, 1000, 2000, 4000)):
         evaluated(tmp_path, f"{temperatures} temperatures", -number)
     evaluated(tmp_path, "4000 temperatures", -9.0)
-    assert outdate_evaluation(tmp_path, 7) == tmp_path / "evaluation-ais-K10-N3-seed0-step7.json"
+    assert outdate_evaluation(tmp_path, 7) == [tmp_path / "evaluation-ais-K10-N3-seed0-step7.json"]
     assert pairs(tmp_path) == {
         "evaluation-ais-K10-N3-seed0": (0.0, 0.0),
         "evaluation-ais-K10-N3-seed0-2": (-1.0, -1.0),
         "evaluation-ais-K10-N3-seed0-3": (-2.0, -2.0),
         "evaluation-ais-K10-N3-seed0-step7": (-9.0, -9.0),
     }
-    assert outdate_evaluation(tmp_path, 7) is None
+    assert outdate_evaluation(tmp_path, 7) == []
+
+
+def test_bounds_of_parameters_that_a_run_goes_on_from_are_not_those_of_the_run(tmp_path: Path):
+    bounded(tmp_path)
+    found = [(tmp_path / f"bounds{suffix}").read_bytes() for suffix in (".json", ".npz")]
+    assert outdate_evaluation(tmp_path, 7) == [tmp_path / "bounds-step7.json"]
+    assert sorted(files.listed(tmp_path)) == ["bounds-step7.json", "bounds-step7.npz"]
+    assert [(tmp_path / f"bounds-step7{suffix}").read_bytes() for suffix in (".json", ".npz")] == found
 
 
 def test_arrays_of_an_earlier_version_are_not_called_exact(tmp_path: Path):

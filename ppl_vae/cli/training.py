@@ -133,8 +133,8 @@ def resume(
 def _goes_on(root: Path, record: RunRecord) -> Iterator[Hold]:
     """Context of a fit that goes on, of whose parameters an evaluation tells nothing."""
     with described_again(root, record) as hold:
-        if (kept := outdate_evaluation(root, record.steps)) is not None:
-            typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
+        for kept in outdate_evaluation(root, record.steps):
+            typer.echo(f"{kept}: of the parameters that the run goes on from")
         yield hold
 
 

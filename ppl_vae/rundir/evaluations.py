@@ -176,25 +176,28 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def outdate_evaluation(root: Path, steps: int) -> Path | None:
-    """Set an evaluation aside whose parameters the run will leave behind, those after some steps.
+def outdate_evaluation(root: Path, steps: int) -> list[Path]:
+    """Set evaluation and bounds aside whose parameters the run will leave behind, those after some steps.
 
     Returns:
-        Its new name; None where there is none.
+        Their new names.
     """
     with _alone(root):
-        if not files.is_file(root / f"{_NAME}.json"):
-            return None
-        kept = _copy(root, f"{_name_of(_old(root))}-step{steps}")
-        files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{_NAME}{suffix}")])
-        return kept
+        return [_outdated(root, name, steps) for name in (_NAME, _BOUNDS) if files.is_file(root / f"{name}.json")]
+
+
+def _outdated(root: Path, name: str, steps: int) -> Path:
+    described = _name_of(_old(root)) if name == _NAME else name
+    kept = _copy(root, name, f"{described}-step{steps}")
+    files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{name}{suffix}")])
+    return kept
 
 
 def _set_aside(root: Path, new: Evaluation) -> Path | None:
     if not files.is_file(root / f"{_NAME}.json"):
         return None
     old = _old(root)
-    return None if old is not None and _identity(old) == _identity(new) else _copy(root, _name_of(old))
+    return None if old is not None and _identity(old) == _identity(new) else _copy(root, _NAME, _name_of(old))
 
 
 def _old(root: Path) -> Evaluation | None:
@@ -213,14 +216,18 @@ def _name_of(old: Evaluation | None) -> str:
     return as_name(f"{_NAME}{method}{samples}-N{old.num_data}-seed{old.seed}")
 
 
-def _copy(root: Path, name: str) -> Path:
-    """Copies the latest evaluation to the first name that is free: whatever stops it, one of the two is whole."""
-    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    free = next(n for n in names if not any(os.path.lexists(root / f"{n}{suffix}") for suffix in _SUFFIXES))
+def _copy(root: Path, name: str, new: str) -> Path:
+    """Copies the latest pair of files to the first name that is free: whatever stops it, one of the two is whole."""
+    free = _free(root, new)
     for suffix in _SUFFIXES:
-        if files.is_file(path := root / f"{_NAME}{suffix}"):
+        if files.is_file(path := root / f"{name}{suffix}"):
             _copy_file(path, root / f"{free}{suffix}")
     return root / f"{free}.json"
+
+
+def _free(root: Path, name: str) -> str:
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(n for n in names if not any(os.path.lexists(root / f"{n}{suffix}") for suffix in _SUFFIXES))
 
 
 def _copy_file(path: Path, target: Path) -> None:
