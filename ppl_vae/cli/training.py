@@ -176,7 +176,11 @@ def _train(
         _show(run, result)
     if record.evaluation is not None:
         settings = EvaluationSettings(
-            record.evaluation.num_samples, record.evaluation.limit, run.training.seed, run.training.device
+            record.evaluation.num_samples,
+            record.evaluation.limit,
+            run.training.seed,
+            run.training.device,
+            parameters_sha256=RunDirectory(root).parameters_sha256(),
         )
         kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
         with saying_what_is_left(lambda: kept):

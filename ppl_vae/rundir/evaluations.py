@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError, StorageError
+from ppl_vae.rundir.directory import RunDirectory
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_record
 from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked, remove_debris
 
@@ -44,10 +45,25 @@ def read_evaluation(root: Path) -> Evaluation:
     """Read the latest evaluation.
 
     Raises:
-        DataError: There is none, or the file does not hold an evaluation.
+        DataError: There is none, the file does not hold an evaluation, or it is one of other parameters than the run
+            has now.
     """
-    expected = f"an evaluated run; run `ppl-vae evaluate {root}`"
-    return read_record(Evaluation, root / f"{_NAME}.json", expected)
+    record = _read(root)
+    if not _is_current(root, record) and RunDirectory(root).has_parameters:
+        raise DataError(
+            f"{root / _NAME}.json: expected an evaluation of the parameters of the run, found one of others: run "
+            f"`ppl-vae evaluate {root}`"
+        )
+    return record
+
+
+def _read(root: Path) -> Evaluation:
+    return read_record(Evaluation, root / f"{_NAME}.json", f"an evaluated run; run `ppl-vae evaluate {root}`")
+
+
+def _is_current(root: Path, record: Evaluation | Bounds) -> bool:
+    """Whether a record is of the parameters that the run has now, as far as it tells."""
+    return record.parameters_sha256 in ("", RunDirectory(root).parameters_sha256())
 
 
 def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
@@ -56,7 +72,7 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
     Raises:
         DataError: The file is missing, damaged, not that of `evaluation.json`, or without one of them.
     """
-    path, record = root / f"{_NAME}.npz", read_evaluation(root)
+    path, record = root / f"{_NAME}.npz", _read(root)
     try:
         content = files.read(path, _MAX_BYTES)
         if (found := calls.summed([content]).sha256) != record.arrays_sha256:
@@ -88,9 +104,12 @@ def write_evaluation(
 
     Raises:
         LockedError: Another process has been writing one for a minute.
+        DataError: The parameters are no longer those that were evaluated: the evaluation is kept under a name of its
+            own.
     """
     found = {name: getattr(result, name) for name in _ARRAYS if hasattr(result, name)}
     with _alone(root):
+        _refuse_outdated(root, _name_of(record), record, found)
         kept = _set_aside(root, record)
         _write(root, _NAME, record, found)
         draw()
@@ -98,9 +117,28 @@ def write_evaluation(
 
 
 def write_bounds(root: Path, record: Bounds, lower: np.ndarray, upper: np.ndarray) -> None:
-    """Write bounds on data simulated from the model: `bounds.json` and `.npz`. Earlier ones are replaced."""
+    """Write bounds on data simulated from the model: `bounds.json` and `.npz`. Earlier ones are replaced.
+
+    Raises:
+        LockedError, DataError: As with `write_evaluation`.
+    """
+    found = {"lower": lower, "upper": upper}
     with _alone(root):
-        _write(root, _BOUNDS, record, {"lower": lower, "upper": upper})
+        _refuse_outdated(root, _BOUNDS, record, found)
+        _write(root, _BOUNDS, record, found)
+
+
+def _refuse_outdated(root: Path, name: str, record: T, found: Mapping[str, np.ndarray]) -> None:
+    """Keeps what was found of parameters that a run has left behind meanwhile, and says that it is not the run's."""
+    if _is_current(root, record):
+        return
+    name = _free(root, f"{name}-of-other-parameters")
+    _write(root, name, record, found)
+    raise DataError(
+        f"{root}: expected the parameters that were evaluated, found others or none: the training has gone on "
+        f"meanwhile; what was found of the earlier ones is kept in {name}.json; evaluate again when the training is "
+        "finished"
+    )
 
 
 def described_estimate(
@@ -114,6 +152,7 @@ def described_estimate(
     settings: str = "the guide as proposal",
     num_samples: int | None = None,
     khat_threshold: float = math.nan,
+    parameters_sha256: str = "",
 ) -> Evaluation:
     """The record of an estimate, such as a `LogLikelihood`.
 
@@ -127,6 +166,7 @@ def described_estimate(
         settings: Its settings in words.
         num_samples: K.
         khat_threshold: Largest k-hat that is trusted at this K.
+        parameters_sha256: Of the `parameters.safetensors` that was evaluated, if there is one.
     """
     elbo, ess = (getattr(result, name, None) for name in ("elbo", "ess"))
     return Evaluation(
@@ -148,6 +188,7 @@ def described_estimate(
         share_untrusted=result.share_untrusted,
         seconds=result.seconds,
         verdict=str(result),
+        parameters_sha256=parameters_sha256,
     )
 
 
@@ -203,7 +244,7 @@ def _set_aside(root: Path, new: Evaluation) -> Path | None:
 def _old(root: Path) -> Evaluation | None:
     """The latest evaluation; None where it is of another version, or damaged: not ours to judge."""
     try:
-        return read_evaluation(root)
+        return _read(root)
     except DataError:
         return None
 

@@ -119,6 +119,8 @@ class Evaluation:
     """Wall time of the evaluation."""
     verdict: str
     """The same in a sentence."""
+    parameters_sha256: str = ""
+    """SHA-256 of the `parameters.safetensors` that was evaluated; empty where there was no such file."""
     arrays_sha256: str = ""
     """SHA-256 of `evaluation.npz`; `write_evaluation` puts it in."""
 
@@ -151,6 +153,8 @@ class Bounds:
     """Wall time."""
     verdict: str
     """The same in a sentence."""
+    parameters_sha256: str = ""
+    """SHA-256 of the `parameters.safetensors` that was evaluated; empty where there was no such file."""
     arrays_sha256: str = ""
     """SHA-256 of `bounds.npz`; `write_bounds` puts it in."""
 
