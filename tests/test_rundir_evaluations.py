@@ -84,13 +84,13 @@ def test_what_is_found_of_parameters_that_a_run_has_left_behind_is_not_the_runs(
         with pytest.raises(
             DataError, match=r"the training has gone on .* kept in evaluation-ais-K10-N3-seed0-of-other"
         ):
-            write_evaluation(tmp_path, evaluation(parameters_sha256=was), result(-1.0))
+            write_evaluation(tmp_path, evaluation(mean=-1.0, parameters_sha256=was), result(-1.0))
         with pytest.raises(DataError, match=r"kept in bounds-of-other-parameters"):
             write_bounds(tmp_path, bounds(parameters_sha256=was), np.zeros(3), np.ones(3))
     assert pairs(tmp_path) == {
         "evaluation": (-2.0, -2.0),
-        "evaluation-ais-K10-N3-seed0-of-other-parameters": (-1.5, -1.0),
-        "evaluation-ais-K10-N3-seed0-of-other-parameters-2": (-1.5, -1.0),
+        "evaluation-ais-K10-N3-seed0-of-other-parameters": (-1.0, -1.0),
+        "evaluation-ais-K10-N3-seed0-of-other-parameters-2": (-1.0, -1.0),
     }
     assert not (tmp_path / "bounds.json").exists()
 

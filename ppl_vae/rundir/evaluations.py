@@ -36,6 +36,7 @@ T = TypeVar("T", Evaluation, Bounds)
 _NAME, _BOUNDS = "evaluation", "bounds"
 _SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its arrays
 _MAX_BYTES = 2**30
+_ROUNDING = 1e-6  # of a mean in single precision
 _PATIENCE = 60.0  # seconds until another evaluation is written; that takes a fraction of one
 _ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance", "exact")
 _ABSENT = {"exact": False}  # versions up to 0.1 did not write it
@@ -77,12 +78,19 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
         content = files.read(path, _MAX_BYTES)
         if (found := calls.summed([content]).sha256) != record.arrays_sha256:
             raise StorageError(f"SHA-256 {found} for the {record.arrays_sha256} of evaluation.json")
-        return arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
+        found = arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
+        _check_mean(record, dict(zip(names, found, strict=True)).get("value"))
     except StorageError as error:
         raise DataError(
             f"{path}: expected the arrays {', '.join(names)} of evaluation.json, found damage ({error}): run "
             f"`ppl-vae evaluate {root}`"
         ) from error
+    return found
+
+
+def _check_mean(record: Evaluation, value: np.ndarray | None) -> None:
+    if value is not None and not math.isclose(mean := float(value.mean()), record.mean, rel_tol=_ROUNDING):
+        raise StorageError(f"a mean of {mean:g} for the {record.mean:g} of evaluation.json")
 
 
 def write_evaluation(
