@@ -209,7 +209,7 @@ def fit(
         on_nonfinite=on_nonfinite,
     )
     _check_watched(settings, validation)
-    check_options(resume, checkpoint_every, run_dir is not None)
+    check_options(resume, checkpoint_every, run_dir)
     start, group, target = time.monotonic(), current(), choose_device(device)
     root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()
     with ExitStack() as stack:
