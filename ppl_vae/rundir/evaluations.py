@@ -78,14 +78,14 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
         content = files.read(path, _MAX_BYTES)
         if (found := calls.summed([content]).sha256) != record.arrays_sha256:
             raise StorageError(f"SHA-256 {found} for the {record.arrays_sha256} of evaluation.json")
-        found = arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
-        _check_mean(record, dict(zip(names, found, strict=True)).get("value"))
+        read = arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
+        _check_mean(record, dict(zip(names, read, strict=True)).get("value"))
     except StorageError as error:
         raise DataError(
             f"{path}: expected the arrays {', '.join(names)} of evaluation.json, found damage ({error}): run "
             f"`ppl-vae evaluate {root}`"
         ) from error
-    return found
+    return read
 
 
 def _check_mean(record: Evaluation, value: np.ndarray | None) -> None:
