@@ -191,7 +191,7 @@ RUNS: dict[str, Case] = {
     "run.json with an evaluation of no samples": run_record(evaluation={"num_samples": 0, "limit": 10}),
     "run.json with an evaluation of -1 data": run_record(evaluation={"num_samples": 10, "limit": -1}),
     "evaluation.json with a mean of 10^400": evaluation_record(mean=10**400),
-    "evaluation.json of data without a dimension": evaluation_record(event_size=0),
+    "evaluation.json of data of -1 dimensions": evaluation_record(event_size=-1),
     "evaluation.json of a mean that is not that of its data": evaluated_at(evaluation(mean=-9.0)),
     **{f"evaluation.json with {name} of {value}": evaluation_record(**{name: value}) for name, value in UNREAL},
     **{f"run.json with {name} of -1": run_record(**{name: -1}) for name in COUNTED},

@@ -247,6 +247,19 @@ def test_the_factory_of_the_readme_trains_and_runs_again(tmp_path: Path, monkeyp
     assert np.load("drawn.npy", allow_pickle=False).shape == (5, 3)
 
 
+def test_an_evaluation_of_data_of_which_masks_leave_different_numbers_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    whole, masked = "dist.Normal(decoder(z), 0.5).to_event(1)", "dist.Normal(decoder(z), 0.5).mask(x > -1).to_event(1)"
+    Path("users_pair.py").write_text(USERS_PAIR.replace(whole, masked))
+    np.save("my_array.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    options = ["--data", "my_array.npy", *TINY, "--run-dir", "run"]
+    assert "no bits per dimension" in succeed("fit", "users_pair.py:own", *options)
+    assert read_evaluation(Path("run")).event_size == 0
+    assert "bits/dim" not in succeed("compare", "run")
+
+
 def test_a_factory_that_goes_to_another_folder_does_not_take_the_run_along(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -90,7 +90,7 @@ class Evaluation:
     """`evaluation.json`: the log-likelihood of test data, in nats per datum.
 
     Raises:
-        DataError: There are no data, dimensions or samples, or another number is out of its range.
+        DataError: There are no data or samples, or another number is out of its range.
     """
 
     data: str
@@ -100,7 +100,7 @@ class Evaluation:
     num_data: int
     """Number of data N."""
     event_size: int
-    """Number of dimensions of a datum."""
+    """Number of dimensions of a datum; 0 where masks leave more of some data than of others."""
     kind: Kind
     """What p(x) is: numbers of one kind are not compared with those of the other."""
     method: Method
@@ -136,7 +136,8 @@ class Evaluation:
 
     def __post_init__(self) -> None:
         """Looks at the numbers."""
-        check_range(self, ("num_data", "event_size", "num_samples"), least=1)
+        check_range(self, ("num_data", "num_samples"), least=1)
+        check_range(self, ("event_size",), least=0)
         check_range(self, ("mean_stderr", "population_stderr", "ess", "seconds"), least=0, most=_MOST)
         check_range(self, ("khat_threshold", "share_untrusted"), least=0, most=1)
 
