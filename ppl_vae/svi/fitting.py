@@ -177,6 +177,7 @@ def fit(
         GroupError: If one of several processes ends, hangs, or was given something else.
         CheckpointError: If a checkpoint cannot be written, or could not hold the pair, or the fit has to resume and
             cannot: none is there, all are damaged, or they are of another run; each is named, and why.
+        StorageError: If another file of the run cannot be written, or torch finds no folder for temporary files.
         LockedError: If another process works in `run_dir`; its number is said. If `run_dir` is moved or replaced while
             the fit is at work in it, or its `.lock` is removed.
 
