@@ -49,6 +49,8 @@ class Weighed(NamedTuple):
     """log p(x, z) - log q(z given x) (k, N), in nats; of no meaning where they were not wanted."""
     log_lik: Tensor
     """log p(x given z) (k, N)."""
+    size: Tensor
+    """Size of the largest term of each log-weight (k, N)."""
     proposal: Proposal
     """The samples."""
     noise: int
@@ -82,7 +84,8 @@ class Weigher(NamedTuple):
             log_lik, log_prior = self.score(batch, proposal, count, wanted)
             log_weight = log_lik + log_prior - proposal.log_guide
             check_weights(self.pair, batch, proposal, log_weight, self.layout, first)
-        return Weighed(log_weight, log_lik, proposal, key(seed, first, j, 1))
+        size = torch.maximum(torch.maximum(log_lik.abs(), log_prior.abs()), proposal.log_guide.abs())
+        return Weighed(log_weight, log_lik, size, proposal, key(seed, first, j, 1))
 
 
 class Block(NamedTuple):
@@ -113,7 +116,7 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
     for j, drawn, count in _units(plan, int(wanted.max()), start):
         want = None if bool((wanted > drawn).all()) else wanted > drawn
         found = weigher.unit(batch, first, j, count, plan.seed, want)
-        stream.add(found.log_weight, want)
+        stream.add(found.log_weight, want, found.size)
         draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
         if (edge := at_edge(found.proposal, weigher.bounded, weigher.layout)) is not None:
             counted = edge if want is None else edge & want.to(edge.device)
