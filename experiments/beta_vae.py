@@ -17,13 +17,14 @@ less than a nat.
 Found otherwise: annealing gains seven nats of log p(x) at beta = 4, where five to seven units more are active. Between
 0.03 and 0.1 the slope of the front is 0.16, after twenty epochs.
 
-Run: python -m experiments.beta_vae [--small]; an hour on one core, less on two.
+Run: python -m experiments.beta_vae [--small]; half an hour on two cores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -39,10 +40,10 @@ from experiments.common.curves import curve_over
 from experiments.common.features import classifier
 from experiments.common.front import front
 from experiments.common.images import Images, images
-from experiments.common.progress import steps
 from experiments.common.statistics import mean
 from experiments.common.study import Findings, Study
 from experiments.common.training import score, trained
+from experiments.common.workers import over_cores
 from ppl_vae.figures import show_rows
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 from ppl_vae.latents import active_units
@@ -73,6 +74,7 @@ class Config:
     num_temperatures: int = 150
     num_leapfrog: int = 8
     num_images: int = 5000
+    num_processes: int = 2
 
 
 class Judge(NamedTuple):
@@ -111,8 +113,10 @@ class Judge(NamedTuple):
         }
 
 
-def judge(data: Images, config: Config) -> tuple[Judge, dict[str, float]]:
-    """The judge, and what there is to know of it."""
+@cache
+def judge(config: Config) -> tuple[Images, Judge, dict[str, float]]:
+    """The data, the judge, and what there is to know of it; every process has its own."""
+    data = images(config.data)
     test = data.test[: config.num_images]
     binary, seen = pv.data.binarize(test, 0), pv.data.binarize(data.train[: len(test)], 1)
     features = classifier(pv.data.binarize(data.train[:20_000], 2), data.train_labels[:20_000], data.shape)
@@ -120,43 +124,71 @@ def judge(data: Images, config: Config) -> tuple[Judge, dict[str, float]]:
     real = features(binary)
     floor = frechet_distance(real, features(pv.data.binarize(data.train[-len(test) :], 3)))
     facts = {"classifier_accuracy": features.accuracy, "frechet_of_training_data": floor}
-    return Judge(binary, seen, grey, features, real), facts
+    return data, Judge(binary, seen, grey, features, real), facts
+
+
+class Cell(NamedTuple):
+    """One training."""
+
+    seed: int
+    how: str
+    """Whether beta is constant, or how it is annealed."""
+    beta: float
+
+
+class Found(NamedTuple):
+    """What there is to say of a cell."""
+
+    row: dict[str, Any]
+    """Its numbers."""
+    values: np.ndarray
+    """log p(x) of each datum, annealed (N,), nats."""
+    pictures: dict[str, np.ndarray]
+    """Reconstructions and samples, where they are shown."""
+
+
+def found_of(config: Config, cell: Cell) -> Found:
+    """Trains one model, judges it, and anneals for its log p(x)."""
+    data, examiner, _ = judge(config)
+    num_steps = config.epochs * -(-len(data.train) // 128)
+    vae, _ = trained(
+        lambda: bernoulli_vae(data.train, config.latent_dim, config.hidden),
+        data.train,
+        cell.seed,
+        objective=pv.ELBO(beta=schedule(cell.how, cell.beta, num_steps)),
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        binarize="dynamic",
+    )
+    row = {"how": cell.how, "beta": cell.beta, "seed": cell.seed, **examiner.row(vae, config, cell.seed)}
+    pictures = {}
+    if cell.how == "constant" and cell.seed == config.seeds[0] and cell.beta in config.shown:
+        copies, samples = vae.reconstruct(examiner.binary[:_SHOWN])[0], vae.sample(_SHOWN, cell.seed, mean=True)
+        for kind, x in (("copies", copies), ("samples", samples)):
+            pictures[f"{kind} {cell.beta:g}"] = x.reshape(-1, *data.shape[1:]).numpy()
+    scored = examiner.binary[: config.num_scored]
+    row["guide_as_trained"] = score(vae, scored, config.num_samples).numbers()
+    retrain_guide(vae, data.train, config, cell.seed)
+    row["guide_trained_on"] = score(vae, scored, config.num_samples).numbers()
+    annealed = annealed_from_guide(vae, scored, config, cell.seed)
+    row |= {"log_likelihood": annealed.mean, "monte_carlo_error": annealed.mean_stderr}
+    return Found(row, annealed.value, pictures)
 
 
 def measure(config: Config) -> Findings:
     """Every beta and way of annealing, every seed; the front in numbers; pictures of the first seed."""
-    data = images(config.data)
-    examiner, facts = judge(data, config)
-    num_steps = config.epochs * -(-len(data.train) // 128)
+    _, examiner, facts = judge(config)
     ways = [("constant", beta) for beta in config.betas]
     ways += [(how, beta) for how in ("linear", "cyclical") for beta in config.annealed]
-    rows, values, pictures = [], {}, {"data": examiner.grey[: 2 * _SHOWN]}
-    for seed, (how, beta) in steps(list(product(config.seeds, ways)), "trainings"):
-        vae, _ = trained(
-            lambda: bernoulli_vae(data.train, config.latent_dim, config.hidden),
-            data.train,
-            seed,
-            objective=pv.ELBO(beta=schedule(how, beta, num_steps)),
-            epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            binarize="dynamic",
-        )
-        row = {"how": how, "beta": beta, "seed": seed, **examiner.row(vae, config, seed)}
-        if how == "constant" and seed == config.seeds[0] and beta in config.shown:
-            copies, samples = vae.reconstruct(examiner.binary[:_SHOWN])[0], vae.sample(_SHOWN, seed, mean=True)
-            pictures[f"copies {beta:g}"], pictures[f"samples {beta:g}"] = (
-                x.reshape(-1, *data.shape[1:]).numpy() for x in (copies, samples)
-            )
-        scored = examiner.binary[: config.num_scored]
-        row["guide_as_trained"] = score(vae, scored, config.num_samples).numbers()
-        retrain_guide(vae, data.train, config, seed)
-        row["guide_trained_on"] = score(vae, scored, config.num_samples).numbers()
-        annealed = annealed_from_guide(vae, scored, config, seed)
-        values[how, beta, seed] = annealed.value
-        rows.append(row | {"log_likelihood": annealed.mean, "monte_carlo_error": annealed.mean_stderr})
-    for row in rows:
-        own, at_one = (values[key] for key in ((row["how"], row["beta"], row["seed"]), ("constant", 1.0, row["seed"])))
-        row["above_beta_one"] = float(np.mean(own - at_one))
+    cells = [Cell(seed, how, beta) for seed, (how, beta) in product(config.seeds, ways)]
+    found = dict(
+        zip(cells, over_cores(partial(found_of, config), cells, "trainings", config.num_processes), strict=True)
+    )
+    rows, pictures = [], {"data": examiner.grey[: 2 * _SHOWN]}
+    for cell, one in found.items():
+        at_one = found[Cell(cell.seed, "constant", 1.0)]
+        rows.append(one.row | {"above_beta_one": float(np.mean(one.values - at_one.values))})
+        pictures |= one.pictures
     constant = [row for row in rows if row["how"] == "constant"]
     fronts = {part: front(constant, f"{prefix}rate", f"{prefix}distortion") for part, prefix in _PARTS.items()}
     return Findings({**facts, "rows": rows, "front": fronts, "annealing": annealing(rows)}, pictures)
@@ -304,6 +336,7 @@ STUDY = Study(
         num_temperatures=5,
         num_leapfrog=2,
         num_images=360,
+        num_processes=1,
     ),
 )
 

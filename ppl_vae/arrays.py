@@ -214,5 +214,6 @@ def _check_finite(array: Tensor | np.ndarray, name: str) -> None:
             row = start + int(bad.nonzero()[0])
             raise DataError(
                 f"{name}, row {row}: expected finite numbers, found NaN or infinity; "
-                "drop the row, or pass a mask as a second array and use it in both programs"
+                "drop the row, or put a number in the place of what is missing, pass a mask as a second array, and use "
+                "it in both programs"
             )

@@ -19,6 +19,9 @@ from ppl_vae.holders import Holder, holders
 __all__ = ["ABSENT", "PLAIN", "Attributes", "Change", "Place", "registered_with", "reorder"]
 
 
+_WATCHED = (Tensor, nn.Parameter)  # a parameter in a list, or of a module in a list, is registered nowhere
+
+
 class _Absent:
     """Stands for a value that is not there."""
 
@@ -51,7 +54,7 @@ class Attributes:
         held: dict[int, TensorContent] = {}
         for place in self.places:
             for key, value in zip(place.keys, place.before, strict=True):
-                if type(value) is Tensor and id(value) not in held and memory(value) not in self.registered:
+                if type(value) in _WATCHED and id(value) not in held and memory(value) not in self.registered:
                     held[id(value)] = TensorContent(place.label(key), value)
         self.tensors = [*held.values()]
         contents = [content_of(p.holder.name, p.holder.source) for p in self.places]

@@ -40,12 +40,13 @@ class Change(NamedTuple):
 
 
 class TensorContent:
-    """A tensor with the numbers it had; of a large one it is only known whether torch has written to it."""
+    """A tensor with the numbers it had; of a large or sparse one it is only known whether torch has written to it."""
 
     def __init__(self, name: str, tensor: Tensor) -> None:
         self.name, self.tensor = name, tensor
         self.large = tensor.numel() > _LARGEST_COPY
-        self._before = None if self.large else tensor.detach().clone()
+        is_compared = tensor.layout is torch.strided and not self.large
+        self._before = tensor.detach().clone() if is_compared else None
         self._version = writes(tensor)
 
     def differs(self) -> bool:
@@ -55,7 +56,7 @@ class TensorContent:
         return not _same_numbers(self.tensor, self._before)
 
     def restore(self) -> None:
-        """Puts the numbers back, of a large one none."""
+        """Puts the numbers back, of a large or sparse one none."""
         if self._before is not None and self.differs():
             self.tensor.data.copy_(self._before)
 
@@ -152,8 +153,6 @@ def memory(tensor: Tensor) -> int | None:
 def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:
     if tensor.shape != copy.shape or tensor.dtype != copy.dtype:
         return False
-    if tensor.layout is not torch.strided:
-        return bool(((tensor == copy) | (tensor != tensor) & (copy != copy)).all())
     return bool((_bits(tensor) == _bits(copy)).all())
 
 

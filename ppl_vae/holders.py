@@ -8,7 +8,7 @@ import inspect
 import queue
 import types
 from collections import ChainMap, UserDict, UserList, deque
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,7 @@ class Holder(NamedTuple):
     whole: bool = True
     """Whether what is added counts too."""
     registered: bool = False
-    """Whether these are parameters or buffers of a module."""
+    """Whether these are parameters or buffers that belong to what was started from, and are kept with it."""
 
     def counts(self, key: Any) -> bool:
         """Whether a key is neither machinery nor a cache, such as transforms keep of their last pair."""
@@ -116,7 +116,8 @@ def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
     spaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
     for space, names in (space for _, value in everything for space in _spaces_of(value)):
         spaces.setdefault(id(space), (space, set()))[1].update(names)
-    found = [holder for name, value in everything for holder in _holders_of(name, value)]
+    own = _own(root)
+    found = [holder for name, value in everything for holder in _holders_of(name, value, own)]
     return found + [Holder("", space, sorted(names), whole=False) for space, names in spaces.values()]
 
 
@@ -136,7 +137,19 @@ def reached(root: nn.Module | Optimizer, name: str = "") -> list[tuple[str, Any]
     return found
 
 
-def _holders_of(name: str, value: Any) -> Iterator[Holder]:
+def _own(root: nn.Module | Optimizer) -> Callable[[nn.Module], bool]:
+    """Whether a module is among those registered with a root, or has parameters that an optimiser moves.
+
+    One in a list, say, is not: nothing but the list knows it.
+    """
+    if isinstance(root, nn.Module):
+        modules = {*map(id, root.modules())}
+        return lambda module: id(module) in modules
+    moved = {id(p) for group in root.param_groups for p in group["params"]}
+    return lambda module: any(id(p) in moved for p in module._parameters.values())
+
+
+def _holders_of(name: str, value: Any, own: Callable[[nn.Module], bool]) -> Iterator[Holder]:
     if _has_attributes(value):
         whole = not isinstance(value, type | Distribution | Transform)  # distributions add what they compute when asked
         yield from (
@@ -147,9 +160,8 @@ def _holders_of(name: str, value: Any) -> Iterator[Holder]:
     if isinstance(value, nn.Module):
         hooks = (value._forward_hooks, value._forward_pre_hooks)
         yield from (Holder(f"{name}.forward_hooks", home, list(home)) for home in hooks)
-        homes = {"_parameters": True, "_buffers": True, "_modules": False}
-        named = ((vars(value)[home], registered) for home, registered in homes.items())
-        yield from (Holder(name, home, list(home), registered=registered) for home, registered in named if home)
+        homes = ((value._parameters, own(value)), (value._buffers, own(value)), (value._modules, False))
+        yield from (Holder(name, home, list(home), registered=registered) for home, registered in homes if home)
     elif isinstance(value, dict | list | deque) and len(value) <= LARGEST_CONTAINER:
         yield Holder(name, value, list(value) if isinstance(value, dict) else range(len(value)))
     elif isinstance(value, tuple) and any(type(item) is Tensor for item in value):

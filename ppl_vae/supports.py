@@ -39,7 +39,6 @@ __all__ = [
 
 _TRANSFORMED = TransformedDistribution.support
 _SLACK = 1e-6  # pi in single precision is not pi
-_MIXTURES = getattr(constraints, "MixtureSameFamilyConstraint", ())  # torch before 2.7 has none
 _WRAPPERS = Independent, ExpandedDistribution, MaskedDistribution
 _MONOTONE = (
     t.AffineTransform,
@@ -339,7 +338,7 @@ def _flat(transforms: Sequence[t.Transform]) -> list[t.Transform]:
 
 def _is_mixture_of_equals(support: constraints.Constraint) -> bool:
     """Whether it is the support of a mixture whose components have one and the same."""
-    return isinstance(support, _MIXTURES) and is_fixed(support.base_constraint)
+    return isinstance(support, constraints.MixtureSameFamilyConstraint) and is_fixed(support.base_constraint)
 
 
 def _size(end: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vae.rundir import Evaluation, write_evaluation
+from ppl_vae.rundir import Bounds, Evaluation, write_bounds, write_evaluation
 
 
 def evaluation(settings: str = "the guide as proposal", mean: float = -1.5, **changes: Any) -> Evaluation:
@@ -42,3 +42,23 @@ def result(mean: float = -1.5) -> SimpleNamespace:
 
 def evaluated(root: Path, settings: str = "the guide as proposal", mean: float = -1.5) -> None:
     write_evaluation(root, evaluation(settings, mean), result(mean))
+
+
+def bounds(**changes: Any) -> Bounds:
+    found = Bounds(
+        data="data",
+        num_data=3,
+        settings="3 chains",
+        seed=0,
+        lower=-2.0,
+        upper=-1.0,
+        gap=1.0,
+        gap_stderr=0.1,
+        seconds=1.0,
+        verdict="two numbers",
+    )
+    return replace(found, **changes)
+
+
+def bounded(root: Path) -> None:
+    write_bounds(root, bounds(), np.full(3, -2.0), np.full(3, -1.0))

@@ -17,6 +17,7 @@ from ppl_vae.data import array_names, load_array
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import (
     DataSpec,
+    Evaluation,
     PairSpec,
     RunDirectory,
     RunRecord,
@@ -24,11 +25,12 @@ from ppl_vae.rundir import (
     read_arrays,
     read_evaluation,
     read_run,
+    write_evaluation,
 )
 from ppl_vae.rundir.records import write_record
 from ppl_vae.storage import plain
 from tests.bombs import DEEP, LYING, OBJECTS, PICKLE, Bomb, Case, archive, of_numpy, of_torch, twice
-from tests.evaluations import evaluation
+from tests.evaluations import evaluation, result
 
 
 def run_file(name: str, content: bytes, read: Callable[[Path], object]) -> Case:
@@ -86,6 +88,14 @@ OUT_OF_RANGE: list[tuple[str, Any]] = [
 ]
 
 
+COUNTED = ("num_parameters", "steps", "best_step", "seconds")
+UNREAL = [
+    *((name, -1.0) for name in ("mean_stderr", "population_stderr", "ess", "seconds", "share_untrusted")),
+    ("share_untrusted", 7.0),
+    ("khat_threshold", 1.5),
+]
+
+
 def trained(name: str, value: Any) -> Case:
     """A `run.json` with an option of the training that is out of its range."""
     return run_record(training=asdict(TRAINING) | {name: value})
@@ -94,6 +104,16 @@ def trained(name: str, value: Any) -> Case:
 def evaluation_record(**changes: Any) -> Case:
     """An `evaluation.json` under an intact hash that says something else."""
     return sealed("evaluation.json", asdict(evaluation()) | changes, read_evaluation)
+
+
+def evaluated_at(record: Evaluation) -> Case:
+    """Another record beside the arrays of `result()`."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        write_evaluation(folder, record, result())
+
+    return Case(lambda folder: read_arrays(folder, ["value"]), make)
 
 
 def evaluated(content: bytes | Callable[[Path], object]) -> Case:
@@ -171,7 +191,10 @@ RUNS: dict[str, Case] = {
     "run.json with an evaluation of no samples": run_record(evaluation={"num_samples": 0, "limit": 10}),
     "run.json with an evaluation of -1 data": run_record(evaluation={"num_samples": 10, "limit": -1}),
     "evaluation.json with a mean of 10^400": evaluation_record(mean=10**400),
-    "evaluation.json of data without a dimension": evaluation_record(event_size=0),
+    "evaluation.json of data of -1 dimensions": evaluation_record(event_size=-1),
+    "evaluation.json of a mean that is not that of its data": evaluated_at(evaluation(mean=-9.0)),
+    **{f"evaluation.json with {name} of {value}": evaluation_record(**{name: value}) for name, value in UNREAL},
+    **{f"run.json with {name} of -1": run_record(**{name: -1}) for name in COUNTED},
     "evaluation.json of no data": evaluation_record(num_data=0),
     "evaluation.json of other fields": sealed("evaluation.json", {"mean": "os.system"}, read_evaluation),
     "pipe as run.json": Case(read_run, lambda folder: (folder.mkdir(), os.mkfifo(folder / "run.json"), None)[-1]),

@@ -70,6 +70,7 @@ def test_groups_dimensions_and_numbers():
         np.testing.assert_array_equal(values, getattr(ll, name))
 
 
+@pytest.mark.filterwarnings("ignore:draws of .* unreliable")
 @pytest.mark.usefixtures("arviz_1")
 def test_predictive_groups():
     found = pv.posterior_predictive(HierarchicalVAE(), binary_rows(7), 5, progress=False)

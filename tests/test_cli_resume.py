@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ppl_vae as pv
-from ppl_vae.rundir import RunDirectory, read_run
+from ppl_vae.cli import evaluating
+from ppl_vae.rundir import RunDirectory, read_evaluation, read_run
 from ppl_vae.storage import steps
 from tests.commands import SMALL_VAE, USERS_PAIR, call, read, rewritten, succeed
 
@@ -85,6 +87,23 @@ def test_an_evaluation_of_what_the_run_leaves_behind_is_set_aside(tmp_path: Path
     assert str(kept) in succeed("resume", root)
     assert read(kept) == before
     assert read(root / "evaluation.json")["mean"] > before["mean"]
+
+
+def test_an_evaluation_that_ends_when_the_run_has_gone_on_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
+    estimate = evaluating._estimate
+
+    def slow(*arguments: Any) -> Any:
+        found = estimate(*arguments)
+        succeed("resume", root)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "_estimate", lambda *a: (patch.undo(), slow(*a))[1])
+        result = call("evaluate", root, "--num-samples", "10", "--limit", "30")
+    assert result.exit_code == 1
+    assert "kept in evaluation-K10-N30-seed0-of-other-parameters.json" in result.stderr
+    assert read_evaluation(root).num_samples == 20  # that of the finished run
 
 
 def test_a_run_that_is_stopped_again_goes_on_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -247,6 +247,35 @@ def test_the_factory_of_the_readme_trains_and_runs_again(tmp_path: Path, monkeyp
     assert np.load("drawn.npy", allow_pickle=False).shape == (5, 3)
 
 
+def test_an_evaluation_of_data_of_which_masks_leave_different_numbers_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    whole, masked = "dist.Normal(decoder(z), 0.5).to_event(1)", "dist.Normal(decoder(z), 0.5).mask(x > -1).to_event(1)"
+    Path("users_pair.py").write_text(USERS_PAIR.replace(whole, masked))
+    np.save("my_array.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    options = ["--data", "my_array.npy", *TINY, "--run-dir", "run"]
+    assert "no bits per dimension" in succeed("fit", "users_pair.py:own", *options)
+    assert read_evaluation(Path("run")).event_size == 0
+    assert "bits/dim" not in succeed("compare", "run")
+
+
+def test_a_factory_that_goes_to_another_folder_does_not_take_the_run_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("elsewhere").mkdir()
+    Path("users_pair.py").write_text(
+        USERS_PAIR + "\nimport os\ndef gone():\n    os.chdir('elsewhere')\n    return own(3)\n"
+    )
+    np.save("my_array.npy", np.random.default_rng(0).normal(size=(100, 3)))
+    name = "users_pair.py:gone"
+    succeed("fit", name, "--data", "my_array.npy", "--run-dir", "run", *TINY)
+    assert read_run(tmp_path / "run").data.name == str(tmp_path / "my_array.npy")
+    assert not [*Path("elsewhere").iterdir()]
+    succeed("evaluate", "run", "--pair", name, "--num-samples", "20")
+
+
 # Data of other forms
 
 

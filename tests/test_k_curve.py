@@ -71,6 +71,22 @@ def test_a_bound_that_still_rises_is_said_to():
     assert curve.extrapolated.mean() < ppca.log_prob(ppca.sample(500, seed=1)).mean()
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_weights_without_variance_have_no_law(seed):
+    """Their Pareto shape is 1 - 0.5^2; the chi2 of the samples agrees with the rise all the same, at some seeds."""
+    ppca = small_ppca(3, 1)
+    x = ppca.sample(400, seed=seed + 1)
+    curve = curve_of(scaled_guide(ppca, 0.5), x, 1024, seed)
+    assert curve.khat > 0.5
+    assert not curve.has_law
+    assert not curve.follows_law
+    assert "chi2 looks infinite" in str(curve)
+    assert bound_against_samples(curve, "Bound").axes[1].get_title() == "no law: chi2 looks infinite"
+    light = curve_of(scaled_guide(ppca, 0.75), x, 1024, seed)
+    assert light.khat < 0.5
+    assert light.has_law
+
+
 @pytest.mark.parametrize("n", [1, 5, 300])
 def test_the_bound_of_a_perfect_guide_follows_any_law(n):
     """All that rises is rounding; so it is without latents."""

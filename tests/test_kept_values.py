@@ -85,6 +85,16 @@ class Following(ModuleVAE):
             pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
 
 
+class Hiding(Following):
+    """The same copy in a list, which registers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        slow = self.slow
+        del self.slow
+        self.__dict__["slow"], self.hidden = slow, [slow]
+
+
 def test_what_has_come_since_goes_and_records_stay():
     own = Following()
     belongings = Belongings(as_pair(own))
@@ -102,20 +112,22 @@ def test_what_has_come_since_goes_and_records_stay():
 OPTIONS = {"validation": binary[:5], "learning_rate": 0.3, "epochs": 4}
 
 
+@pytest.mark.parametrize("make", [Following, Hiding])
 @pytest.mark.parametrize("resumed", [False, True])
-def test_the_best_pair_is_the_one_that_was_judged(resumed: bool, tmp_path: Path):
+def test_the_best_pair_is_the_one_that_was_judged(resumed: bool, make: type[Following], tmp_path: Path):
     """It is the one of a fit that stops there, and has what was recorded since."""
     if resumed:
-        run(Following, binary, OPTIONS | {"epochs": 2}, run_dir=tmp_path)
-    best, fit = run(Following, binary, OPTIONS, run_dir=tmp_path, resume="auto")
+        run(make, binary, OPTIONS | {"epochs": 2}, run_dir=tmp_path)
+    best, fit = run(make, binary, OPTIONS, run_dir=tmp_path, resume="auto")
     assert 0 < fit.best_step < fit.steps
-    stopped, _ = run(Following, binary, OPTIONS | {"epochs": None, "steps": fit.best_step})
+    stopped, _ = run(make, binary, OPTIONS | {"epochs": None, "steps": fit.best_step})
     assert all(torch.equal(value, state(best)[name]) for name, value in state(stopped).items())
+    assert all(map(torch.equal, best.slow.parameters(), stopped.slow.parameters()))
     assert torch.equal(best.mean, stopped.mean)
     assert torch.equal(best.share, stopped.share)
     assert (best.seen, best.last) == (stopped.seen, stopped.last)
     assert len(best.runs) > len(stopped.runs)
-    opened = fresh(1, Following)
+    opened = fresh(1, make)
     RunDirectory(tmp_path).read_parameters(opened)
     values = [pv.log_likelihood(pair, binary, 20, progress=False).mean for pair in (best, stopped, opened)]
     assert len(set(values)) == 1

@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "operations": set(),
     "wording": set(),
     "averages": {"options"},
-    "threads": set(),
+    "threads": {"errors"},
     "shrinking": {"errors"},
     "pareto": set(),
     "libraries": set(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -65,6 +66,41 @@ def test_a_latent_of_no_numbers_is_refused():
             pv.PairError, match=r"site 'z': expected a latent of at least one number, found shape \(5, 0\)"
         ):
             estimate(pair, x, progress=False)
+
+
+def in_bfloat16() -> pv.Pair:
+    """A type that NumPy does not have."""
+    one = torch.ones((), dtype=torch.bfloat16)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0 * one, one))
+            pyro.sample("x", dist.Normal(z, one), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, one))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.filterwarnings("ignore:draws of .* unreliable")
+def test_results_of_bfloat16_are_arrays():
+    pair, x = in_bfloat16(), torch.linspace(-1, 1, 6).bfloat16()
+    ll = pv.log_likelihood(pair, x, 100, num_draws=3, compile=False, progress=False)
+    made = pv.posterior_predictive(pair, x, 3, num_samples=100, progress=False)
+    both = pv.bidirectional_monte_carlo(pair, x, pv.Annealing(2, 3, 1), progress=False)
+    for array in (ll.posterior["z"], made.posterior["z"], made.predictive["x"], made.observed["x"], both.x[0]):
+        assert array.dtype == np.float32
+        assert np.isfinite(array).all()
+    assert_close(made.observed["x"], x.float(), torch.float32)
+
+
+def test_a_datum_that_lacks_numbers_is_told_what_a_mask_needs():
+    """A mask beside NaN, used in both programs, was told to pass a mask and use it in both programs."""
+    x = torch.tensor([[1.0, 2.0], [torch.nan, 0.0]])
+    with pytest.raises(pv.DataError, match=r"row 1: .*NaN.*a number in the place of what is missing, pass a mask"):
+        pv.log_likelihood(small_ppca(), (x, x.isfinite()), 20, progress=False)
 
 
 def test_booleans_are_refused_where_a_density_cannot_take_them():

@@ -56,6 +56,7 @@ def test_draws_have_the_moments_of_the_predictive(corrected: bool, seed):
     assert_close(found.log_lik, noise.log_prob(x).sum(-1))
 
 
+@pytest.mark.filterwarnings("ignore:draws of .* unreliable")
 @pytest.mark.parametrize("draws", [1, 3])
 @pytest.mark.parametrize("vectorised", [True, False])
 def test_every_draw_of_data_comes_of_its_own_latents(draws: int, vectorised: bool, seed):
@@ -79,6 +80,7 @@ def test_every_draw_of_data_comes_of_its_own_latents(draws: int, vectorised: boo
     assert_close(found.observed["x"], x)
 
 
+@pytest.mark.filterwarnings("ignore:draws of .* unreliable")
 def test_layers_and_discrete_latents_go_along(seed):
     found = pv.posterior_predictive(HierarchicalVAE().double(), binary_rows(70).double(), 2, seed, progress=False)
     assert {n: z.shape for n, z in found.posterior.items()} == {"z1": (2, 70, 2), "z2": (2, 70, 2)}
@@ -102,12 +104,46 @@ def test_arviz_plots_the_check(seed):
     pyplot.close("all")
 
 
+@pytest.mark.filterwarnings("ignore:draws of .* unreliable")
 def test_arviz_takes_images_and_names_of_its_own(seed):
     found = pv.posterior_predictive(HierarchicalVAE().double(), binary_rows(7).double(), 3, seed, progress=False)
     tree = found.to_arviz()
     assert tree.posterior_predictive["x"].dims == ("chain", "draw", "datum", "x_dim_0")
     assert tree.log_likelihood["log_lik"].dims == ("chain", "draw", "datum")
     assert_close(tree.log_likelihood["log_lik"].values[0], found.log_lik)
+
+
+def test_what_the_guide_does_not_reach_is_said(seed):
+    """Of 200 draws 60 were distinct, and their mean 1.8 off that of the posterior."""
+    pair, x = normal_pair(), torch.linspace(-3.0, 3.0, 20)
+
+    def far(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 2.0, 0.1))
+
+    with pytest.warns(UserWarning, match="draws of 20 of 20 data are unreliable: .*num_samples"):
+        found = pv.posterior_predictive(pv.Pair(pair.model, far), x, 50, seed, progress=False)
+    assert np.abs(found.posterior["z"].mean(0) - x.numpy() / 2).min() > 1.0
+    assert (found.verdict == "unreliable").all()
+    assert "0 reliable, 0 noisy, 20 unreliable" in str(found)
+    exact = pv.posterior_predictive(pair, x, 50, seed, progress=False)
+    assert (exact.verdict == "reliable").all()
+    assert_close(exact.ess, np.full(20, 500.0))
+    assert np.isneginf(exact.khat).all()
+    assert str(exact).endswith("(median ESS 500): 20 reliable, 0 noisy, 0 unreliable")
+
+
+def test_what_is_resampled_from_few_is_said():
+    pair = scaled_guide(small_ppca(), 1.3)
+    with pytest.warns(UserWarning, match="8 samples are too few to tell"):
+        pv.posterior_predictive(pair, small_ppca().sample(3), 2, num_samples=8, progress=False)
+
+
+def test_a_guide_taken_as_it_is_gets_no_verdict():
+    pair = scaled_guide(small_ppca(), 0.3)
+    found = pv.posterior_predictive(pair, small_ppca().sample(3), 20, corrected=False, progress=False)
+    assert (found.ess, found.khat, found.verdict) == (None, None, None)
+    assert str(found) == "20 draws for each of 3 data, of the guide as it is"
 
 
 def test_bad_input_is_named():

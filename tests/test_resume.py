@@ -246,6 +246,9 @@ def test_resume_says_what_is_missing(tmp_path: Path):
     with pytest.raises(CheckpointError, match="expected a checkpoint to resume from, found none"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume=True)
     assert not (tmp_path / "run").exists()
+    for no_path in (b"run", 5):
+        with pytest.raises(ValueError, match=f"run_dir: expected a path as text or a pathlib.Path, found {no_path!r}"):
+            run(ModuleVAE, binary, {"epochs": 1}, run_dir=no_path)
     with pytest.raises(ValueError, match="resume: expected 'auto', True or False, found 'yes'"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", resume="yes")
     with pytest.raises(ValueError, match="expected run_dir"):

@@ -57,6 +57,18 @@ def test_a_disk_that_is_full_in_the_middle_of_a_fit_is_a_typed_error_and_loses_n
         assert same(whole, gone_on(root)), at
 
 
+@pytest.mark.parametrize("optimizer", [None, torch.optim.SGD])
+def test_a_disk_without_room_for_temporary_files_is_a_typed_error(optimizer, monkeypatch: pytest.MonkeyPatch):
+    """F3: torch loads its compiler when it makes an optimiser, and that asks for a folder."""
+
+    def refuse(*arguments, **options):
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(torch.optim.Optimizer, "__init__", refuse)
+    with pytest.raises(StorageError, match=r"optimizer: .* No usable temporary directory found.* TMPDIR"):
+        run(ModuleVAE, binary, {"optimizer": optimizer})
+
+
 def test_a_bad_step_that_the_disk_refuses_is_a_typed_error(tmp_path: Path):
     class Broken(pv.ELBO):
         def evaluate(self, pair, batch, layout, beta):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -80,6 +81,80 @@ class OfHelper(Plain):
         return 2 * self.scale * SCALE * self.width * self.options["scale"] * self.sizes[1] * self.mask
 
 
+class Straight(torch.autograd.Function):
+    """Its backward pass is called by autograd alone."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class Wide(dist.Normal):
+    """Is drawn from by Pyro alone."""
+
+    def rsample(self, sample_shape=()):
+        return 2.0 * super().rsample(sample_shape)
+
+
+class Matrix:
+    """Is called by an operator."""
+
+    def __matmul__(self, x):
+        return self.applied(x)
+
+    def applied(self, x):
+        return x
+
+
+@dataclass
+class Options:
+    """What a script has been told."""
+
+    width: float = 1.0
+
+
+@dataclass
+class MoreOptions(Options):
+    """One more that no program reads."""
+
+    root: str = "a"
+
+
+class Wider(Matrix):
+    """Is entered by a statement."""
+
+    def __init__(self, width=1.0):
+        self.width = width
+
+    def __enter__(self):
+        return self.width
+
+    def __exit__(self, *reason):
+        return False
+
+
+def seen(module, inputs, output):
+    return output
+
+
+class Indirect(Plain):
+    """Runs code that it does not mention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix, self.told = Matrix(), Options()
+        self.decoder.register_forward_hook(seen)
+
+    def guide(self, x):
+        with Wider() as width, pyro.plate("data", x.shape[0]):
+            loc = self.told.width * Straight.apply(self.matrix @ x[:, :2])
+            pyro.sample("z", Wide(loc, width).to_event(1))
+
+
 def with_change(change, make=Plain):
     own = make()
     change(own)
@@ -116,6 +191,41 @@ def told(own) -> dict[str, str]:
 def test_another_pair_is_told_apart_by_name(name: str):
     before, now = told(Plain()), told(with_change(OTHERS[name]))
     assert before.get(name) != now.get(name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (Straight, "backward"),
+        (Wide, "rsample"),
+        (Matrix, "__matmul__"),
+        (Matrix, "applied"),
+        (Wider, "__enter__"),
+        (Wider, "__init__"),
+    ],
+    ids=lambda part: getattr(part, "__name__", part),
+)
+def test_code_of_classes_that_nobody_calls_by_name_counts(owner: type, name: str, monkeypatch: pytest.MonkeyPatch):
+    before = told(Indirect())
+    assert before == told(Indirect())
+    monkeypatch.setattr(owner, name, staticmethod(lambda *arguments: None))
+    now = told(Indirect())
+    assert before[f"code of {owner.__name__}.{name}"] != now[f"code of {owner.__name__}.{name}"]
+
+
+def test_an_option_that_no_program_reads_is_no_difference():
+    more = Indirect()
+    before, more.told = told(more), MoreOptions()
+    assert {key for key in told(more) if told(more)[key] != before.get(key)} <= {"self.told"}
+
+
+def test_code_of_hooks_counts_and_of_objects_that_nobody_names_does_not(monkeypatch: pytest.MonkeyPatch):
+    before = told(Indirect())
+    hooked = Indirect()
+    hooked.decoder.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert before["code of self.decoder.hooks"] != told(hooked)["code of self.decoder.hooks"]
+    monkeypatch.setattr(Plain, "picture", lambda own: 3)
+    assert before == told(Indirect())
 
 
 @pytest.mark.parametrize("name", LIKE)

@@ -94,6 +94,26 @@ KINDS = {
     "a number": (lambda: 1.0, lambda own: keep(own, own.kept * 1.1), lambda own: own.kept),
     "a number that stays": (lambda: 1.0, lambda own: keep(own, min(own.kept * 1.1, 1.3)), lambda own: own.kept),
     "a tensor in place": (lambda: torch.ones(1), lambda own: own.kept.mul_(1.1), first),
+    "a parameter in a list": (
+        lambda: [nn.Parameter(torch.ones(1), requires_grad=False)],
+        lambda own: own.kept[0].mul_(1.1),
+        first,
+    ),
+    "a module in a list": (
+        lambda: [nn.Linear(1, 1).requires_grad_(False)],
+        lambda own: own.kept[0].weight.mul_(1.1),
+        lambda own: own.kept[0].weight,
+    ),
+    "a buffer of a module in a list": (
+        lambda: [nn.BatchNorm1d(1)],
+        lambda own: setattr(own.kept[0], "running_mean", own.kept[0].running_mean + 0.3),
+        lambda own: own.kept[0].running_mean,
+    ),
+    "other numbers of a module in a dictionary": (
+        lambda: {"slow": nn.Linear(1, 1).requires_grad_(False)},
+        lambda own: setattr(own.kept["slow"].bias, "data", own.kept["slow"].bias.data + 0.1),
+        lambda own: own.kept["slow"].bias,
+    ),
     "a tensor in a tuple": (lambda: (torch.ones(1), 0), lambda own: own.kept[0].mul_(1.1), first),
     "another tensor": (lambda: torch.ones(1), lambda own: keep(own, 0.9 * own.kept + 0.3), first),
     "a tensor of another shape": (lambda: torch.ones(1), lambda own: keep(own, torch.cat([own.kept, own.kept])), size),
@@ -187,6 +207,8 @@ LOST = {
     "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
     "keys of one text": (lambda: {1: 0.0, "1": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
     "a key that no file can name": (lambda: {UNNAMEABLE: torch.zeros(1)}, lambda own: own.kept[UNNAMEABLE].add_(1.0)),
+    "a sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: own.kept.mul_(1.1)),
+    "another sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: keep(own, own.kept * 1.1)),
     "a part of a parameter": (lambda: None, lambda own: keep(own, own.decoder[0].weight.data[0])),
 }
 

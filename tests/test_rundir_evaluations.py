@@ -10,13 +10,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ppl_vae.errors import DataError, LockedError, StorageError
+from ppl_vae.rundir import (
+    RunDirectory,
+    outdate_evaluation,
+    read_arrays,
+    read_evaluation,
+    write_bounds,
+    write_evaluation,
+)
 from ppl_vae.rundir import evaluations as module
-from ppl_vae.rundir import outdate_evaluation, read_arrays, read_evaluation, write_evaluation
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, files, locked
-from tests.evaluations import evaluated, evaluation, result
+from tests.evaluations import bounded, bounds, evaluated, evaluation, result
 from tests.faults import KILLED, Fail, Kill, count, fault, forked
 from tests.pairs import ModuleVAE
 from tests.resuming import binary, run
@@ -43,14 +51,48 @@ def test_evaluations_by_other_settings_are_all_kept(tmp_path: Path):
     for number, temperatures in enumerate((200, 1000, 2000, 4000)):
         evaluated(tmp_path, f"{temperatures} temperatures", -number)
     evaluated(tmp_path, "4000 temperatures", -9.0)
-    assert outdate_evaluation(tmp_path, 7) == tmp_path / "evaluation-ais-K10-N3-seed0-step7.json"
+    assert outdate_evaluation(tmp_path, 7) == [tmp_path / "evaluation-ais-K10-N3-seed0-step7.json"]
     assert pairs(tmp_path) == {
         "evaluation-ais-K10-N3-seed0": (0.0, 0.0),
         "evaluation-ais-K10-N3-seed0-2": (-1.0, -1.0),
         "evaluation-ais-K10-N3-seed0-3": (-2.0, -2.0),
         "evaluation-ais-K10-N3-seed0-step7": (-9.0, -9.0),
     }
-    assert outdate_evaluation(tmp_path, 7) is None
+    assert outdate_evaluation(tmp_path, 7) == []
+
+
+def test_bounds_of_parameters_that_a_run_goes_on_from_are_not_those_of_the_run(tmp_path: Path):
+    bounded(tmp_path)
+    found = [(tmp_path / f"bounds{suffix}").read_bytes() for suffix in (".json", ".npz")]
+    assert outdate_evaluation(tmp_path, 7) == [tmp_path / "bounds-step7.json"]
+    assert sorted(files.listed(tmp_path)) == ["bounds-step7.json", "bounds-step7.npz"]
+    assert [(tmp_path / f"bounds-step7{suffix}").read_bytes() for suffix in (".json", ".npz")] == found
+
+
+def test_what_is_found_of_parameters_that_a_run_has_left_behind_is_not_the_runs(tmp_path: Path):
+    run = RunDirectory(tmp_path)
+    run.write_parameters(ModuleVAE())
+    was = run.parameters_sha256()
+    write_evaluation(tmp_path, evaluation(parameters_sha256=was), result())
+    assert read_evaluation(tmp_path).parameters_sha256 == was
+    run.write_parameters(ModuleVAE())
+    with pytest.raises(DataError, match="expected an evaluation of the parameters of the run, found one of others"):
+        read_evaluation(tmp_path)
+    evaluated(tmp_path, mean=-2.0)  # of the run
+    for leave in (lambda: None, run.remove_parameters):
+        leave()
+        with pytest.raises(
+            DataError, match=r"the training has gone on .* kept in evaluation-ais-K10-N3-seed0-of-other"
+        ):
+            write_evaluation(tmp_path, evaluation(mean=-1.0, parameters_sha256=was), result(-1.0))
+        with pytest.raises(DataError, match=r"kept in bounds-of-other-parameters"):
+            write_bounds(tmp_path, bounds(parameters_sha256=was), np.zeros(3), np.ones(3))
+    assert pairs(tmp_path) == {
+        "evaluation": (-2.0, -2.0),
+        "evaluation-ais-K10-N3-seed0-of-other-parameters": (-1.0, -1.0),
+        "evaluation-ais-K10-N3-seed0-of-other-parameters-2": (-1.0, -1.0),
+    }
+    assert not (tmp_path / "bounds.json").exists()
 
 
 def test_arrays_of_an_earlier_version_are_not_called_exact(tmp_path: Path):

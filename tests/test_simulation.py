@@ -144,6 +144,20 @@ def test_evaluations_refuse_them(evaluate):
         evaluate(forced(0.1, read=torch.tanh), torch.zeros(4, 40), progress=False)
 
 
+@pytest.mark.parametrize("evaluate", [pv.calibrate, pv.bidirectional_monte_carlo])
+def test_a_factor_is_refused_by_name(evaluate):
+    """Draws owe nothing to it: brackets were nats off log p(x), and an exact guide was not calibrated."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.factor("near three", -0.5 * ((z - 3) / 0.2) ** 2)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(pv.PairError, match=r"site 'near three': .*pyro.factor.*log_likelihood"):
+        evaluate(pv.Pair(model, prior), torch.zeros(4), progress=False)
+
+
 def test_a_mask_of_what_is_drawn_is_refused():
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -42,6 +42,7 @@ from ppl_vae.pair import Pair, as_pair
 from ppl_vae.shrinking import Places, Shrinking, rows_of
 from ppl_vae.supports import is_fixed, support_of_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, Tape
+from ppl_vae.threads import running_programs
 from ppl_vae.validation import validating
 
 __all__ = [
@@ -59,6 +60,7 @@ _BLOCK_ROWS = 256
 _PRIOR_DRAWS, _ROW_DRAWS = 64, 8
 
 
+@running_programs()
 def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckReport:
     """Checks that model and guide form a valid pair on a batch, and describes it.
 
@@ -78,6 +80,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         The report; `print(report)` shows sites and parameters as tables.
 
     Raises:
+        PplVaeError: If another thread checks, fits or evaluates a pair.
         PairError: Naming the site, what was expected, what was found, and a mend.
         DataError: If observed values lie outside the support of their site (the row is named), or are too large for the
             type of the parameters. That they lose there what varies in them is a caution, as a batch does not tell how

@@ -242,7 +242,7 @@ def _without_last_row(site: Site, layout: Layout) -> Tensor:
 
 
 def _same(left: Tensor, right: Tensor) -> bool:
-    left, right = torch.broadcast_tensors(left, right)  # by itself, allclose did with NaN only from torch 2.12 on
+    left, right = torch.broadcast_tensors(left, right)  # in torch 2.11 allclose does not where NaN are equal
     return torch.allclose(left, right, rtol=1e-3, atol=1e-3, equal_nan=True)
 
 

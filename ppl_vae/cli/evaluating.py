@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,14 @@ from ppl_vae.evaluation import (
 from ppl_vae.evaluation.evidence import exact_log_likelihood
 from ppl_vae.pair import as_pair
 from ppl_vae.pareto import khat_threshold
-from ppl_vae.rundir import Bounds, described_estimate, finite_or_none, write_bounds, write_evaluation
+from ppl_vae.rundir import (
+    Bounds,
+    RunDirectory,
+    described_estimate,
+    finite_or_none,
+    write_bounds,
+    write_evaluation,
+)
 
 __all__ = ["EvaluationSettings", "Method", "evaluate", "evaluate_run"]
 
@@ -56,6 +63,8 @@ class EvaluationSettings:
     against_exact: bool = False
     target_stderr: float | None = None
     escalate: bool = False
+    parameters_sha256: str = ""
+    """Of the file of the parameters, before it was read."""
 
     @property
     def in_words(self) -> str:
@@ -73,9 +82,10 @@ def evaluate(
     """Evaluate the test data of a run under its parameters."""
     anew = f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}` begins it anew"
     with saying_what_is_left(lambda: anew):
+        parameters = RunDirectory(root).parameters_sha256()
         with group.together(choose_device(settings.device)):
             pair, splits = reopen(root, pair_name, data_dir, settings.device)
-        evaluate_run(root, pair, splits, settings, group)
+        evaluate_run(root, pair, splits, replace(settings, parameters_sha256=parameters), group)
 
 
 def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSettings, group: Group) -> None:
@@ -123,7 +133,8 @@ def _write(
     trusted = None if result.is_exact else result.trusted
     draw = partial(draw_evaluation, root, result.value, trusted, title)
     seed = 0 if isinstance(result, ExactLogLikelihood) else settings.seed
-    record = described_estimate(result, batch, title, kind, seed, **_recorded(result, settings))
+    found = _recorded(result, settings) | {"parameters_sha256": settings.parameters_sha256}
+    record = described_estimate(result, batch, title, kind, seed, **found)
     return write_evaluation(root, record, result, draw)
 
 
@@ -169,6 +180,7 @@ def _bound(
         gap_stderr=finite_or_none(result.gap_stderr),
         seconds=result.seconds,
         verdict=str(result),
+        parameters_sha256=settings.parameters_sha256,
     )
     write_bounds(root, record, result.lower, result.upper)
     typer.echo(f"data like {title}: {result}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -159,10 +160,11 @@ def _arguments(name: str, factory: Callable[..., Any], sizes: list[int]) -> list
 
 @contextmanager
 def _importing_from(folder: Path) -> Iterator[None]:
-    """Let the user's code import its neighbours, as a script may."""
+    """Let the user's code import its neighbours, as a script may; the command stays in its folder."""
     sys.path.insert(0, str(folder))
     try:
-        yield
+        with chdir(os.curdir):
+            yield
     finally:
         sys.path.remove(str(folder))
 

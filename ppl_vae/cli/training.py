@@ -133,8 +133,8 @@ def resume(
 def _goes_on(root: Path, record: RunRecord) -> Iterator[Hold]:
     """Context of a fit that goes on, of whose parameters an evaluation tells nothing."""
     with described_again(root, record) as hold:
-        if (kept := outdate_evaluation(root, record.steps)) is not None:
-            typer.echo(f"{kept}: the evaluation of the parameters that the run goes on from")
+        for kept in outdate_evaluation(root, record.steps):
+            typer.echo(f"{kept}: of the parameters that the run goes on from")
         yield hold
 
 
@@ -176,7 +176,11 @@ def _train(
         _show(run, result)
     if record.evaluation is not None:
         settings = EvaluationSettings(
-            record.evaluation.num_samples, record.evaluation.limit, run.training.seed, run.training.device
+            record.evaluation.num_samples,
+            record.evaluation.limit,
+            run.training.seed,
+            run.training.device,
+            parameters_sha256=RunDirectory(root).parameters_sha256(),
         )
         kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
         with saying_what_is_left(lambda: kept):

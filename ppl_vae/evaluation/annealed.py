@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.arrays import as_numpy
 from ppl_vae.errors import EstimateError, PplVaeError, is_lack_of_memory
 from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood, Sandwich
 from ppl_vae.evaluation.annealing import Annealing, Frozen, forward, reverse, tune
@@ -118,8 +119,8 @@ def bidirectional_monte_carlo(
         progress: Show a progress bar where there is a terminal.
 
     Raises:
-        PairError: Also if the model cannot be simulated: it observes something else than its arguments, or reads
-            numbers that it scores.
+        PairError: Also if the model cannot be simulated: it observes something else than its arguments, reads numbers
+            that it scores, or has a `pyro.factor`.
 
     Reference:
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
@@ -132,7 +133,7 @@ def bidirectional_monte_carlo(
             with seeded(key(seed, first, _DATA), subject.device):
                 batch, latents = simulate(subject.pair, given, subject.layout)
             lower, upper = Chains(subject, batch, first).both_ways(annealing, seed, latents)
-            arrays = {f"x{i}": array.cpu().numpy() for i, array in enumerate(batch)}
+            arrays = {f"x{i}": as_numpy(array) for i, array in enumerate(batch)}
             return {"lower": lower, "upper": upper} | arrays
 
         swept = subject.sweep(num_rows(subject.layout), "annealing both ways", progress, work)

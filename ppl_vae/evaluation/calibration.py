@@ -72,7 +72,7 @@ def calibrate(
 
     Raises:
         PairError: The pair is not valid, has no latents, or cannot be simulated: the model observes something else than
-            its arguments, reads numbers that it scores, or masks a latent.
+            its arguments, reads numbers that it scores, masks a latent, or has a `pyro.factor`.
         EstimateError: A simulated datum, or a density of it, is not finite; or, with `corrected`, all weights of one
             are zero.
 

@@ -14,11 +14,14 @@ from ppl_vae.evaluation.likelihood import planned
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.weighing import all_weights
 from ppl_vae.options import whole_number
+from ppl_vae.pareto import FEW, fit_tails, tail_size
 from ppl_vae.tape import Batch
+from ppl_vae.weights import log_mean_exp
 
 __all__ = ["KCurve", "k_curve"]
 
 _STANDARD_ERRORS, _TOLERANCE = 3.0, 0.15
+_FINITE_VARIANCE = 0.5  # of weights whose tail has a smaller Pareto shape
 _ROUNDING = 1e-6  # nats: a rise below it is that of a perfect guide
 
 
@@ -32,6 +35,9 @@ class KCurve:
     """Unbiased estimates of L_k for each datum, (L, N): means over the K / k blocks of k samples."""
     chi_square: np.ndarray
     """Variance of a weight in units of its mean, K / ESS - 1, for each datum (N,)."""
+    khat: float
+    """Pareto k-hat of the weights of all data together, each in units of the mean of its datum; -inf where too few
+    differ to tell."""
     seconds: float
     """Wall time."""
 
@@ -63,16 +69,24 @@ class KCurve:
     def follows_law(self) -> bool:
         """Whether the last rise is that of the law, within three standard errors and 15 %: then so is what is left.
 
+        And whether there is a law: chi2 is infinite where k-hat is 1/2 or more, and the samples then give some number
+        that the rise may agree with. A heavy tail of which too few samples were drawn is not seen.
+
         Of few data the errors may be larger than the law itself, with which any rise would agree: see `can_tell`. A
         rise of less than a millionth of a nat, as of a perfect guide, follows any law.
         """
         allowed = self._error + _TOLERANCE * self.law[-1] + _ROUNDING
-        return self.can_tell and bool(abs(self.rise[-1] - self.law[-1]) <= allowed)
+        return self.can_tell and self.has_law and bool(abs(self.rise[-1] - self.law[-1]) <= allowed)
 
     @property
     def can_tell(self) -> bool:
         """Whether three standard errors of the last rise are no more than the law: else any rise agrees."""
         return bool(self._error <= self.law[-1] + _ROUNDING)
+
+    @property
+    def has_law(self) -> bool:
+        """Whether weights look as if they had a variance; those of a perfect guide differ by rounding alone."""
+        return self.khat < _FINITE_VARIANCE or bool(abs(self.rise[-1]) <= _ROUNDING)
 
     @property
     def _error(self) -> float:
@@ -84,7 +98,7 @@ class KCurve:
     def extrapolated(self) -> np.ndarray:
         """L at K = infinity for each datum, (N,): L_K + (L_K - L_{K / 2}), without the bias of order 1 / K.
 
-        Too low where `follows_law` is false.
+        Too low where `follows_law` is false; rather too low where k-hat is near 1/2, and the law is reached slowly.
         """
         return self.bounds[-1] + np.where(np.isfinite(self._rises[-1]), self._rises[-1], 0.0)
 
@@ -96,6 +110,8 @@ class KCurve:
 
     def __str__(self) -> str:
         verdict = "follows chi2 / 2K" if self.follows_law else "does not yet follow chi2 / 2K: still rising"
+        if not self.has_law:
+            verdict = f"has no law chi2 / 2K to follow: k-hat {self.khat:.2f}, chi2 looks infinite; rather too low"
         if not self.can_tell:
             verdict = "cannot be told to follow chi2 / 2K or not: more data would tell"
         return (
@@ -159,12 +175,17 @@ def k_curve(
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
             log_weight = all_weights(batch, first, plan, weigher).double().cpu().expand(num_samples, len(batch[0]))
-            return {"bounds": _bounds(log_weight).T.numpy(), "chi_square": _chi_square(log_weight).numpy()}
+            return {
+                "bounds": _bounds(log_weight).T.numpy(),
+                "chi_square": _chi_square(log_weight).numpy(),
+                "largest": _largest(log_weight).numpy(),
+            }
 
         swept = subject.sweep(plan.num_rows, "bound against K", progress, work)
     found = swept.gathered()
     bounds = np.ascontiguousarray(found["bounds"].T)
-    return KCurve(2 ** np.arange(len(bounds)), bounds, found["chi_square"], time.monotonic() - start)
+    khat = _khat(found["largest"], num_samples)
+    return KCurve(2 ** np.arange(len(bounds)), bounds, found["chi_square"], khat, time.monotonic() - start)
 
 
 def _bounds(log_weight: Tensor) -> Tensor:
@@ -179,3 +200,18 @@ def _bounds(log_weight: Tensor) -> Tensor:
 def _chi_square(log_weight: Tensor) -> Tensor:
     squares = (2 * log_weight).logsumexp(0) - 2 * log_weight.logsumexp(0)
     return (len(log_weight) * squares.exp() - 1).clamp_min(0)
+
+
+def _largest(log_weight: Tensor) -> Tensor:
+    """As many of the log-weights of each datum as a tail takes, in units of their mean weight, (N, M + 1)."""
+    count = min(len(log_weight), tail_size(len(log_weight)) + 1)
+    return (log_weight.topk(count, dim=0).values - log_mean_exp(log_weight)).T
+
+
+def _khat(largest: np.ndarray, num_samples: int) -> float:
+    """k-hat of all weights as one sample, of which the largest of each datum are given, (N, M + 1)."""
+    total = num_samples * len(largest)
+    tail = -np.sort(-largest.ravel())[: tail_size(total) + 1]
+    if len(np.unique(tail)) <= FEW:
+        return -np.inf
+    return float(fit_tails(tail[None], total).khat[0])

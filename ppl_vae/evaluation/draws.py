@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.arrays import as_numpy
 from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.rng import generator_of
 from ppl_vae.tape import Layout
@@ -94,7 +95,7 @@ class PosteriorDraws:
 
     def values(self) -> dict[str, np.ndarray]:
         """Latent values (draws, N, *event) by name, and log p(x given z) (draws, N) under `LOG_LIK`."""
-        return {name: value.numpy() for name, value in self._kept.items()}
+        return {name: as_numpy(value) for name, value in self._kept.items()}
 
 
 def resample(log_weight: Tensor, num_draws: int, generator: torch.Generator) -> Tensor:

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.arrays import as_numpy
 from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, put_in, resample, taken_out
+from ppl_vae.evaluation.probing import Prober
 from ppl_vae.evaluation.proposal import Proposal, check_weights, propose
 from ppl_vae.evaluation.scoring import Scorer
-from ppl_vae.evaluation.subject import evaluating
+from ppl_vae.evaluation.subject import Subject, evaluating
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
 from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
+from ppl_vae.pareto import FEW
 from ppl_vae.rng import generator_of, key, seeded
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import outer_plates
-from ppl_vae.weights import check_possible
+from ppl_vae.weights import Stream
 
 __all__ = ["PosteriorPredictive", "posterior_predictive"]
 
 _ROWS = 64
-_LATENTS, _CHOICE, _DATA = range(3)
+_PROBES = 64  # as `log_likelihood` has them
+_LATENTS, _CHOICE, _DATA, _LOOK = range(4)
 _PARTS = _LATENT, _MADE, _GIVEN = ("z ", "x ", "observed ")
 
 
@@ -45,8 +51,27 @@ class PosteriorPredictive:
     """log p(x given z) of the data at the latents, over all observed sites, (S, N), in nats."""
     num_samples: int
     """How many draws of the guide there were for each datum; more than S where they were resampled by weight."""
+    ess: np.ndarray | None
+    """Effective number of those draws by their weights (N,), as `LogLikelihood.ess`; None where none were resampled.
+
+    Of a datum with few, the latents are few values again and again.
+    """
+    khat: np.ndarray | None
+    """Pareto k-hat of those weights (N,), as `LogLikelihood.khat`; None where draws were not resampled."""
+    verdict: np.ndarray | None
+    """`reliable`, `noisy` or `unreliable` by the rule of `LogLikelihood.verdict` (N,): whether the latents are those of
+    the posterior; None where draws of the guide were not resampled, about which `calibrate` says more."""
     seconds: float
     """Wall time."""
+
+    def __str__(self) -> str:
+        num_draws, num_data = self.log_lik.shape
+        text = f"{num_draws} draws for each of {num_data} data"
+        if self.verdict is None or self.ess is None:
+            return f"{text}, of the guide as it is"
+        counts = ", ".join(f"{int((self.verdict == word).sum())} {word}" for word in (RELIABLE, NOISY, UNRELIABLE))
+        text += f", resampled from {self.num_samples} of the guide (median ESS {np.median(self.ess):.0f}): {counts}"
+        return f"{text}; {said}" if (said := _doubt_in_words(self.verdict, self.num_samples)) else text
 
     def to_arviz(self) -> Any:
         """The draws for ArviZ, as `LogLikelihood.to_arviz` has them, for `plot_ppc`, `plot_bpv` and the like.
@@ -76,6 +101,9 @@ def posterior_predictive(
     Where a distribution reads observed arguments (the pixels before its own, or what another site observes), it reads
     the real ones: new data are then one step ahead, p(x_t given z and the real x before t), not whole data of the
     model. `calibrate` judges by whole ones.
+
+    Draws that are resampled by weight are draws of the posterior only where the guide reaches it: `verdict` says of
+    which data, `print` of how many, and a warning that there are others.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.
@@ -109,55 +137,115 @@ def posterior_predictive(
     whole_number("seed", seed)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
-        pair, rows, layout, target, _ = subject
+        layout = subject.layout
         if not layout.local_latents:
             raise PairError("expected latents to draw data anew from, found a pair without; draw from the model itself")
         plan = DrawPlan.of(num_draws, num_samples, corrected, seed)
-        score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
+        maker = _Maker.of(subject, plan, memory)
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
-            block = _of_block(pair, batch, first, plan, layout, score, target)
-            parts = [put_in({name: z.cpu().numpy() for name, z in of.items()}, part) for part, of in block.items()]
-            return {name: array for part in parts for name, array in part.items()}
+            block, said = _of_block(maker, batch, first)
+            parts = [put_in({name: as_numpy(z) for name, z in of.items()}, part) for part, of in block.items()]
+            return said | {name: array for part in parts for name, array in part.items()}
 
         swept = subject.sweep(layout.largest_batch(_ROWS), "posterior predictive", progress, work)
     found = swept.gathered()
     posterior, predictive, observed = (taken_out(found, part) for part in _PARTS)
     log_lik = posterior.pop(LOG_LIK)
+    trust = verdict(**found, num_samples=np.full(log_lik.shape[1], plan.num_proposed)) if corrected else None
+    if trust is not None and (said := _doubt_in_words(trust, plan.num_proposed)):
+        doubtful = int((trust == UNRELIABLE).sum())
+        warnings.warn(f"draws of {doubtful} of {len(trust)} data are unreliable: {said}", UserWarning, stacklevel=2)
     return PosteriorPredictive(
         posterior,
         predictive,
         {name: x[0] for name, x in observed.items()},
         log_lik,
         num_samples=plan.num_proposed,
+        ess=found.get("ess"),
+        khat=found.get("khat"),
+        verdict=trust,
         seconds=time.monotonic() - start,
     )
 
 
-def _of_block(
-    pair: Pair, batch: Batch, first: int, plan: DrawPlan, layout: Layout, score: Scorer, device: torch.device
-) -> dict[str, dict[str, Tensor]]:
-    """Latents with log p(x given z), new data, and the data themselves, of a block whose first row is `first`."""
+def _doubt_in_words(trust: np.ndarray, num_samples: int) -> str:
+    """What to do about data that are unreliable; nothing where none is."""
+    if not (trust == UNRELIABLE).any():
+        return ""
+    if num_samples <= FEW:
+        return f"{num_samples} samples are too few to tell how far to trust what is resampled from them"
+    return (
+        "the draws of the unreliable are nearer to the guide than to the posterior, and a few values again and again; "
+        "take more samples (num_samples), a better guide, or corrected=False for draws of the guide itself"
+    )
+
+
+class _Maker(NamedTuple):
+    """What draws and judges latents, and makes new data of them."""
+
+    pair: Pair
+    """The pair, in evaluation mode."""
+    layout: Layout
+    """Layout of the pair."""
+    plan: DrawPlan
+    """What is drawn for each datum."""
+    score: Scorer
+    """What scores latents."""
+    probe: Prober
+    """What looks for latents that no draw of the guide can have been."""
+    device: torch.device
+    """Where."""
+
+    @classmethod
+    def of(cls, subject: Subject, plan: DrawPlan, memory: int) -> _Maker:
+        """What does so for a subject."""
+        pair, rows, layout, device, _ = subject
+        score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
+        num_probes = _PROBES if plan.corrected and plan.num_proposed > FEW else 0
+        return cls(
+            pair, layout, plan, score, Prober(pair, layout, score, num_probes, plan.num_proposed, device), device
+        )
+
+    def judged(self, batch: Batch, log_weight: Tensor, first: int) -> dict[str, np.ndarray]:
+        """What a verdict goes by, of weights (K, N) of a block whose first row is `first`.
+
+        Raises:
+            EstimateError: All weights of a datum are zero.
+        """
+        stream = Stream(len(batch[0]), self.plan.num_proposed, first)
+        stream.add(log_weight)
+        said, counts = stream.summary(), np.full(len(batch[0]), self.plan.num_proposed)
+        unseen = self.probe(batch, said.value, counts, key(self.plan.seed, first, _LOOK))
+        return {"khat": said.khat, "stderr": said.stderr, "ess": said.ess, "unseen": unseen}
+
+
+def _of_block(maker: _Maker, batch: Batch, first: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, np.ndarray]]:
+    """Latents with log p(x given z), new data, and the data themselves, of a block whose first row is `first`.
+
+    And what a verdict on each datum goes by, where its draws are resampled.
+    """
+    pair, layout, plan, score, _, device = maker
     with seeded(key(plan.seed, first, _LATENTS), device):
         proposal = propose(pair, batch, plan.num_proposed, layout)
     log_lik, log_prior = score(batch, proposal, plan.num_proposed)
     log_weight = log_lik + log_prior - proposal.log_guide
     check_weights(pair, batch, proposal, log_weight, layout, first)
-    choice = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0]))
+    choice, said = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0])), {}
     if plan.corrected:
-        generator = generator_of(key(plan.seed, first, _CHOICE))
-        check_possible(log_weight.logsumexp(0), torch.tensor(plan.num_proposed).expand(len(batch[0])), first)
-        choice = resample(log_weight, plan.num_draws, generator)
+        said = maker.judged(batch, log_weight, first)
+        choice = resample(log_weight, plan.num_draws, generator_of(key(plan.seed, first, _CHOICE)))
     latents = _chosen(proposal, choice, layout)
     with seeded(key(plan.seed, first, _DATA), device):
         runs = [_run(pair, batch, n, values, layout) for n, values in _by_run(latents, plan.num_draws, layout)]
     given = run_program(pair, pair.model, batch, None, layout, next(_by_run(latents, 1, layout))[1])
     drawn = {name: pick(z, choice) for name, z in proposal.particles_first(layout).items()}
-    return {
+    made = {
         _LATENT: drawn | {LOG_LIK: pick(log_lik, choice)},
         _MADE: {name: torch.cat([_value(tape, name, layout) for tape in runs]) for name in runs[0].simulated},
         _GIVEN: {name: _value(given, name, layout) for name in runs[0].simulated},
     }
+    return made, said
 
 
 def _chosen(proposal: Proposal, choice: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -39,9 +39,9 @@ def simulate(pair: Pair, batch: Batch, layout: Layout) -> Simulated:
     is drawn for it.
 
     Raises:
-        PairError: A site is observed at something else than one of the arguments, row by row; it cannot be sampled;
-            its argument is of a type that does not hold what it draws; its mask depends on what it draws; draws do not
-            settle; or they settle though numbers depend on themselves.
+        PairError: A site is observed at something else than one of the arguments, row by row, or at no number
+            (`pyro.factor`); it cannot be sampled; its argument is of a type that does not hold what it draws; its
+            mask depends on what it draws; draws do not settle; or they settle though numbers depend on themselves.
     """
     latents = run_program(pair, pair.guide, batch, None, layout).latents
     noise = current_state(batch[0].device)
@@ -86,6 +86,12 @@ def _run(pair: Pair, batch: Batch, layout: Layout, latents: dict[str, Tensor]) -
     made, filled = list(batch), [torch.zeros_like(array, dtype=torch.bool) for array in batch]
     every, moved = {}, []
     for name, value in drawn.simulated.items():
+        if not value.numel():
+            raise PairError(
+                f"site {name!r}: expected a model of sites that are drawn, found one that observes no number and only "
+                "adds to log p(x, z), as pyro.factor does: what is drawn owes nothing to it, so that data cannot be "
+                "simulated; use log_likelihood or annealed_importance_sampling, which count it"
+            )
         counts = mask_of(as_given.sites[name]).expand(value.shape)
         if not bool(counts.any()):
             continue

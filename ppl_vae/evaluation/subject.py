@@ -19,6 +19,7 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes, kept_state, on_device
 from ppl_vae.progress import Progress
 from ppl_vae.shrinking import undivided
 from ppl_vae.tape import Batch, Layout
+from ppl_vae.threads import running_programs
 from ppl_vae.validation import validating
 
 __all__ = ["Subject", "Swept", "Work", "evaluating", "rows_in_words"]
@@ -119,6 +120,7 @@ def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Sub
     """Context without gradients in which a pair that fits the data is evaluated; all of it is put back on leaving.
 
     Raises:
+        PplVaeError: If another thread checks, fits or evaluates a pair.
         PairError: If the pair is not valid, has latents outside the data plate, or subsamples within a datum.
         DataError: If a datum lies outside the support of its site, the type of the parameters cannot tell the data
             apart, or torch cannot score counts as large in it.
@@ -128,6 +130,7 @@ def evaluating(pair: Any, data: Any, device: str | torch.device) -> Iterator[Sub
     target = pair.device if device == "auto" else choose_device(device)
     group = current()
     with ExitStack() as stack:
+        stack.enter_context(running_programs())
         stack.enter_context(undivided("this evaluation"))
         stack.enter_context(full_precision(target))
         stack.enter_context(group.together(target))

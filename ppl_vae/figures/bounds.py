@@ -50,6 +50,7 @@ def bound_against_samples(curve: Any, title: str = "Bound on log p(x) against sa
     )  # fmt: skip
     bound.set_title("where it goes")
     held = "as the law says" if curve.follows_law else "not yet as the law says"
+    held = held if curve.has_law else "no law: chi2 looks infinite"
     rise.set_title(held if curve.can_tell else "too few data to tell whether as the law says")
     for axes in (bound, rise):
         quiet(axes)

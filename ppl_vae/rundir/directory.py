@@ -23,7 +23,7 @@ from ppl_vae.history import Record
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir.parameters import load_parameters, parameters_of
 from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
-from ppl_vae.storage import EVALUATION_LOCK, LOCK, Hold, files, lent, plain, tensors
+from ppl_vae.storage import EVALUATION_LOCK, LOCK, Hold, calls, files, lent, plain, tensors
 from ppl_vae.storage.versions import version_of
 
 __all__ = [
@@ -106,6 +106,13 @@ class RunDirectory:
         """Removes the file of the parameters, if there is one: they would be those of an earlier step."""
         if os.path.lexists(path := self.root / _PARAMETERS):
             files.remove([path])
+
+    def parameters_sha256(self) -> str:
+        """SHA-256 of the file of the parameters; empty where none can be read."""
+        try:
+            return calls.summed(calls.pieces(self.root / _PARAMETERS, tensors.MAX_BYTES)).sha256
+        except StorageError:
+            return ""
 
     def read_parameters(self, pair: Any) -> None:
         """Loads the parameters of the run into a new pair of the same programs, a `Pair` or anything that `fit` takes.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError, StorageError
+from ppl_vae.rundir.directory import RunDirectory
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_record
 from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked, remove_debris
 
@@ -35,6 +36,7 @@ T = TypeVar("T", Evaluation, Bounds)
 _NAME, _BOUNDS = "evaluation", "bounds"
 _SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its arrays
 _MAX_BYTES = 2**30
+_ROUNDING = 1e-6  # of a mean in single precision
 _PATIENCE = 60.0  # seconds until another evaluation is written; that takes a fraction of one
 _ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance", "exact")
 _ABSENT = {"exact": False}  # versions up to 0.1 did not write it
@@ -44,10 +46,25 @@ def read_evaluation(root: Path) -> Evaluation:
     """Read the latest evaluation.
 
     Raises:
-        DataError: There is none, or the file does not hold an evaluation.
+        DataError: There is none, the file does not hold an evaluation, or it is one of other parameters than the run
+            has now.
     """
-    expected = f"an evaluated run; run `ppl-vae evaluate {root}`"
-    return read_record(Evaluation, root / f"{_NAME}.json", expected)
+    record = _read(root)
+    if not _is_current(root, record) and RunDirectory(root).has_parameters:
+        raise DataError(
+            f"{root / _NAME}.json: expected an evaluation of the parameters of the run, found one of others: run "
+            f"`ppl-vae evaluate {root}`"
+        )
+    return record
+
+
+def _read(root: Path) -> Evaluation:
+    return read_record(Evaluation, root / f"{_NAME}.json", f"an evaluated run; run `ppl-vae evaluate {root}`")
+
+
+def _is_current(root: Path, record: Evaluation | Bounds) -> bool:
+    """Whether a record is of the parameters that the run has now, as far as it tells."""
+    return record.parameters_sha256 in ("", RunDirectory(root).parameters_sha256())
 
 
 def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
@@ -56,17 +73,24 @@ def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
     Raises:
         DataError: The file is missing, damaged, not that of `evaluation.json`, or without one of them.
     """
-    path, record = root / f"{_NAME}.npz", read_evaluation(root)
+    path, record = root / f"{_NAME}.npz", _read(root)
     try:
         content = files.read(path, _MAX_BYTES)
         if (found := calls.summed([content]).sha256) != record.arrays_sha256:
             raise StorageError(f"SHA-256 {found} for the {record.arrays_sha256} of evaluation.json")
-        return arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
+        read = arrays.from_bytes(content, names, (record.num_data,), path, _ABSENT)
+        _check_mean(record, dict(zip(names, read, strict=True)).get("value"))
     except StorageError as error:
         raise DataError(
             f"{path}: expected the arrays {', '.join(names)} of evaluation.json, found damage ({error}): run "
             f"`ppl-vae evaluate {root}`"
         ) from error
+    return read
+
+
+def _check_mean(record: Evaluation, value: np.ndarray | None) -> None:
+    if value is not None and not math.isclose(mean := float(value.mean()), record.mean, rel_tol=_ROUNDING):
+        raise StorageError(f"a mean of {mean:g} for the {record.mean:g} of evaluation.json")
 
 
 def write_evaluation(
@@ -88,9 +112,12 @@ def write_evaluation(
 
     Raises:
         LockedError: Another process has been writing one for a minute.
+        DataError: The parameters are no longer those that were evaluated: the evaluation is kept under a name of its
+            own.
     """
     found = {name: getattr(result, name) for name in _ARRAYS if hasattr(result, name)}
     with _alone(root):
+        _refuse_outdated(root, _name_of(record), record, found)
         kept = _set_aside(root, record)
         _write(root, _NAME, record, found)
         draw()
@@ -98,9 +125,28 @@ def write_evaluation(
 
 
 def write_bounds(root: Path, record: Bounds, lower: np.ndarray, upper: np.ndarray) -> None:
-    """Write bounds on data simulated from the model: `bounds.json` and `.npz`. Earlier ones are replaced."""
+    """Write bounds on data simulated from the model: `bounds.json` and `.npz`. Earlier ones are replaced.
+
+    Raises:
+        LockedError, DataError: As with `write_evaluation`.
+    """
+    found = {"lower": lower, "upper": upper}
     with _alone(root):
-        _write(root, _BOUNDS, record, {"lower": lower, "upper": upper})
+        _refuse_outdated(root, _BOUNDS, record, found)
+        _write(root, _BOUNDS, record, found)
+
+
+def _refuse_outdated(root: Path, name: str, record: T, found: Mapping[str, np.ndarray]) -> None:
+    """Keeps what was found of parameters that a run has left behind meanwhile, and says that it is not the run's."""
+    if _is_current(root, record):
+        return
+    name = _free(root, f"{name}-of-other-parameters")
+    _write(root, name, record, found)
+    raise DataError(
+        f"{root}: expected the parameters that were evaluated, found others or none: the training has gone on "
+        f"meanwhile; what was found of the earlier ones is kept in {name}.json; evaluate again when the training is "
+        "finished"
+    )
 
 
 def described_estimate(
@@ -114,6 +160,7 @@ def described_estimate(
     settings: str = "the guide as proposal",
     num_samples: int | None = None,
     khat_threshold: float = math.nan,
+    parameters_sha256: str = "",
 ) -> Evaluation:
     """The record of an estimate, such as a `LogLikelihood`.
 
@@ -127,6 +174,7 @@ def described_estimate(
         settings: Its settings in words.
         num_samples: K.
         khat_threshold: Largest k-hat that is trusted at this K.
+        parameters_sha256: Of the `parameters.safetensors` that was evaluated, if there is one.
     """
     elbo, ess = (getattr(result, name, None) for name in ("elbo", "ess"))
     return Evaluation(
@@ -148,6 +196,7 @@ def described_estimate(
         share_untrusted=result.share_untrusted,
         seconds=result.seconds,
         verdict=str(result),
+        parameters_sha256=parameters_sha256,
     )
 
 
@@ -176,31 +225,34 @@ def finite_or_none(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def outdate_evaluation(root: Path, steps: int) -> Path | None:
-    """Set an evaluation aside whose parameters the run will leave behind, those after some steps.
+def outdate_evaluation(root: Path, steps: int) -> list[Path]:
+    """Set evaluation and bounds aside whose parameters the run will leave behind, those after some steps.
 
     Returns:
-        Its new name; None where there is none.
+        Their new names.
     """
     with _alone(root):
-        if not files.is_file(root / f"{_NAME}.json"):
-            return None
-        kept = _copy(root, f"{_name_of(_old(root))}-step{steps}")
-        files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{_NAME}{suffix}")])
-        return kept
+        return [_outdated(root, name, steps) for name in (_NAME, _BOUNDS) if files.is_file(root / f"{name}.json")]
+
+
+def _outdated(root: Path, name: str, steps: int) -> Path:
+    described = _name_of(_old(root)) if name == _NAME else name
+    kept = _copy(root, name, f"{described}-step{steps}")
+    files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{name}{suffix}")])
+    return kept
 
 
 def _set_aside(root: Path, new: Evaluation) -> Path | None:
     if not files.is_file(root / f"{_NAME}.json"):
         return None
     old = _old(root)
-    return None if old is not None and _identity(old) == _identity(new) else _copy(root, _name_of(old))
+    return None if old is not None and _identity(old) == _identity(new) else _copy(root, _NAME, _name_of(old))
 
 
 def _old(root: Path) -> Evaluation | None:
     """The latest evaluation; None where it is of another version, or damaged: not ours to judge."""
     try:
-        return read_evaluation(root)
+        return _read(root)
     except DataError:
         return None
 
@@ -213,14 +265,18 @@ def _name_of(old: Evaluation | None) -> str:
     return as_name(f"{_NAME}{method}{samples}-N{old.num_data}-seed{old.seed}")
 
 
-def _copy(root: Path, name: str) -> Path:
-    """Copies the latest evaluation to the first name that is free: whatever stops it, one of the two is whole."""
-    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
-    free = next(n for n in names if not any(os.path.lexists(root / f"{n}{suffix}") for suffix in _SUFFIXES))
+def _copy(root: Path, name: str, new: str) -> Path:
+    """Copies the latest pair of files to the first name that is free: whatever stops it, one of the two is whole."""
+    free = _free(root, new)
     for suffix in _SUFFIXES:
-        if files.is_file(path := root / f"{_NAME}{suffix}"):
+        if files.is_file(path := root / f"{name}{suffix}"):
             _copy_file(path, root / f"{free}{suffix}")
     return root / f"{free}.json"
+
+
+def _free(root: Path, name: str) -> str:
+    names = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(n for n in names if not any(os.path.lexists(root / f"{n}{suffix}") for suffix in _SUFFIXES))
 
 
 def _copy_file(path: Path, target: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -40,6 +41,7 @@ Method = Literal["is", "ais", "exact"]
 RUN = "run.json"
 _MAX_BYTES = 2**24
 _INDENT = 2
+_MOST = sys.float_info.max
 _LARGEST = 2**63 - 1  # of whole numbers: a float holds their order, and a seed them
 _SPECS: dict[str, type] = {"pair": PairSpec, "data": DataSpec}
 _OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": EvaluationSpec}
@@ -47,7 +49,11 @@ _OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": Eval
 
 @dataclass(frozen=True)
 class RunRecord:
-    """`run.json`: the command of a fit, what it was given, how far it came and what it cost."""
+    """`run.json`: the command of a fit, what it was given, how far it came and what it cost.
+
+    Raises:
+        DataError: A number is out of its range.
+    """
 
     command: tuple[str, ...]
     """The command line."""
@@ -74,13 +80,17 @@ class RunRecord:
     seconds: float = 0.0
     """Wall time of training."""
 
+    def __post_init__(self) -> None:
+        """Looks at the numbers."""
+        check_range(self, ("num_parameters", "steps", "best_step", "seconds"), least=0, most=_MOST)
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """`evaluation.json`: the log-likelihood of test data, in nats per datum.
 
     Raises:
-        DataError: There are no data, dimensions or samples.
+        DataError: There are no data or samples, or another number is out of its range.
     """
 
     data: str
@@ -90,7 +100,7 @@ class Evaluation:
     num_data: int
     """Number of data N."""
     event_size: int
-    """Number of dimensions of a datum."""
+    """Number of dimensions of a datum; 0 where masks leave more of some data than of others."""
     kind: Kind
     """What p(x) is: numbers of one kind are not compared with those of the other."""
     method: Method
@@ -119,17 +129,26 @@ class Evaluation:
     """Wall time of the evaluation."""
     verdict: str
     """The same in a sentence."""
+    parameters_sha256: str = ""
+    """SHA-256 of the `parameters.safetensors` that was evaluated; empty where there was no such file."""
     arrays_sha256: str = ""
     """SHA-256 of `evaluation.npz`; `write_evaluation` puts it in."""
 
     def __post_init__(self) -> None:
-        """Looks at the numbers that others are divided by."""
-        check_range(self, ("num_data", "event_size", "num_samples"), least=1)
+        """Looks at the numbers."""
+        check_range(self, ("num_data", "num_samples"), least=1)
+        check_range(self, ("event_size",), least=0)
+        check_range(self, ("mean_stderr", "population_stderr", "ess", "seconds"), least=0, most=_MOST)
+        check_range(self, ("khat_threshold", "share_untrusted"), least=0, most=1)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """`bounds.json`: bounds on log p(x) from both sides, of data simulated from the model, in nats per datum."""
+    """`bounds.json`: bounds on log p(x) from both sides, of data simulated from the model, in nats per datum.
+
+    Raises:
+        DataError: A number is out of its range.
+    """
 
     data: str
     """The data whose form the simulated ones have, in words."""
@@ -151,8 +170,15 @@ class Bounds:
     """Wall time."""
     verdict: str
     """The same in a sentence."""
+    parameters_sha256: str = ""
+    """SHA-256 of the `parameters.safetensors` that was evaluated; empty where there was no such file."""
     arrays_sha256: str = ""
     """SHA-256 of `bounds.npz`; `write_bounds` puts it in."""
+
+    def __post_init__(self) -> None:
+        """Looks at the numbers."""
+        check_range(self, ("num_data",), least=1)
+        check_range(self, ("gap_stderr", "seconds"), least=0, most=_MOST)
 
 
 def write_run(root: Path, record: RunRecord) -> None:

@@ -34,6 +34,7 @@ from ppl_vae.svi.settings import FitSettings, OnNonfinite, OptimizerFactory
 from ppl_vae.svi.state import restore
 from ppl_vae.svi.stepper import Stepper
 from ppl_vae.svi.trial import check_single_row
+from ppl_vae.threads import running_programs
 from ppl_vae.validation import validating
 
 __all__ = ["Fit", "fit"]
@@ -165,6 +166,7 @@ def fit(
 
     Raises:
         ValueError: If an option has no meaning, or the optimiser needs a closure.
+        PplVaeError: If another thread checks, fits or evaluates a pair: use processes.
         PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
             is named; the error itself is the cause. If its parameters change during the fit in another way than in
             their numbers: one is frozen, replaced or added. If one, or a buffer, was expanded and may have to be put
@@ -207,10 +209,11 @@ def fit(
         on_nonfinite=on_nonfinite,
     )
     _check_watched(settings, validation)
-    check_options(resume, checkpoint_every, run_dir is not None)
+    check_options(resume, checkpoint_every, run_dir)
     start, group, target = time.monotonic(), current(), choose_device(device)
     root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()
     with ExitStack() as stack:
+        stack.enter_context(running_programs())
         stack.enter_context(full_precision(target))
         with group.together(target):
             if root is not None and group.leads and not resume:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,16 +91,18 @@ def _opened(
         yield Saving(directory, hold, every, facts, signals, found)
 
 
-def check_options(resume: Resume, every: Every, has_directory: bool) -> None:
+def check_options(resume: Resume, every: Every, run_dir: str | Path | None) -> None:
     """Refuses options of checkpoints that mean nothing.
 
     Raises:
-        ValueError: There is no run directory to keep them in; `resume` is none of its values; or the interval is
-            neither a whole number of steps, at least one, nor a positive time.
+        ValueError: There is no run directory to keep them in, or it is no path; `resume` is none of its values; or the
+            interval is neither a whole number of steps, at least one, nor a positive time.
     """
+    if not isinstance(run_dir, str | os.PathLike | None):
+        raise ValueError(f"run_dir: expected a path as text or a pathlib.Path, found {run_dir!r}")
     if resume not in (True, False, "auto"):
         raise ValueError(f"resume: expected 'auto', True or False, found {resume!r}")
-    if not has_directory and (resume or every is not None):
+    if run_dir is None and (resume or every is not None):
         raise ValueError("resume, checkpoint_every: expected run_dir=..., where checkpoints are kept, found none")
     if isinstance(every, timedelta):
         if not every > timedelta():

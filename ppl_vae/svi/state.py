@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.arrays import as_python
 from ppl_vae.errors import CheckpointError
 from ppl_vae.rundir import as_plain
 from ppl_vae.storage.exact import exact, of_exact
@@ -40,6 +41,14 @@ BATCH, ROWS = "batch", "rows"  # of a bad step
 _WORD = 2**32 - 1
 _CPU = torch.device("cpu")
 
+
+def _option(value: Any, where: str) -> None:
+    """A learning rate is finite; whatever else an option is."""
+    value = as_python(value)
+    if where.endswith(".lr") and type(value) in (int, float):
+        forms.number()(value, where)
+
+
 _FORM = forms.fields(
     {
         "step": forms.whole(),
@@ -49,7 +58,7 @@ _FORM = forms.fields(
         "optimizer": forms.fields(
             {
                 "entries": forms.each(forms.fields(forms.anything)),
-                "groups": forms.each(forms.fields(forms.anything)),
+                "groups": forms.each(forms.fields(_option)),
                 "values": forms.fields(forms.anything),
             }
         ),
@@ -184,8 +193,11 @@ def check_plain(plain: Any, step: int) -> None:
     Raises:
         CheckpointError: They are of another form; the first one is named.
     """
+    plain = of_exact(plain)  # what stands for a number is one where it is used
     _FORM(plain, "state")
     forms.whole(step, step)(plain["step"], "state.step")
+    for name in ("step", "epoch") if plain["best"] else ():
+        forms.whole(most=plain[name])(plain["best"][name], f"state.best.{name}")
     try:
         _put_random_states(plain["random"], random.Random(), np.random.RandomState())  # noqa: S311
     except (ValueError, TypeError) as error:

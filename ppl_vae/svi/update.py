@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ppl_vae.belongings import Belongings
-from ppl_vae.errors import first_line
+from ppl_vae.errors import StorageError, first_line
 from ppl_vae.svi.settings import OptimizerFactory
 
 __all__ = ["Adam", "Update", "laid_out", "make_update"]
@@ -122,14 +123,16 @@ def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor]
 
     Raises:
         ValueError: If no optimiser comes of it, or one whose step needs a closure.
+        StorageError: If what torch loads first for an optimiser, its compiler, finds no folder for temporary files.
     """
-    if optimizer is None:
-        return Adam(parameters, learning_rate)
     try:
-        made = optimizer(parameters, lr=learning_rate)
-    except Exception as error:
-        raise ValueError(
-            f"optimizer: expected a call with (parameters, lr=...) to make a torch optimizer, found {first_line(error)}"
+        if optimizer is None:
+            return Adam(parameters, learning_rate)
+        made = _called(optimizer, parameters, learning_rate)
+    except OSError as error:
+        raise StorageError(
+            f"optimizer: expected what torch needs to make one, found {first_line(error)}; where the disk is full, "
+            "make room, or name a folder for temporary files in TMPDIR"
         ) from error
     if not isinstance(made, torch.optim.Optimizer):
         raise ValueError(f"optimizer: expected a torch optimizer class such as torch.optim.AdamW, got {made!r} from it")
@@ -139,6 +142,17 @@ def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor]
             "a step of fit is one evaluation with noise of its own; use one without closure, such as torch.optim.Adam"
         )
     return Update(made)
+
+
+def _called(optimizer: OptimizerFactory, parameters: Sequence[Tensor], learning_rate: float) -> Any:
+    try:
+        return optimizer(parameters, lr=learning_rate)
+    except OSError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"optimizer: expected a call with (parameters, lr=...) to make a torch optimizer, found {first_line(error)}"
+        ) from error
 
 
 def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
