@@ -54,7 +54,7 @@ def tied(numbers: Tensor) -> Tensor:
 def move_an_estimate(share: np.ndarray, stderr: np.ndarray, num_samples: np.ndarray) -> np.ndarray:
     """Whether so large a share of the weight at the edge may move an estimate by more than its error bears, (N,)."""
     in_errors = share * np.sqrt(num_samples)
-    return (in_errors > _BEARABLE) & (in_errors * np.nan_to_num(stderr, nan=np.inf) > _NEGLIGIBLE)
+    return (in_errors > _BEARABLE) & (in_errors * np.nan_to_num(stderr, nan=1.0) > _NEGLIGIBLE)
 
 
 def _has_edge(support: constraints.Constraint) -> bool:
