@@ -386,7 +386,7 @@ def test_errors_of_parts_are_those_of_a_jackknife():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(400, 3))
     guide, best, richer = -0.5 * noise, -0.3 * noise + 0.1 * rng.normal(size=noise.shape), 0.1 * noise
-    found = sampled_parts(guide, best, richer, None, 0, np.zeros_like)
+    found = sampled_parts(guide, best, richer, None, 0, 1e-7, np.zeros_like)
 
     def parts(kept):
         log_p = np.log(np.exp(richer[kept]).mean(0))

@@ -107,12 +107,14 @@ def forward(path: Path, frozen: Frozen, num_leapfrog: int) -> tuple[Tensor, Tens
     with u_0 ~ f_0 and u_i from a transition that leaves f at t_i invariant: E w = p(x).
 
     Raises:
-        EstimateError: A density on the way is NaN or plus infinity; row and site are named.
+        EstimateError: A density on the way is NaN or plus infinity; row and site are named. Or draws of the start round
+            to the edge of a latent's support.
 
     Reference:
         Neal (2001), Annealed Importance Sampling.
     """
     points = path.draw()
+    path.check_start(points)
     log_weight, taken = torch.zeros(()), []
     for i, (before, after) in enumerate(pairwise(frozen.temperatures), start=1):
         log_weight = log_weight + _increment(path.sure_ends(points), after - before)

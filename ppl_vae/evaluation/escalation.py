@@ -17,6 +17,7 @@ from ppl_vae.evaluation.annealed import ESTIMATES, Chains, num_rows
 from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood
 from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.attempts import Attempts, reason_of, row_of
+from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.escalated_result import METHODS, EscalatedLogLikelihood, Failure
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.refining import refine, rounded_up
@@ -80,6 +81,8 @@ def escalate(
     * What is lower than an earlier estimate by more than three standard errors has missed what that one saw, and is
       unreliable.
 
+    * Where samples round to the edge of a latent's support (`ll.rounded`) no method is tried: all of them would round.
+
     A method that does not serve a datum leaves its estimate as it is, and the report says why: `failures`. Fitted
     proposals need latents that Pyro maps to R^n, with discrete ones of at most 256 joint values and no mask beside them
     at most, and a guide that stays in the model's support and draws nothing else. Annealing starts from the prior where
@@ -122,7 +125,7 @@ def escalate(
     if len(rows) != len(ll.value):
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
-    course, failures = _Course(ll), []
+    course, failures = _Course(ll), _of_rounded(ll.rounded)
 
     def more(some: Any, seed: int) -> tuple[_Found, Reasons]:
         k = factor * ll.num_samples
@@ -156,6 +159,10 @@ def escalate(
     )
 
 
+def _of_rounded(rounded: np.ndarray) -> list[Failure]:
+    return [Failure(_MORE, int(rounded.sum()), int(rounded.argmax()), REASON)] if rounded.any() else []
+
+
 class _Course:
     """The best that is known of each datum so far, and by what method.
 
@@ -164,14 +171,18 @@ class _Course:
 
     def __init__(self, ll: LogLikelihood) -> None:
         self.best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
+        self._rounded = ll.rounded
         self.method = np.full(len(ll.value), _GUIDE, dtype=object)
         self._missed = misses_some(self.best.unseen, self.best.stderr)
         self._missing = misses_much(self.best.unseen, self.best.stderr)
 
     def served_by(self, name: str) -> np.ndarray:
-        """Data that a method may serve (N,): samples of the same guide find nothing new, chains are the last resort."""
+        """Data that a method may serve (N,): samples of the same guide find nothing new, chains are the last resort.
+
+        None serves where numbers themselves are too coarse.
+        """
         served = {_MORE: ~self._missing, _ANNEALED: self.best.verdict == UNRELIABLE}
-        return served.get(name, np.ones(len(self.method), dtype=bool))
+        return served.get(name, np.ones(len(self.method), dtype=bool)) & ~self._rounded
 
     def take(self, name: str, left: np.ndarray, after: _Found) -> None:
         """Puts what a method has found of some data (n,) where it is better."""

@@ -46,7 +46,8 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
         PairError: More than two continuous numbers a datum, or discrete ones of infinitely many values, or of more than
             a million joint ones; or the pair is not valid.
         DataError: A datum lies outside the support of its site.
-        EstimateError: A density is NaN or infinite, or quadrature does not settle; the row is named.
+        EstimateError: A density is NaN or infinite, quadrature does not settle, or latents round to the edge of their
+            support where p(x, z) still counts; the row is named.
 
     Example:
         >>> import torch

@@ -165,7 +165,7 @@ class _Splitter:
             look = partial(self._unseen_by_richer, moved.free, context, batch, seed)
         else:
             look = partial(self._unseen_by_best, found.free, batch, seed)
-        return late | sampled_parts(guide, best, richer, known, first, look)
+        return late | sampled_parts(guide, best, richer, known, first, torch.finfo(start.dtype).eps, look)
 
     def _unseen_by_best(self, free: Tensor, batch: Batch, seed: int, value: np.ndarray) -> np.ndarray:
         """Share of p(x) that draws of the best q of the guide's family cannot have seen (N,)."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
+from ppl_vae.evaluation.edges import bounded_latents
 from ppl_vae.evaluation.enumerated import is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober
-from ppl_vae.evaluation.proposal import propose
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer, chunk_rows
@@ -23,8 +23,8 @@ from ppl_vae.options import positive_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import FEW
 from ppl_vae.rng import key, seeded
-from ppl_vae.shrinking import Shrinking
-from ppl_vae.tape import Batch, Layout
+from ppl_vae.shrinking import Shrinking, undivided
+from ppl_vae.tape import Batch, Layout, Tape, run_program
 
 __all__ = ["log_likelihood", "planned"]
 
@@ -166,6 +166,7 @@ class _Evaluator:
             "exact": exact,
             "num_drawn": drawn,
             "num_pilot": found.num_pilot,
+            "at_edge": np.where(exact, 0.0, found.at_edge),
         }
         return values | put_in(found.draws)
 
@@ -181,7 +182,8 @@ def planned(
 ) -> tuple[Plan, Weigher]:
     """How the samples of an evaluation are divided, and what draws and weighs them; arguments are its options."""
     pair, rows, layout, device, _ = subject
-    size = _latent_size(pair, rows.take(slice(0, 1), device), layout)
+    guide = _first_draw(pair, rows.take(slice(0, 1), device), layout)
+    size = max(1, sum(guide.latents[name].numel() for name in layout.local_latents))
     most = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
     unit = max(LEAST_UNIT, math.ceil(most / NUM_UNITS))
     adaptive = target_stderr is not None and most > 2 * unit
@@ -193,14 +195,13 @@ def planned(
     # Data that need more samples than others are few: chunks of few data are full.
     narrow = max(1, chunk_rows(device) // plan.num_particles) if adaptive else None
     score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
-    return plan, Weigher(pair, layout, draw, score, device)
+    return plan, Weigher(pair, layout, draw, score, device, bounded_latents(guide, layout))
 
 
-def _latent_size(pair: Pair, batch: Batch, layout: Layout) -> int:
-    """Number of scalars in the latent values of one datum."""
-    with seeded(0, batch[0].device):
-        latents = propose(pair, batch, 1, layout).latents[0]
-    return max(1, sum(value.numel() for value in latents.values()))
+def _first_draw(pair: Pair, batch: Batch, layout: Layout) -> Tape:
+    """A run of the guide on one datum."""
+    with seeded(0, batch[0].device), undivided("a draw of the guide for one datum"):
+        return run_program(pair, pair.guide, batch, None, layout)
 
 
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:

@@ -40,6 +40,7 @@ def sampled_parts(
     richer: np.ndarray | None,
     known: np.ndarray | None,
     first: int,
+    epsilon: float,
     look: Callable[[np.ndarray], np.ndarray],
 ) -> dict[str, np.ndarray]:
     r"""Parts from log-weights (K, N) of the three on the same noise, with the errors of differences.
@@ -55,13 +56,14 @@ def sampled_parts(
         richer: log w of the best q of the richer family, if there is one: log p(x) is estimated with it.
         known: log p(x) where it is exact (N,).
         first: Row of the first datum, for messages.
+        epsilon: Rounding of the numbers that log-weights were computed in.
         look: Estimates of log p(x) (N,) to the share of p(x) that draws of the best q cannot have seen.
     """
     num_samples, num_data = guide.shape
     proposal = best if richer is None else richer
     if known is None:
         stream = Stream(num_data, num_samples, first)
-        stream.add(torch.from_numpy(proposal))
+        stream.add(torch.from_numpy(proposal), epsilon=epsilon)
         summary = stream.summary()
         counts, value = np.full(num_data, num_samples), summary.value
         unseen = look(value)

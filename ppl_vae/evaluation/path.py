@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.edges import BEYOND_NUMBERS, REASON, tied
 from ppl_vae.evaluation.hamiltonian import Density
 from ppl_vae.evaluation.proposal import site_at_fault, site_where
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
@@ -22,6 +23,7 @@ from ppl_vae.weights import not_a_weight
 __all__ = ["Ends", "Path", "num_values"]
 
 _MOST_VALUES = 256
+_MOST_TIED, _FEW = 0.1, 2  # of the draws of a datum
 _SHOWN = 4  # numbers of a point in a message
 
 
@@ -150,12 +152,30 @@ class Path:
         runs, _ = self._runs(points)
         guide, model = runs[k] if len(runs) > 1 else runs[0]
         tapes = [("guide", guide)] * (self._start == "guide") + [("model", model)]
+        mend = "mend the density there, or use log_likelihood, which asks for it at draws of the guide alone"
+        if bool(self.space.rounded(points).expand(log_density.shape)[k, n]):
+            mend = f"latents there {BEYOND_NUMBERS}"
         raise EstimateError(
             f"row {self._first_row + n}: expected a log-density at all latents, or -inf where the model excludes them, "
             f"found {float(log_density[k, n])} at {at} (in unconstrained coordinates): "
-            f"{site_at_fault(tapes, self._layout, n)}; mend the density there, or use log_likelihood, "
-            "which asks for it at draws of the guide alone"
+            f"{site_at_fault(tapes, self._layout, n)}; {mend}"
         )
+
+    def check_start(self, points: Mapping[str, Tensor]) -> None:
+        """Draws of the start (K, N) do not round to the edge of a support, where they would be equal.
+
+        Raises:
+            EstimateError: Many do, of a datum; the row is named.
+        """
+        if self._num_chains == 1:
+            return
+        num_tied = tied(self.space.flat(points)).sum(0)
+        if bool((wrong := num_tied > max(_FEW, _MOST_TIED * self._num_chains)).any()):
+            n = int(wrong.nonzero()[0])
+            raise EstimateError(
+                f"row {self._first_row + n}: expected draws of the {self._start} that differ, found {int(num_tied[n])} "
+                f"of {self._num_chains} at the same lowest or highest value of a latent: {REASON}"
+            )
 
     def excluding(self, column: int) -> str:
         """The first site of the model that is impossible at draws of the start, for a datum, or an empty text."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.cells import Cells, integrated
+from ppl_vae.evaluation.edges import BEYOND_NUMBERS
 from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
@@ -21,6 +22,7 @@ MOST_DIMENSIONS = 2
 _CHUNK = 1024  # points of each datum in one run
 _GRID = {1: 256, 2: 32}  # that looks for the ends
 _MARGIN, _ROUNDS, _SAFE = 1.0, 400, 1e-3  # squares of latents, in units of their scale, are finite
+_AT_EDGE = 1e-4  # of p(x), where latents round to the edge of their support
 _NEGLIGIBLE = 25.0  # nats below the largest value: less than 1e-10 of it
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -64,8 +66,8 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     Raises:
         PairError: A datum has more than two continuous latent numbers, or discrete ones of infinitely many values, or
             masked ones.
-        EstimateError: The density is NaN or infinite somewhere, and site and row are named; or it does not end, or is
-            too rough or too narrow.
+        EstimateError: The density is NaN or infinite somewhere, and site and row are named; or it does not end, or not
+            before latents round to the edge of their support, or is too rough or too narrow.
 
     Reference:
         Takahasi and Mori (1974), Double Exponential Formulas for Numerical Integration.
@@ -93,7 +95,32 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     furthest = ((_SAFE * math.sqrt(kind.max) - line.centre.abs()) / line.scale).asinh()
     sites = ", ".join(map(repr, pattern))
     box = _wide_enough(log_density, starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN, furthest, first_row, sites)
-    return integrated(log_density, box, kind.eps, first_row, sites)
+    value = integrated(log_density, box, kind.eps, first_row, sites)
+    _check_edges(log_density, lambda v: _rounded(path, line.points(v).to(drawn.dtype), pattern), box, value, first_row)
+    return value
+
+
+def _rounded(path: Path, flat: Tensor, pattern: Mapping[str, Tensor]) -> Tensor:
+    """Where latents of points (K, N, D) round to the edge of their support, (K, N)."""
+    return path.space.rounded(path.space.from_flat(flat, pattern))
+
+
+def _check_edges(
+    log_density: LogDensity, rounded: Callable[[Tensor], Tensor], box: Cells, value: Tensor, first_row: int
+) -> None:
+    """No more than a negligible part of the integral is where latents round to the edge of their support."""
+    corner, width = _corners(box.width), box.width / (_GRID[box.width.shape[-1]] - 1)
+    points = box.low[0] + corner * box.width
+    lost = rounded(points)
+    if not bool(lost.any()):
+        return
+    part = torch.where(lost, log_density(points), -torch.inf).logsumexp(0) + width.log().sum(-1) - value
+    if bool((wrong := part.exp() > _AT_EDGE).any()):
+        row = int(wrong.nonzero()[0])
+        raise EstimateError(
+            f"row {first_row + row}: expected p(x, z) to fall off before latents round, found "
+            f"{float(part[row].exp()):.2g} of p(x), or more, where they {BEYOND_NUMBERS}"
+        )
 
 
 def _check_dimensions(sizes: Mapping[str, int]) -> None:
@@ -124,9 +151,7 @@ def _wide_enough(
     log_density: LogDensity, low: Tensor, high: Tensor, furthest: Tensor, first_row: int, sites: str
 ) -> Cells:
     """One cell for each datum, widened until its sides are negligible."""
-    points = _GRID[low.shape[-1]]
-    share = torch.linspace(0, 1, points, dtype=low.dtype, device=low.device)
-    corner = torch.cartesian_prod(*[share] * low.shape[-1]).reshape(-1, 1, low.shape[-1])
+    corner = _corners(low)
     for _ in range(_ROUNDS):
         value = log_density(low + corner * (high - low))[..., None]
         counts = value > value.amax(0) - _NEGLIGIBLE
@@ -141,6 +166,13 @@ def _wide_enough(
         f"row {row}: expected p(x, z) to fall off on all sides, found that it still counts where latents ({sites}) are "
         "near the largest number there is: use annealed_importance_sampling"
     )
+
+
+def _corners(like: Tensor) -> Tensor:
+    """A grid of the unit cell, (P, 1, D)."""
+    dims = like.shape[-1]
+    share = torch.linspace(0, 1, _GRID[dims], dtype=like.dtype, device=like.device)
+    return torch.cartesian_prod(*[share] * dims).reshape(-1, 1, dims)
 
 
 def _padded(points: Tensor, size: int) -> Tensor:

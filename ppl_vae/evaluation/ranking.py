@@ -185,7 +185,7 @@ class Comparison:
 
 
 def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
-    """What a is above b for each datum, as far as the estimate of b bears it (N,)."""
+    """What a is above b for each datum, as far as both estimates bear it (N,): one that is rounded may be too high."""
     size = np.maximum(np.maximum(np.abs(a.value), np.abs(b.value)), 1.0)
     gain = a.value - (b.value + np.square(np.nan_to_num(b.stderr)) / 2)
     gain = np.where(np.abs(gain) <= np.minimum(_ROUNDINGS * rounding * size, _LARGEST_ROUNDING), 0.0, gain)
@@ -193,7 +193,7 @@ def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
     largest_first = np.argsort(np.where(b.trusted, -gain, np.inf), kind="stable")
     doubted = ~b.trusted
     doubted[largest_first[:num_missed]] = True
-    return np.where(doubted, np.minimum(gain, 0.0), gain)
+    return np.where(doubted | getattr(a, "rounded", False), np.minimum(gain, 0.0), gain)
 
 
 def _p_value(gain: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.errors import EstimateError
+from ppl_vae.evaluation.edges import REASON, move_an_estimate
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
@@ -58,6 +59,9 @@ class LogLikelihood(MeanLogLikelihood):
     """K; with a target, the most that a datum may have."""
     num_pilot: np.ndarray
     """Further samples of each datum (N,), which decided how many it needs, and are in no estimate."""
+    at_edge: np.ndarray
+    """Share of the estimate (N,) that rests on samples which round to the edge of a latent's support, as a Beta of
+    small parameters rounds to 1; `rounded` says where it is too much."""
     target_stderr: float | None
     """Standard error that was asked for, in nats; None where K samples were."""
     num_dimensions: int
@@ -78,7 +82,16 @@ class LogLikelihood(MeanLogLikelihood):
 
         It draws k-hat of a datum towards those of the other data: ask of all data together, not of one at a time.
         """
-        return verdict(self.khat, self.stderr, self.ess, self.unseen, self.num_drawn)
+        found = verdict(self.khat, self.stderr, self.ess, self.unseen, self.num_drawn)
+        return np.where(self.rounded, UNRELIABLE, found)
+
+    @property
+    def rounded(self) -> np.ndarray:
+        """Whether samples at the edge of a latent's support may have moved the estimate, to either side, (N,).
+
+        Where all weights are equal they have not. Other unreliable estimates are rather too low; these may be too high.
+        """
+        return move_an_estimate(self.at_edge, self.stderr, self.num_drawn)
 
     @property
     def trusted(self) -> np.ndarray:
@@ -94,8 +107,11 @@ class LogLikelihood(MeanLogLikelihood):
 
         It covers where all data are reliable; noisy ones may make it too narrow. One that is unreliable may be too low
         by any amount, and the mean with it: the upper end is then infinite. `trusted` says which data to do better.
+        Both ends are infinite where a datum is `rounded`.
         """
         found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
+        if self.rounded.any():
+            return Interval(-math.inf, math.inf)
         return found._replace(high=math.inf) if self.is_lower_bound else found
 
     def intervals(self, level: float = 0.95) -> Interval:
@@ -125,12 +141,14 @@ class LogLikelihood(MeanLogLikelihood):
         drawn = (
             f"K = {self.num_samples}" if (counted == self.num_samples).all() else f"{counted.mean():.0f} samples each"
         )
-        text = f"{self._mean_in_words()} ({len(self.value)} data, {drawn}, median ESS {np.median(self.ess):.0f})"
+        mean = f"log p(x) near {self.mean:.2f} nats per datum" if self.rounded.any() else self._mean_in_words()
+        text = f"{mean} ({len(self.value)} data, {drawn}, median ESS {np.median(self.ess):.0f})"
         if zeros := int(self.zero_weights.sum()):
             text += f"; {zeros} samples fell outside the model's support and count as zero"
         if self.target_stderr is not None and (missed := int((self.stderr > self.target_stderr).sum())):
             text += f"; {missed} have a standard error above the {self.target_stderr:g} asked for"
-        return text + self._verdict_in_words()
+        text += self._verdict_in_words()
+        return text + (f"; of {int(self.rounded.sum())} data {REASON}" if self.rounded.any() else "")
 
     def _verdict_in_words(self) -> str:
         found = self.verdict
@@ -142,7 +160,7 @@ class LogLikelihood(MeanLogLikelihood):
             if noisy or doubtful
             else ""
         )
-        if doubtful:
+        if (~self.trusted & ~self.rounded).any():
             text += (
                 f"; the weights of the unreliable, or of their equals, have k-hat above {self._limit_in_words()}, or "
                 "miss much of p(x): do not trust their error nor that of the mean, the estimate is too low rather than "

@@ -17,6 +17,7 @@ from ppl_vae.tape import DATA, Layout, Site, Tape
 __all__ = ["OTHER_DRAWS", "Unconstrained"]
 
 OTHER_DRAWS = 8
+_LOST = 0.5  # by which the way back from a value may miss its point
 
 
 class Unconstrained:
@@ -84,6 +85,14 @@ class Unconstrained:
     def points(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The points u of latent values z."""
         return {name: self._transforms[name].inv(values[name]) for name in self._transforms}
+
+    def rounded(self, points: Mapping[str, Tensor]) -> Tensor:
+        """Where latent values have rounded to the edge of their support, so that they no longer tell u, (K, N)."""
+        back = {
+            name: self._transforms[name].inv(transform(points[name])) for name, transform in self._transforms.items()
+        }
+        lost = {name: (~((back[name] - u).abs() <= _LOST)).to(u.dtype) for name, u in points.items()}
+        return self._total(_sum_last(far, self._depth(name)) for name, far in lost.items()) > 0
 
     def repeated(self, z: Tensor, name: str, num_chains: int) -> Tensor:
         """Values of a run without chains, the same for each of so many."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.errors import located
 from ppl_vae.evaluation.draws import PosteriorDraws
+from ppl_vae.evaluation.edges import at_edge
 from ppl_vae.evaluation.precision import pilot_needed, samples_needed
 from ppl_vae.evaluation.proposal import Proposal, check_weights
 from ppl_vae.evaluation.proposing import Proposer
@@ -48,6 +49,8 @@ class Weighed(NamedTuple):
     """log p(x, z) - log q(z given x) (k, N), in nats; of no meaning where they were not wanted."""
     log_lik: Tensor
     """log p(x given z) (k, N)."""
+    size: Tensor
+    """Size of the largest term of each log-weight (k, N)."""
     proposal: Proposal
     """The samples."""
     noise: int
@@ -67,6 +70,8 @@ class Weigher(NamedTuple):
     """What scores."""
     device: torch.device
     """Where."""
+    bounded: tuple[str, ...]
+    """Latents whose draws may round to the edge of their support."""
 
     def unit(self, batch: Batch, first: int, j: int, count: int, seed: int, wanted: Tensor | None = None) -> Weighed:
         """Unit j of the samples of a block whose first datum is `first`; those of data not `wanted` are not scored.
@@ -79,7 +84,8 @@ class Weigher(NamedTuple):
             log_lik, log_prior = self.score(batch, proposal, count, wanted)
             log_weight = log_lik + log_prior - proposal.log_guide
             check_weights(self.pair, batch, proposal, log_weight, self.layout, first)
-        return Weighed(log_weight, log_lik, proposal, key(seed, first, j, 1))
+        size = torch.maximum(torch.maximum(log_lik.abs(), log_prior.abs()), proposal.log_guide.abs())
+        return Weighed(log_weight, log_lik, size, proposal, key(seed, first, j, 1))
 
 
 class Block(NamedTuple):
@@ -93,6 +99,8 @@ class Block(NamedTuple):
     """Samples in the estimate of each datum (N,)."""
     num_pilot: np.ndarray
     """Further samples, that decided how many there are (N,)."""
+    at_edge: np.ndarray
+    """Share of the weight on samples that round to the edge of a latent's support (N,)."""
 
 
 def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
@@ -104,12 +112,23 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
         num_samples, num_pilot = _ask_pilot(batch, first, plan, weigher, plan.target_stderr)
         wanted = torch.from_numpy(num_samples)
     stream, draws = Stream(len(batch[0]), wanted, first), PosteriorDraws(plan.num_draws, weigher.layout)
+    log_edge = torch.full((len(batch[0]),), -torch.inf, dtype=torch.float64)
     for j, drawn, count in _units(plan, int(wanted.max()), start):
         want = None if bool((wanted > drawn).all()) else wanted > drawn
         found = weigher.unit(batch, first, j, count, plan.seed, want)
-        stream.add(found.log_weight, want)
+        stream.add(found.log_weight, want, found.size)
         draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
-    return Block(stream.summary(), draws.values(), wanted.numpy(), num_pilot)
+        if (edge := at_edge(found.proposal, weigher.bounded, weigher.layout)) is not None:
+            counted = edge if want is None else edge & want.to(edge.device)
+            log_edge = torch.logaddexp(log_edge, _log_sum(found.log_weight, counted))
+    summary = stream.summary()
+    share = np.exp(log_edge.numpy() - summary.value) / wanted.numpy()
+    return Block(summary, draws.values(), wanted.numpy(), num_pilot, share)
+
+
+def _log_sum(log_weight: Tensor, counted: Tensor) -> Tensor:
+    """Log of the sum of the weights that count, (N,)."""
+    return torch.where(counted, log_weight, -torch.inf).double().logsumexp(0).cpu()
 
 
 def _ask_pilot(

@@ -1,0 +1,66 @@
+"""Draws that round to the edge of a latent's support, where p / q is not the ratio of what it is drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_vae.evaluation.proposal import Proposal
+from ppl_vae.supports import support_of, unmixed
+from ppl_vae.tape import Layout, Tape
+
+__all__ = ["BEYOND_NUMBERS", "REASON", "at_edge", "bounded_latents", "move_an_estimate", "tied"]
+
+_MEND = (
+    "use double precision (pair.double(), and data of it), or, where that is too coarse as well, write the latent as a "
+    "transform of an unconstrained one in both programs"
+)
+REASON = f"draws round to the edge of a latent's support, so that weights there are wrong, to either side: {_MEND}"
+BEYOND_NUMBERS = f"underflow, or round to the edge of their support, as numbers of this precision do: {_MEND}"
+# Weights of a share s that are wrong by a standard deviation of a weight move the estimate by s sqrt(K) standard
+# errors; at the edge of a support they may be wrong by a few.
+_BEARABLE, _NEGLIGIBLE = 0.3, 1e-4
+
+
+def bounded_latents(guide: Tape, layout: Layout) -> tuple[str, ...]:
+    """Continuous latents whose numbers have a bound that draws can round to."""
+    return tuple(name for name in layout.local_latents if _has_edge(support_of(guide.sites[name]["fn"])))
+
+
+def at_edge(proposal: Proposal, names: Collection[str], layout: Layout) -> Tensor | None:
+    """Which draws have a number at its lowest or highest value that other draws of the datum have too, (K, N).
+
+    No two draws of a continuous latent are equal but by rounding. None where no latent is named.
+    """
+    if not names:
+        return None
+    values = [value for name, value in proposal.particles_first(layout).items() if name in names]
+    return torch.stack([tied(value.reshape(*value.shape[:2], -1)) for value in values]).any(0)
+
+
+def tied(numbers: Tensor) -> Tensor:
+    """Which draws (K, N, D) have a number at the lowest or highest value, and others have it too, (K, N)."""
+    found = torch.zeros_like(numbers[..., 0], dtype=torch.bool)
+    for end in (numbers.amin(0), numbers.amax(0)):
+        same = numbers == end
+        found |= (same & (same.sum(0) > 1)).any(-1)
+    return found
+
+
+def move_an_estimate(share: np.ndarray, stderr: np.ndarray, num_samples: np.ndarray) -> np.ndarray:
+    """Whether so large a share of the weight at the edge may move an estimate by more than its error bears, (N,)."""
+    in_errors = share * np.sqrt(num_samples)
+    return (in_errors > _BEARABLE) & (in_errors * np.nan_to_num(stderr, nan=1.0) > _NEGLIGIBLE)
+
+
+def _has_edge(support: constraints.Constraint) -> bool:
+    base = unmixed(support)
+    while isinstance(base, constraints.independent):
+        base = unmixed(vars(base)["base_constraint"])
+    if base.is_discrete or base in (constraints.real, constraints.real_vector):
+        return False
+    return base.event_dim == 0 or base is constraints.simplex  # matrices have numbers that never vary

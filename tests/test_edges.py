@@ -1,0 +1,127 @@
+"""Latents that round to the edge of their support: no number of theirs is called good, and the message says why."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+import ppl_vae as pv
+from ppl_vae.evaluation import Annealing
+from tests.running import estimate
+
+N = 20
+
+
+def coins(prior, guide, dtype=torch.float32):
+    """Heads of 20 coins whose chance is Beta; the guide has the form of the posterior."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            p = pyro.sample("p", dist.Beta(torch.tensor(prior, dtype=dtype), prior))
+            pyro.sample("x", dist.Binomial(N, p), obs=x)
+
+    def program(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("p", dist.Beta(guide + x, guide + N - x))
+
+    return pv.Pair(model, program)
+
+
+def counts(prior, guide, dtype=torch.float32):
+    """Poisson counts whose rate is Gamma."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(torch.tensor(prior, dtype=dtype), 1.0))
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    def program(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("rate", dist.Gamma(guide + x, 2.0))
+
+    return pv.Pair(model, program)
+
+
+def topics(prior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            p = pyro.sample("p", dist.Dirichlet(torch.full((4,), prior)))
+            pyro.sample("x", dist.Multinomial(10, p, validate_args=False), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("p", dist.Dirichlet(prior / 2 + x))
+
+    return pv.Pair(model, guide)
+
+
+HEADS = torch.tensor([20.0, 0.0, 7.0, 13.0])
+
+
+def test_draws_that_round_to_one_make_an_estimate_unreliable():
+    found, exact = estimate(coins(0.05, 0.025), HEADS, 2000), stats.betabinom.logpmf(HEADS.numpy(), N, 0.05, 0.05)
+    assert found.value[0] > exact[0] + 0.1
+    assert found.verdict[0] == "unreliable"
+    assert found.rounded.tolist() == [True, *found.rounded[1:2].tolist(), False, False]
+    assert (found.verdict[2:] == "reliable").all()
+    np.testing.assert_allclose(found.value[2:], exact[2:], atol=5e-3)
+    assert found.interval() == (-math.inf, math.inf)
+    assert "round to the edge" in str(found)
+    assert "too low rather" not in str(found)
+    assert "≥" not in str(found)
+
+
+def test_numbers_that_bear_the_latent_are_not_refused():
+    """All draws away from the edges, or all weights equal, or little of the weight there."""
+    exact = stats.betabinom.logpmf(HEADS.numpy(), N, 0.05, 0.05)
+    perfect = estimate(coins(0.05, 0.05), HEADS, 2000)
+    assert not perfect.rounded.any()
+    np.testing.assert_allclose(perfect.value, exact, atol=1e-4)
+    assert not estimate(coins(0.5, 0.4), HEADS, 2000).rounded.any()
+    assert estimate(counts(0.05, 0.025), HEADS, 2000).rounded.any()
+    assert not estimate(counts(0.05, 0.025, torch.float64), HEADS.double(), 2000).rounded.any()
+
+
+def test_a_simplex_rounds_too():
+    x = torch.tensor([[10.0, 0, 0, 0], [3, 3, 4, 0]])
+    found = estimate(topics(0.02), x, 1000)
+    exact = stats.dirichlet_multinomial.logpmf(x.numpy().astype(int), np.full(4, 0.02), 10)
+    assert (np.abs(found.value - exact) > 0.1).all()
+    assert found.rounded.all()
+
+
+def test_rounded_estimates_are_not_escalated_and_not_ranked_above_others():
+    pair = coins(0.05, 0.025)
+    found = estimate(pair, HEADS[:2], 500)
+    report = pv.escalate(found, pair, HEADS[:2], compile=False, progress=False)
+    assert (report.method[found.rounded] == "guide").all()
+    assert "round to the edge" in str(report)
+    exact = pv.ExactLogLikelihood.of(found.value - 0.2 - 1e-3 * np.arange(2), 1)
+    assert pv.Comparison({"rounded": found, "exact": exact}).ranks == {"rounded": (1, 2), "exact": (1, 2)}
+
+
+@pytest.mark.parametrize(("prior", "dtype"), [(0.05, torch.float32), (0.5, torch.float32), (0.05, torch.float64)])
+def test_quadrature_stops_where_latents_round_before_the_density_falls_off(prior, dtype):
+    with pytest.raises(pv.EstimateError, match=r"row 0: .* fall off before latents round"):
+        pv.log_evidence(coins(prior, prior, dtype), HEADS.to(dtype), progress=False)
+
+
+@pytest.mark.parametrize(("prior", "dtype"), [(1.0, torch.float32), (0.5, torch.float64)])
+def test_quadrature_where_it_does_fall_off(prior, dtype):
+    found = pv.log_evidence(coins(prior, prior, dtype), HEADS.to(dtype), progress=False)
+    np.testing.assert_allclose(found, stats.betabinom.logpmf(HEADS.numpy(), N, prior, prior), atol=1e-4)
+
+
+def test_a_rate_that_underflows_is_told_as_that():
+    with pytest.raises(pv.EstimateError, match=r"round to the edge .* double"):
+        pv.log_evidence(counts(0.05, 0.05), torch.tensor([0.0, 3.0]), progress=False)
+
+
+def test_annealing_stops_where_its_start_rounds():
+    chains = Annealing(num_chains=16, num_temperatures=4, num_leapfrog=1, start="prior")
+    with pytest.raises(pv.EstimateError, match=r"row \d: expected draws of the prior that differ"):
+        pv.annealed_importance_sampling(coins(0.05, 0.05), HEADS, chains, progress=False)

@@ -1,0 +1,90 @@
+"""Single precision: the rounding of large log-densities is in errors, and makes no perfect guide a bad one."""
+
+import math
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import ppl_vae as pv
+from ppl_vae.evaluation import LocalSearch
+from ppl_vae.weights import Stream
+from tests.running import estimate
+
+
+def linear(size, noise, wide=1.0, seed=0):
+    """x = W z + noise with two latent numbers, in single precision, and its posterior; log p(x) in double."""
+    weights = torch.randn(size, 2, generator=torch.Generator().manual_seed(seed)).double()
+    scale = torch.tensor(noise).double()
+    covariance = torch.linalg.inv(torch.eye(2).double() + weights.T @ weights / scale**2)
+    encode = (weights @ covariance / scale**2).float()
+    root = wide * torch.linalg.cholesky(covariance).float()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z @ weights.float().T, noise).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MultivariateNormal(x @ encode, scale_tril=root))
+
+    marginal = dist.LowRankMultivariateNormal(torch.zeros(size).double(), weights, scale**2 * torch.ones(size).double())
+    return pv.Pair(model, guide), lambda x: marginal.log_prob(x.double()).numpy()
+
+
+@pytest.mark.parametrize(("size", "spread"), [(300, 10.0), (300, 30.0), (30, 30.0), (2000, 10.0)])
+def test_errors_know_of_the_rounding_of_large_log_densities(size, spread):
+    pair, log_prob = linear(size, 0.1, wide=1.1)
+    x = spread * torch.randn(8, size, generator=torch.Generator().manual_seed(1))
+    found = estimate(pair, x, 200)
+    error = found.value - log_prob(x)
+    assert (np.abs(error) > 0.01).any()
+    assert (np.abs(error) < 3 * found.stderr).all()
+
+
+def test_rounding_that_nobody_reads_is_no_error():
+    stream = Stream(1, 20)
+    stream.add(torch.full((20, 1), -500.0))
+    assert stream.summary().stderr == 0
+    stream = Stream(1, 20)
+    stream.add(torch.full((20, 1), -500.0), size=torch.full((20, 1), 5000.0))
+    np.testing.assert_allclose(stream.summary().stderr, 5000 * torch.finfo(torch.float32).eps)
+
+
+def test_draws_without_weight_have_no_part_in_the_rounding():
+    stream = Stream(1, 40)
+    stream.add(torch.tensor([-2.0, -1e9]).repeat(10)[:, None])
+    stream.add(torch.tensor([-1e9, -3.0]).repeat(10)[:, None])
+    assert stream.summary().stderr < 1
+
+
+def test_a_perfect_guide_of_many_dimensions_has_equal_weights():
+    size = 3000
+    x = 1.25**0.5 * torch.randn(4, size, generator=torch.Generator().manual_seed(0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.8 * x, math.sqrt(0.2)).to_event(1))
+
+    found = estimate(pv.Pair(model, guide), x, 200)
+    assert (found.khat == -np.inf).all()
+    assert (found.verdict == "reliable").all()
+    truth = dist.Normal(torch.zeros(1).double(), math.sqrt(1.25)).log_prob(x.double()).sum(1).numpy()
+    assert (np.abs(found.value - truth) < 3 * found.stderr).all()
+
+
+def test_gaps_of_a_perfect_guide_in_single_precision_are_trusted():
+    pair, log_prob = linear(3, 0.7)
+    x = 1.5 * torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    search = LocalSearch(num_steps=2)
+    found = pv.gap_decomposition(pair, x, 300, search=search, richer=False, compile=False, progress=False)
+    assert found.trusted.all()
+    np.testing.assert_allclose(found.log_evidence, log_prob(x), rtol=1e-5)
