@@ -65,6 +65,20 @@ def test_a_buffer_is_put_back_whenever_it_began_to_move(size: int, first: int, a
     assert not moving.overflowed()
 
 
+def test_a_small_buffer_is_remembered_though_nobody_has_seen_it_move():
+    module = Buffers(3)
+    moving = Moving(module)
+    for step in range(1, 5):  # what is not counted is looked for after two steps and after four
+        moving.look()
+        moving.remember()
+        before = module.moves.clone()
+        if step >= 3:
+            write_uncounted(module)
+    moving.put_back()
+    assert torch.equal(module.moves, before)
+    assert float(before[0]) == 1.0
+
+
 def test_what_rests_does_not_move_and_may_be_infinite():
     module = Buffers(LARGE)
     moving = Moving(module)
