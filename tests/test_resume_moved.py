@@ -150,19 +150,26 @@ def test_a_hold_of_what_has_gone_does_not_last(tmp_path: Path):
     assert not Hold(tmp_path / "absent" / LOCK, 0).lasts
 
 
+def ready(folder: Path, command: str, epochs: int, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple, Any]:
+    """The command that fits or resumes `run`, interrupted after an epoch before a resume; what `other`, a run, holds."""
+    fit = ("fit", *SMALL_VAE, "--eval-samples", "0", "--epochs")
+    succeed(*fit, "1", "--run-dir", folder / "other")
+    whole = (*fit, str(epochs), "--run-dir", folder / "run")
+    if command == "resume":
+        with monkeypatch.context() as patch:
+            after_epoch(1, _interrupt, patch)
+            call(*whole)
+    return (("resume", folder / "run") if command == "resume" else whole), content(folder / "other")
+
+
 @pytest.mark.parametrize("command", ["fit", "resume"])
 def test_a_command_whose_directory_is_replaced_describes_nothing_there(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    root, epochs = tmp_path / "run", ("--epochs", "3", "--eval-samples", "0")
-    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", "--run-dir", tmp_path / "other")
-    before = content(tmp_path / "other")
-    if command == "resume":
-        with monkeypatch.context() as patch:
-            after_epoch(1, _interrupt, patch)
-            call("fit", *SMALL_VAE, *epochs, "--run-dir", root)
+    begin, before = ready(tmp_path, command, 3, monkeypatch)
+    root = tmp_path / "run"
     after_epoch(2, lambda: replaced(root), monkeypatch)
-    result = call("resume", root) if command == "resume" else call("fit", *SMALL_VAE, *epochs, "--run-dir", root)
+    result = call(*begin)
     assert result.exit_code == 1
     assert "the directory was moved or replaced" in " ".join(result.stderr.split())
     assert content(root) == before
@@ -173,13 +180,8 @@ def test_a_command_whose_directory_is_replaced_describes_nothing_there(
 def test_a_run_whose_directory_is_replaced_after_its_last_step_is_not_called_finished(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    root, options = tmp_path / "run", ("--epochs", "2", "--eval-samples", "0")
-    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", "--run-dir", tmp_path / "other")
-    before = content(tmp_path / "other")
-    if command == "resume":
-        with monkeypatch.context() as patch:
-            after_epoch(1, _interrupt, patch)
-            call("fit", *SMALL_VAE, *options, "--run-dir", root)
+    begin, before = ready(tmp_path, command, 2, monkeypatch)
+    root = tmp_path / "run"
 
     def late(*arguments: Any, **named: Any) -> pv.Fit:
         done = pv.fit(*arguments, **named)
@@ -187,7 +189,7 @@ def test_a_run_whose_directory_is_replaced_after_its_last_step_is_not_called_fin
         return done
 
     monkeypatch.setattr(training, "fit", late)
-    result = call("resume", root) if command == "resume" else call("fit", *SMALL_VAE, *options, "--run-dir", root)
+    result = call(*begin)
     assert result.exit_code == 1
     assert "the directory was moved or replaced" in " ".join(result.stderr.split())
     assert content(root) == before
