@@ -151,7 +151,7 @@ def test_a_hold_of_what_has_gone_does_not_last(tmp_path: Path):
 
 
 def ready(folder: Path, command: str, epochs: int, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple, Any]:
-    """The command that fits or resumes `run`, interrupted after an epoch before a resume; what the run `other` holds."""
+    """The command that fits or resumes `run`, interrupted before a resume, and what the run `other` holds."""
     fit = ("fit", *SMALL_VAE, "--eval-samples", "0", "--epochs")
     succeed(*fit, "1", "--run-dir", folder / "other")
     whole = (*fit, str(epochs), "--run-dir", folder / "run")
