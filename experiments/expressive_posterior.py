@@ -21,6 +21,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +33,10 @@ from torch import Tensor, nn
 
 import ppl_vae as pv
 from experiments.common.images import images
-from experiments.common.progress import steps
 from experiments.common.statistics import mean, paired
 from experiments.common.study import Findings, Study
-from experiments.common.training import score, trained
+from experiments.common.training import Score, score, trained
+from experiments.common.workers import over_cores
 from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
 
 FLOWS = ("inverse autoregressive", "neural spline")
@@ -64,6 +65,7 @@ class Config:
     flow_rounds: int = 2
     """Most rounds of the search for a flow, whose steps cost the most; a normal family has four."""
     seeds: tuple[int, ...] = (0, 1, 2)
+    num_processes: int = 2
 
 
 def families(config: Config, num_pixels: int) -> dict[str, Callable[[], nn.Module]]:
@@ -92,6 +94,12 @@ def start_at(encoder: Any, diagonal: Any) -> None:
         own[: len(known)] = known
 
 
+def data_of(config: Config) -> tuple[Tensor, Tensor]:
+    """Grey training data, and test data binarised once."""
+    found = images(config.data, config.num_train, config.num_test)
+    return found.train, pv.data.binarize(found.test)
+
+
 def fitted(config: Config, x: Tensor, make: Callable[[], pv.VAE], epochs: int, seed: int) -> pv.VAE:
     """A VAE trained with a learning rate that falls to zero."""
     total = epochs * math.ceil(len(x) / config.batch_size)
@@ -100,27 +108,77 @@ def fitted(config: Config, x: Tensor, make: Callable[[], pv.VAE], epochs: int, s
     return trained(make, x, seed, epochs=epochs, **options)[0]
 
 
-def train_together(config: Config, x: Tensor, make: Callable[[], nn.Module], seed: int) -> pv.VAE:
+class Together(NamedTuple):
     """Model and guide of one family, trained together."""
+
+    pair: pv.VAE
+    score: dict[str, float]
+    """ELBO and log p(x) of test data."""
+
+
+def trained_together(config: Config, cell: tuple[int, str]) -> Together:
+    """Train the model and guide of a seed and family."""
+    seed, family = cell
+    x, test = data_of(config)
 
     def both() -> pv.VAE:
         decoder = pv.decoders.Bernoulli.mlp(config.latent_dim, config.hidden, x.shape[1])
         decoder.start_at(x)
-        return vae(config, make(), decoder)
+        return vae(config, families(config, x.shape[1])[family](), decoder)
 
-    return fitted(config, x, both, config.epochs, seed)
+    pair = fitted(config, x, both, config.epochs, seed)
+    return Together(pair, score(pair, test, config.num_samples).numbers())
 
 
-def train_guide(
-    config: Config, x: Tensor, make: Callable[[], nn.Module], known: pv.VAE, seed: int, times: int = 1
-) -> pv.VAE:
-    """A guide of one family for the model of a VAE, which stays as it is."""
+class Known(NamedTuple):
+    """A guide to train on a model that stays as it is."""
+
+    seed: int
+    family: str
+    pair: pv.VAE
+    """The VAE whose model it is, with the diagonal guide where this one starts."""
+
+
+def trained_on(config: Config, known: Known, times: int = 1) -> pv.VAE:
+    """Train the guide, `times` as long as others."""
+    x, _ = data_of(config)
 
     def guide() -> pv.VAE:
-        start_at(encoder := make(), known.encoder)
-        return vae(config, encoder, copy.deepcopy(known.decoder).requires_grad_(False))
+        start_at(encoder := families(config, x.shape[1])[known.family](), known.pair.encoder)
+        return vae(config, encoder, copy.deepcopy(known.pair.decoder).requires_grad_(False))
 
-    return fitted(config, x, guide, times * config.guide_epochs, seed)
+    return fitted(config, x, guide, times * config.guide_epochs, known.seed)
+
+
+def longer(config: Config, known: Known) -> np.ndarray:
+    """ELBO of each datum (N,), nats, of a guide that trains for twice as long."""
+    pair = trained_on(config, known, times=2)
+    options = {"seed": known.seed, "num_draws": 0, "progress": False}
+    return pv.log_likelihood(pair, data_of(config)[1], config.elbo_samples, **options).elbo
+
+
+class Guided(NamedTuple):
+    """A guide on a model that is fixed."""
+
+    pair: pv.VAE
+    parts: pv.GapDecomposition
+    """Its ELBO, and what the best q of each datum wins back."""
+
+
+def guided(config: Config, known: Known) -> Guided:
+    """Train the guide and search for the best q of each datum."""
+    pair = trained_on(config, known)
+    search = pv.LocalSearch(config.search_steps, num_particles=config.search_particles)
+    if known.family in FLOWS:
+        search = replace(search, max_rounds=config.flow_rounds)
+    options = {"seed": known.seed, "search": search, "richer": False, "progress": False}
+    parts = pv.gap_decomposition(pair, data_of(config)[1], num_samples=config.elbo_samples, **options)
+    return Guided(pair, parts)
+
+
+def judged(config: Config, pair: pv.VAE) -> Score:
+    """The estimate of log p(x) that all guides of a model are held against."""
+    return score(pair, data_of(config)[1], config.num_samples)
 
 
 class Fixed(NamedTuple):
@@ -138,37 +196,21 @@ class Fixed(NamedTuple):
     """Its value of each datum (N,), nats."""
 
 
-def fixed_model(config: Config, train: Tensor, x: Tensor, known: pv.VAE, seed: int) -> Fixed:
+def best_of(guides: dict[str, Guided]) -> str:
+    """The family with the best ELBO."""
+    return max(guides, key=lambda name: guides[name].parts.elbo.mean())
+
+
+def fixed_model(guides: dict[str, Guided], judge: Score) -> Fixed:
     """Gap of each family and datum on one model."""
-    makers = families(config, train.shape[1])
-    guides = {name: train_guide(config, train, make, known, seed) for name, make in makers.items()}
-    search = pv.LocalSearch(config.search_steps, num_particles=config.search_particles)
-    shorter = replace(search, max_rounds=config.flow_rounds)
-    options = {"num_samples": config.elbo_samples, "seed": seed, "richer": False, "progress": False}
-    parts = {
-        name: pv.gap_decomposition(pair, x, search=shorter if name in FLOWS else search, **options)
-        for name, pair in guides.items()
-    }
-    best = max(parts, key=lambda name: parts[name].elbo.mean())
-    judged = score(guides[best], x, config.num_samples)
+    parts = [guide.parts for guide in guides.values()]
     return Fixed(
-        np.stack([judged.values - part.elbo for part in parts.values()]),
-        np.stack([part.amortisation for part in parts.values()]),
-        [searched(part) for part in parts.values()],
-        {"judge": best, **judged.numbers()},
-        judged.values,
+        np.stack([judge.values - part.elbo for part in parts]),
+        np.stack([part.amortisation for part in parts]),
+        [searched(part) for part in parts],
+        {"judge": best_of(guides), **judge.numbers()},
+        judge.values,
     )
-
-
-def longer(config: Config, train: Tensor, x: Tensor, known: pv.VAE, seed: int, log_p: np.ndarray) -> dict[str, Any]:
-    """Gaps on the fixed model of guides that train for twice as long."""
-    makers = families(config, train.shape[1])
-    pairs = {name: train_guide(config, train, makers[name], known, seed, times=2) for name in LONGER}
-    elbos = {
-        name: pv.log_likelihood(pair, x, config.elbo_samples, seed, num_draws=0, progress=False).elbo
-        for name, pair in pairs.items()
-    }
-    return {name: mean(log_p - elbo)._asdict() for name, elbo in elbos.items()}
 
 
 def searched(part: pv.GapDecomposition) -> dict[str, float]:
@@ -182,22 +224,25 @@ def searched(part: pv.GapDecomposition) -> dict[str, float]:
 
 def measure(config: Config) -> Findings:
     """Gaps of each family on a model that is fixed; ELBO and log p where each is trained with its own model."""
-    found = images(config.data, config.num_train, config.num_test)
-    x = pv.data.binarize(found.test)
-    makers = families(config, x.shape[1])
-    fixed, runs, twice = [], [], dict[str, Any]()
-    for seed in steps(config.seeds, "seeds"):
-        joint = {name: train_together(config, found.train, make, seed) for name, make in makers.items()}
-        runs.append({name: score(pair, x, config.num_samples).numbers() for name, pair in joint.items()})
-        fixed.append(fixed_model(config, found.train, x, joint["diagonal"], seed))
-        twice = twice or longer(config, found.train, x, joint["diagonal"], seed, fixed[0].log_p)
-    names = list(makers)
+    x = data_of(config)[1]
+    names = list(families(config, x.shape[1]))
+    cells = [(seed, name) for name in reversed(names) for seed in config.seeds]  # the longest first
+    cores = partial(over_cores, num_processes=config.num_processes)
+    together = dict(zip(cells, cores(partial(trained_together, config), cells, "models"), strict=True))
+    known = {cell: Known(*cell, together[cell[0], "diagonal"].pair) for cell in cells}
+    twice = [known[config.seeds[0], name] for name in LONGER]
+    elbos = cores(partial(longer, config), twice, "longer trainings")
+    found = dict(zip(cells, cores(partial(guided, config), list(known.values()), "guides"), strict=True))
+    guides = [{name: found[seed, name] for name in names} for seed in config.seeds]
+    judges = cores(partial(judged, config), [g[best_of(g)].pair for g in guides], "estimates of log p(x)")
+    fixed = [fixed_model(*one) for one in zip(guides, judges, strict=True)]
     gaps, amortisation = (np.stack([getattr(f, part) for f in fixed]) for part in ("gaps", "amortisation"))
     rows = [gap_row(gaps, amortisation, names, i) | searches(fixed, i) for i in range(len(names))]
-    together = [joint_row(runs, name) for name in names]
-    judges = [f.judge for f in fixed]
-    numbers = {"num_test": len(x), "seeds": len(runs), "fixed": rows, "judges": judges, "together": together}
-    return Findings({**numbers, "runs": runs, "trained_twice_as_long": twice})
+    runs = [{name: together[seed, name].score for name in names} for seed in config.seeds]
+    joint = [joint_row(runs, name) for name in names]
+    late = {name: mean(fixed[0].log_p - elbo)._asdict() for name, elbo in zip(LONGER, elbos, strict=True)}
+    numbers = {"num_test": len(x), "seeds": len(runs), "fixed": rows, "judges": [f.judge for f in fixed]}
+    return Findings({**numbers, "together": joint, "runs": runs, "trained_twice_as_long": late})
 
 
 def searches(fixed: list[Fixed], i: int) -> dict[str, float]:
@@ -331,6 +376,7 @@ STUDY = Study(
         search_steps=10,
         search_particles=32,
         seeds=(0, 1),
+        num_processes=1,
     ),
 )
 
