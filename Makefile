@@ -6,6 +6,7 @@ PEERS := .venv-peers/.installed
 
 .PHONY: help demo test lint types bench mutants experiments clean
 .DEFAULT_GOAL := help
+BOTH_CORES := iwae_table beta_vae expressive_posterior
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +44,8 @@ mutants: $(INSTALLED)  ## seeded errors, each of which the tests must catch
 	$(BIN)/python tests/mutants.py
 
 experiments: $(INSTALLED)  ## every experiment in full, two at a time: hours
-	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.iwae_table  # on both cores
-	ls experiments/[a-z]*.py | xargs -n 1 basename -s .py | grep -v iwae_table \
+	for name in $(BOTH_CORES); do OMP_NUM_THREADS=1 $(BIN)/python -m experiments.$$name || exit 1; done
+	ls experiments/[a-z]*.py | xargs -n 1 basename -s .py | grep -vx $(BOTH_CORES:%=-e %) \
 		| OMP_NUM_THREADS=1 xargs -P 2 -I {} $(BIN)/python -m experiments.{}
 
 clean:  ## remove the environments and all caches

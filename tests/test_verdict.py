@@ -128,6 +128,29 @@ def test_light_tails_of_few_samples_are_no_bad_company():
     assert (said == "reliable").all()
 
 
+def of_few_hits(n, hits, unseen):
+    """Equal data, of some of which a probe found something: k-hat, standard error, ESS, unseen, K."""
+    found = np.where(np.arange(n) < hits, unseen, 0.0)
+    return np.full(n, 0.45), np.full(n, 0.1), np.full(n, 90.0), found, np.full(n, 2000)
+
+
+@pytest.mark.parametrize(("unseen", "rest"), [(0.02, "reliable"), (0.15, "noisy"), (0.6, "unreliable")])
+def test_what_a_few_of_equals_miss_they_all_miss(unseen, rest):
+    """One in four was hit by a probe: of a standard error 0.05, 0.375 and 1.25 are unseen in the mean."""
+    said = verdict(*of_few_hits(40, 10, unseen))
+    assert set(said[10:]) == {rest}
+
+
+def test_data_of_another_khat_are_no_company():
+    """Those that miss much have heavy weights, the others light ones; and one that misses all counts no more than 5."""
+    _, error, ess, unseen, k = of_few_hits(60, 30, 0.5)
+    said = verdict(np.where(unseen > 0, 0.45, 0.1), error, ess, unseen, k)
+    assert set(said[:30]) == {"unreliable"}
+    assert set(said[30:]) == {"reliable"}
+    alone = verdict(*of_few_hits(60, 1, 1e6))
+    assert set(alone[1:]) == {"reliable"}
+
+
 # Intervals
 
 
@@ -167,6 +190,22 @@ def test_intervals_cover_where_the_verdict_is_reliable(s, dim):
     low, high = intervals.interval_of_mean(*found, 1 - 1e-6)
     assert low <= exact[sound].mean() <= high
     assert high - low < 0.05
+
+
+@pytest.mark.parametrize("k", [500, 2000])
+def test_a_mean_field_guide_of_a_correlated_posterior_is_not_called_reliable(k):
+    """Its marginals are right; k is 0.75, k-hat below 1/2, and most data hide it: intervals cover 85 to 88 %."""
+    loading = torch.from_numpy(np.random.default_rng(3).normal(size=(10, 8)))
+    ppca = pv.PPCA(loading, torch.zeros(10), 0.5)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            q = ppca.posterior(x)
+            pyro.sample("z", dist.Normal(q.loc, q.variance.sqrt()).to_event(1))
+
+    ll = estimate(pv.Pair(ppca.model, guide), ppca.sample(24, seed=4), k, num_draws=0)
+    assert (ll.unseen == 0).mean() > 0.4
+    assert not (ll.verdict == "reliable").any()
 
 
 def test_intervals_of_weights_that_lean_cover_more_than_symmetric_ones():

@@ -13,7 +13,7 @@ from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.edges import bounded_latents
 from ppl_vae.evaluation.enumerated import is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
-from ppl_vae.evaluation.probing import Prober
+from ppl_vae.evaluation.probing import Prober, probes_enough
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer, chunk_rows
@@ -42,7 +42,7 @@ def log_likelihood(
     *,
     target_stderr: float | None = None,
     num_draws: int = 16,
-    num_probes: int = 64,
+    num_probes: int | None = None,
     memory: int = 256 << 20,
     device: str | torch.device = "auto",
     compile: Literal["auto"] | bool = "auto",
@@ -78,10 +78,11 @@ def log_likelihood(
             over N data has 1 / sqrt(N) of it.
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
-            `LogLikelihood.unseen`. Discrete latents go through all their values so many times, as far as that takes no
-            more draws than K. 0 does without, and no verdict is better than `noisy` then; so do ten samples or less,
-            pairs that cannot run many particles at once, discrete latents without end or of more than K / 2 joint
-            values, guides that leave the support of the model, or with draws beside its latents.
+            `LogLikelihood.unseen`. None takes 64, of few data as many as make 6,000 in all, but no more
+            than K / 8. Discrete latents go through all their values so many times, as far as that takes no more draws
+            than K. 0 does without, and no verdict is better than `noisy` then; so do ten samples or less, pairs that
+            cannot run many particles at once, discrete latents without end or of more than K / 2 joint values, guides
+            that leave the support of the model, or with draws beside its latents.
         memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
             at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
@@ -133,10 +134,13 @@ def log_likelihood(
     )
 
 
-def _check_options(num_samples: int, seed: int, target_stderr: float | None, num_draws: int, num_probes: int) -> None:
+def _check_options(
+    num_samples: int, seed: int, target_stderr: float | None, num_draws: int, num_probes: int | None
+) -> None:
     whole_number("num_samples", num_samples, least=1)
     whole_number("num_draws", num_draws, least=0)
-    whole_number("num_probes", num_probes, least=0)
+    if num_probes is not None:
+        whole_number("num_probes", num_probes, least=0)
     whole_number("seed", seed)
     if target_stderr is not None:
         positive_number("target_stderr", target_stderr)
@@ -145,12 +149,15 @@ def _check_options(num_samples: int, seed: int, target_stderr: float | None, num
 class _Evaluator:
     """Estimates log p(x) of blocks of data."""
 
-    def __init__(self, subject: Subject, plan: Plan, weigher: Weigher, num_samples: int, num_probes: int) -> None:
+    def __init__(
+        self, subject: Subject, plan: Plan, weigher: Weigher, num_samples: int, num_probes: int | None
+    ) -> None:
         self._subject, self._plan, self._weigher, self._num_samples = subject, plan, weigher, num_samples
         pair, _, layout, device, _ = subject
         self._enumeration = Shrinking("the sum over all values of the latents")
         self._is_exact = is_exact(layout, num_samples)
-        self._probe = Prober(pair, layout, weigher.score, num_probes if num_samples > FEW else 0, num_samples, device)
+        count = probes_enough(len(subject.rows), num_samples) if num_probes is None else num_probes
+        self._probe = Prober(pair, layout, weigher.score, count if num_samples > FEW else 0, num_samples, device)
 
     def block(self, batch: Batch, first: int) -> dict[str, np.ndarray]:
         """What is said of each datum of a block whose first is `first`, and posterior draws."""

@@ -16,7 +16,7 @@ from ppl_vae.arrays import as_numpy
 from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, put_in, resample, taken_out
-from ppl_vae.evaluation.probing import Prober
+from ppl_vae.evaluation.probing import Prober, probes_enough
 from ppl_vae.evaluation.proposal import Proposal, check_weights, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
@@ -32,7 +32,6 @@ from ppl_vae.weights import Stream
 __all__ = ["PosteriorPredictive", "posterior_predictive"]
 
 _ROWS = 64
-_PROBES = 64  # as `log_likelihood` has them
 _LATENTS, _CHOICE, _DATA, _LOOK = range(4)
 _PARTS = _LATENT, _MADE, _GIVEN = ("z ", "x ", "observed ")
 
@@ -202,7 +201,8 @@ class _Maker(NamedTuple):
         """What does so for a subject."""
         pair, rows, layout, device, _ = subject
         score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
-        num_probes = _PROBES if plan.corrected and plan.num_proposed > FEW else 0
+        looks = plan.corrected and plan.num_proposed > FEW
+        num_probes = probes_enough(len(rows), plan.num_proposed) if looks else 0
         return cls(
             pair, layout, plan, score, Prober(pair, layout, score, num_probes, plan.num_proposed, device), device
         )

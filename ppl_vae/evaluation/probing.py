@@ -20,11 +20,13 @@ from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of, undivided
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms
 
-__all__ = ["Prober", "looked", "unseen_shares", "widening"]
+__all__ = ["Prober", "looked", "probes_enough", "unseen_shares", "widening"]
 
 _PROBES, _MEAN = 1, 2  # what noise is for
 _FEW = 2  # data of which a bound that moves from datum to datum has more than one value
 _SPREAD = 4.0  # 1 + chi2 of a normal posterior under a probe of its own shape, widened
+# Probes of a datum, of all data of a call together, and the share of K that they may cost.
+_LEAST, _TOGETHER, _COST = 64, 6000, 8
 _RARE = 10.0  # a sample that counts for more than a tenth of all K is drawn rarely, if at all
 
 
@@ -39,6 +41,16 @@ def widening(dimension: int) -> float:
     """
     t = _SPREAD ** (2 / dimension)
     return math.sqrt(t + math.sqrt(t * t - t))
+
+
+def probes_enough(num_data: int, num_samples: int) -> int:
+    """Probes for each datum, of data that are judged together: few data have more each, at most K / 8.
+
+    Example:
+        >>> probes_enough(10_000, 5000), probes_enough(24, 5000), probes_enough(24, 1000)
+        (64, 250, 125)
+    """
+    return max(_LEAST, min(_TOGETHER // num_data, num_samples // _COST))
 
 
 class Prober:
