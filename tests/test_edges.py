@@ -100,8 +100,20 @@ def test_rounded_estimates_are_not_escalated_and_not_ranked_above_others():
     report = pv.escalate(found, pair, HEADS[:2], compile=False, progress=False)
     assert (report.method[found.rounded] == "guide").all()
     assert "round to the edge" in str(report)
+    assert report.interval() == (-math.inf, math.inf)
+    assert str(report).startswith("log p(x) near")
     exact = pv.ExactLogLikelihood.of(found.value - 0.2 - 1e-3 * np.arange(2), 1)
     assert pv.Comparison({"rounded": found, "exact": exact}).ranks == {"rounded": (1, 2), "exact": (1, 2)}
+
+
+def test_draws_of_the_predictive_that_round_are_unreliable():
+    with pytest.warns(UserWarning, match=r"draws of \d of 4 data are unreliable: of \d data draws round to the edge"):
+        found = pv.posterior_predictive(coins(0.05, 0.025), HEADS, num_samples=2000, progress=False)
+    assert found.rounded.tolist() == [True, *found.rounded[1:2].tolist(), False, False]
+    assert (found.verdict[found.rounded] == "unreliable").all()
+    assert (found.verdict[2:] == "reliable").all()
+    assert "round to the edge" in str(found)
+    assert "nearer to the guide" not in str(found)
 
 
 @pytest.mark.parametrize(("prior", "dtype"), [(0.05, torch.float32), (0.5, torch.float32), (0.05, torch.float64)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,8 +71,9 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
         untrusted: the mean is then rather too low, by nobody knows how much.
         """
         nothing, chains = np.zeros_like(self.value), self.annealing.num_chains
-        found = interval_of_mean(self.value, self.stderr, 1.5 * self.stderr, nothing, level, max(1, chains - 1))
-        return found._replace(high=math.inf) if self.is_lower_bound else found
+        return self._borne(
+            interval_of_mean(self.value, self.stderr, 1.5 * self.stderr, nothing, level, max(1, chains - 1))
+        )
 
     def __str__(self) -> str:
         text = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -48,6 +47,8 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
     """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself."""
+    rounded: np.ndarray
+    """Whether `value` rests on samples that round to the edge of a latent's support, as `LogLikelihood.rounded`."""
     verdict: np.ndarray
     """`reliable`, `noisy` or `unreliable`; noisy at best where chains were annealed, or an earlier method of the datum
     had left more unseen than an interval bears."""
@@ -63,6 +64,11 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
     """Wall time of the escalation."""
 
     @property
+    def any_rounded(self) -> bool:
+        """Whether a datum is `rounded`."""
+        return bool(self.rounded.any())
+
+    @property
     def trusted(self) -> np.ndarray:
         """Whether the verdict on a datum is not `unreliable`."""
         return self.verdict != UNRELIABLE
@@ -76,12 +82,13 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
         """Interval of the mean of log p(x) over these data, in nats per datum.
 
         It covers where all data are reliable; its upper end is infinite where one is still unreliable. Errors of
-        annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`.
+        annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. Both ends are infinite where a
+        datum is `rounded`.
         """
         skewness = np.where(self._annealed, 1.5 * self.stderr, self.skewness)
         degrees = np.where(self._annealed, max(1, self.num_chains - 1), np.inf)
         found = interval_of_mean(self.value, self.stderr, skewness, self.unseen, level, degrees)
-        return found._replace(high=math.inf) if self.is_lower_bound else found
+        return self._borne(found)
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`.

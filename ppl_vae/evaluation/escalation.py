@@ -49,6 +49,7 @@ class _Found(NamedTuple):
     skewness: np.ndarray
     unseen: np.ndarray
     exact: np.ndarray
+    rounded: np.ndarray
     verdict: np.ndarray
 
 
@@ -202,8 +203,8 @@ def _tried(method: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed
         return method(some, seed)
     except (PairError, EstimateError) as error:
         size, reason = len(some[0]), reason_of(error)
-        none = np.full(size, np.nan)
-        found = _Found(none, none, none, none, np.zeros(size, dtype=bool), np.full(size, UNRELIABLE))
+        none, no = np.full(size, np.nan), np.zeros(size, dtype=bool)
+        found = _Found(none, none, none, none, no, no, np.full(size, UNRELIABLE))
         return found, {row_of(error): reason} | dict.fromkeys(range(size), reason)
 
 
@@ -218,7 +219,7 @@ def _in_view_of(before: _Found, missed: np.ndarray, missing: np.ndarray, after: 
 def _is_better(after: _Found, before: _Found) -> np.ndarray:
     """Which of the later estimates to keep (n,)."""
     rise = _rank(after.verdict) - _rank(before.verdict)
-    no_luck = (after.value > before.value) & (after.stderr <= np.nan_to_num(before.stderr, nan=np.inf))
+    no_luck = ~after.rounded & (after.value > before.value) & (after.stderr <= np.nan_to_num(before.stderr, nan=np.inf))
     return (rise > 0) | ((rise == 0) & ((after.verdict != UNRELIABLE) | no_luck))
 
 
@@ -240,8 +241,8 @@ def _refined(
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
     words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(s["value"]), rounded_up(num_samples)))
-    exact = np.zeros(len(words), dtype=bool)
-    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], exact, words), reasons
+    no = np.zeros(len(words), dtype=bool)
+    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], no, no, words), reasons
 
 
 def _annealed(
@@ -266,4 +267,4 @@ def _annealed(
     )
     nothing = np.zeros(len(ais.value))
     words = np.where(ais.trusted, NOISY, UNRELIABLE)
-    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing > 0, words), reasons
+    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing > 0, nothing > 0, words), reasons

@@ -14,17 +14,17 @@ from ppl_vae.evaluation.edges import bounded_latents
 from ppl_vae.evaluation.enumerated import is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober, probes_enough
+from ppl_vae.evaluation.proposal import first_draw
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer, chunk_rows
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
 from ppl_vae.options import positive_number, whole_number
-from ppl_vae.pair import Pair
 from ppl_vae.pareto import FEW
-from ppl_vae.rng import key, seeded
-from ppl_vae.shrinking import Shrinking, undivided
-from ppl_vae.tape import Batch, Layout, Tape, run_program
+from ppl_vae.rng import key
+from ppl_vae.shrinking import Shrinking
+from ppl_vae.tape import Batch, Layout
 
 __all__ = ["log_likelihood", "planned"]
 
@@ -189,7 +189,7 @@ def planned(
 ) -> tuple[Plan, Weigher]:
     """How the samples of an evaluation are divided, and what draws and weighs them; arguments are its options."""
     pair, rows, layout, device, _ = subject
-    guide = _first_draw(pair, rows.take(slice(0, 1), device), layout)
+    guide = first_draw(pair, rows.take(slice(0, 1), device), layout)
     size = max(1, sum(guide.latents[name].numel() for name in layout.local_latents))
     most = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
     unit = max(LEAST_UNIT, math.ceil(most / NUM_UNITS))
@@ -203,12 +203,6 @@ def planned(
     narrow = max(1, chunk_rows(device) // plan.num_particles) if adaptive else None
     score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
     return plan, Weigher(pair, layout, draw, score, device, bounded_latents(guide, layout))
-
-
-def _first_draw(pair: Pair, batch: Batch, layout: Layout) -> Tape:
-    """A run of the guide on one datum."""
-    with seeded(0, batch[0].device), undivided("a draw of the guide for one datum"):
-        return run_program(pair, pair.guide, batch, None, layout)
 
 
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:

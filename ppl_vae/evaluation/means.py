@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ppl_vae.averages import bits_per_dimension, mean_stderr, population_stderr
 from ppl_vae.errors import EstimateError
+from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.wording import in_words, is_lower_bound
 
 __all__ = ["MeanLogLikelihood", "MeanOverData", "observed_bits"]
@@ -52,6 +55,11 @@ class MeanLogLikelihood(MeanOverData):
         return False
 
     @property
+    def any_rounded(self) -> bool:
+        """Whether an estimate rests on samples that round to the edge of a support: it may then be too high as well."""
+        return False
+
+    @property
     def share_untrusted(self) -> float:
         """Share of the data whose estimate cannot be trusted, in [0, 1]."""
         return float((~self.trusted).mean())
@@ -73,8 +81,16 @@ class MeanLogLikelihood(MeanOverData):
         """The mean with its error, or what stands in the place of one."""
         if self.is_exact:
             return f"log p(x) = {self.mean:.4f} nats per datum, exact"
+        if self.any_rounded:
+            return f"log p(x) near {self.mean:.2f} nats per datum"
         sign = "" if self.is_lower_bound else "= "
         return f"log p(x) {sign}{in_words(self.mean, self.mean_stderr, self.share_untrusted)} nats per datum"
+
+    def _borne(self, found: Interval) -> Interval:
+        """An interval of the mean as far as the verdicts on the data bear it."""
+        if self.any_rounded:
+            return Interval(-math.inf, math.inf)
+        return found._replace(high=math.inf) if self.is_lower_bound else found
 
 
 def observed_bits(mean: float, observed: int, given: int | None) -> float:

@@ -16,8 +16,9 @@ from ppl_vae.arrays import as_numpy
 from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, put_in, resample, taken_out
+from ppl_vae.evaluation.edges import REASON, at_edge, bounded_latents, move_an_estimate
 from ppl_vae.evaluation.probing import Prober, probes_enough
-from ppl_vae.evaluation.proposal import Proposal, check_weights, propose
+from ppl_vae.evaluation.proposal import Proposal, check_weights, first_draw, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
@@ -60,17 +61,19 @@ class PosteriorPredictive:
     verdict: np.ndarray | None
     """`reliable`, `noisy` or `unreliable` by the rule of `LogLikelihood.verdict` (N,): whether the latents are those of
     the posterior; None where draws of the guide were not resampled, about which `calibrate` says more."""
+    rounded: np.ndarray | None
+    """Whether they round to the edge of a support, so that their weights are wrong, as `LogLikelihood.rounded` (N,)."""
     seconds: float
     """Wall time."""
 
     def __str__(self) -> str:
         num_draws, num_data = self.log_lik.shape
         text = f"{num_draws} draws for each of {num_data} data"
-        if self.verdict is None or self.ess is None:
+        if self.verdict is None or self.ess is None or self.rounded is None:
             return f"{text}, of the guide as it is"
         counts = ", ".join(f"{int((self.verdict == word).sum())} {word}" for word in (RELIABLE, NOISY, UNRELIABLE))
         text += f", resampled from {self.num_samples} of the guide (median ESS {np.median(self.ess):.0f}): {counts}"
-        return f"{text}; {said}" if (said := _doubt_in_words(self.verdict, self.num_samples)) else text
+        return f"{text}; {said}" if (said := _doubt_in_words(self.verdict, self.rounded, self.num_samples)) else text
 
     def to_arviz(self) -> Any:
         """The draws for ArviZ, as `LogLikelihood.to_arviz` has them, for `plot_ppc`, `plot_bpv` and the like.
@@ -151,8 +154,8 @@ def posterior_predictive(
     found = swept.gathered()
     posterior, predictive, observed = (taken_out(found, part) for part in _PARTS)
     log_lik = posterior.pop(LOG_LIK)
-    trust = verdict(**found, num_samples=np.full(log_lik.shape[1], plan.num_proposed)) if corrected else None
-    if trust is not None and (said := _doubt_in_words(trust, plan.num_proposed)):
+    trust, rounded = _trust(found, np.full(log_lik.shape[1], plan.num_proposed)) if corrected else (None, None)
+    if trust is not None and rounded is not None and (said := _doubt_in_words(trust, rounded, plan.num_proposed)):
         doubtful = int((trust == UNRELIABLE).sum())
         warnings.warn(f"draws of {doubtful} of {len(trust)} data are unreliable: {said}", UserWarning, stacklevel=2)
     return PosteriorPredictive(
@@ -164,14 +167,26 @@ def posterior_predictive(
         ess=found.get("ess"),
         khat=found.get("khat"),
         verdict=trust,
+        rounded=rounded,
         seconds=time.monotonic() - start,
     )
 
 
-def _doubt_in_words(trust: np.ndarray, num_samples: int) -> str:
+def _trust(found: Mapping[str, np.ndarray], num_samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The verdict on the draws of each datum (N,), and where it is unreliable because they round (N,)."""
+    rounded = move_an_estimate(found["at_edge"], found["stderr"], num_samples)
+    said = {name: found[name] for name in ("khat", "stderr", "ess", "unseen")}
+    return np.where(rounded, UNRELIABLE, verdict(**said, num_samples=num_samples)), rounded
+
+
+def _doubt_in_words(trust: np.ndarray, rounded: np.ndarray, num_samples: int) -> str:
     """What to do about data that are unreliable; nothing where none is."""
-    if not (trust == UNRELIABLE).any():
-        return ""
+    by_weights = _doubt_of_weights(num_samples) if ((trust == UNRELIABLE) & ~rounded).any() else ""
+    by_rounding = f"of {int(rounded.sum())} data {REASON}" if rounded.any() else ""
+    return "; ".join(filter(None, (by_weights, by_rounding)))
+
+
+def _doubt_of_weights(num_samples: int) -> str:
     if num_samples <= FEW:
         return f"{num_samples} samples are too few to tell how far to trust what is resampled from them"
     return (
@@ -195,6 +210,8 @@ class _Maker(NamedTuple):
     """What looks for latents that no draw of the guide can have been."""
     device: torch.device
     """Where."""
+    bounded: tuple[str, ...]
+    """Latents whose draws may round to the edge of their support."""
 
     @classmethod
     def of(cls, subject: Subject, plan: DrawPlan, memory: int) -> _Maker:
@@ -203,11 +220,11 @@ class _Maker(NamedTuple):
         score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
         looks = plan.corrected and plan.num_proposed > FEW
         num_probes = probes_enough(len(rows), plan.num_proposed) if looks else 0
-        return cls(
-            pair, layout, plan, score, Prober(pair, layout, score, num_probes, plan.num_proposed, device), device
-        )
+        probe = Prober(pair, layout, score, num_probes, plan.num_proposed, device)
+        guide = first_draw(pair, rows.take(slice(0, 1), device), layout)
+        return cls(pair, layout, plan, score, probe, device, bounded_latents(guide, layout))
 
-    def judged(self, batch: Batch, log_weight: Tensor, first: int) -> dict[str, np.ndarray]:
+    def judged(self, batch: Batch, proposal: Proposal, log_weight: Tensor, first: int) -> dict[str, np.ndarray]:
         """What a verdict goes by, of weights (K, N) of a block whose first row is `first`.
 
         Raises:
@@ -217,7 +234,10 @@ class _Maker(NamedTuple):
         stream.add(log_weight)
         said, counts = stream.summary(), np.full(len(batch[0]), self.plan.num_proposed)
         unseen = self.probe(batch, said.value, counts, key(self.plan.seed, first, _LOOK))
-        return {"khat": said.khat, "stderr": said.stderr, "ess": said.ess, "unseen": unseen}
+        share, edge = np.zeros(len(batch[0])), at_edge(proposal, self.bounded, self.layout)
+        if edge is not None:
+            share = (log_weight.double().softmax(0) * edge).sum(0).cpu().numpy()
+        return {"khat": said.khat, "stderr": said.stderr, "ess": said.ess, "unseen": unseen, "at_edge": share}
 
 
 def _of_block(maker: _Maker, batch: Batch, first: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, np.ndarray]]:
@@ -225,7 +245,7 @@ def _of_block(maker: _Maker, batch: Batch, first: int) -> tuple[dict[str, dict[s
 
     And what a verdict on each datum goes by, where its draws are resampled.
     """
-    pair, layout, plan, score, _, device = maker
+    pair, layout, plan, score, _, device, _ = maker
     with seeded(key(plan.seed, first, _LATENTS), device):
         proposal = propose(pair, batch, plan.num_proposed, layout)
     log_lik, log_prior = score(batch, proposal, plan.num_proposed)
@@ -233,7 +253,7 @@ def _of_block(maker: _Maker, batch: Batch, first: int) -> tuple[dict[str, dict[s
     check_weights(pair, batch, proposal, log_weight, layout, first)
     choice, said = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0])), {}
     if plan.corrected:
-        said = maker.judged(batch, log_weight, first)
+        said = maker.judged(batch, proposal, log_weight, first)
         choice = resample(log_weight, plan.num_draws, generator_of(key(plan.seed, first, _CHOICE)))
     latents = _chosen(proposal, choice, layout)
     with seeded(key(plan.seed, first, _DATA), device):

@@ -12,6 +12,7 @@ from torch import Tensor
 from ppl_vae.errors import EstimateError
 from ppl_vae.pair import Pair
 from ppl_vae.reductions import bounded_log_prob, sum_to_data
+from ppl_vae.rng import seeded
 from ppl_vae.shrinking import undivided
 from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape, run_program
@@ -24,6 +25,7 @@ __all__ = [
     "check_weights",
     "evaluate_guide",
     "evaluate_model",
+    "first_draw",
     "propose",
     "site_at_fault",
     "site_where",
@@ -68,6 +70,12 @@ class Proposal(NamedTuple):
             plates = [size for size in first.shape[2 : first.dim() - event_dim] if size != 1]
             found[name] = first.reshape(*first.shape[:2], *plates, *first.shape[first.dim() - event_dim :])
         return found
+
+
+def first_draw(pair: Pair, batch: Batch, layout: Layout) -> Tape:
+    """A run of the guide on one datum; it takes no noise of anybody's."""
+    with seeded(0, batch[0].device), undivided("a draw of the guide for one datum"):
+        return run_program(pair, pair.guide, batch, None, layout)
 
 
 def propose(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Proposal:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,6 +93,11 @@ class LogLikelihood(MeanLogLikelihood):
         return move_an_estimate(self.at_edge, self.stderr, self.num_drawn)
 
     @property
+    def any_rounded(self) -> bool:
+        """Whether a datum is `rounded`."""
+        return bool(self.rounded.any())
+
+    @property
     def trusted(self) -> np.ndarray:
         """Whether the verdict on a datum is not `unreliable`.
 
@@ -109,10 +113,7 @@ class LogLikelihood(MeanLogLikelihood):
         by any amount, and the mean with it: the upper end is then infinite. `trusted` says which data to do better.
         Both ends are infinite where a datum is `rounded`.
         """
-        found = interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level)
-        if self.rounded.any():
-            return Interval(-math.inf, math.inf)
-        return found._replace(high=math.inf) if self.is_lower_bound else found
+        return self._borne(interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level))
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`."""
@@ -141,14 +142,13 @@ class LogLikelihood(MeanLogLikelihood):
         drawn = (
             f"K = {self.num_samples}" if (counted == self.num_samples).all() else f"{counted.mean():.0f} samples each"
         )
-        mean = f"log p(x) near {self.mean:.2f} nats per datum" if self.rounded.any() else self._mean_in_words()
-        text = f"{mean} ({len(self.value)} data, {drawn}, median ESS {np.median(self.ess):.0f})"
+        text = f"{self._mean_in_words()} ({len(self.value)} data, {drawn}, median ESS {np.median(self.ess):.0f})"
         if zeros := int(self.zero_weights.sum()):
             text += f"; {zeros} samples fell outside the model's support and count as zero"
         if self.target_stderr is not None and (missed := int((self.stderr > self.target_stderr).sum())):
             text += f"; {missed} have a standard error above the {self.target_stderr:g} asked for"
         text += self._verdict_in_words()
-        return text + (f"; of {int(self.rounded.sum())} data {REASON}" if self.rounded.any() else "")
+        return text + (f"; of {int(self.rounded.sum())} data {REASON}" if self.any_rounded else "")
 
     def _verdict_in_words(self) -> str:
         found = self.verdict
