@@ -39,6 +39,13 @@ def test_a_pair_without_particles_has_no_richer_family():
     assert "affine" not in str(found)
 
 
+def test_numbers_that_numpy_lacks_are_split_too():
+    pair, data = ModuleVAE().to(torch.bfloat16), binary_rows(3).to(torch.bfloat16)
+    found = split(pair, data, 8, pv.LocalSearch(2, 1, 8))
+    assert np.isfinite(found.gap).all()
+    assert "found torch.bfloat16" in found.no_richer
+
+
 def latent(q, prior=None):
     """A pair of one latent number, whose guide is `q(x)`."""
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
+from ppl_vae.arrays import as_numpy
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.evaluation.means import MeanLogLikelihood
@@ -51,8 +51,7 @@ class ExactLogLikelihood(MeanLogLikelihood):
             >>> pv.Comparison({"itself": exact, "estimated": ll}, rounding=1e-6).ranks
             {'itself': (1, 2), 'estimated': (1, 2)}
         """
-        found = log_prob.detach().cpu().numpy() if isinstance(log_prob, Tensor) else log_prob
-        value = np.array(found, dtype=np.float64)
+        value = np.array(as_numpy(log_prob), dtype=np.float64)
         if value.ndim != 1 or not value.size or not (value < np.inf).all():
             raise DataError(f"log_prob: expected log p(x) of each datum, (N,), found shape {value.shape}, NaN or +inf")
         return cls(value, np.zeros_like(value), num_dimensions, seconds)

@@ -139,13 +139,16 @@ class AffineFamily:
         layout: Layout of the pair.
 
     Raises:
-        PairError: A latent is discrete, or its support depends on others; or particles cannot run at once.
+        PairError: A latent is discrete, or its support depends on others; or particles cannot run at once; or numbers
+            are of half precision.
     """
 
     def __init__(self, family: GuideFamily, pair: Pair, batch: Batch, layout: Layout) -> None:
         self._family, self._pair, self._layout = family, pair, layout
         if not layout.vectorized:
             raise PairError("expected programs that accept a leading particle dimension, found ones that do not")
+        if family.dtype not in (torch.float32, torch.float64):
+            raise PairError(f"expected single or double precision for an affine map, found {family.dtype}")
         with seeded(0, batch[0].device):
             guide = run_program(pair, pair.guide, batch, None, layout)
             model = run_program(pair, pair.model, batch, None, layout, guide.latents)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.arrays import as_numpy
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.decomposition import GapDecomposition
 from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence
@@ -213,4 +214,4 @@ def _about(found: Found) -> dict[str, np.ndarray]:
     """What is said of a search."""
     late = {"late_gain": found.gain, "late_gain_stderr": found.gain_stderr, "converged": found.converged}
     late["richer_converged"] = torch.ones_like(found.converged)
-    return {name: value.cpu().numpy() for name, value in late.items()}
+    return {name: as_numpy(value) for name, value in late.items()}
