@@ -12,7 +12,7 @@ Expected: on the fixed model gap = log p - ELBO falls from diagonal over low ran
 the model was trained to please diagonal guides, so that the gap is a few nats and a part of it, the error of the
 amortisation, stays whatever the family. Trained together, ELBOs order the same way; log p differs by less.
 
-Run: python -m experiments.expressive_posterior [--small]; an hour on one core, less on two.
+Run: python -m experiments.expressive_posterior [--small]; half an hour on two cores, where nothing else runs.
 """
 
 from __future__ import annotations
