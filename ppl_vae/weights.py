@@ -102,6 +102,13 @@ class Summary(NamedTuple):
     """Skewness of the mean of K weights: that of one weight over sqrt(K)."""
     smoothed: np.ndarray
     """`value` of the Pareto-smoothed weights, in nats; NaN where k-hat is above its threshold."""
+    rounding: np.ndarray
+    """The part of `stderr` that is rounding, in nats."""
+
+    def with_rounding(self, rounding: np.ndarray) -> Summary:
+        """The same where log-weights are rounded by so many nats (N,): what anybody would read is part of `stderr`."""
+        counted = np.where(rounding > _READ, rounding, 0.0)
+        return self._replace(stderr=np.hypot(self.stderr, counted), rounding=np.hypot(self.rounding, counted))
 
 
 class Stream:
@@ -198,19 +205,18 @@ class Stream:
         khat = np.where(equal, -np.inf, tails.khat)
         change = torch.from_numpy(np.where(equal, 0.0, tails.change)) * torch.exp(largest - log_sum)
         limit = np.array([khat_threshold(n) for n in self.num_samples.tolist()])
-        return Summary(
+        said = Summary(
             value=value.numpy(),
-            stderr=np.hypot(
-                np.where(equal, 0.0, torch.where(k > 1, variance.sqrt(), torch.nan).numpy()),
-                torch.where(rounding > _READ, rounding, 0.0).numpy(),
-            ),
+            stderr=np.where(equal, 0.0, torch.where(k > 1, variance.sqrt(), torch.nan).numpy()),
             ess=np.where(equal, k.numpy(), ess.numpy()),
             elbo=(self._sum_logs / k).numpy(),
             khat=khat,
             zero_weights=self._zeros.numpy(),
             skewness=np.where(equal, 0.0, self._skewness(k).numpy()),
             smoothed=np.where(equal | (khat < limit), (value + change.log1p()).numpy(), np.nan),
+            rounding=np.zeros(len(k)),
         )
+        return said.with_rounding(rounding.numpy())
 
     def _skewness(self, k: Tensor) -> Tensor:
         """Third central moment of a weight over its standard deviation cubed and sqrt(K)."""

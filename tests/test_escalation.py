@@ -160,8 +160,8 @@ def test_escalation_leaves_nothing_worse():
 
 
 def of_three(value, stderr, words):
-    arrays = (np.array(value), np.array(stderr), np.zeros(3), np.zeros(3), np.zeros(3, dtype=bool), np.array(words))
-    return escalation._Found(*arrays)
+    zero, no = np.zeros(3), np.zeros(3, dtype=bool)
+    return escalation._Found(np.array(value), np.array(stderr), zero, zero, no, no, np.array(words))
 
 
 @pytest.mark.parametrize(
@@ -373,7 +373,9 @@ def test_intervals_of_annealed_data_are_those_of_students_t():
     words = np.array(["noisy", "noisy", "unreliable"])
     zero, error = np.zeros(3), np.full(3, 0.1)
     method = np.array(["guide", "annealing", "annealing"])
-    found = pv.EscalatedLogLikelihood(zero, error, zero, zero + np.nan, zero > 0, words, method, (), 16, 1, 0.0)
+    found = pv.EscalatedLogLikelihood(
+        zero, error, zero, zero + np.nan, zero > 0, zero > 0, words, method, (), 16, 1, 0.0
+    )
     low, high = found.intervals()
     half = 0.1 * stats.t.ppf(0.975, 15)
     np.testing.assert_allclose((low[1], high[1], low[2], high[2]), (-half, half, -half, np.inf))
@@ -388,7 +390,9 @@ def test_the_interval_of_the_mean_knows_which_errors_are_of_few_chains():
 
     def interval(*method):
         named = np.array(method)
-        return pv.EscalatedLogLikelihood(zero, error, zero, zero, zero > 0, words, named, (), 6, 1, 0.0).interval()
+        return pv.EscalatedLogLikelihood(
+            zero, error, zero, zero, zero > 0, zero > 0, words, named, (), 6, 1, 0.0
+        ).interval()
 
     assert interval("annealing", "annealing") == ais.interval()
     degrees = 5 * (0.3**2 + 0.1**2) ** 2 / (0.3**4 + 0.1**4)

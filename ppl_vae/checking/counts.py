@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.distributions import Distribution
 
 from ppl_vae.checking.sites import distribution_name, mask_of
 from ppl_vae.errors import DataError
-from ppl_vae.libraries import is_ours
-from ppl_vae.reductions import site_log_prob, sum_to_data
+from ppl_vae.reductions import site_log_prob
+from ppl_vae.roundings import COUNTS, of_data, off_by, parts_of
 from ppl_vae.tape import Layout, Site, Tape
 
 __all__ = ["check_counts", "count_cautions"]
 
 _SHARED = (dist.Multinomial, dist.DirichletMultinomial)
-_COUNTS = (dist.Poisson, dist.NegativeBinomial, dist.GammaPoisson, dist.Binomial, dist.BetaBinomial, *_SHARED)
 _OF_OURS = ("Poisson", "NegativeBinomial")
 _NATS = 0.02
 
@@ -53,23 +49,14 @@ def check_counts(model: Tape, layout: Layout, start: int) -> None:
 def _found(model: Tape, layout: Layout) -> Iterator[tuple[str, Any, Tensor]]:
     """Sites where torch errs, with what errs there and the error of each datum (N,), in nats."""
     for name, site in model.sites.items():
-        errs = [part for part in _parts(site["fn"]) if isinstance(part, _COUNTS)]
+        errs = [part for part in parts_of(site["fn"]) if isinstance(part, COUNTS)]
         if site["is_observed"] and errs:
             steps = _rounding(site, errs)
-            if bool((_of_data(steps, site, layout) > _NATS).any()):
-                independent = _of_data(steps.square(), site, layout).sqrt()
+            if bool((of_data(steps, site, layout) > _NATS).any()):
+                independent = of_data(steps.square(), site, layout).flatten().sqrt()
                 error = torch.maximum(independent, _measured(site, layout))
                 if bool((error > _NATS).any()):
                     yield name, errs[0], error
-
-
-def _parts(fn: Any) -> Iterator[Any]:
-    """A distribution and all that it is made of, but for ours."""
-    if not is_ours(type(fn).__module__):
-        yield fn
-        for part in vars(fn).values():
-            if isinstance(part, Distribution):
-                yield from _parts(part)
 
 
 def _rounding(site: Site, errs: list[Any]) -> Tensor:
@@ -85,41 +72,16 @@ def _rounding(site: Site, errs: list[Any]) -> Tensor:
     return torch.finfo(site_log_prob(site).dtype).eps * n * n.log() * counts
 
 
-def _of_data(steps: Tensor, site: Site, layout: Layout) -> Tensor:
-    """The sum of numbers of a site for each datum, (N,)."""
-    shape = site["fn"].batch_shape
-    inner = tuple(range(len(shape), steps.dim()))
-    summed = (steps.sum(inner) if inner else steps).expand(shape)
-    return sum_to_data(scale_and_mask(summed, 1.0, site["mask"]), layout).flatten()
-
-
 def _measured(site: Site, layout: Layout) -> Tensor:
     """How far log-probabilities are off those in double precision, but for what rounds them once, (N,).
 
     Zero where a distribution cannot be taken to double precision: it computes with more than tensors.
     """
-    fn = site["fn"]
-    while isinstance(fn, Independent):  # whose sum is rounded, too, whatever is summed
-        fn = fn.base_dist
-    try:
-        exact = _in_double(fn).log_prob(site["value"].double())
-    except Exception:
-        return torch.zeros((), dtype=torch.float64, device=site["value"].device)
-    found = fn.log_prob(site["value"])
-    off = torch.where(found == exact, 0.0, found.double() - exact)
-    off, once = (_of_data(part, site, layout) for part in (off, torch.finfo(found.dtype).eps * exact))
+    off, exact = off_by(site)
+    off, once = (
+        of_data(part, site, layout).flatten() for part in (off, torch.finfo(site_log_prob(site).dtype).eps * exact)
+    )
     return (off.abs() - once.abs()).clamp_min(0).nan_to_num()
-
-
-def _in_double(fn: Any) -> Any:
-    """A copy of a distribution whose tensors, and those of what it is made of, are in double precision."""
-    made = copy.copy(fn)
-    for name, value in vars(fn).items():
-        if isinstance(value, Distribution):
-            made.__dict__[name] = _in_double(value)
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            made.__dict__[name] = value.double()
-    return made
 
 
 def _underneath(fn: Any) -> Any:

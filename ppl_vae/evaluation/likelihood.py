@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from ppl_vae.evaluation.coarseness import rounds
 from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.edges import bounded_latents
 from ppl_vae.evaluation.enumerated import is_exact, made_exact
@@ -189,7 +190,8 @@ def planned(
 ) -> tuple[Plan, Weigher]:
     """How the samples of an evaluation are divided, and what draws and weighs them; arguments are its options."""
     pair, rows, layout, device, _ = subject
-    guide = first_draw(pair, rows.take(slice(0, 1), device), layout)
+    one = rows.take(slice(0, 1), device)
+    guide = first_draw(pair, one, layout)
     size = max(1, sum(guide.latents[name].numel() for name in layout.local_latents))
     most = num_samples if layout.local_latents else 1  # without latents each weight is p(x)
     unit = max(LEAST_UNIT, math.ceil(most / NUM_UNITS))
@@ -202,7 +204,8 @@ def planned(
     # Data that need more samples than others are few: chunks of few data are full.
     narrow = max(1, chunk_rows(device) // plan.num_particles) if adaptive else None
     score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
-    return plan, Weigher(pair, layout, draw, score, device, bounded_latents(guide, layout))
+    coarse = rounds(pair, one, layout, guide)
+    return plan, Weigher(pair, layout, draw, score, device, bounded_latents(guide, layout), coarse)
 
 
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:

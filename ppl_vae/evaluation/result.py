@@ -12,10 +12,12 @@ from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.edges import REASON, move_an_estimate
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_some, verdict
 from ppl_vae.pareto import FEW, khat_threshold
 
 __all__ = ["LogLikelihood"]
+
+_COARSE = 1e-3  # nats; what rounding adds below it a mean may have, too
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,9 @@ class LogLikelihood(MeanLogLikelihood):
     """Whether `value` is log p(x) itself: without latents, and where it was summed."""
     num_drawn: np.ndarray
     """Samples in the estimate of each datum, `num_samples` unless a target was given."""
+    rounding: np.ndarray
+    """The part of `stderr` that is rounding (N,), in nats: of numbers as large as log p(x), and of terms that cancel
+    within log-densities, as those of large counts, by a look in double precision; 0 below 1e-4."""
     num_samples: int
     """K; with a target, the most that a datum may have."""
     num_pilot: np.ndarray
@@ -82,6 +87,7 @@ class LogLikelihood(MeanLogLikelihood):
         It draws k-hat of a datum towards those of the other data: ask of all data together, not of one at a time.
         """
         found = verdict(self.khat, self.stderr, self.ess, self.unseen, self.num_drawn)
+        found = np.where(self._too_coarse & (found == RELIABLE), NOISY, found)
         return np.where(self.rounded, UNRELIABLE, found)
 
     @property
@@ -91,6 +97,11 @@ class LogLikelihood(MeanLogLikelihood):
         Where all weights are equal they have not. Other unreliable estimates are rather too low; these may be too high.
         """
         return move_an_estimate(self.at_edge, self.stderr, self.num_drawn)
+
+    @property
+    def _too_coarse(self) -> np.ndarray:
+        """Whether rounding, which may lean to one side for all data, is more of the error than an interval bears."""
+        return ~self.exact & (self.rounding > _COARSE) & misses_some(self.rounding, self.stderr)
 
     @property
     def any_rounded(self) -> bool:
@@ -148,6 +159,8 @@ class LogLikelihood(MeanLogLikelihood):
         if self.target_stderr is not None and (missed := int((self.stderr > self.target_stderr).sum())):
             text += f"; {missed} have a standard error above the {self.target_stderr:g} asked for"
         text += self._verdict_in_words()
+        if coarse := int(self._too_coarse.sum()):
+            text += f"; the error of {coarse} is rounding: use double precision (pair.double(), and data of it)"
         return text + (f"; of {int(self.rounded.sum())} data {REASON}" if self.any_rounded else "")
 
     def _verdict_in_words(self) -> str:

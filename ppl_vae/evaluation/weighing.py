@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import located
+from ppl_vae.evaluation.coarseness import rounding_of_terms
 from ppl_vae.evaluation.draws import PosteriorDraws
 from ppl_vae.evaluation.edges import at_edge
 from ppl_vae.evaluation.precision import pilot_needed, samples_needed
@@ -23,6 +24,9 @@ from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary, check_possible
 
 __all__ = ["Block", "Plan", "Weighed", "Weigher", "all_weights", "weigh"]
+
+
+_ROUNDING = 0x40D  # what noise is for
 
 
 class Plan(NamedTuple):
@@ -72,6 +76,8 @@ class Weigher(NamedTuple):
     """Where."""
     bounded: tuple[str, ...]
     """Latents whose draws may round to the edge of their support."""
+    rounds: bool
+    """Whether the terms of log-weights may cancel, so that rounding within them counts."""
 
     def unit(self, batch: Batch, first: int, j: int, count: int, seed: int, wanted: Tensor | None = None) -> Weighed:
         """Unit j of the samples of a block whose first datum is `first`; those of data not `wanted` are not scored.
@@ -122,6 +128,10 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
             counted = edge if want is None else edge & want.to(edge.device)
             log_edge = torch.logaddexp(log_edge, _log_sum(found.log_weight, counted))
     summary = stream.summary()
+    if weigher.rounds:
+        noise = key(plan.seed, first, _ROUNDING)
+        rounding = rounding_of_terms(weigher.pair, batch, weigher.layout, noise, weigher.device)
+        summary = summary.with_rounding(rounding)
     share = np.exp(log_edge.numpy() - summary.value) / wanted.numpy()
     return Block(summary, draws.values(), wanted.numpy(), num_pilot, share)
 
