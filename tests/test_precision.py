@@ -73,8 +73,8 @@ def test_an_estimate_owes_nothing_to_what_others_want():
     """A datum has the samples of its place in the block, whether or not its neighbours take as many."""
     ppca = small_ppca()
     x = ppca.sample(30, seed=3)
-    mixed = estimate(of_two_kinds(ppca, 1.5), x, 2000, target_stderr=0.03)
-    alone = estimate(scaled_guide(ppca, 1.5), x, 2000, target_stderr=0.03)
+    mixed = estimate(of_two_kinds(ppca, 1.5), x, 2000, target_stderr=0.033)
+    alone = estimate(scaled_guide(ppca, 1.5), x, 2000, target_stderr=0.033)
     hard = x[:, 0].numpy() <= 0
     np.testing.assert_allclose(mixed.value[hard], alone.value[hard], rtol=1e-12)
     for name in ("num_drawn", "num_pilot"):
@@ -116,13 +116,31 @@ def test_samples_that_a_datum_needs():
     usual, pilot = summary(0.7 * noise), np.full(2, 250)
     chi_square = 250 / usual.ess - 1
     for target in (0.05, 0.03):
-        exact = chi_square * (1 + 4 * usual.skewness) / target**2
+        exact = chi_square * (1 + np.maximum(4 * usual.skewness, 2 / 250**0.5)) / target**2
         needed = samples_needed(usual, pilot, 250, target, 5000)
         assert ((needed >= exact) & (needed < exact + 250)).all()
     heavy = summary(0.02 * noise)._replace(khat=np.array([0.65, 0.9]))
     assert samples_needed(heavy, pilot, 250, 0.1, 5000).tolist() == [750, 250]  # no K up to 5000 serves 0.9
     assert samples_needed(summary(torch.zeros(250, 1)), pilot[:1], 250, 0.1, 5000).tolist() == [250]
     assert samples_needed(usual, pilot, 250, 1e-5, 5000).tolist() == [5000, 5000]
+
+
+def test_light_weights_seldom_miss_the_target():
+    """Six latents, a guide 0.8 / 0.7 times as wide: bounded weights, whose variance moves by chance alone."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(6), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
+
+    x = 1.4 * torch.randn(1000, 6, generator=torch.Generator().manual_seed(0))
+    ll = estimate(pv.Pair(model, guide), x, 1000, target_stderr=0.02, num_draws=0, num_probes=0)
+    assert (ll.num_drawn < 1000).all()
+    assert (ll.stderr > 0.02).mean() < 0.15
 
 
 def test_heavy_weights_seldom_miss_the_target_and_are_counted():
