@@ -13,7 +13,7 @@ from scipy import stats
 
 import ppl_vae as pv
 from ppl_vae.evaluation import intervals, likelihood
-from ppl_vae.evaluation.probing import widening
+from ppl_vae.evaluation.probing import probes_enough, widening
 from ppl_vae.evaluation.verdict import shrunk, verdict
 from ppl_vae.weights import Stream, khat_threshold
 from tests.pairs import scaled_guide, small_ppca
@@ -190,6 +190,15 @@ def test_intervals_cover_where_the_verdict_is_reliable(s, dim):
     low, high = intervals.interval_of_mean(*found, 1 - 1e-6)
     assert low <= exact[sound].mean() <= high
     assert high - low < 0.05
+
+
+def test_few_data_are_probed_more_often():
+    """6,000 probes of a call, or 64 a datum, at most K / 8: what few of many equals show is seen in the mean of few."""
+    assert [probes_enough(n, 2000) for n in (1, 24, 1000)] == [250, 250, 64]
+    ppca = small_ppca()
+    pair, x = scaled_guide(ppca, 0.5), ppca.sample(3, seed=1)
+    found = estimate(pair, x, 1600)
+    np.testing.assert_array_equal(found.unseen, estimate(pair, x, 1600, num_probes=200).unseen)
 
 
 @pytest.mark.parametrize("k", [500, 2000])
