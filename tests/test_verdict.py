@@ -46,7 +46,7 @@ pytestmark = pytest.mark.usefixtures("float64")
     ],
 )
 def test_the_verdict_on_a_datum(found, word):
-    usual = {"khat": 0.3, "stderr": 0.02, "ess": 400.0, "unseen": 0.001, "num_samples": 1000}
+    usual = {"khat": 0.3, "stderr": 0.02, "ess": 400.0, "unseen": 0.001, "unseen_stderr": 0.0005, "num_samples": 1000}
     (said,) = verdict(**{name: np.array([value]) for name, value in (usual | found).items()})
     assert said == word
 
@@ -56,7 +56,7 @@ def test_a_khat_above_its_threshold_is_unreliable_in_whatever_company():
     khat = np.append(0.1 + 0.05 * np.random.default_rng(0).normal(size=200), 0.75)
     every = np.ones(201)
     assert shrunk(khat, np.full(201, 1000)).khat[-1] < 0.5
-    said = verdict(khat, 0.02 * every, 400 * every, 0.001 * every, np.full(201, 1000))
+    said = verdict(khat, 0.02 * every, 400 * every, 0.001 * every, 0 * every, np.full(201, 1000))
     assert said[-1] == "unreliable"
     assert set(said[:-1]) == {"reliable"}
 
@@ -85,7 +85,7 @@ def of_equal_data(s, dim, n):
     stream = Stream(n, 1000)
     stream.add(torch.from_numpy(log_weight))
     found = stream.summary()
-    return found, verdict(found.khat, found.stderr, found.ess, np.zeros(n), np.full(n, 1000))
+    return found, verdict(found.khat, found.stderr, found.ess, np.zeros(n), np.zeros(n), np.full(n, 1000))
 
 
 def test_what_looks_best_by_chance_is_not_called_reliable():
@@ -116,7 +116,7 @@ def test_intervals_of_noisy_data_cover_nearly_as_often(s):
 def test_a_verdict_depends_on_the_data_that_are_judged_together():
     """k-hat of one datum is noise by a third: its company says more of it."""
     khat = np.array([0.4, *np.linspace(0.5, 0.62, 50)])
-    rest = [np.full(51, v) for v in (0.02, 400.0, 0.0, 1000)]
+    rest = [np.full(51, v) for v in (0.02, 400.0, 0.0, 0.0, 1000)]
     alone = verdict(khat[:1], *(v[:1] for v in rest))
     assert [alone[0], verdict(khat, *rest)[0]] == ["reliable", "noisy"]
 
@@ -124,14 +124,14 @@ def test_a_verdict_depends_on_the_data_that_are_judged_together():
 def test_light_tails_of_few_samples_are_no_bad_company():
     """At K = 50 the threshold is 0.41, and chance moves a k-hat by as much: what passes is as good as what does not."""
     khat = 0.25 + 0.1 * np.linspace(-1, 1, 50)
-    said = verdict(khat, np.full(50, 0.01), np.full(50, 48.0), np.zeros(50), np.full(50, 50))
+    said = verdict(khat, np.full(50, 0.01), np.full(50, 48.0), np.zeros(50), np.zeros(50), np.full(50, 50))
     assert (said == "reliable").all()
 
 
-def of_few_hits(n, hits, unseen):
-    """Equal data, of some of which a probe found something: k-hat, standard error, ESS, unseen, K."""
+def of_few_hits(n, hits, unseen, error=1.0):
+    """Equal data, of some of which one probe of 64 found something: k-hat, stderr, ESS, unseen, its error, K."""
     found = np.where(np.arange(n) < hits, unseen, 0.0)
-    return np.full(n, 0.45), np.full(n, 0.1), np.full(n, 90.0), found, np.full(n, 2000)
+    return np.full(n, 0.45), np.full(n, 0.1), np.full(n, 90.0), found, error * found, np.full(n, 2000)
 
 
 @pytest.mark.parametrize(("unseen", "rest"), [(0.02, "reliable"), (0.15, "noisy"), (0.6, "unreliable")])
@@ -141,14 +141,14 @@ def test_what_a_few_of_equals_miss_they_all_miss(unseen, rest):
     assert set(said[10:]) == {rest}
 
 
-def test_data_of_another_khat_are_no_company():
-    """Those that miss much have heavy weights, the others light ones; and one that misses all counts no more than 5."""
-    _, error, ess, unseen, k = of_few_hits(60, 30, 0.5)
-    said = verdict(np.where(unseen > 0, 0.45, 0.1), error, ess, unseen, k)
+def test_data_that_differ_are_no_company():
+    """Where many probes tell of some data, others are as good as they look; one that misses all counts as 5."""
+    said = verdict(*of_few_hits(60, 30, 0.5, error=0.1))
     assert set(said[:30]) == {"unreliable"}
     assert set(said[30:]) == {"reliable"}
     alone = verdict(*of_few_hits(60, 1, 1e6))
     assert set(alone[1:]) == {"reliable"}
+    assert verdict(*of_few_hits(2, 1, 0.5)).tolist() == ["unreliable", "reliable"]
 
 
 # Intervals
@@ -193,8 +193,8 @@ def test_intervals_cover_where_the_verdict_is_reliable(s, dim):
 
 
 def test_few_data_are_probed_more_often():
-    """6,000 probes of a call, or 64 a datum, at most K / 8: what few of many equals show is seen in the mean of few."""
-    assert [probes_enough(n, 2000) for n in (1, 24, 1000)] == [250, 250, 64]
+    """25,000 probes of a call, or 64 a datum, at most K / 8: data of a block share their noise."""
+    assert [probes_enough(n, 2000) for n in (1, 200, 1000)] == [250, 125, 64]
     ppca = small_ppca()
     pair, x = scaled_guide(ppca, 0.5), ppca.sample(3, seed=1)
     found = estimate(pair, x, 1600)
@@ -212,7 +212,7 @@ def test_a_mean_field_guide_of_a_correlated_posterior_is_not_called_reliable(k):
             q = ppca.posterior(x)
             pyro.sample("z", dist.Normal(q.loc, q.variance.sqrt()).to_event(1))
 
-    ll = estimate(pv.Pair(ppca.model, guide), ppca.sample(24, seed=4), k, num_draws=0)
+    ll = estimate(pv.Pair(ppca.model, guide), ppca.sample(100, seed=4), k, num_draws=0)
     assert (ll.unseen == 0).mean() > 0.4
     assert not (ll.verdict == "reliable").any()
 

@@ -39,7 +39,7 @@ def rounding_of_terms(pair: Pair, batch: Batch, layout: Layout, seed: int, devic
             off = torch.cat([_off(pair, batch, layout, size) for size in outer_plates(_DRAWS, layout)])
         return off.square().mean(0).sqrt().cpu().numpy()
 
-    return np.nan_to_num(looked(look, len(batch[0])), posinf=0.0)
+    return np.nan_to_num(looked(look, np.zeros(len(batch[0]))), posinf=0.0)
 
 
 def _off(pair: Pair, batch: Batch, layout: Layout, size: int | None) -> Tensor:

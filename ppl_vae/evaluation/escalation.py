@@ -234,13 +234,15 @@ def _refined(
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
             found = refine(subject.pair, batch, subject.layout, first, num_samples, seed, subject.device)
-            return found.summary._asdict() | {"unseen": found.unseen}
+            unseen = {"unseen": found.unseen.share, "unseen_stderr": found.unseen.stderr}
+            return found.summary._asdict() | unseen
 
-        attempts = Attempts(work, (*Summary._fields, "unseen"))
+        attempts = Attempts(work, (*Summary._fields, "unseen", "unseen_stderr"))
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "refined proposals", progress, attempts)
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
-    words = verdict(s["khat"], s["stderr"], s["ess"], s["unseen"], np.full(len(s["value"]), rounded_up(num_samples)))
+    told = {name: s[name] for name in ("khat", "stderr", "ess", "unseen", "unseen_stderr")}
+    words = verdict(**told, num_samples=np.full(len(s["value"]), rounded_up(num_samples)))
     no = np.zeros(len(words), dtype=bool)
     return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], no, no, words), reasons
 

@@ -18,7 +18,7 @@ from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, is_enumerable
 from ppl_vae.evaluation.local import Found, LocalSearch, Searcher
 from ppl_vae.evaluation.parts import exact_parts, sampled_parts, without_errors
-from ppl_vae.evaluation.probing import Prober, looked, unseen_shares, widening
+from ppl_vae.evaluation.probing import Prober, Unseen, looked, unseen_shares, widening
 from ppl_vae.evaluation.proposal import check_finite
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
@@ -168,7 +168,7 @@ class _Splitter:
             look = partial(self._unseen_by_best, found.free, batch, seed)
         return late | sampled_parts(guide, best, richer, known, first, torch.finfo(start.dtype).eps, look)
 
-    def _unseen_by_best(self, free: Tensor, batch: Batch, seed: int, value: np.ndarray) -> np.ndarray:
+    def _unseen_by_best(self, free: Tensor, batch: Batch, seed: int, value: np.ndarray) -> Unseen:
         """Share of p(x) that draws of the best q of the guide's family cannot have seen (N,)."""
         best, size = self.family.freed(free), self._num_samples
         probe = Prober(best, self._layout, self._score, _PROBES, size, self._device)
@@ -176,22 +176,22 @@ class _Splitter:
 
     def _unseen_by_richer(
         self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int, value: np.ndarray
-    ) -> np.ndarray:
+    ) -> Unseen:
         """The same of the best q of the richer family, whose draws spread out are those of a wider affine map."""
         affine = self._affine
         assert affine is not None
         if not self.family.has_density:
-            return np.full(len(value), np.nan)
+            return Unseen.unknown(len(value))
 
-        def look() -> np.ndarray:
+        def look() -> Unseen:
             reseed(key(seed, _LOOK), self._device)
             probes = affine.propose(free, context, batch, _PROBES, widening(affine.dim))
             log_lik, log_prior = self._score(batch, probes, _PROBES)
             log_q = affine.log_density(free, context, batch, probes.latents[0], _PROBES)
             shares = unseen_shares(log_lik + log_prior, probes.log_guide, log_q, value, self._num_samples)
-            return shares.mean(0)
+            return Unseen.of(shares)
 
-        return looked(look, len(value))
+        return looked(look, Unseen.unknown(len(value)))
 
     def _log_weights(
         self, family: LocalFamily, free: Tensor, context: tuple[Tensor, ...], batch: Batch, first: int

@@ -14,7 +14,7 @@ from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.edges import bounded_latents
 from ppl_vae.evaluation.enumerated import is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
-from ppl_vae.evaluation.probing import Prober, probes_enough
+from ppl_vae.evaluation.probing import Prober, Unseen, probes_enough
 from ppl_vae.evaluation.proposal import first_draw
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
@@ -79,7 +79,7 @@ def log_likelihood(
             over N data has 1 / sqrt(N) of it.
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
-            `LogLikelihood.unseen`. None takes 64, of few data as many as make 6,000 in all, but no more
+            `LogLikelihood.unseen`. None takes 64, of few data as many as make 25,000 in all, but no more
             than K / 8. Discrete latents go through all their values so many times, as far as that takes no more draws
             than K. 0 does without, and no verdict is better than `noisy` then; so do ten samples or less, pairs that
             cannot run many particles at once, discrete latents without end or of more than K / 2 joint values, guides
@@ -163,14 +163,16 @@ class _Evaluator:
     def block(self, batch: Batch, first: int) -> dict[str, np.ndarray]:
         """What is said of each datum of a block whose first is `first`, and posterior draws."""
         layout, found = self._subject.layout, weigh(batch, first, self._plan, self._weigher)
-        said, unseen, exact = found.summary, np.zeros(len(batch[0])), np.zeros(len(batch[0]), dtype=bool)
+        said, exact = found.summary, np.zeros(len(batch[0]), dtype=bool)
+        unseen = Unseen(np.zeros(len(exact)), np.zeros(len(exact)))
         if self._is_exact:
             said, exact = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
         else:
             unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
         drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), self._num_samples)
         values = said._asdict() | {
-            "unseen": unseen,
+            "unseen": unseen.share,
+            "unseen_stderr": unseen.stderr,
             "exact": exact,
             "num_drawn": drawn,
             "num_pilot": found.num_pilot,

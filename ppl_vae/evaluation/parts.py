@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_vae.evaluation.probing import Unseen
 from ppl_vae.evaluation.verdict import UNRELIABLE, verdict
 from ppl_vae.pareto import has_no_error, largest_deviations
 from ppl_vae.weights import Stream
@@ -41,7 +42,7 @@ def sampled_parts(
     known: np.ndarray | None,
     first: int,
     epsilon: float,
-    look: Callable[[np.ndarray], np.ndarray],
+    look: Callable[[np.ndarray], Unseen],
 ) -> dict[str, np.ndarray]:
     r"""Parts from log-weights (K, N) of the three on the same noise, with the errors of differences.
 
@@ -66,8 +67,8 @@ def sampled_parts(
         stream.add(torch.from_numpy(proposal), epsilon=epsilon)
         summary = stream.summary()
         counts, value = np.full(num_data, num_samples), summary.value
-        unseen = look(value)
-        words = verdict(summary.khat, summary.stderr, summary.ess, unseen, counts)
+        unseen, unseen_stderr = look(value)
+        words = verdict(summary.khat, summary.stderr, summary.ess, unseen, unseen_stderr, counts)
         trusted = words != UNRELIABLE
         of_evidence = np.exp(proposal - value) - 1
     else:

@@ -175,7 +175,7 @@ def posterior_predictive(
 def _trust(found: Mapping[str, np.ndarray], num_samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The verdict on the draws of each datum (N,), and where it is unreliable because they round (N,)."""
     rounded = move_an_estimate(found["at_edge"], found["stderr"], num_samples)
-    said = {name: found[name] for name in ("khat", "stderr", "ess", "unseen")}
+    said = {name: found[name] for name in ("khat", "stderr", "ess", "unseen", "unseen_stderr")}
     return np.where(rounded, UNRELIABLE, verdict(**said, num_samples=num_samples)), rounded
 
 
@@ -237,7 +237,8 @@ class _Maker(NamedTuple):
         share, edge = np.zeros(len(batch[0])), at_edge(proposal, self.bounded, self.layout)
         if edge is not None:
             share = (log_weight.double().softmax(0) * edge).sum(0).cpu().numpy()
-        return {"khat": said.khat, "stderr": said.stderr, "ess": said.ess, "unseen": unseen, "at_edge": share}
+        found = {"khat": said.khat, "stderr": said.stderr, "ess": said.ess, "at_edge": share}
+        return found | {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
 
 
 def _of_block(maker: _Maker, batch: Batch, first: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, np.ndarray]]:

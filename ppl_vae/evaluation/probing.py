@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,13 +21,15 @@ from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of, undivided
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms
 
-__all__ = ["Prober", "looked", "probes_enough", "unseen_shares", "widening"]
+__all__ = ["Prober", "Unseen", "looked", "probes_enough", "unseen_shares", "widening"]
+
+Found = TypeVar("Found")
 
 _PROBES, _MEAN = 1, 2  # what noise is for
 _FEW = 2  # data of which a bound that moves from datum to datum has more than one value
 _SPREAD = 4.0  # 1 + chi2 of a normal posterior under a probe of its own shape, widened
 # Probes of a datum, of all data of a call together, and the share of K that they may cost.
-_LEAST, _TOGETHER, _COST = 64, 6000, 8
+_LEAST, _TOGETHER, _COST = 64, 25_000, 8
 _RARE = 10.0  # a sample that counts for more than a tenth of all K is drawn rarely, if at all
 
 
@@ -43,11 +46,30 @@ def widening(dimension: int) -> float:
     return math.sqrt(t + math.sqrt(t * t - t))
 
 
+class Unseen(NamedTuple):
+    """What probes found of a block of data."""
+
+    share: np.ndarray
+    """Share of p(x) that samples cannot have seen (N,); NaN where nobody could look."""
+    stderr: np.ndarray
+    """Its standard errors (N,)."""
+
+    @classmethod
+    def of(cls, shares: np.ndarray) -> Unseen:
+        """The mean of what each probe says (n, N)."""
+        return cls(shares.mean(0), shares.std(0, ddof=1) / math.sqrt(len(shares)))
+
+    @classmethod
+    def unknown(cls, num_data: int) -> Unseen:
+        """Where nobody could look."""
+        return cls(np.full(num_data, np.nan), np.full(num_data, np.nan))
+
+
 def probes_enough(num_data: int, num_samples: int) -> int:
     """Probes for each datum, of data that are judged together: few data have more each, at most K / 8.
 
     Example:
-        >>> probes_enough(10_000, 5000), probes_enough(24, 5000), probes_enough(24, 1000)
+        >>> probes_enough(10_000, 5000), probes_enough(100, 5000), probes_enough(24, 1000)
         (64, 250, 125)
     """
     return max(_LEAST, min(_TOGETHER // num_data, num_samples // _COST))
@@ -93,8 +115,8 @@ class Prober:
             self._num_probes > 1 and layout.vectorized and continuous and not layout.may_leave_support
         )
 
-    def __call__(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> np.ndarray:
-        """Unseen share of each datum of a block, (N,); NaN where the pair cannot be probed.
+    def __call__(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> Unseen:
+        """Unseen share of each datum of a block; NaN where the pair cannot be probed.
 
         Args:
             batch: A block of data.
@@ -102,7 +124,7 @@ class Prober:
             num_samples: K of each datum (N,).
             seed: Of the probes of this block.
         """
-        unknown = np.full(len(value), np.nan)
+        unknown = Unseen.unknown(len(value))
         if not self._possible:
             return unknown
         with seeded(key(seed, _MEAN), self._device):
@@ -114,14 +136,15 @@ class Prober:
             drawn = self._drawn(batch)
         probes, log_wide = self._spread(space, drawn, pilot)
 
-        def look() -> np.ndarray:
+        def look() -> Unseen:
             log_lik, log_prior = self._score(batch, probes, self._num_draws)
             density = partial(self._log_guide, batch, probes)
             (log_guide,) = self._within_memory(density, range(len(batch[0])), range(self._num_draws))
             shares = unseen_shares(log_lik + log_prior, log_wide, log_guide, value, num_samples)
-            return np.where(log_wide.isfinite().any(0).cpu().numpy(), shares.sum(0) / self._num_probes, np.nan)
+            known = log_wide.isfinite().any(0).cpu().numpy()
+            return Unseen.of(np.where(known, shares.reshape(self._num_probes, self._num_values, -1).sum(1), np.nan))
 
-        return looked(look, len(value))
+        return looked(look, unknown)
 
     def _drawn(self, batch: Batch) -> Proposal:
         """Draws of the guide, discrete latents at all their values in turn; log q is that of the others given these."""
@@ -200,11 +223,11 @@ def unseen_shares(
     return np.where(rare & np.isfinite(share), share, 0.0)
 
 
-def looked(look: Callable[[], np.ndarray], num_data: int) -> np.ndarray:
-    """What a look at probes finds, (N,); NaN where it fails: programs need no answer where the guide does not go."""
+def looked(look: Callable[[], Found], unknown: Found) -> Found:
+    """What a look at draws finds, or nothing where it fails: programs need no answer where the guide does not go."""
     try:
         return look()
     except (ArithmeticError, RuntimeError, ValueError) as error:
         if is_lack_of_memory(error):
             raise
-        return np.full(num_data, np.nan)
+        return unknown

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.path import Ends, Path
-from ppl_vae.evaluation.probing import looked, unseen_shares, widening
+from ppl_vae.evaluation.probing import Unseen, looked, unseen_shares, widening
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
@@ -46,8 +46,8 @@ class Refined(NamedTuple):
 
     summary: Summary
     """Of their weights."""
-    unseen: np.ndarray
-    """Share of p(x) where none of them can have been (N,), by 256 draws of the proposal, spread out; see `Prober`."""
+    unseen: Unseen
+    """Share of p(x) where none of them can have been, by 256 draws of the proposal, spread out; see `Prober`."""
 
 
 def refine(
@@ -88,7 +88,7 @@ def refine(
             stream.add(_defensive_weights(path, fitted))
     summary = stream.summary()
     with seeded(key(seed, first, _FIRST + chunks), device):
-        unseen = looked(lambda: _unseen(path, fitted, summary.value, chunks * _CHUNK), len(batch[0]))
+        unseen = looked(lambda: _unseen(path, fitted, summary.value, chunks * _CHUNK), Unseen.unknown(len(batch[0])))
     return Refined(summary, unseen)
 
 
@@ -186,8 +186,8 @@ def _densities(path: Path, fitted: Fitted, points: Tensor, pattern: Mapping[str,
     return ends.joint, torch.logaddexp(math.log(share) + ends.start, math.log1p(-share) + log_t)
 
 
-def _unseen(path: Path, fitted: Fitted, value: np.ndarray, num_samples: int) -> np.ndarray:
-    """Share of p(x) that samples of the mixture cannot have seen (N,): a chunk of them, spread around the t."""
+def _unseen(path: Path, fitted: Fitted, value: np.ndarray, num_samples: int) -> Unseen:
+    """Share of p(x) that samples of the mixture cannot have seen: a chunk of them, spread around the t."""
     pattern = path.draw()
     drawn = _proposed(path, fitted, pattern)
     size = drawn.shape[-1]
@@ -195,7 +195,7 @@ def _unseen(path: Path, fitted: Fitted, value: np.ndarray, num_samples: int) -> 
     probes = fitted.loc + factor * (drawn - fitted.loc)
     log_wide = _densities(path, fitted, drawn, pattern)[1] - size * math.log(factor)
     joint, mixture = _densities(path, fitted, probes, pattern)
-    return unseen_shares(joint, log_wide, mixture, value, num_samples).mean(0)
+    return Unseen.of(unseen_shares(joint, log_wide, mixture, value, num_samples))
 
 
 def _ends(path: Path, points: Tensor, pattern: Mapping[str, Tensor]) -> Ends:

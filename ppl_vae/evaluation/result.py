@@ -52,6 +52,8 @@ class LogLikelihood(MeanLogLikelihood):
     There a single sample would count for more than a tenth of all K. A share of 0.01 is 0.01 nats that the estimate
     is too low by, about. A mode of its own, far away, is not found.
     """
+    unseen_stderr: np.ndarray
+    """Standard error of `unseen` (N,), over probes."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself: without latents, and where it was summed."""
     num_drawn: np.ndarray
@@ -86,7 +88,7 @@ class LogLikelihood(MeanLogLikelihood):
 
         It draws k-hat of a datum towards those of the other data: ask of all data together, not of one at a time.
         """
-        found = verdict(self.khat, self.stderr, self.ess, self.unseen, self.num_drawn)
+        found = verdict(self.khat, self.stderr, self.ess, self.unseen, self.unseen_stderr, self.num_drawn)
         found = np.where(self._too_coarse & (found == RELIABLE), NOISY, found)
         return np.where(self.rounded, UNRELIABLE, found)
 

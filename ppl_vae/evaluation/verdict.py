@@ -21,23 +21,30 @@ _ENOUGH = 30.0
 # What no sample can have seen may shift an interval by a fifth of its standard error (coverage 95 % to 94.6 %), or by
 # less than anybody reads; by a whole one, the interval says nothing.
 _LITTLE, _MUCH, _NEGLIGIBLE = 0.2, 1.0, 1e-4
-# Data whose k-hats differ by no more than so many times their noise are alike. Of what one misses so many standard
-# errors count at most; half of what one may miss is too much in the mean: means of rare finds are mostly too low.
-_ALIKE, _MOST, _HALF = 2.0, 5.0, 0.5
+# What was found in one datum, by fewer than three probes as it were, may as well have been found in its equals, which
+# then have the mean; of one datum so many standard errors count at most.
+_BY_CHANCE, _MOST = 1.5, 5.0
+# Fewer data say nothing of what they have in common.
+_FEW = 3
 
 
 def verdict(
-    khat: np.ndarray, stderr: np.ndarray, ess: np.ndarray, unseen: np.ndarray, num_samples: np.ndarray
+    khat: np.ndarray,
+    stderr: np.ndarray,
+    ess: np.ndarray,
+    unseen: np.ndarray,
+    unseen_stderr: np.ndarray,
+    num_samples: np.ndarray,
 ) -> np.ndarray:
     """`reliable`, `noisy` or `unreliable` for each datum, (N,).
 
     * `reliable`: all weights equal, or k-hat, drawn towards the other data as its noise warrants (`shrunk`), below 1/2
       and below the threshold of K, at least 30 effective samples (or K / 2); and probes found no more than a fifth of a
-      standard error of log p(x) where no sample can have been, and a tenth in the mean of its company, the data of like
-      k-hat. Its 95 % intervals cover in 93 to 97 % of repetitions under guides 0.9 to 1.5 times as wide as the
-      posterior, and under mean-field guides of correlated ones.
+      standard error of log p(x) where no sample can have been, nor in the light of the others (`shared_misses`). Its
+      95 % intervals cover in 93 to 97 % of repetitions under guides 0.9 to 1.5 times as wide as the posterior, and
+      under mean-field guides of correlated ones.
     * `unreliable`: k-hat from its threshold on, or drawn to where it would be of three in ten of equal data, from 1/2
-      on; or more than a standard error of log p(x) unseen, in the datum or in the mean of its company. The estimate is
+      on; or more than a standard error of log p(x) unseen, in the datum or in the light of the others. The estimate is
       rather too low, by nobody knows how much.
     * `noisy`: all others, what was not probed among them. Intervals of those that were probed cover in about nine of
       ten repetitions.
@@ -45,19 +52,20 @@ def verdict(
     The verdict on a datum depends on the data that are judged with it, those of one call: a k-hat of K samples has an
     error of a fifth or more, so that of many equals those pass whose largest weights were not drawn; and of what is
     unseen a few probes in a thousand may tell, so that most of many equals show nothing. What they have in common is
-    known far better. In other company, or alone, a datum with the same weights may be judged otherwise, if
-    its k-hat is near 1/2; what is promised of `reliable` data is promised of all of a call together.
+    known far better. In other company, or alone, a datum with the same weights may be judged otherwise, if its k-hat
+    is near 1/2; what is promised of `reliable` data is promised of all of a call together.
 
     Args:
         khat: Pareto k-hat (N,), -inf where all weights are equal or log p(x) is exact.
         stderr: Standard errors (N,), in nats.
         ess: Effective numbers of samples (N,).
         unseen: Share of p(x) that the samples cannot have seen (N,); NaN where nobody looked.
+        unseen_stderr: Its standard errors (N,).
         num_samples: K of each datum (N,).
 
     Example:
         >>> khat, error, none = np.array([0.1, 0.6, 0.9, 0.1]), np.full(4, 0.01), np.array([0.0, 0.0, 0.0, 0.2])
-        >>> verdict(khat, error, np.full(4, 900.0), none, np.full(4, 1000)).tolist()
+        >>> verdict(khat, error, np.full(4, 900.0), none, none / 10, np.full(4, 1000)).tolist()
         ['reliable', 'noisy', 'unreliable', 'unreliable']
     """
     limit = np.array([khat_threshold(int(k)) for k in num_samples])
@@ -65,10 +73,10 @@ def verdict(
     common = shrunk(khat, num_samples)
     # Below 1/2 those that pass are no worse than those that fail.
     lucky = (common.khat + _BY_LUCK * common.chance >= limit) & (common.khat >= np.minimum(limit, _LIGHT))
-    shared = shared_misses(unseen, stderr, common.khat, num_samples)
+    shared = shared_misses(unseen, unseen_stderr, stderr)
     heavy = ~(equal | (khat < limit)) | (~equal & lucky) | misses_much(unseen, stderr) | (shared > _MUCH)
     light = (common.khat < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
-    sound = (equal | light) & ~np.isnan(unseen) & ~misses_some(unseen, stderr) & (shared <= _HALF * _LITTLE)
+    sound = (equal | light) & ~np.isnan(unseen) & ~misses_some(unseen, stderr) & (shared <= _LITTLE)
     return np.where(heavy, UNRELIABLE, np.where(sound, RELIABLE, NOISY))
 
 
@@ -87,24 +95,22 @@ def _exceeds(unseen: np.ndarray, stderr: np.ndarray, times: float) -> np.ndarray
     return unseen > times * np.nan_to_num(stderr) + _NEGLIGIBLE
 
 
-def shared_misses(unseen: np.ndarray, stderr: np.ndarray, khat: np.ndarray, num_samples: np.ndarray) -> np.ndarray:
-    """What probes found unseen in the data of like k-hat, in standard errors of log p(x), on average (N,).
+def shared_misses(unseen: np.ndarray, unseen_stderr: np.ndarray, stderr: np.ndarray) -> np.ndarray:
+    """What probes found unseen of a datum, in standard errors of log p(x), in the light of the others (N,).
+
+    What many probes tell of a datum is its own. Of many equal data most show nothing and a few, by a probe or two, show
+    all of it: where chance decides, each has the mean of all such.
 
     Args:
         unseen: Share of p(x) that the samples cannot have seen (N,); NaN, where nobody looked, counts as nothing.
-        stderr: Standard errors (N,), in nats.
-        khat: k-hats (N,), drawn towards each other as their noise warrants.
-        num_samples: K of each datum (N,).
+        unseen_stderr: Its standard errors (N,).
+        stderr: Standard errors of log p(x) (N,), in nats.
     """
-    reach = np.where(np.isfinite(khat), _ALIKE * khat_noise(np.where(np.isfinite(khat), khat, 0.0), num_samples), 0.0)
     found = np.where(unseen > _NEGLIGIBLE, unseen, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         missed = np.where(found > 0, np.minimum(found / np.nan_to_num(stderr), _MOST), 0.0)
-    order = np.argsort(khat)
-    total = np.append(0.0, np.cumsum(missed[order]))
-    first = np.searchsorted(khat[order], khat - reach, side="left")
-    end = np.searchsorted(khat[order], khat + reach, side="right")
-    return (total[end] - total[first]) / (end - first)
+    by_chance = found <= _BY_CHANCE * np.nan_to_num(unseen_stderr)
+    return np.where(by_chance, missed[by_chance].mean(), missed) if by_chance.sum() >= _FEW else missed
 
 
 class Shrunk(NamedTuple):
@@ -124,7 +130,7 @@ def shrunk(khat: np.ndarray, num_samples: np.ndarray) -> Shrunk:
     """
     finite = np.isfinite(khat)
     value, chance = khat.copy(), np.zeros_like(khat)
-    if finite.sum() < 3:
+    if finite.sum() < _FEW:
         return Shrunk(value, chance)
     own, k = khat[finite], num_samples[finite]
     spread = own.var(ddof=1)
