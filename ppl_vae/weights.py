@@ -76,9 +76,9 @@ def check_possible(log_sum: Tensor, num_samples: Tensor, first_row: int) -> None
         )
 
 
-# Weights that differ by no more than the rounding of their own sums are equal: a perfect guide. Of large sums nothing
-# is called equal that their numbers can tell apart.
-_ROUNDING, _LARGEST_ROUNDING, _OF_LARGE = 200.0, 1e-3, 8.0
+# Weights that differ by no more than the rounding of their own sums, or by a millionth, are equal: a perfect guide. Of
+# large sums nothing is called equal that their numbers can tell apart.
+_ROUNDING, _LARGEST_ROUNDING, _OF_LARGE, _ALIKE = 200.0, 1e-3, 8.0, 1e-6
 _READ = 1e-4  # nats; rounding below it changes no digit that anybody reads
 _SMALLEST_VARIANCE = 1e-10  # of a weight in units of its mean: third moments below it are rounding
 
@@ -196,7 +196,7 @@ class Stream:
         k = self.num_samples.double()
         largest = self._largest[0]
         rounding = self._epsilon * self._size
-        close = (_ROUNDING * rounding.clamp_min(self._epsilon)).clamp_max(_LARGEST_ROUNDING)
+        close = (_ROUNDING * rounding.clamp_min(self._epsilon)).clamp(_ALIKE, _LARGEST_ROUNDING)
         equal = ((largest - self._smallest <= torch.maximum(close, _OF_LARGE * rounding)) & (k > 1)).numpy()
         ess = torch.minimum(torch.exp(2 * log_sum - self._log_sums[1]).clamp_min(1.0), k)
         variance = ((k / ess - 1) / (k - 1).clamp_min(1)).clamp_min(0)

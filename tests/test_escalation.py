@@ -104,9 +104,9 @@ def test_fitted_proposals_are_probed():
         path = Path(pair, (x,), check(pair, (x,)).layout, 256, "guide")
         one_mode = refining.Fitted(torch.full((200, 1), 6.0), torch.ones(200, 1, 1))
         half = dist.Normal(0.0, 1.0).log_prob(x).numpy() - np.log(2)
-        assert_mean(refining._unseen(path, one_mode, half, 1024), 1.0, effect=0.5)
+        assert_mean(refining._unseen(path, one_mode, half, 1024).share, 1.0, effect=0.5)
         both = refining.Fitted(torch.zeros(200, 1), torch.full((200, 1, 1), 6.0))
-        assert (refining._unseen(path, both, half + np.log(2), 1024) == 0).all()
+        assert (refining._unseen(path, both, half + np.log(2), 1024).share == 0).all()
 
 
 def test_escalation_is_not_sure_of_one_mode_of_two():

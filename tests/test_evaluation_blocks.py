@@ -70,7 +70,7 @@ def test_exactly_k_draws_and_one_encoding():
     counts = []
     for k in (11, 300, 1300):
         seen.update(encoder=0, decoder=0)
-        estimate(pair, x, k)
+        estimate(pair, x, k, num_probes=64)
         counts.append(dict(seen))
     # What the checks and the memory probe cost does not depend on K.
     decoded = [c["decoder"] for c in counts]

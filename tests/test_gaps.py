@@ -16,6 +16,7 @@ import ppl_vae as pv
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily
 from ppl_vae.evaluation.parts import sampled_parts
+from ppl_vae.evaluation.probing import Unseen
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.rng import seeded
 from tests.linear import chain
@@ -386,7 +387,7 @@ def test_errors_of_parts_are_those_of_a_jackknife():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(400, 3))
     guide, best, richer = -0.5 * noise, -0.3 * noise + 0.1 * rng.normal(size=noise.shape), 0.1 * noise
-    found = sampled_parts(guide, best, richer, None, 0, 1e-7, np.zeros_like)
+    found = sampled_parts(guide, best, richer, None, 0, 1e-7, lambda value: Unseen(0 * value, 0 * value))
 
     def parts(kept):
         log_p = np.log(np.exp(richer[kept]).mean(0))

@@ -57,7 +57,8 @@ class Unseen(NamedTuple):
     @classmethod
     def of(cls, shares: np.ndarray) -> Unseen:
         """The mean of what each probe says (n, N)."""
-        return cls(shares.mean(0), shares.std(0, ddof=1) / math.sqrt(len(shares)))
+        with np.errstate(over="ignore"):  # of squares
+            return cls(shares.mean(0), shares.std(0, ddof=1) / math.sqrt(len(shares)))
 
     @classmethod
     def unknown(cls, num_data: int) -> Unseen:

@@ -109,7 +109,7 @@ def shared_misses(unseen: np.ndarray, unseen_stderr: np.ndarray, stderr: np.ndar
     found = np.where(unseen > _NEGLIGIBLE, unseen, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         missed = np.where(found > 0, np.minimum(found / np.nan_to_num(stderr), _MOST), 0.0)
-    by_chance = found <= _BY_CHANCE * np.nan_to_num(unseen_stderr)
+    by_chance = found / _BY_CHANCE <= np.nan_to_num(unseen_stderr)
     return np.where(by_chance, missed[by_chance].mean(), missed) if by_chance.sum() >= _FEW else missed
 
 
