@@ -140,8 +140,8 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
     \mathrm{coverage} = \frac1N \sum_i \bigl[\exists j: y_j \in B(x_i)\bigr]$$
 
     Samples of the distribution of the data have density 1 and, for M = N, coverage about 1 - 2^-k; a copy of the data
-    has 1 in all four. What is exactly as far as the k-th neighbour lies outside: of whole numbers such as binary pixels,
-    where many are equally far, the density is lower.
+    has 1 in all four. What is exactly as far as the k-th neighbour lies outside: whole numbers such as binary pixels,
+    of which many are equally far, have a lower density.
 
     Args:
         real: Features of data, (N, d).

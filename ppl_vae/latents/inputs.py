@@ -50,9 +50,9 @@ def on_own_scale(codes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Codes times powers of 2, at most 1 in size, and 0 where all that varies is the rounding: trees know float32 only.
 
     Example:
-        >>> on_own_scale(np.array([[3e60, 0.3], [-2e60, np.nextafter(0.3, 1.0)]])).round(2)
-        array([[ 0.96,  0.  ],
-               [-0.64,  0.  ]])
+        >>> on_own_scale(np.array([[96.0, 0.3], [-64.0, np.nextafter(0.3, 1.0)]]))
+        array([[ 0.75,  0.  ],
+               [-0.5 ,  0.  ]])
     """
     size = np.abs(codes).max(0)
     return np.where(np.ptp(codes, axis=0) > _ROUNDING * size, np.ldexp(codes, -np.frexp(size)[1]), 0.0)
