@@ -13,9 +13,10 @@ from torch import Tensor
 from ppl_vae.errors import DataError, first_line, is_lack_of_memory
 from ppl_vae.mapped import read_rows
 
-__all__ = ["Rows", "as_numpy", "as_python", "as_rows", "finite_array", "real_array"]
+__all__ = ["Rows", "as_numpy", "as_python", "as_rows", "finite_array", "real_array", "squarable_array"]
 
 _BLOCK = 4096
+_MOST = 1e100  # whose square has room for sums of many, and for products of two
 
 
 class Rows:
@@ -143,6 +144,22 @@ def finite_array(name: str, values: ArrayLike | Tensor, dimensions: int) -> NDAr
         raise DataError(f"{name}: expected an array of {dimensions} dimensions that is not empty, found {array.shape}")
     if not (rows := np.isfinite(array).reshape(len(array), -1).all(1)).all():
         raise DataError(f"{name}, row {int(rows.argmin())}: expected finite numbers, found NaN or infinity")
+    return array
+
+
+def squarable_array(name: str, values: ArrayLike | Tensor, dimensions: int) -> NDArray[np.float64]:
+    """As `finite_array`, and small enough for variances, distances, and products of two of them.
+
+    Raises:
+        DataError: Naming the array, and the row.
+    """
+    array = finite_array(name, values, dimensions)
+    size = np.abs(array).reshape(len(array), -1).max(1)
+    if size.max() > _MOST:
+        raise DataError(
+            f"{name}, row {int(size.argmax())}: expected numbers of size {_MOST:g} at most, whose squares can be "
+            f"summed, found one of {size.max():.3g}: rescale them"
+        )
     return array
 
 

@@ -7,13 +7,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_vae.arrays import finite_array
+from ppl_vae.arrays import squarable_array
+from ppl_vae.distances import distance_blocks, neighbour_reach
 from ppl_vae.errors import DataError
 from ppl_vae.options import whole_number
 
 __all__ = ["DensityCoverage", "density_coverage", "frechet_distance", "sharpness"]
 
 _BLOCK = 1024
+_ROUNDING = 1e-28  # power, of amplitudes that are 1e-14 of the image: tens of roundings
 
 
 def sharpness(images: ArrayLike, reference: ArrayLike) -> float:
@@ -34,7 +36,8 @@ def sharpness(images: ArrayLike, reference: ArrayLike) -> float:
         The ratio: no unit, 1 for images as sharp as the reference, 0 for smooth ones.
 
     Raises:
-        DataError: Images are of other shapes, smaller than 4 x 4, or not finite, or the reference has no fine detail.
+        DataError: Images are of other shapes, smaller than 4 x 4, not finite or above 1e100, or the reference has no
+            fine detail.
 
     Reference:
         van der Schaaf and van Hateren (1996), Modelling the Power Spectra of Natural Images.
@@ -45,20 +48,23 @@ def sharpness(images: ArrayLike, reference: ArrayLike) -> float:
         >>> sharpness(image, image), sharpness(blurred, image) < 0.3
         (1.0, True)
     """
-    images, reference = finite_array("images", images, 3), finite_array("reference", reference, 3)
+    images, reference = squarable_array("images", images, 3), squarable_array("reference", reference, 3)
     if images.shape[1:] != reference.shape[1:] or min(images.shape[1:]) < 4:
         raise DataError(
             f"expected images and reference (N, H, W) of one size, at least 4 x 4, found {images.shape} and "
             f"{reference.shape}: reshape flat data"
         )
-    detail = _fine_power(reference)
-    if detail == 0.0:
-        raise DataError("reference: expected images with fine detail, found power 0 above half the Nyquist frequency")
-    return _fine_power(images) / detail
+    detail, power = _fine_power(reference)
+    if detail <= _ROUNDING * power:
+        raise DataError(
+            "reference: expected images with fine detail, found no power above half the Nyquist frequency but that of "
+            "rounding: take the data themselves"
+        )
+    return _fine_power(images)[0] / detail
 
 
-def _fine_power(images: NDArray[np.float64]) -> float:
-    """Radially averaged power, summed over the rings above half the Nyquist frequency."""
+def _fine_power(images: NDArray[np.float64]) -> tuple[float, float]:
+    """Radially averaged power, summed over the rings above half the Nyquist frequency, and over all."""
     height, width = images.shape[1:]
     power = np.zeros((height, width))
     for start in range(0, len(images), _BLOCK):
@@ -67,7 +73,7 @@ def _fine_power(images: NDArray[np.float64]) -> float:
     ring = np.rint(radius * min(height, width)).astype(int).ravel()
     profile = np.bincount(ring, power.ravel() / len(images)) / np.bincount(ring).clip(1)
     radii = np.arange(len(profile)) / min(height, width)
-    return float(profile[(radii > 0.25) & (radii <= 0.5)].sum())
+    return float(profile[(radii > 0.25) & (radii <= 0.5)].sum()), float(profile.sum())
 
 
 def frechet_distance(real: ArrayLike, fake: ArrayLike) -> float:
@@ -86,7 +92,7 @@ def frechet_distance(real: ArrayLike, fake: ArrayLike) -> float:
         The squared distance, in squared units of the features; 0 for equal moments.
 
     Raises:
-        DataError: Features have other shapes, fewer than two rows, or are not finite.
+        DataError: Features have other shapes, fewer than two rows, or are not finite or above 1e100.
 
     Reference:
         Heusel et al. (2017), GANs Trained by a Two Time-Scale Update Rule; Dowson and Landau (1982), The Fréchet
@@ -133,7 +139,9 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
     $$\mathrm{density} = \frac1{kM} \sum_{ij} [y_j \in B(x_i)], \quad
     \mathrm{coverage} = \frac1N \sum_i \bigl[\exists j: y_j \in B(x_i)\bigr]$$
 
-    Samples of the distribution of the data have density 1 and, for M = N, coverage about 1 - 2^-k.
+    Samples of the distribution of the data have density 1 and, for M = N, coverage about 1 - 2^-k; a copy of the data
+    has 1 in all four. What is exactly as far as the k-th neighbour lies outside: whole numbers such as binary pixels,
+    of which many are equally far, have a lower density.
 
     Args:
         real: Features of data, (N, d).
@@ -142,8 +150,8 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
 
     Raises:
         ValueError: `num_neighbours` is no whole number of at least 1.
-        DataError: Features have other shapes, no more than k rows, or are not finite; or more than k rows of the data
-            are equal, so that nothing lies in their balls.
+        DataError: Features have other shapes, no more than k rows, or are not finite or above 1e100; or more than k
+            rows of the data are equal, so that nothing lies in their balls.
 
     Reference:
         Kynkäänniemi et al. (2019), Improved Precision and Recall Metric for Assessing Generative Models; Naeem et al.
@@ -157,17 +165,16 @@ def density_coverage(real: ArrayLike, fake: ArrayLike, num_neighbours: int = 5) 
     whole_number("num_neighbours", num_neighbours, least=1)
     real, fake = _features(real, fake, least=num_neighbours + 1)
     _check_few_copies(real, num_neighbours)
-    radius_real, radius_fake = _radii(real, num_neighbours), _radii(fake, num_neighbours)
-    centre = real.mean(0)  # far from 0 the differences of squares would lose the distances
+    reach_real, reach_fake = neighbour_reach(real, num_neighbours), neighbour_reach(fake, num_neighbours)
     balls = np.zeros(len(fake))  # around data, that each sample lies in
     hit, recalled = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    for start in range(0, len(real), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        distance = _distances(real[rows] - centre, fake - centre)
-        inside = distance < radius_real[rows, None]
+    for block in distance_blocks(real, fake):
+        reach = reach_real[block.rows, None]
+        block.settle(block.near(reach) | block.near(reach_fake))
+        inside = block.values < reach
         balls += inside.sum(0)
-        hit[rows] = inside.any(1)
-        recalled[rows] = (distance < radius_fake).any(1)
+        hit[block.rows] = inside.any(1)
+        recalled[block.rows] = (block.values < reach_fake).any(1)
     density = balls.mean() / num_neighbours
     return DensityCoverage(*(float(v) for v in ((balls > 0).mean(), recalled.mean(), density, hit.mean())))
 
@@ -181,21 +188,8 @@ def _check_few_copies(real: NDArray[np.float64], k: int) -> None:
         )
 
 
-def _radii(x: NDArray[np.float64], k: int) -> NDArray[np.float64]:
-    """Distance of each row to its k-th nearest neighbour, itself not counted."""
-    from sklearn.neighbors import NearestNeighbors
-
-    return NearestNeighbors(n_neighbors=k).fit(x - x.mean(0)).kneighbors()[0][:, -1]
-
-
-def _distances(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    from sklearn.metrics import pairwise_distances
-
-    return pairwise_distances(a, b)
-
-
 def _features(real: ArrayLike, fake: ArrayLike, least: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b = finite_array("real", real, 2), finite_array("fake", fake, 2)
+    a, b = squarable_array("real", real, 2), squarable_array("fake", fake, 2)
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < least:
         raise DataError(
             f"expected features (N, d) and (M, d) with at least {least} rows each, found {a.shape} and {b.shape}"

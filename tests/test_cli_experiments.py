@@ -51,6 +51,8 @@ def test_a_script_is_read_without_running_it(tmp_path: Path):
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "fake.json").write_text('{"minutes": 2.53}')
     assert Experiment.read(tmp_path / "fake.py").minutes == "2.5"
+    (tmp_path / "results" / "fake.json").write_text('{"minutes": 2.')
+    assert Experiment.read(tmp_path / "fake.py").minutes == "about 3"
 
 
 def test_every_script_says_its_claims_and_its_minutes():
@@ -72,6 +74,35 @@ def test_the_small_form_runs_and_draws_again(tmp_path: Path):
     succeed("experiment", "run", "importance_sampling", "--redraw", "--results", tmp_path)
     assert read(tmp_path / "importance_sampling.json") == before
     assert (tmp_path / "importance_sampling.png").exists()
+
+
+@pytest.mark.usefixtures("checkout")
+@pytest.mark.parametrize(
+    ("ending", "content", "found"),
+    [
+        ("json", '{"numbers": {"rows": [', "JSONDecodeError: Expecting value"),
+        ("json", '{"minutes": 1}', "KeyError: 'numbers'"),
+        ("json", '{"numbers": {}}', "KeyError: "),
+        ("json", '{"numbers": []}', "TypeError: "),
+        ("npz", "", "EOFError: No data left in file"),
+        ("npz", "PK\3\4 cut", "BadZipFile: File is not a zip file"),
+        (None, "", "KeyError: "),
+    ],
+)
+def test_a_damaged_record_is_named_and_its_mend(ending: str | None, content: str, found: str, tmp_path: Path):
+    for kind in ("json", "npz"):
+        (tmp_path / f"likelihoods.{kind}").write_bytes(
+            (ROOT / "experiments/results" / f"likelihoods.{kind}").read_bytes()
+        )
+    if ending is None:
+        (tmp_path / "likelihoods.npz").unlink()
+    else:
+        (tmp_path / f"likelihoods.{ending}").write_text(content)
+    result = call("experiment", "run", "likelihoods", "--redraw", "--results", tmp_path)
+    assert (result.exit_code, result.stdout, len(result.stderr.splitlines())) == (1, "", 1)
+    assert f"likelihoods.{ending or 'json'}" in result.stderr
+    assert f"found {found}" in result.stderr
+    assert result.stderr.endswith(": run it without --redraw\n")
 
 
 @pytest.mark.usefixtures("checkout")

@@ -44,6 +44,10 @@ def test_a_unit_is_active_where_its_mean_varies(rng: np.random.Generator):
     means = (means - means.mean(0)) / means.std(0) * np.sqrt([1.0, 0.0099, 0.0101])
     assert active_units(means).tolist() == [True, False, True]
     assert active_units(means, threshold=2.0).sum() == 0
+    with pytest.raises(
+        DataError, match=r"noise: expected a variance for each of the means \(1000, 3\), found .* \(7, 3\)"
+    ):
+        active_units(means, noise=np.ones((7, 3)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -224,6 +228,22 @@ def test_noise_informs_by_chance_only(rng: np.random.Generator):
     assert_mean([dci(*both, seed).informativeness for seed, both in enumerate(data)], (1 / 2 + 1 / 4) / 2, effect=0.1)
 
 
+def test_scores_know_neither_scale_nor_rounding_of_a_code(rng: np.random.Generator, factors: np.ndarray):
+    """A code beyond float32, a tiny one, and one whose last bit tells a factor."""
+    codes = factors + rng.normal(size=factors.shape)
+    scale, plain = np.ldexp(1.0, [200, 0, -300]), np.column_stack([codes, np.full(len(codes), 0.3)])
+    odd = np.column_stack([codes * scale, np.where(factors[:, 0] == 0, 0.3, np.nextafter(0.3, 1.0))])
+    for score in (mig, sap, dci, lambda z, v: sap(z, v, [0, 1])):
+        assert score(odd, factors) == score(plain, factors)
+    assert (mutual_information(odd, factors)[3] == 0.0).all()
+
+
+def test_seeds_are_whole_numbers_of_any_size(factors: np.ndarray):
+    codes = factors + np.random.default_rng(0).normal(size=factors.shape)
+    assert dci(codes, factors, seed=2**32) == dci(codes, factors, seed=2**32) != dci(codes, factors, seed=0)
+    assert cluster_agreement(codes, factors[:, 0], seed=2**70).adjusted_rand < 1.0
+
+
 @pytest.mark.parametrize(
     ("codes", "factors", "match"),
     [
@@ -232,6 +252,7 @@ def test_noise_informs_by_chance_only(rng: np.random.Generator):
         (np.ones((4, 2)), np.ones((4, 2), int), "factor 0"),
         (np.ones((4, 1)), np.ones((4, 2), int), "two codes"),
         (np.full((4, 2), np.nan), np.ones((4, 2), int), "codes, row 0"),
+        (np.full((4, 2), 1e200), np.ones((4, 2), int), "codes, row 0: expected numbers of size .* 1e.200: rescale"),
     ],
 )
 @pytest.mark.parametrize("score", [mig, sap, dci])
@@ -254,6 +275,12 @@ def test_labels_of_other_data_are_an_error():
         (lambda z, y: neighbour_accuracy(z, y, z, y, 2.5), ValueError, "num_neighbours: expected a whole number"),
         (lambda z, y: mutual_information(z, y[:, None], 1), ValueError, "num_bins: expected at least 2"),
         (lambda z, y: sap(z, np.stack([y, y], 1), [2]), ValueError, "categorical: expected columns of the 2 factors"),
+        (lambda z, y: sap(z, np.stack([y, y], 1), [True]), ValueError, "categorical: expected a whole .* found True"),
+        (lambda z, y: sap(z, np.stack([y, y], 1), [1.0]), ValueError, "categorical: expected a whole .* found 1.0"),
+        (lambda z, y: sap(z, np.stack([y, y], 1), 0), ValueError, "categorical: expected a list of columns .* found 0"),
+        (lambda z, y: linear_probe(z * 1e200, y, z, y), DataError, "codes, row .*: rescale them"),
+        (lambda z, y: neighbour_accuracy(z, y, z * 1e200, y), DataError, "test_codes, row .*: rescale them"),
+        (lambda z, y: cluster_agreement(z * 1e200, y), DataError, "codes, row .*: rescale them"),
     ],
 )
 def test_what_has_no_meaning_is_refused(score, error, match: str, rng: np.random.Generator):

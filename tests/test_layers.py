@@ -15,6 +15,7 @@ FOUNDATION = {
     *("validation", "pareto", "options", "operations", "wording", "averages", "threads", "shrinking", "storage"),
     "libraries",
     "narrowing",
+    "distances",
 }
 CORE = {
     *(
@@ -63,6 +64,7 @@ MAY_IMPORT = {
     "shrinking": {"errors"},
     "pareto": set(),
     "libraries": set(),
+    "distances": set(),
     "narrowing": {"arrays", "errors"},
     "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,

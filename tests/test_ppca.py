@@ -125,6 +125,11 @@ def test_dtype_and_container_of_the_data_do_not_matter():
         (np.full((7, 5), 0.1), 1, "more than latent_dim"),
         (np.random.default_rng(0).normal(size=(3, 5)), 2, "more than latent_dim"),
         (np.random.default_rng(0).normal(size=(50, 2)) @ np.ones((2, 5)) * 1e3, 1, "more than latent_dim"),
+        (
+            np.random.default_rng(0).normal(size=(250, 3)) * 1e200,
+            1,
+            r"up to .*e\+200, whose squares overflow: rescale it",
+        ),
         (np.array([[0.0, 1.0], [np.nan, 1.0]]), 1, "row 1"),
         (np.zeros((0, 5)), 1, "at least one row"),
         (np.zeros(5), 1, "one datum a row"),

@@ -29,8 +29,15 @@ def test_sharpness_counts_the_waves_above_half_the_nyquist_frequency():
     low, high = waves(16, 16, 4), waves(16, 16, 5)  # 1/4 and 5/16 of a cycle per pixel
     assert_close(sharpness(3 * low + 2 * high, high), 4.0)
     assert sharpness(low, high) < 1e-20
-    with pytest.raises(DataError, match="fine detail"):
-        sharpness(high, np.ones((2, 16, 16)))
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (28, 28), (7, 10)])
+@pytest.mark.parametrize("level", [0.0, 0.1, 1.0, 1e6 / 3])
+def test_what_rounding_leaves_of_plain_images_is_no_detail(shape: tuple[int, int], level: float):
+    noise = np.random.default_rng(0).normal(size=(3, *shape))
+    with pytest.raises(DataError, match="reference: expected images with fine detail, found no power"):
+        sharpness(noise, np.full((2, *shape), level))
+    assert_within(sharpness(noise, 1e6 / 3 + noise), 1.0, relative=1e-6, reason="six digits of the noise are kept")
 
 
 def test_sharpness_is_the_ratio_of_ring_averages(rng: np.random.Generator):
@@ -121,16 +128,41 @@ def by_loops(real: np.ndarray, fake: np.ndarray, k: int) -> tuple[float, float, 
 
 @pytest.mark.parametrize("k", [1, 4])
 def test_density_and_coverage_are_their_definitions(rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, k: int):
-    monkeypatch.setattr("ppl_vae.quality._BLOCK", 7)
+    monkeypatch.setattr("ppl_vae.distances._ELEMENTS", 70)
     real, fake = rng.normal(size=(30, 3)), 0.5 + 1.5 * rng.normal(size=(20, 3))
     assert_close(np.array(density_coverage(real, fake, k)), np.array(by_loops(real, fake, k)))
 
 
 def test_the_same_set_is_precise_and_covered(rng: np.random.Generator):
     x = rng.normal(size=(200, 4))
-    found = density_coverage(x, x)
-    assert found.precision == found.recall == found.coverage == 1.0
-    assert 1.0 <= found.density <= 1.2  # whether the k-th neighbour itself counts is a matter of rounding
+    assert density_coverage(x, x) == (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    )  # k in each ball: the datum, and all that are nearer than the k-th
+
+
+@pytest.mark.parametrize("levels", [1, 16])
+def test_pixels_are_compared_exactly(levels: int, monkeypatch: pytest.MonkeyPatch):
+    """Whole numbers, of which many are as far from a datum as its fifth neighbour: they are not nearer."""
+    monkeypatch.setattr("ppl_vae.distances._ELEMENTS", 10_000)
+    x = np.rint(load("digits").train[:400].reshape(400, -1).numpy() * levels).astype(int)
+    real, fake = x[:200], x[200:]
+
+    def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return np.square(a[:, None] - b).sum(-1)
+
+    reach_real, reach_fake = (np.sort(squared(a, a), 1)[:, 5] for a in (real, fake))
+    inside, recalled = squared(real, fake) < reach_real[:, None], squared(real, fake) < reach_fake
+    expected = inside.any(0).mean(), recalled.any(1).mean(), inside.sum() / (5 * 200), inside.any(1).mean()
+    assert_close(np.array(density_coverage(real, fake)), np.array(expected))
+
+
+def test_density_and_coverage_see_what_is_close_in_heaps_far_apart(rng: np.random.Generator):
+    real, fake = (np.concatenate([s + 0.01 * rng.normal(size=(30, 3)) for s in (-1e6, 1e6)]) for _ in range(2))
+    assert_close(np.array(density_coverage(real, fake)), np.array(by_loops(real, fake, 5)))
+    assert density_coverage(real, real).density == 1.0
 
 
 def test_the_same_distribution_has_the_expected_density_and_coverage(rng: np.random.Generator):
@@ -170,6 +202,7 @@ def test_one_repeated_sample_is_precise_but_covers_little():
         (np.ones((9, 2)), np.ones((5, 2)), "at least 6 rows"),
         (np.ones((9, 2)), np.array([[0.0, 1.0], [np.nan, 0.0]]), "fake, row 1"),
         (np.ones(9), np.ones((9, 2)), "real"),
+        (np.ones((9, 2)), np.diag([1.0, 1e101]), "fake, row 1: expected numbers of size 1e.100 at most, .* rescale"),
     ],
 )
 def test_features_that_cannot_be_used_are_errors(real: np.ndarray, fake: np.ndarray, match: str):

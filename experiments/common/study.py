@@ -8,7 +8,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +19,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+
+from ppl_vae.errors import StorageError, first_line
 
 __all__ = ["RESULTS", "Findings", "Study"]
 
@@ -71,20 +74,33 @@ class Study(Generic[Config]):
         if found.pictures:
             levels = {name: (np.clip(p, 0, 1) * 255).round().astype(np.uint8) for name, p in found.pictures.items()}
             np.savez_compressed(folder / f"{self.name}.npz", **levels)
-        return self.redraw(folder)
+        return self._drawn(self.read(folder), folder)
 
     def redraw(self, folder: Path = RESULTS) -> Findings:
-        """Draw `NAME.png` from the record in a folder."""
+        """Draw `NAME.png` from the record in a folder.
+
+        Raises:
+            StorageError: The record is damaged, or lacks what the figure needs.
+        """
         found = self.read(folder)
+        with _of_record(*(folder / f"{self.name}.{kind}" for kind in ("json", "npz"))):
+            return self._drawn(found, folder)
+
+    def _drawn(self, found: Findings, folder: Path) -> Findings:
         self.draw(found).savefig(folder / f"{self.name}.png", dpi=110)
         return found
 
     def read(self, folder: Path = RESULTS) -> Findings:
-        """Findings of an earlier run."""
-        numbers = json.loads((folder / f"{self.name}.json").read_text(encoding="utf-8"))["numbers"]
+        """Findings of an earlier run.
+
+        Raises:
+            StorageError: A file of the record is damaged.
+        """
+        with _of_record(path := folder / f"{self.name}.json"):
+            numbers = json.loads(path.read_text(encoding="utf-8"))["numbers"]
         pictures: dict[str, np.ndarray] = {}
         if (path := folder / f"{self.name}.npz").exists():
-            with np.load(path, allow_pickle=False) as kept:
+            with _of_record(path), path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
                 pictures = {name: kept[name] / 255 for name in kept.files}
         return Findings(numbers, pictures)
 
@@ -115,6 +131,20 @@ class Study(Generic[Config]):
         options = parser.parse_args()
         for path in self.perform(small=options.small, redraw=options.redraw, folder=options.results):
             print(path)
+
+
+@contextmanager
+def _of_record(*paths: Path) -> Iterator[None]:
+    """Context in which what fails, as files that were cut or changed do in many ways, is blamed on those that exist."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise StorageError(
+            f"{', '.join(str(path) for path in paths if path.exists())}: expected the whole record of a run of the "
+            f"experiment, found {type(error).__name__}: {first_line(error)}: run it without --redraw"
+        ) from error
 
 
 def _processor_seconds() -> float:

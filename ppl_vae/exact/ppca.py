@@ -68,8 +68,9 @@ class PPCA(nn.Module):
 
         Raises:
             ValueError: `latent_dim` is no whole number.
-            DataError: The data are not a finite matrix (the row is named), `latent_dim` is not in [1, D), or the data
-                span no more than `latent_dim` dimensions, so that s = 0 and the likelihood is unbounded.
+            DataError: The data are not a finite matrix (the row is named), or too large to be squared, `latent_dim` is
+                not in [1, D), or the data span no more than `latent_dim` dimensions, so that s = 0 and the likelihood
+                is unbounded.
 
         Reference:
             Tipping and Bishop (1999), equations 7 and 8.
@@ -84,7 +85,10 @@ class PPCA(nn.Module):
         _check_latent_dim(latent_dim, rows.shape[1])
         bias = rows.mean(0)
         centred = rows - bias
-        values, vectors = torch.linalg.eigh(centred.mT @ centred / len(rows))
+        covariance = centred.mT @ centred / len(rows)
+        if not covariance.isfinite().all():
+            raise DataError(f"x has numbers of up to {rows.abs().max():.3g}, whose squares overflow: rescale it")
+        values, vectors = torch.linalg.eigh(covariance)
         kept, discarded = values[-latent_dim:].flip(0), values[:-latent_dim]
         variance = discarded.clamp(min=0).mean()
         if variance <= rows.shape[1] * torch.finfo(torch.float64).eps * values[-1]:

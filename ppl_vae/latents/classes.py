@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ppl_vae.errors import DataError
-from ppl_vae.latents.inputs import coded
+from ppl_vae.latents.inputs import coded, random_state
 from ppl_vae.options import whole_number
 
 __all__ = ["ClusterAgreement", "cluster_agreement", "linear_probe", "neighbour_accuracy"]
@@ -31,7 +31,7 @@ def linear_probe(codes: ArrayLike, labels: ArrayLike, test_codes: ArrayLike, tes
         Share of the other data that are classified right.
 
     Raises:
-        DataError: Shapes differ, codes are not finite, or all data to train on are of one class.
+        DataError: Shapes differ, codes are not finite or above 1e100, or all data to train on are of one class.
 
     Reference:
         Alain and Bengio (2017), Understanding Intermediate Layers Using Linear Classifier Probes.
@@ -67,7 +67,7 @@ def neighbour_accuracy(
 
     Raises:
         ValueError: `num_neighbours` is no whole number of at least 1.
-        DataError: Shapes differ, codes are not finite, or fewer than k.
+        DataError: Shapes differ, codes are not finite or above 1e100, or fewer than k.
 
     Reference:
         Cover and Hart (1967), Nearest Neighbor Pattern Classification.
@@ -103,7 +103,7 @@ def cluster_agreement(codes: ArrayLike, labels: ArrayLike, seed: int = 0) -> Clu
 
     Raises:
         ValueError: The seed is no whole number, or negative.
-        DataError: Shapes differ, or codes are not finite.
+        DataError: Shapes differ, or codes are not finite or above 1e100.
 
     Reference:
         Hubert and Arabie (1985), Comparing Partitions; Strehl and Ghosh (2002), Cluster Ensembles.
@@ -115,9 +115,9 @@ def cluster_agreement(codes: ArrayLike, labels: ArrayLike, seed: int = 0) -> Clu
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    whole_number("seed", seed, least=0)
+    state = random_state(seed)
     z, y = coded("codes", codes, labels)
-    clusters = KMeans(len(np.unique(y)), n_init=10, random_state=seed).fit_predict(z)
+    clusters = KMeans(len(np.unique(y)), n_init=10, random_state=state).fit_predict(z)
     return ClusterAgreement(float(adjusted_rand_score(y, clusters)), float(normalized_mutual_info_score(y, clusters)))
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ppl_vae.latents.inputs import coded, comparable, entropies
+from ppl_vae.latents.inputs import coded, comparable, entropies, on_own_scale, random_state
 from ppl_vae.options import whole_number
 
 __all__ = ["DCI", "dci", "mig", "mutual_information", "sap"]
@@ -16,6 +16,8 @@ __all__ = ["DCI", "dci", "mig", "mutual_information", "sap"]
 
 def mutual_information(codes: ArrayLike, factors: ArrayLike, num_bins: int = 20) -> NDArray[np.float64]:
     """Mutual information of each code, cut into bins of equal width over its range, with each factor.
+
+    A code that is constant, or varies by rounding alone, has one bin.
 
     Args:
         codes: Codes, (N, d): E[z given x], say.
@@ -27,7 +29,7 @@ def mutual_information(codes: ArrayLike, factors: ArrayLike, num_bins: int = 20)
 
     Raises:
         ValueError: `num_bins` is no whole number of at least 2.
-        DataError: Shapes differ, or codes are not finite.
+        DataError: Shapes differ, or codes are not finite or above 1e100.
 
     Reference:
         Locatello et al. (2019), Challenging Common Assumptions in the Unsupervised Learning of Disentangled
@@ -41,7 +43,7 @@ def mutual_information(codes: ArrayLike, factors: ArrayLike, num_bins: int = 20)
 
     whole_number("num_bins", num_bins, least=2)
     z, v = coded("codes", codes, factors, of=2)
-    bins = [np.digitize(code, np.histogram_bin_edges(code, num_bins)[1:-1]) for code in z.T]
+    bins = [np.digitize(code, np.linspace(code.min(), code.max(), num_bins + 1)[1:-1]) for code in on_own_scale(z).T]
     return np.array([[mutual_info_score(factor, code) for factor in v.T] for code in bins]).clip(0.0)
 
 
@@ -59,7 +61,7 @@ def mig(codes: ArrayLike, factors: ArrayLike, num_bins: int = 20) -> float:
         Mean over factors, in [0, 1]: 1 where each has one code that knows it, and no other code knows anything of it.
 
     Raises:
-        DataError: Shapes differ, codes are not finite or only one, or a factor is constant.
+        DataError: Shapes differ, codes are not finite, above 1e100 or only one, or a factor is constant.
 
     Reference:
         Chen et al. (2018), Isolating Sources of Disentanglement in Variational Autoencoders.
@@ -93,7 +95,7 @@ def sap(codes: ArrayLike, factors: ArrayLike, categorical: Collection[int] = ())
 
     Raises:
         ValueError: `categorical` names no column of the factors.
-        DataError: Shapes differ, codes are not finite or only one, or a factor is constant.
+        DataError: Shapes differ, codes are not finite, above 1e100 or only one, or a factor is constant.
 
     Reference:
         Kumar, Sattigeri and Balakrishnan (2018), Variational Inference of Disentangled Latent Concepts from Unlabeled
@@ -105,12 +107,20 @@ def sap(codes: ArrayLike, factors: ArrayLike, categorical: Collection[int] = ())
         (1.0, 0.0)
     """
     z, v = comparable(codes, factors)
-    if wrong := [column for column in categorical if column not in range(v.shape[1])]:
-        raise ValueError(f"categorical: expected columns of the {v.shape[1]} factors from 0, found {wrong[0]!r}")
+    columns = _columns(categorical, v.shape[1])
     score = _squared_correlation(z, v)
-    for column in categorical:
+    for column in columns:
         score[:, column] = [_balanced_accuracy(code, v[:, column]) for code in z.T]
     return _mean_gap(score)
+
+
+def _columns(categorical: Collection[int], num_factors: int) -> list[int]:
+    if not isinstance(categorical, Collection):
+        raise ValueError(f"categorical: expected a list of columns of the factors, such as [0], found {categorical!r}")
+    columns = [whole_number("categorical", column) for column in categorical]
+    if wrong := [column for column in columns if column not in range(num_factors)]:
+        raise ValueError(f"categorical: expected columns of the {num_factors} factors from 0, found {wrong[0]!r}")
+    return columns
 
 
 def _squared_correlation(z: NDArray[np.float64], v: NDArray[Any]) -> NDArray[np.float64]:
@@ -157,7 +167,7 @@ def dci(codes: ArrayLike, factors: ArrayLike, seed: int = 0) -> DCI:
 
     Raises:
         ValueError: The seed is no whole number, or negative.
-        DataError: Shapes differ, codes are not finite or only one, or a factor is constant.
+        DataError: Shapes differ, codes are not finite, above 1e100 or only one, or a factor is constant.
 
     Reference:
         Eastwood and Williams (2018), A Framework for the Quantitative Evaluation of Disentangled Representations;
@@ -170,12 +180,12 @@ def dci(codes: ArrayLike, factors: ArrayLike, seed: int = 0) -> DCI:
     """
     from sklearn.ensemble import RandomForestClassifier
 
-    whole_number("seed", seed, least=0)
+    state = random_state(seed)
     z, v = comparable(codes, factors)
     train, test = np.array_split(np.random.default_rng(seed).permutation(len(z)), 2)
     importance, accuracy = [], []
     for factor in v.T:
-        forest = RandomForestClassifier(20, max_features=None, min_samples_leaf=3, random_state=seed)
+        forest = RandomForestClassifier(20, max_features=None, min_samples_leaf=3, random_state=state)
         forest.fit(z[train], factor[train])
         importance.append(forest.feature_importances_)
         accuracy.append(forest.score(z[test], factor[test]))

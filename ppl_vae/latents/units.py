@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ppl_vae.arrays import finite_array
+from ppl_vae.errors import DataError
 
 __all__ = ["active_units", "variance_of_means"]
 
@@ -22,7 +23,7 @@ def active_units(means: ArrayLike, threshold: float = 0.01, noise: ArrayLike | N
         Whether each latent is active, (d,); their sum is the number of active units.
 
     Raises:
-        DataError: `means` has another shape or is not finite.
+        DataError: `means` or `noise` has another shape or is not finite.
 
     Reference:
         Burda, Grosse and Salakhutdinov (2016), Importance Weighted Autoencoders, section 5.2.
@@ -43,5 +44,10 @@ def variance_of_means(means: ArrayLike, noise: ArrayLike | None = None) -> NDArr
         >>> variance_of_means([[1.0], [-1.0]], noise=[[0.25], [0.75]])
         array([0.5])
     """
-    variance = finite_array("means", means, 2).var(0)
-    return variance if noise is None else variance - finite_array("noise", noise, 2).mean(0)
+    means = finite_array("means", means, 2)
+    if noise is None:
+        return means.var(0)
+    noise = finite_array("noise", noise, 2)
+    if noise.shape != means.shape:
+        raise DataError(f"noise: expected a variance for each of the means {means.shape}, found shape {noise.shape}")
+    return means.var(0) - noise.mean(0)
