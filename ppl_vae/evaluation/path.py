@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
+from torch.distributions import Independent, MixtureSameFamily
 
 from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import EstimateError, PairError
@@ -16,7 +18,7 @@ from ppl_vae.evaluation.hamiltonian import Density
 from ppl_vae.evaluation.proposal import site_at_fault, site_where
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
 from ppl_vae.pair import Pair, Program
-from ppl_vae.tape import Batch, Layout, Tape, run_program
+from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms
 from ppl_vae.weights import not_a_weight
 
@@ -100,12 +102,21 @@ class Path:
 
     def draw(self) -> dict[str, Tensor]:
         """Points of the start, one for each chain and datum."""
-        tapes = self._run(self._pair.guide if self._start == "guide" else self._pair.model)
-        return self.space.points(self._chains_first([tape.latents for tape in tapes]))
+        return self._drawn(self._pair.guide if self._start == "guide" else self._pair.model)
+
+    def draw_of_guide(self) -> dict[str, Tensor]:
+        """Points of the guide, whatever the start; not finite where it leaves the model's support."""
+        return self._drawn(self._pair.guide)
 
     def draw_at_every_value(self) -> dict[str, Tensor]:
         """Points of the prior given each joint value of discrete latents, as many for each, however rare it is."""
         return self.space.points(self._run_once(self._pair.model, summed=True).latents)
+
+    def draw_of_components(self) -> dict[str, Tensor]:
+        """Points of the prior given components of a mixture, each as likely as any other, however rare it is."""
+        tapes = self._run(self._pair.model)
+        each = [{name: _of_components(tape.sites[name]) for name in self._layout.local_latents} for tape in tapes]
+        return self.space.points(self._chains_first(each))
 
     def at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Points where every chain of a datum has its latents (N, *event)."""
@@ -227,6 +238,9 @@ class Path:
         size, every = self._num_chains * self._num_values, self._layout.cardinalities
         return run_program(self._pair, program, self._batch, size, self._layout, values, enumerated=every)
 
+    def _drawn(self, program: Program) -> dict[str, Tensor]:
+        return self.space.points(self._chains_first([tape.latents for tape in self._run(program)]))
+
     def _chains_first(self, latents: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """Latents of the runs of all chains as those of one run."""
         if len(latents) == 1:
@@ -274,6 +288,19 @@ def num_values(layout: Layout) -> int:
             "the values of discrete latents, found ones whose particles run one after another: use log_likelihood"
         )
     return found
+
+
+def _of_components(site: Site) -> Tensor:
+    """The value of a site, or, of a mixture, that of components taken at random, another in each chain."""
+    value, mixture = site["value"], site["fn"]
+    while isinstance(mixture, Independent | MaskedDistribution):
+        mixture = mixture.base_dist
+    if not isinstance(mixture, MixtureSameFamily):
+        return value
+    drawn = mixture.component_distribution.sample()
+    drawn = drawn.movedim(drawn.dim() - 1 - len(mixture.event_shape), 0)
+    chains = torch.arange(len(value), device=value.device)
+    return drawn.expand(-1, *value.shape)[torch.randint(len(drawn), chains.shape, device=value.device), chains]
 
 
 def _check_masks(tapes: Iterable[Tape], layout: Layout) -> None:
