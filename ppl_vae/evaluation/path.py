@@ -13,7 +13,7 @@ from torch.distributions import Independent, MixtureSameFamily
 
 from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import EstimateError, PairError
-from ppl_vae.evaluation.edges import BEYOND_NUMBERS, REASON, tied
+from ppl_vae.evaluation.edges import beyond_numbers, reason, tied
 from ppl_vae.evaluation.hamiltonian import Density
 from ppl_vae.evaluation.proposal import site_at_fault, site_where
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
@@ -165,7 +165,7 @@ class Path:
         tapes = [("guide", guide)] * (self._start == "guide") + [("model", model)]
         mend = "mend the density there, or use log_likelihood, which asks for it at draws of the guide alone"
         if bool(self.space.rounded(points).expand(log_density.shape)[k, n]):
-            mend = f"latents there {BEYOND_NUMBERS}"
+            mend = f"latents there {beyond_numbers(log_density.dtype)}"
         raise EstimateError(
             f"row {self._first_row + n}: expected a log-density at all latents, or -inf where the model excludes them, "
             f"found {float(log_density[k, n])} at {at} (in unconstrained coordinates): "
@@ -180,12 +180,13 @@ class Path:
         """
         if self._num_chains == 1:
             return
-        num_tied = tied(self.space.flat(points)).sum(0)
+        flat = self.space.flat(points)
+        num_tied = tied(flat).sum(0)
         if bool((wrong := num_tied > max(_FEW, _MOST_TIED * self._num_chains)).any()):
             n = int(wrong.nonzero()[0])
             raise EstimateError(
                 f"row {self._first_row + n}: expected draws of the {self._start} that differ, found {int(num_tied[n])} "
-                f"of {self._num_chains} at the same lowest or highest value of a latent: {REASON}"
+                f"of {self._num_chains} at the same lowest or highest value of a latent: {reason(flat.dtype)}"
             )
 
     def excluding(self, column: int) -> str:

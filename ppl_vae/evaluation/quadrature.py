@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppl_vae.errors import EstimateError, PairError, is_lack_of_memory
 from ppl_vae.evaluation.cells import Cells, integrated
-from ppl_vae.evaluation.edges import BEYOND_NUMBERS
+from ppl_vae.evaluation.edges import beyond_numbers
 from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.evaluation.peaks import grid, peaks
 from ppl_vae.pair import Pair
@@ -111,7 +111,8 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         low, high, _ = widen(*far.hull(low, high, _MARGIN))
     box = Cells(low[None], high - low, torch.ones_like(low[None, :, 0], dtype=torch.bool))
     value = integrated(log_density, box, known, kind.eps, first_row, sites)
-    _check_edges(log_density, lambda v: _rounded(path, line.points(v).to(drawn.dtype), pattern), box, value, first_row)
+    rounded = lambda v: _rounded(path, line.points(v).to(drawn.dtype), pattern)  # noqa: E731
+    _check_edges(log_density, rounded, box, value, drawn.dtype, first_row)
     return value
 
 
@@ -128,7 +129,12 @@ def _rounded(path: Path, flat: Tensor, pattern: Mapping[str, Tensor]) -> Tensor:
 
 
 def _check_edges(
-    log_density: LogDensity, rounded: Callable[[Tensor], Tensor], box: Cells, value: Tensor, first_row: int
+    log_density: LogDensity,
+    rounded: Callable[[Tensor], Tensor],
+    box: Cells,
+    value: Tensor,
+    dtype: torch.dtype,
+    first_row: int,
 ) -> None:
     """No more than a negligible part of the integral is where latents round to the edge of their support."""
     dims = box.width.shape[-1]
@@ -142,7 +148,7 @@ def _check_edges(
         row = int(wrong.nonzero()[0])
         raise EstimateError(
             f"row {first_row + row}: expected p(x, z) to fall off before latents round, found "
-            f"{float(part[row].exp()):.2g} of p(x), or more, where they {BEYOND_NUMBERS}"
+            f"{float(part[row].exp()):.2g} of p(x), or more, where they {beyond_numbers(dtype)}"
         )
 
 
