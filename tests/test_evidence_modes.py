@@ -82,3 +82,27 @@ def test_a_mode_that_nothing_but_its_slope_leads_to_is_climbed(far: float, scale
         absolute=1e-4 if dtype == torch.float64 else 0.1,
         reason="p(x, z) of 1e5 nats rounds",
     )
+
+
+def test_latents_follow_a_rare_component_of_the_one_they_depend_on():
+    """z_1 ~ 1e-4 N(30, 0.1) + (1 - 1e-4) N(0, 1), z_2 ~ N(z_1, 0.1), x ~ N(z_2, 2): x = 30 was 80 nats too low."""
+    far, x = 30.0, torch.tensor([30.0, 0.0, 28.0], dtype=torch.float64)
+
+    def model(x):
+        parts = dist.Normal(x.new_tensor([far, 0.0]), x.new_tensor([0.1, 1.0]))
+        prior = dist.MixtureSameFamily(dist.Categorical(x.new_tensor([1e-4, 1 - 1e-4])), parts)
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", prior.expand([len(x)]))
+            second = pyro.sample("second", dist.Normal(first, 0.1))
+            pyro.sample("x", dist.Normal(second, 2.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            first = pyro.sample("first", dist.Normal(x.new_zeros(len(x)), 1.0))
+            pyro.sample("second", dist.Normal(first, 0.1))
+
+    exact = np.logaddexp(
+        np.log(1e-4) + stats.norm.logpdf(x, far, np.sqrt(4.02)),
+        np.log1p(-1e-4) + stats.norm.logpdf(x, 0, np.sqrt(5.01)),
+    )
+    assert_within(evidence(pv.Pair(model, guide), x), exact, absolute=1e-6, reason="a smooth density")

@@ -115,8 +115,10 @@ class Path:
     def draw_of_components(self) -> dict[str, Tensor]:
         """Points of the prior given components of a mixture, each as likely as any other, however rare it is."""
         tapes = self._run(self._pair.model)
-        each = [{name: _of_components(tape.sites[name]) for name in self._layout.local_latents} for tape in tapes]
-        return self.space.points(self._chains_first(each))
+        each = [_of_components(tape.sites[name] for name in self._layout.local_latents) for tape in tapes]
+        if any(each):
+            tapes = [self._run_once(self._pair.model, own) for own in each]
+        return self.space.points(self._chains_first([tape.latents for tape in tapes]))
 
     def at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Points where every chain of a datum has its latents (N, *event)."""
@@ -291,17 +293,20 @@ def num_values(layout: Layout) -> int:
     return found
 
 
-def _of_components(site: Site) -> Tensor:
-    """The value of a site, or, of a mixture, that of components taken at random, another in each chain."""
-    value, mixture = site["value"], site["fn"]
-    while isinstance(mixture, Independent | MaskedDistribution):
-        mixture = mixture.base_dist
-    if not isinstance(mixture, MixtureSameFamily):
-        return value
-    drawn = mixture.component_distribution.sample()
-    drawn = drawn.movedim(drawn.dim() - 1 - len(mixture.event_shape), 0)
-    chains = torch.arange(len(value), device=value.device)
-    return drawn.expand(-1, *value.shape)[torch.randint(len(drawn), chains.shape, device=value.device), chains]
+def _of_components(sites: Iterable[Site]) -> dict[str, Tensor]:
+    """Values of the sites whose distribution is a mixture: those of components taken at random, one in each chain."""
+    found = {}
+    for site in sites:
+        value, mixture = site["value"], site["fn"]
+        while isinstance(mixture, Independent | MaskedDistribution):
+            mixture = mixture.base_dist
+        if isinstance(mixture, MixtureSameFamily):
+            drawn = mixture.component_distribution.sample()
+            drawn = drawn.movedim(drawn.dim() - 1 - len(mixture.event_shape), 0)
+            chains = torch.arange(len(value), device=value.device)
+            which = torch.randint(len(drawn), chains.shape, device=value.device)
+            found[site["name"]] = drawn.expand(-1, *value.shape)[which, chains]
+    return found
 
 
 def _check_masks(tapes: Iterable[Tape], layout: Layout) -> None:
