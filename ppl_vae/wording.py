@@ -20,7 +20,7 @@ def in_words(value: float, stderr: float | None, share_untrusted: float) -> str:
 
     Args:
         value: The estimate, nats per datum.
-        stderr: Its Monte Carlo standard error; None if it is exact.
+        stderr: Its Monte Carlo standard error; None if it is exact, NaN if it is not known, which is left out.
         share_untrusted: Share of the data whose estimate cannot be trusted, in [0, 1].
 
     Example:
@@ -31,5 +31,7 @@ def in_words(value: float, stderr: float | None, share_untrusted: float) -> str:
         return f"{value:.2f} exact"
     if is_lower_bound(share_untrusted):
         return f"≥ {value:.2f}"
+    if math.isnan(stderr):
+        return f"{value:.2f}"
     decimals = max(2, 1 - math.floor(math.log10(stderr))) if 1e-6 <= stderr < 1.0 else 2
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"

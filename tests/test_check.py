@@ -136,6 +136,21 @@ def test_wrong_dtype_has_a_mend():
         pv.check(closure_pair(), torch.zeros(4, 3, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.half])
+def test_a_type_that_nothing_can_be_drawn_in_has_a_mend(dtype):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.Gamma(x.new_tensor(2.0), 1.0))
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("rate", dist.Gamma(2.0 + x, 2.0))
+
+    with pytest.raises(pv.PairError, match=r"not implemented for .*; convert the data to a type.* x\.float\(\)"):
+        pv.check(pv.Pair(model, guide), torch.ones(2, dtype=dtype))
+
+
 def test_data_outside_the_support_name_the_row():
     x = binary_rows(10)
     x[7, 2] = 0.25

@@ -241,6 +241,7 @@ def test_one_datum_and_one_sample_rank_nothing():
     for n in (1, 5):
         found = compare({"a": fresh(0), "b": fresh(1)}, binary_rows(n), 1)
         assert len({found.ranks[name] for name in "ab"} - {(1, 2)}) == 0
+        assert "nan" not in str(found)
 
 
 def test_the_level_is_a_coverage_as_everywhere():
@@ -294,6 +295,7 @@ def normal(width):
 WRONG = [
     ({}, pv.PairError, "expected a dictionary, name -> pair, of at least one, found {}"),
     ([ModuleVAE()], pv.PairError, "expected a dictionary"),
+    ({"a": ModuleVAE(), 1: ModuleVAE()}, pv.PairError, "pairs: expected names that are texts, found 1"),
     ({"a": normal(5), "b": normal(3)}, pv.PairError, r"log p of 5 numbers \('a'\) and log p of 3 numbers \('b'\)"),
     ({"a": ModuleVAE(), "b": small_ppca(7)}, pv.PairError, "^pair 'b': "),
     ({"a": normal(5), "b": ModuleVAE()}, pv.PairError, r"found density \('a'\) and probability \('b'\)"),

@@ -118,8 +118,10 @@ def test_draws_of_the_predictive_that_round_are_unreliable():
 
 @pytest.mark.parametrize(("prior", "dtype"), [(0.05, torch.float32), (0.5, torch.float32), (0.05, torch.float64)])
 def test_quadrature_stops_where_latents_round_before_the_density_falls_off(prior, dtype):
-    with pytest.raises(pv.EstimateError, match=r"row 0: .* fall off before latents round"):
+    with pytest.raises(pv.EstimateError, match=r"row 0: .* fall off before latents round") as found:
         pv.log_evidence(coins(prior, prior, dtype), HEADS.to(dtype), progress=False)
+    assert ("use double precision" in str(found.value)) == (dtype == torch.float32)
+    assert "write the latent as a transform of an unconstrained one" in str(found.value)
 
 
 @pytest.mark.parametrize(("prior", "dtype"), [(1.0, torch.float32), (0.5, torch.float64)])

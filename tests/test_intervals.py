@@ -65,3 +65,21 @@ def test_an_exact_answer_stands_beside_estimates():
         with pytest.raises(pv.DataError, match=r"log_prob: expected log p\(x\) of each datum"):
             pv.ExactLogLikelihood.of(wrong, 3)
     assert pv.ExactLogLikelihood.of([-math.inf, 0.0], 1).mean == -math.inf
+
+
+def test_an_error_that_is_not_known_leaves_no_end():
+    """One sample, or one annealed chain, has none."""
+    ppca = small_ppca()
+    x = ppca.sample(3)
+    one = pv.log_likelihood(ppca, x, 1, progress=False)
+    chain = pv.annealed_importance_sampling(ppca, x, pv.Annealing(1, 2, 2), progress=False)
+    words = np.array(["reliable", "unreliable", "unreliable"])
+    named = np.array(["guide", "guide", "annealing"])
+    zero, error = np.zeros(3), np.array([0.1, np.nan, np.nan])
+    mixed = pv.EscalatedLogLikelihood(zero, error, zero, zero, zero > 0, zero > 0, words, named, (), 1, 1, 0.0)
+    for found in (one, chain, mixed):
+        assert found.interval() == (-math.inf, math.inf)
+        low, high = found.intervals()
+        assert (low[1:] == -math.inf).all()
+        assert (high[1:] == math.inf).all()
+    assert np.isfinite([mixed.intervals().low[0], mixed.intervals().high[0]]).all()

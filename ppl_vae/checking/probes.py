@@ -70,6 +70,8 @@ def _mend(error: Exception) -> str:
     told = "same dtype", "expected scalar type", "should be the same"
     if any(words in text for words in told) or ("must match" in text and "dtype" in text):
         return "; convert the data to the dtype of the parameters, x.float(): levels and counts stay whole numbers"
+    if "not implemented for '" in text and not any(kind in text for kind in ("'Float'", "'Double'")):
+        return "; convert the data to a type that torch draws in, x.float(): levels and counts stay whole numbers"
     if isinstance(error, TypeError) and "argument" in text:
         return "; a program takes one argument for each array of the data"
     return ""

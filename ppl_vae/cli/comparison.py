@@ -197,7 +197,8 @@ def _ranked(row: report.ModelRow, ranks: tuple[int, int]) -> report.ModelRow:
 
 
 def _in_words(d: Difference) -> str:
-    return (
-        f"{d.better} - {d.worse} = {d.mean:.3f} ± {d.stderr:.3f} nats per datum (standard error over the data; of "
-        f"Monte Carlo alone {d.monte_carlo:.3f})"
-    )
+    over_data = "" if math.isnan(d.stderr) else f" ± {d.stderr:.3f}"
+    errors = ["standard error over the data"] * bool(over_data)
+    errors += [f"of Monte Carlo alone {d.monte_carlo:.3f}"] * (not math.isnan(d.monte_carlo))
+    told = f" ({'; '.join(errors)})" if errors else ""
+    return f"{d.better} - {d.worse} = {d.mean:.3f}{over_data} nats per datum{told}"

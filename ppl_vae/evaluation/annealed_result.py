@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_vae.averages import population_stderr
 from ppl_vae.evaluation.annealing import Annealing
-from ppl_vae.evaluation.intervals import Interval, interval_of_mean, two_sided
+from ppl_vae.evaluation.intervals import Interval, interval_of_mean, of_known_errors, two_sided
 from ppl_vae.evaluation.means import MeanLogLikelihood
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
@@ -108,7 +108,7 @@ def interval_of_chains(
         2.13
     """
     half = two_sided(level, max(1, num_chains - 1)) * stderr
-    return Interval(value - half, np.where(trusted, value + half, np.inf))
+    return of_known_errors(Interval(value - half, np.where(trusted, value + half, np.inf)), stderr)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError
+from ppl_vae.evaluation.peaks import Known
 
 __all__ = ["Cells", "integrated"]
 
@@ -44,6 +45,14 @@ class Cells(NamedTuple):
         low = (self.low + corner * width).flatten(0, 1)
         return Cells(low, width, self.real.repeat(len(corner), 1))
 
+    def largest(self, known: Known) -> Tensor:
+        """The largest of known log-densities in each cell, (M, N)."""
+        found = torch.full_like(self.low[..., 0], -torch.inf)
+        for at, value in zip(known.at, known.value, strict=True):
+            inside = ((self.low <= at) & (at <= self.low + self.width)).all(-1)
+            found = torch.where(inside, torch.maximum(found, value), found)
+        return found
+
     def kept(self, keep: Tensor) -> Cells:
         """The cells to keep (M, N), as few as hold them all."""
         order = keep.int().argsort(dim=0, descending=True, stable=True)[: int(keep.sum(0).max())]
@@ -60,15 +69,16 @@ class _Rule(NamedTuple):
     coarse: Tensor
     """The same by the Gauss rule on every other node."""
     most: Tensor
-    """Log of what the cell could hold if the density rose between two nodes as it rises from one to the next."""
+    """Log of what the cell could hold if the density rose between two nodes as it rises from one to the next, or were
+    what it is known to be somewhere."""
     steepest: Tensor
-    """The largest change between neighbouring nodes among those that count."""
+    """The largest change between neighbouring nodes among those that count, or to what is known to lie between."""
     size: Tensor
     """The largest |log density|."""
 
 
 def integrated(
-    log_density: Callable[[Tensor], Tensor], box: Cells, rounding: float, first_row: int, sites: str
+    log_density: Callable[[Tensor], Tensor], box: Cells, known: Known, rounding: float, first_row: int, sites: str
 ) -> Tensor:
     """Log of the integral of each density over its box, (N,).
 
@@ -79,6 +89,7 @@ def integrated(
     Args:
         log_density: Log-densities (K, N) of points (K, N, D).
         box: One cell for each density.
+        known: Where a density is known to be high: cells are halved until their nodes have seen as much.
         rounding: Relative rounding of log-densities; rules need not agree to less than eight times that.
         first_row: Row of the first density, for messages.
         sites: What is integrated over, in words, for messages.
@@ -94,7 +105,7 @@ def integrated(
     fine, coarse = torch.full((2, cells.low.shape[1]), -torch.inf, dtype=cells.low.dtype, device=cells.low.device)
     left, num_points = cells.real.any(0), 0
     for halvings in range(_MOST_ROUNDS):
-        found = _applied(log_density, cells, fine)
+        found = _applied(log_density, cells, known, fine)
         sum_fine, sum_coarse = _added(fine, found.fine), _added(coarse, found.coarse)
         done = _is_done(found, sum_fine, rounding, halvings > _TINY) | ~cells.real
         fine = _added(fine, torch.where(done, found.fine, -torch.inf))
@@ -118,7 +129,7 @@ def _is_done(found: _Rule, total: Tensor, rounding: float, is_tiny: bool) -> Ten
     return (found.most < total - _NEGLIGIBLE) | (agreed & resolved)
 
 
-def _applied(log_density: Callable[[Tensor], Tensor], cells: Cells, settled: Tensor) -> _Rule:
+def _applied(log_density: Callable[[Tensor], Tensor], cells: Cells, known: Known, settled: Tensor) -> _Rule:
     num, _, dims = cells.low.shape
     node, log_fine, log_coarse = (t.to(cells.low.device) for t in _nodes(dims))
     points = cells.low[:, None] + node[:, None] * cells.width  # (M, P, N, D)
@@ -129,10 +140,12 @@ def _applied(log_density: Callable[[Tensor], Tensor], cells: Cells, settled: Ten
     coarse = (value + log_coarse[:, None]).logsumexp(1) + log_size
     high, change = _neighbours(value, dims)
     most = high + dims * change + log_size
-    counts = most > _added(settled, fine) - _NEGLIGIBLE
-    steepest = torch.where(counts, change, 0.0).amax(1)
+    negligible = _added(settled, fine) - _NEGLIGIBLE
+    steepest = torch.where(most > negligible, change, 0.0).amax(1)
     size = torch.where(value.isfinite(), value.abs(), 0.0).amax(1)
-    return _Rule(fine, coarse, most.amax(1), steepest, size)
+    hidden = cells.largest(known)
+    unseen = torch.where(hidden + log_size > negligible, hidden - value.amax(1), 0.0)
+    return _Rule(fine, coarse, torch.maximum(most.amax(1), hidden + log_size), torch.maximum(steepest, unseen), size)
 
 
 def _neighbours(value: Tensor, dims: int) -> tuple[Tensor, Tensor]:

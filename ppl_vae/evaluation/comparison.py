@@ -62,8 +62,8 @@ def compare(
         A `Comparison`; `print` gives the table. It holds the `LogLikelihood` of each pair, without posterior draws.
 
     Raises:
-        PairError: There are no pairs; one is not valid, and is named; or their numbers do not compare: a probability
-            with a density, or pairs that observe different numbers or arguments of a datum.
+        PairError: There are no pairs, or a name is no text; one is not valid, and is named; or their numbers do not
+            compare: a probability with a density, or pairs that observe different numbers or arguments of a datum.
         DataError: A datum lies outside the support of a pair's site.
         EstimateError: A weight is NaN or infinite; pair and row are named.
 
@@ -170,6 +170,9 @@ def _rounding(pair: Pair, batch: Batch) -> float:
 def _check_pairs(pairs: Any) -> None:
     if not isinstance(pairs, Mapping) or not pairs:
         raise PairError(f"pairs: expected a dictionary, name -> pair, of at least one, found {pairs!r:.60}")
+    for name in pairs:
+        if not isinstance(name, str):
+            raise PairError(f"pairs: expected names that are texts, found {name!r:.60}: write it as one")
 
 
 @contextmanager

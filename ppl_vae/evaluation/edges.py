@@ -13,17 +13,29 @@ from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.supports import support_of, unmixed
 from ppl_vae.tape import Layout, Tape
 
-__all__ = ["BEYOND_NUMBERS", "REASON", "at_edge", "bounded_latents", "move_an_estimate", "tied"]
+__all__ = ["REASON", "at_edge", "beyond_numbers", "bounded_latents", "move_an_estimate", "reason", "tied"]
 
-_MEND = (
-    "use double precision (pair.double(), and data of it), or, where that is too coarse as well, write the latent as a "
-    "transform of an unconstrained one in both programs"
-)
-REASON = f"draws round to the edge of a latent's support, so that weights there are wrong, to either side: {_MEND}"
-BEYOND_NUMBERS = f"underflow, or round to the edge of their support, as numbers of this precision do: {_MEND}"
+_DOUBLE = "use double precision (pair.double(), and data of it), or, where that is too coarse as well, "
+_TRANSFORM = "write the latent as a transform of an unconstrained one in both programs"
+_ROUND = "draws round to the edge of a latent's support, so that weights there are wrong, to either side"
+REASON = f"{_ROUND}: {_DOUBLE}{_TRANSFORM}"
 # Weights of a share s that are wrong by a standard deviation of a weight move the estimate by s sqrt(K) standard
 # errors; at the edge of a support they may be wrong by a few.
 _BEARABLE, _NEGLIGIBLE = 0.3, 1e-4
+
+
+def reason(dtype: torch.dtype) -> str:
+    """What is wrong with draws of latents of a type, and what helps."""
+    return f"{_ROUND}: {_mend(dtype)}"
+
+
+def beyond_numbers(dtype: torch.dtype) -> str:
+    """What latents of a type do where their density does not fall off before, and what helps."""
+    return f"underflow, or round to the edge of their support, as numbers of this precision do: {_mend(dtype)}"
+
+
+def _mend(dtype: torch.dtype) -> str:
+    return _TRANSFORM if dtype == torch.float64 else _DOUBLE + _TRANSFORM
 
 
 def bounded_latents(guide: Tape, layout: Layout) -> tuple[str, ...]:

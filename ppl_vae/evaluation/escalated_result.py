@@ -83,7 +83,7 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
 
         It covers where all data are reliable; its upper end is infinite where one is still unreliable. Errors of
         annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. Both ends are infinite where a
-        datum is `rounded`.
+        datum is `rounded`, or has no error.
         """
         skewness = np.where(self._annealed, 1.5 * self.stderr, self.skewness)
         degrees = np.where(self._annealed, max(1, self.num_chains - 1), np.inf)

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppl_vae.options import probability
 
-__all__ = ["Interval", "interval_of_each", "interval_of_mean", "two_sided"]
+__all__ = ["Interval", "interval_of_each", "interval_of_mean", "of_known_errors", "two_sided"]
 
 _STRAIGHT = 1e-6  # a lean below it moves no digit that counts
 
@@ -46,6 +46,18 @@ def two_sided(level: float, degrees: float = math.inf) -> float:
     return float(t.ppf(0.5 + level / 2, degrees))
 
 
+def of_known_errors(found: Interval, stderr: np.ndarray) -> Interval:
+    """An interval of each datum (N,), without ends where its error is not known, as of one sample.
+
+    Example:
+        >>> low, high = of_known_errors(Interval(np.zeros(2), np.ones(2)), np.array([0.1, np.nan]))
+        >>> low.tolist(), high.tolist()
+        ([0.0, -inf], [1.0, inf])
+    """
+    unknown = np.isnan(stderr)
+    return Interval(np.where(unknown, -np.inf, found.low), np.where(unknown, np.inf, found.high))
+
+
 def interval_of_each(
     value: np.ndarray, stderr: np.ndarray, skewness: np.ndarray, unseen: np.ndarray, level: float
 ) -> Interval:
@@ -59,7 +71,7 @@ def interval_of_each(
 
     Args:
         value: Estimates (N,), in nats.
-        stderr: Their standard errors s (N,).
+        stderr: Their standard errors s (N,); NaN where unknown, as of one sample: both ends are then infinite.
         skewness: Skewness a of the mean weight (N,).
         unseen: Share of p(x) that the samples cannot have seen (N,), added on the upper side; NaN where unknown.
         level: Coverage, such as 0.95.
@@ -80,7 +92,7 @@ def interval_of_each(
     with np.errstate(divide="ignore"):
         low = value + np.log(np.maximum(1 - stderr * _untransformed(z, skewness), 0.0))
         high = value + np.log(1 - stderr * _untransformed(-z, skewness))
-    return Interval(low, high + np.log1p(np.nan_to_num(unseen)))
+    return of_known_errors(Interval(low, high + np.log1p(np.nan_to_num(unseen))), stderr)
 
 
 def interval_of_mean(
@@ -100,7 +112,7 @@ def interval_of_mean(
 
     Args:
         value: Estimates.
-        stderr: Their standard errors s.
+        stderr: Their standard errors s; both ends are infinite where one is NaN.
         skewness: Skewness of the mean weight; 1.5 s where it is not known, which leans to no side.
         unseen: Share that was missed.
         level: Coverage.
@@ -111,6 +123,9 @@ def interval_of_mean(
     """
     size, variance = len(value), np.square(stderr)
     total, parts = variance.sum(), np.square(variance) / degrees
+    if np.isnan(total):
+        two_sided(level)
+        return Interval(-math.inf, math.inf)
     z = two_sided(level, total**2 / parts.sum() if parts.any() else math.inf)
     # The logarithm takes 3 s from the skewness of a mean, of which its own error makes up for a half.
     third = (stderr**3 * (skewness - 1.5 * stderr)).sum()

@@ -7,16 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
+from torch.distributions import Independent, MixtureSameFamily
 
 from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import EstimateError, PairError
-from ppl_vae.evaluation.edges import BEYOND_NUMBERS, REASON, tied
+from ppl_vae.evaluation.edges import beyond_numbers, reason, tied
 from ppl_vae.evaluation.hamiltonian import Density
 from ppl_vae.evaluation.proposal import site_at_fault, site_where
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
 from ppl_vae.pair import Pair, Program
-from ppl_vae.tape import Batch, Layout, Tape, run_program
+from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms
 from ppl_vae.weights import not_a_weight
 
@@ -100,12 +102,23 @@ class Path:
 
     def draw(self) -> dict[str, Tensor]:
         """Points of the start, one for each chain and datum."""
-        tapes = self._run(self._pair.guide if self._start == "guide" else self._pair.model)
-        return self.space.points(self._chains_first([tape.latents for tape in tapes]))
+        return self._drawn(self._pair.guide if self._start == "guide" else self._pair.model)
+
+    def draw_of_guide(self) -> dict[str, Tensor]:
+        """Points of the guide, whatever the start; not finite where it leaves the model's support."""
+        return self._drawn(self._pair.guide)
 
     def draw_at_every_value(self) -> dict[str, Tensor]:
         """Points of the prior given each joint value of discrete latents, as many for each, however rare it is."""
         return self.space.points(self._run_once(self._pair.model, summed=True).latents)
+
+    def draw_of_components(self) -> dict[str, Tensor]:
+        """Points of the prior given components of a mixture, each as likely as any other, however rare it is."""
+        tapes = self._run(self._pair.model)
+        each = [_of_components(tape.sites[name] for name in self._layout.local_latents) for tape in tapes]
+        if any(each):
+            tapes = [self._run_once(self._pair.model, own) for own in each]
+        return self.space.points(self._chains_first([tape.latents for tape in tapes]))
 
     def at(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Points where every chain of a datum has its latents (N, *event)."""
@@ -154,7 +167,7 @@ class Path:
         tapes = [("guide", guide)] * (self._start == "guide") + [("model", model)]
         mend = "mend the density there, or use log_likelihood, which asks for it at draws of the guide alone"
         if bool(self.space.rounded(points).expand(log_density.shape)[k, n]):
-            mend = f"latents there {BEYOND_NUMBERS}"
+            mend = f"latents there {beyond_numbers(log_density.dtype)}"
         raise EstimateError(
             f"row {self._first_row + n}: expected a log-density at all latents, or -inf where the model excludes them, "
             f"found {float(log_density[k, n])} at {at} (in unconstrained coordinates): "
@@ -169,12 +182,13 @@ class Path:
         """
         if self._num_chains == 1:
             return
-        num_tied = tied(self.space.flat(points)).sum(0)
+        flat = self.space.flat(points)
+        num_tied = tied(flat).sum(0)
         if bool((wrong := num_tied > max(_FEW, _MOST_TIED * self._num_chains)).any()):
             n = int(wrong.nonzero()[0])
             raise EstimateError(
                 f"row {self._first_row + n}: expected draws of the {self._start} that differ, found {int(num_tied[n])} "
-                f"of {self._num_chains} at the same lowest or highest value of a latent: {REASON}"
+                f"of {self._num_chains} at the same lowest or highest value of a latent: {reason(flat.dtype)}"
             )
 
     def excluding(self, column: int) -> str:
@@ -227,6 +241,9 @@ class Path:
         size, every = self._num_chains * self._num_values, self._layout.cardinalities
         return run_program(self._pair, program, self._batch, size, self._layout, values, enumerated=every)
 
+    def _drawn(self, program: Program) -> dict[str, Tensor]:
+        return self.space.points(self._chains_first([tape.latents for tape in self._run(program)]))
+
     def _chains_first(self, latents: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
         """Latents of the runs of all chains as those of one run."""
         if len(latents) == 1:
@@ -273,6 +290,22 @@ def num_values(layout: Layout) -> int:
             f"site {next(iter(layout.cardinalities))!r}: expected programs that take a leading dimension, to sum over "
             "the values of discrete latents, found ones whose particles run one after another: use log_likelihood"
         )
+    return found
+
+
+def _of_components(sites: Iterable[Site]) -> dict[str, Tensor]:
+    """Values of the sites whose distribution is a mixture: those of components taken at random, one in each chain."""
+    found = {}
+    for site in sites:
+        value, mixture = site["value"], site["fn"]
+        while isinstance(mixture, Independent | MaskedDistribution):
+            mixture = mixture.base_dist
+        if isinstance(mixture, MixtureSameFamily):
+            drawn = mixture.component_distribution.sample()
+            drawn = drawn.movedim(drawn.dim() - 1 - len(mixture.event_shape), 0)
+            chains = torch.arange(len(value), device=value.device)
+            which = torch.randint(len(drawn), chains.shape, device=value.device)
+            found[site["name"]] = drawn.expand(-1, *value.shape)[which, chains]
     return found
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.errors import EstimateError, PairError, is_lack_of_memory
 from ppl_vae.evaluation.cells import Cells, integrated
-from ppl_vae.evaluation.edges import BEYOND_NUMBERS
+from ppl_vae.evaluation.edges import beyond_numbers
 from ppl_vae.evaluation.path import Path, num_values
+from ppl_vae.evaluation.peaks import grid, peaks
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Batch, Layout
+from ppl_vae.weights import not_a_weight
 
 __all__ = ["MOST_DIMENSIONS", "integrate"]
 
@@ -54,11 +57,13 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
 
     .. math:: \log p(x) = \log \int p(x, z(u(v))) \, |dz / du| \, |du / dv| \, dv
 
-    A box around draws of the prior, given each value of discrete latents, is widened until all that is outside is
-    negligible, then cut into cells, of which those that count are halved until the rule in each of them has converged.
+    A box around draws of the prior, given each value of discrete latents, is widened until its sides are negligible,
+    and again around peaks that count and lie beyond a valley: those that a coarse grid far outwards leads to, or draws
+    of the guide or of components of the prior. It is then cut into cells, of which those that count are halved until
+    they have seen what is known to lie in them and the rule in each has converged.
 
     Args:
-        pair: The pair, in evaluation mode; only its model is integrated.
+        pair: The pair, in evaluation mode; its model is integrated, and its guide says where to look.
         batch: A block of data.
         layout: Layout of the pair.
         first_row: Row of its first datum, for messages.
@@ -84,20 +89,38 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     _check_dimensions({name: u.numel() // drawn[..., 0].numel() for name, u in pattern.items()})
     line = _line(drawn.double())
 
-    def log_density(v: Tensor) -> Tensor:
+    def density(v: Tensor, at: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
         u = line.points(v).to(drawn.dtype)
-        joint = torch.cat([_log_joint(path, _padded(part, len(drawn)), pattern) for part in u.split(len(drawn))])
-        return joint[: len(v)].double() + line.log_slope(v)
+        parts = (path.space.from_flat(_padded(part, len(drawn)), pattern) for part in u.split(len(drawn)))
+        return torch.cat([at(points) for points in parts])[: len(v)].double() + line.log_slope(v)
+
+    log_density = partial(density, at=partial(_log_joint, path))
 
     reached = torch.cat([drawn, path.space.flat(path.draw_at_every_value())]) if layout.cardinalities else drawn
     starts = line.inverse(reached.double())
     kind = torch.finfo(drawn.dtype)
     furthest = ((_SAFE * math.sqrt(kind.max) - line.centre.abs()) / line.scale).asinh()
     sites = ", ".join(map(repr, pattern))
-    box = _wide_enough(log_density, starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN, furthest, first_row, sites)
-    value = integrated(log_density, box, kind.eps, first_row, sites)
-    _check_edges(log_density, lambda v: _rounded(path, line.points(v).to(drawn.dtype), pattern), box, value, first_row)
+    proposed = line.inverse(_proposed(path).double())
+    anywhere = partial(density, at=partial(_where_there_is_one, path))
+    widen = partial(_wide_enough, log_density, furthest=furthest, first_row=first_row, sites=sites)
+    low, high, top = widen(starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN)
+    known = peaks(anywhere, low, high, furthest, proposed, kind.eps)
+    known = known.above(torch.maximum(top, known.value.amax(0)) - _NEGLIGIBLE)
+    if bool((far := known.outside(low, high)).value.isfinite().any()):
+        low, high, _ = widen(*far.hull(low, high, _MARGIN))
+    box = Cells(low[None], high - low, torch.ones_like(low[None, :, 0], dtype=torch.bool))
+    value = integrated(log_density, box, known, kind.eps, first_row, sites)
+    rounded = lambda v: _rounded(path, line.points(v).to(drawn.dtype), pattern)  # noqa: E731
+    _check_edges(log_density, rounded, box, value, drawn.dtype, first_row)
     return value
+
+
+def _proposed(path: Path) -> Tensor:
+    """Points that may be high: half of them of the guide, half of components of the prior, (K, N, D)."""
+    guided, parts = (path.space.flat(points) for points in (path.draw_of_guide(), path.draw_of_components()))
+    half = -(-len(parts) // 2)
+    return torch.cat([guided.expand_as(parts)[:half], parts[:half]])
 
 
 def _rounded(path: Path, flat: Tensor, pattern: Mapping[str, Tensor]) -> Tensor:
@@ -106,10 +129,16 @@ def _rounded(path: Path, flat: Tensor, pattern: Mapping[str, Tensor]) -> Tensor:
 
 
 def _check_edges(
-    log_density: LogDensity, rounded: Callable[[Tensor], Tensor], box: Cells, value: Tensor, first_row: int
+    log_density: LogDensity,
+    rounded: Callable[[Tensor], Tensor],
+    box: Cells,
+    value: Tensor,
+    dtype: torch.dtype,
+    first_row: int,
 ) -> None:
     """No more than a negligible part of the integral is where latents round to the edge of their support."""
-    corner, width = _corners(box.width), box.width / (_GRID[box.width.shape[-1]] - 1)
+    dims = box.width.shape[-1]
+    corner, width = grid(box.width, _GRID[dims]), box.width / (_GRID[dims] - 1)
     points = box.low[0] + corner * box.width
     lost = rounded(points)
     if not bool(lost.any()):
@@ -119,7 +148,7 @@ def _check_edges(
         row = int(wrong.nonzero()[0])
         raise EstimateError(
             f"row {first_row + row}: expected p(x, z) to fall off before latents round, found "
-            f"{float(part[row].exp()):.2g} of p(x), or more, where they {BEYOND_NUMBERS}"
+            f"{float(part[row].exp()):.2g} of p(x), or more, where they {beyond_numbers(dtype)}"
         )
 
 
@@ -132,9 +161,8 @@ def _check_dimensions(sizes: Mapping[str, int]) -> None:
         )
 
 
-def _log_joint(path: Path, flat: Tensor, pattern: Mapping[str, Tensor]) -> Tensor:
-    """log p(x, u) of points (K, N, D), which is a density."""
-    points = path.space.from_flat(flat, pattern)
+def _log_joint(path: Path, points: Mapping[str, Tensor]) -> Tensor:
+    """log p(x, u) of points (K, N), which is a density."""
     log_joint = path.ends(points).joint
     path.check(log_joint, points)
     return log_joint
@@ -147,17 +175,28 @@ def _line(drawn: Tensor) -> _Line:
     return _Line(centre, torch.where(scale > 0, scale, 1.0))
 
 
+def _where_there_is_one(path: Path, points: Mapping[str, Tensor]) -> Tensor:
+    """log p(x, u) of points (K, N) wherever they are: minus infinity where it is none, or latents round."""
+    try:
+        log_joint = path.ends(points).joint
+    except Exception as error:
+        if is_lack_of_memory(error):
+            raise
+        return torch.full_like(path.space.square(points), -torch.inf)
+    return torch.where(not_a_weight(log_joint) | path.space.rounded(points), -torch.inf, log_joint)
+
+
 def _wide_enough(
     log_density: LogDensity, low: Tensor, high: Tensor, furthest: Tensor, first_row: int, sites: str
-) -> Cells:
-    """One cell for each datum, widened until its sides are negligible."""
-    corner = _corners(low)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Corners (N, D) of a box for each datum, widened until its sides are negligible, and the largest value seen."""
+    corner = grid(low, _GRID[low.shape[-1]])
     for _ in range(_ROUNDS):
         value = log_density(low + corner * (high - low))[..., None]
         counts = value > value.amax(0) - _NEGLIGIBLE
         down, up = (counts & (corner == 0)).any(0), (counts & (corner == 1)).any(0)
         if not bool((down | up).any()):
-            return Cells(low[None], high - low, torch.ones_like(low[None, :, 0], dtype=torch.bool))
+            return low, high, value.amax(0)[..., 0]
         low, high = low - down * _MARGIN, high + up * _MARGIN
         if bool((over := torch.maximum(low.abs(), high.abs()) > furthest).any()):
             break
@@ -166,13 +205,6 @@ def _wide_enough(
         f"row {row}: expected p(x, z) to fall off on all sides, found that it still counts where latents ({sites}) are "
         "near the largest number there is: use annealed_importance_sampling"
     )
-
-
-def _corners(like: Tensor) -> Tensor:
-    """A grid of the unit cell, (P, 1, D)."""
-    dims = like.shape[-1]
-    share = torch.linspace(0, 1, _GRID[dims], dtype=like.dtype, device=like.device)
-    return torch.cartesian_prod(*[share] * dims).reshape(-1, 1, dims)
 
 
 def _padded(points: Tensor, size: int) -> Tensor:

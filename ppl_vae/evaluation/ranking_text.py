@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from ppl_vae.averages import mean_stderr
@@ -66,6 +67,6 @@ def _row(comparison: Comparison, name: str) -> tuple[str, ...]:
         name,
         in_words(float(estimate.value.mean()), None if name in comparison.exact else stderr, share),
         "" if behind is None else in_words(behind.mean, behind.stderr, 0.0),
-        "" if behind is None else f"{behind.monte_carlo:.2g}",
+        "" if behind is None or math.isnan(behind.monte_carlo) else f"{behind.monte_carlo:.2g}",
         f"{share:.1%}",
     )

@@ -124,7 +124,7 @@ class LogLikelihood(MeanLogLikelihood):
 
         It covers where all data are reliable; noisy ones may make it too narrow. One that is unreliable may be too low
         by any amount, and the mean with it: the upper end is then infinite. `trusted` says which data to do better.
-        Both ends are infinite where a datum is `rounded`.
+        Both ends are infinite where a datum is `rounded`, or has no error, as of one sample.
         """
         return self._borne(interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level))
 
