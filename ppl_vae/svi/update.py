@@ -33,10 +33,11 @@ class Update:
     def can_skip(self) -> bool:
         """Whether the step can be told on a GPU to do nothing: that of torch's own fused classes, and of no other.
 
-        A class of one's own may have an inner optimiser, with the same defaults, that is told nothing.
+        A class of one's own may have an inner optimiser, with the same defaults, that is told nothing; so may a hook.
         """
         own = type(self.optimizer).__module__.startswith("torch.optim.")
-        return own and all(group.get("fused") for group in self.optimizer.param_groups)
+        hooks = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
+        return own and not hooks and all(group.get("fused") for group in self.optimizer.param_groups)
 
     @property
     def learning_rate(self) -> float:
