@@ -64,6 +64,8 @@ def content(held: TensorContent | ArrayContent | SetContent) -> list[Any] | Tens
     """What a set, an array or a tensor holds, to take along; None of what no other process can be given."""
     if isinstance(held, SetContent):
         return sorted(held.entries, key=repr) if all(map(_is_plain, held.entries)) else None
+    if held.is_resized:
+        return None
     if isinstance(held, ArrayContent):
         return _as_tensor(held.array)
     return held.tensor if _is_storable(held.tensor) else None

@@ -136,6 +136,18 @@ def counting(parameters, lr):
     return optimizer
 
 
+class Gaining(torch.optim.SGD):
+    """Adds a number and a tensor to the options of its groups."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            group["weight"] = group.get("weight", torch.ones(2)) * 0.9
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"] * float(group["weight"][1]) / group["count"])
+
+
 def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
     for optimizer in (Wrapping, Twice):
         run(ModuleVAE, binary, OPTIONS | {"epochs": 1, "optimizer": optimizer}, run_dir=tmp_path / optimizer.__name__)
@@ -145,7 +157,7 @@ def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize(
-    "optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Cycling, scheduled, counting]
+    "optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Cycling, Gaining, scheduled, counting]
 )
 def test_what_an_optimiser_keeps_changes_no_bit(optimizer, tmp_path: Path):
     options = OPTIONS | {"optimizer": optimizer}
@@ -163,11 +175,13 @@ def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
         def step(self, closure=None):
             super().step()
             self.kept, self.param_groups[0]["option"] = SimpleNamespace(), SimpleNamespace()
+            self.param_groups[0]["new"] = []
 
     options = OPTIONS | {"optimizer": Replacing, "epochs": 1}
-    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', which"):
+    names = ["optimizer.kept", "optimizer.param_groups.0.option", "optimizer.groups[0].new"]
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', .*new', which"):
         run(ModuleVAE, binary, options, run_dir=tmp_path)
-    assert newest(tmp_path / "checkpoints").plain["lost"] == ["optimizer.kept", "optimizer.param_groups.0.option"]
+    assert newest(tmp_path / "checkpoints").plain["lost"] == names
 
 
 def test_no_step_with_a_hook_is_told_to_do_nothing():

@@ -209,6 +209,7 @@ LOST = {
     "a key that no file can name": (lambda: {UNNAMEABLE: torch.zeros(1)}, lambda own: own.kept[UNNAMEABLE].add_(1.0)),
     "a sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: own.kept.mul_(1.1)),
     "another sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: keep(own, own.kept * 1.1)),
+    "a tensor that is resized": (lambda: torch.zeros(1), lambda own: own.kept.resize_(len(own.kept) + 1).fill_(1.0)),
     "a part of a parameter": (lambda: None, lambda own: keep(own, own.decoder[0].weight.data[0])),
 }
 

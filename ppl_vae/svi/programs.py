@@ -129,9 +129,10 @@ def _described(value: Any, registered: set[int | None]) -> str:
 
 
 def _numbers(tensor: Tensor) -> str:
+    """A hash of a copy: a tensor of which NumPy has seen the memory can no longer be resized."""
     if tensor.numel() > _LARGEST or tensor.is_meta or tensor.is_quantized:
         return ""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
     return _hash(plain.view(-1).view(torch.uint8).numpy().tobytes())
 
 

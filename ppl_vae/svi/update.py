@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,23 @@ class Update:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self._rates = [group["lr"] for group in optimizer.param_groups]
+        self.options = [frozenset(group) for group in self.groups]
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimiser and those that it keeps as attributes, whose steps it averages, say; each state once."""
+        found = [self.optimizer]
+        for optimizer in found:  # which grows meanwhile
+            values = [v for own in vars(optimizer).values() for v in (own if isinstance(own, list | tuple) else [own])]
+            for value in values:
+                if isinstance(value, torch.optim.Optimizer) and all(value.state is not o.state for o in found):
+                    found.append(value)
+        return found
+
+    @property
+    def groups(self) -> list[MutableMapping[str, Any]]:
+        """The groups of parameters of each of them; `options` are the names of what is in these at the beginning."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @cached_property
     def values(self) -> Belongings:
