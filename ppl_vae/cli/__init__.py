@@ -20,7 +20,8 @@ def run() -> None:
 
         app(prog_name="ppl-vae")  # not `python -m ppl_vae.ppl-vae`
     except KeyboardInterrupt:
-        sys.stderr.write("ppl-vae: interrupted\n")
+        if sys.stderr is not None:
+            sys.stderr.write("ppl-vae: interrupted\n")
         sys.exit(_INTERRUPTED)
 
 
