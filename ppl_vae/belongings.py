@@ -14,6 +14,7 @@ from ppl_vae.attributes import ABSENT, Attributes, Place, registered_with, reord
 from ppl_vae.contents import ArrayContent, SetContent, TensorContent, is_same, memory
 from ppl_vae.discovery import LARGEST_CONTAINER
 from ppl_vae.portable import ARRAY, GONE, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
+from ppl_vae.storage.plain import HALVES
 
 __all__ = ["Belongings", "Taken"]
 
@@ -62,8 +63,8 @@ class Belongings:
         tensors: dict[str, Tensor] = {}
         lost: list[str] = []
         for name, value in self._changes():
-            if isinstance(value, _Lost) or (isinstance(value, Tensor) and not _can_be_name(str(name))):
-                lost.append(name.label)
+            if isinstance(value, _Lost) or not _can_be_name(str(name), value):
+                lost.append(HALVES.sub("\ufffd", name.label))
             elif isinstance(value, Tensor):
                 tensors[str(name)] = value
             else:
@@ -247,8 +248,10 @@ class _Name(NamedTuple):
         return self.kind == _SIZE, self.kind in _IN_PLACES, not gone, self.number, -place if gone else place
 
 
-def _can_be_name(text: str) -> bool:
-    """Whether a file of tensors may have a name, see `check_storable`."""
+def _can_be_name(text: str, value: Any) -> bool:
+    """Whether a value may have a name in JSON, or a tensor in a file of such, see `check_storable`."""
+    if not isinstance(value, Tensor):
+        return HALVES.search(text) is None
     return len(text) <= _LONGEST and text == text.encode(errors="replace").decode()
 
 

@@ -18,10 +18,12 @@ __all__ = [
     "give",
     "is_same",
     "memory",
+    "spelled",
     "writes",
 ]
 
 PLAIN = (bool, int, float, complex, str, type(None), np.generic)
+_LONGEST_WHOLE = 2000  # bits, which Python writes in decimal whatever limit it has been given
 _INEXACT = (float, complex, np.inexact)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
@@ -144,6 +146,11 @@ def is_same(before: Any, now: Any) -> bool:
     if now is before:
         return True
     return isinstance(before, PLAIN) and isinstance(now, PLAIN) and bool(_exact(before) == _exact(now))
+
+
+def spelled(value: Any) -> str:
+    """The `repr` of a value; that of a whole number of thousands of digits, which Python refuses, in hexadecimal."""
+    return hex(value) if isinstance(value, int) and value.bit_length() > _LONGEST_WHOLE else repr(value)
 
 
 def _exact(value: Any) -> Any:
