@@ -18,16 +18,17 @@ ROOT = Path(__file__).resolve().parents[1]
 FIT = ["fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", "--compile", "no"]
 
 
-def started(shell: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+def started(shell: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with redirections of its shell."""
     line = f'"$0" -m ppl_vae "$@" {shell}'
     return subprocess.run(
         ["sh", "-c", line, sys.executable, *map(str, arguments)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="surrogateescape",
         check=False,
     )
 
@@ -35,6 +36,14 @@ def started(shell: str, *arguments: str | Path) -> subprocess.CompletedProcess[s
 def test_a_closed_standard_error_stops_no_fit(tmp_path: Path):
     assert started("2>&-", *FIT, "--run-dir", tmp_path / "run").returncode == 0
     assert read_run(tmp_path / "run").status == "finished"
+
+
+def test_a_directory_whose_name_is_no_text_is_named_and_drawn(tmp_path: Path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path / "run") + b"\xff"))
+    done = started("", *FIT, "--run-dir", root, PYTHONIOENCODING="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.fsdecode(root.name) in done.stdout
+    assert (root / "figures" / "learning-curves.png").is_file()
 
 
 @pytest.mark.parametrize("command", [["check", "vae"], ["experiment", "list"]], ids=" ".join)

@@ -137,16 +137,16 @@ def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor], learning_rate: float) -> Update:
-    """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam if None.
+    """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam, fused for real numbers, if None.
 
     Raises:
         ValueError: If no optimiser comes of it, or one whose step needs a closure.
         StorageError: If what torch loads first for an optimiser, its compiler, finds no folder for temporary files.
     """
     try:
-        if optimizer is None:
+        if optimizer is None and not any(p.is_complex() for p in parameters):  # which no fused kernel moves
             return Adam(parameters, learning_rate)
-        made = _called(optimizer, parameters, learning_rate)
+        made = _called(optimizer or torch.optim.Adam, parameters, learning_rate)
     except OSError as error:
         raise StorageError(
             f"optimizer: expected what torch needs to make one, found {first_line(error)}; where the disk is full, "
