@@ -53,8 +53,11 @@ class Update:
         A class of one's own may have an inner optimiser, with the same defaults, that is told nothing; so may a hook.
         """
         own = type(self.optimizer).__module__.startswith("torch.optim.")
-        hooks = self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks
-        return own and not hooks and all(group.get("fused") for group in self.optimizer.param_groups)
+        return own and not self._hooks and all(group.get("fused") for group in self.optimizer.param_groups)
+
+    @property
+    def _hooks(self) -> bool:
+        return bool(self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks)
 
     @property
     def learning_rate(self) -> float:
