@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ppl_vae.contents import PLAIN, Change, TensorContent, content_of, is_same, memory
+from ppl_vae.contents import PLAIN, Change, TensorContent, content_of, is_same, memory, spelled
 from ppl_vae.holders import Holder, holders
 
 __all__ = ["ABSENT", "PLAIN", "Attributes", "Change", "Place", "registered_with", "reorder"]
@@ -267,4 +267,4 @@ def _never(value: Any) -> bool:
 
 
 def _in_words(value: Any) -> str:
-    return repr(value) if isinstance(value, PLAIN) or value is ABSENT else f"a {type(value).__name__}"
+    return spelled(value) if isinstance(value, PLAIN) or value is ABSENT else f"a {type(value).__name__}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from ppl_vae.attributes import ABSENT, Attributes, Place, registered_with, reord
 from ppl_vae.contents import ArrayContent, SetContent, TensorContent, is_same, memory
 from ppl_vae.discovery import LARGEST_CONTAINER
 from ppl_vae.portable import ARRAY, GONE, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
+from ppl_vae.storage.plain import HALVES
 
 __all__ = ["Belongings", "Taken"]
 
@@ -40,7 +41,8 @@ class Belongings:
     """Values that a module and its programs keep, as they are now: what changes can be taken to another process.
 
     Those are numbers, text, tensors and arrays under the names of `Attributes`, whether others take their place or they
-    are written to, entries that come to lists and dictionaries of such or go from them, and the entries of sets.
+    are written to, entries that come to lists and dictionaries of such or go from them, and the entries of sets. Of
+    what is registered with the module, whose numbers are kept with it, they are buffers of another shape or type.
 
     Args:
         root: See `Attributes`. In the other process it has to be made in the same way.
@@ -49,7 +51,9 @@ class Belongings:
 
     def __init__(self, root: nn.Module | torch.optim.Optimizer, name: str = "") -> None:
         self._attributes = Attributes(root, name)
-        self._places = [place for place in self._attributes.places if not place.holder.registered]
+        self._places = sorted(self._attributes.places, key=lambda place: place.holder.registered)
+        registered = (place for place in self._places if place.holder.registered)
+        self._forms = {(id(p.holder.source), key): _form(p.now(key)) for p in registered for key in p.keys}
         self._device = next((t.device for t in registered_with(root)), torch.device("cpu"))
         self._before: set[str] = set()  # names of what another process had changed
 
@@ -59,8 +63,8 @@ class Belongings:
         tensors: dict[str, Tensor] = {}
         lost: list[str] = []
         for name, value in self._changes():
-            if isinstance(value, _Lost) or (isinstance(value, Tensor) and not _can_be_name(str(name))):
-                lost.append(name.label)
+            if isinstance(value, _Lost) or not _can_be_name(str(name), value):
+                lost.append(HALVES.sub("\ufffd", name.label))
             elif isinstance(value, Tensor):
                 tensors[str(name)] = value
             else:
@@ -70,6 +74,13 @@ class Belongings:
     def misplaced(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         """A name of what was `taken` that leads to no such value here; empty if all do."""
         return next((name for name, value in {**plain, **tensors}.items() if not self._fits(name, value)), "")
+
+    def remade(self, root: nn.Module, names: Iterable[str]) -> set[str]:
+        """The buffers of the module among what was `taken`, by their names in it: `put` gives them another form."""
+        found = [(self._places[name.number], name) for name in map(_Name.of, names) if name.kind in _IN_PLACES]
+        places = {(id(p.holder.source), _key(p, name.label)) for p, name in found if p.holder.registered}
+        homes = ((where, module._buffers) for where, module in root.named_modules()) if places else ()
+        return {f"{where}.{key}".lstrip(".") for where, home in homes for key in home if (id(home), key) in places}
 
     def put(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Puts what was `taken` in its place, which it has, see `misplaced`; all else becomes what it was."""
@@ -112,7 +123,10 @@ class Belongings:
         shared = Counter(memory(v) for p in self._attributes.places for v in _values(p) if type(v) is Tensor)
         own = {where for where, count in shared.items() if count == 1} - self._attributes.registered | {None, 0}
         for number, place in enumerate(self._places):
-            yield from self._changes_of(number, place, own)
+            changes = (
+                self._remade_in(number, place) if place.holder.registered else self._changes_of(number, place, own)
+            )
+            yield from changes
         for kind, held in self._contents():
             name = _Name(kind, held[0], held[1].name)
             if held[1].differs() or str(name) in self._before:
@@ -124,6 +138,14 @@ class Belongings:
             yield _INTO_TENSOR, (number, tensor)
         for number, found in enumerate(self._attributes.contents):
             yield _SET if isinstance(found, SetContent) else _INTO_ARRAY, (number, found)
+
+    def _remade_in(self, number: int, place: Place) -> Iterator[tuple[_Name, Any]]:
+        """Buffers of a module that have another shape or type than they had, or are gone, or come where none was."""
+        for key in place.keys:
+            now = place.now(key)
+            name, value = _named(number, place, key, {memory(now)} if isinstance(now, Tensor) else set())
+            if _form(now) != self._forms[id(place.holder.source), key] or self._again(name):
+                yield name, value
 
     def _changes_of(self, number: int, place: Place, own: set[int | None]) -> Iterator[tuple[_Name, Any]]:
         """What has changed in a place; of a container that is of another size or order, whatever stands in it."""
@@ -173,6 +195,8 @@ class Belongings:
             key = _key(place, name.label)
         except (LookupError, ValueError):
             return False
+        if place.holder.registered and (key not in place.keys or isinstance(place.now(key), nn.Parameter)):
+            return False
         return key is not ABSENT and (name.kind != GONE or key in place.keys) and fits(name.kind, value)
 
     def _content(self, name: _Name) -> TensorContent | ArrayContent | SetContent:
@@ -181,6 +205,10 @@ class Belongings:
         if isinstance(found, SetContent) != (name.kind == _SET):
             raise ValueError(name.kind)
         return found
+
+
+def _form(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else value
 
 
 class _Lost:
@@ -220,8 +248,10 @@ class _Name(NamedTuple):
         return self.kind == _SIZE, self.kind in _IN_PLACES, not gone, self.number, -place if gone else place
 
 
-def _can_be_name(text: str) -> bool:
-    """Whether a file of tensors may have a name, see `check_storable`."""
+def _can_be_name(text: str, value: Any) -> bool:
+    """Whether a value may have a name in JSON, or a tensor in a file of such, see `check_storable`."""
+    if not isinstance(value, Tensor):
+        return HALVES.search(text) is None
     return len(text) <= _LONGEST and text == text.encode(errors="replace").decode()
 
 
@@ -262,7 +292,7 @@ def _size(place: Place) -> int | list[str] | None:
 def _can_be(place: Place, size: Any) -> bool:
     if isinstance(place.holder.source, list | deque):
         return type(size) is int and size >= 0
-    texts = isinstance(size, list) and all(type(key) is str for key in size)
+    texts = isinstance(size, list) and all(type(key) is str for key in size) and not place.holder.registered
     return texts and isinstance(place.holder.source, MutableMapping) and place.holder.owner is None
 
 

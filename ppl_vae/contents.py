@@ -15,12 +15,15 @@ __all__ = [
     "SetContent",
     "TensorContent",
     "content_of",
+    "give",
     "is_same",
     "memory",
+    "spelled",
     "writes",
 ]
 
 PLAIN = (bool, int, float, complex, str, type(None), np.generic)
+_LONGEST_WHOLE = 2000  # bits, which Python writes in decimal whatever limit it has been given
 _INEXACT = (float, complex, np.inexact)
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Larger tensors and arrays are data that an object carries along: programs do not write to them. Arrays that are looked
@@ -47,7 +50,12 @@ class TensorContent:
         self.large = tensor.numel() > _LARGEST_COPY
         is_compared = tensor.layout is torch.strided and not self.large
         self._before = tensor.detach().clone() if is_compared else None
-        self._version = writes(tensor)
+        self._version, self._form = writes(tensor), (tensor.shape, tensor.dtype)
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether it has another shape or type: a tensor made in the same way cannot be given its numbers."""
+        return (self.tensor.shape, self.tensor.dtype) != self._form
 
     def differs(self) -> bool:
         """Whether it was written to."""
@@ -58,7 +66,7 @@ class TensorContent:
     def restore(self) -> None:
         """Puts the numbers back, of a large or sparse one none."""
         if self._before is not None and self.differs():
-            self.tensor.data.copy_(self._before)
+            give(self.tensor, self._before)
 
 
 class ArrayContent:
@@ -68,6 +76,11 @@ class ArrayContent:
         self.name, self.array, self._before = name, array, array.copy()
         self.small = array.size <= _LARGEST_LOOK
         self._bytes = array.tobytes()
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether it has another shape: an array made in the same way cannot be given its numbers."""
+        return self.array.shape != self._before.shape
 
     def differs(self) -> bool:
         """Whether a number is another one."""
@@ -79,7 +92,7 @@ class ArrayContent:
 
     def restore(self) -> None:
         """Puts the numbers back."""
-        if self.array.shape == self._before.shape and self.array.flags.writeable and self.differs():
+        if not self.is_resized and self.array.flags.writeable and self.differs():
             np.copyto(self.array, self._before)
 
     restore_plain = restore
@@ -135,6 +148,11 @@ def is_same(before: Any, now: Any) -> bool:
     return isinstance(before, PLAIN) and isinstance(now, PLAIN) and bool(_exact(before) == _exact(now))
 
 
+def spelled(value: Any) -> str:
+    """The `repr` of a value; that of a whole number of thousands of digits, which Python refuses, in hexadecimal."""
+    return hex(value) if isinstance(value, int) and value.bit_length() > _LONGEST_WHOLE else repr(value)
+
+
 def _exact(value: Any) -> Any:
     """Something equal for the same number of the same type alone."""
     if not isinstance(value, PLAIN):
@@ -148,6 +166,13 @@ def memory(tensor: Tensor) -> int | None:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError, ValueError):
         return None
+
+
+def give(tensor: Tensor, numbers: Tensor) -> None:
+    """Gives a tensor, where it is, these numbers; also their shape and type, where it was resized in place."""
+    if (tensor.shape, tensor.dtype) != (numbers.shape, numbers.dtype):
+        tensor.data = torch.empty_like(numbers, device=tensor.device)
+    tensor.data.copy_(numbers)
 
 
 def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:

@@ -102,11 +102,11 @@ class _LastRates(MutableMapping[int, Any]):
 def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
     """Every place within reach of a module by attributes, containers, closures, globals and methods.
 
-    Of libraries (see `is_library`) only modules, distributions, transforms, schedulers of torch and some containers are
-    entered, and what they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more than a
-    thousand entries are not, nor hooks (what they record is meant to stay), nor what a program reaches in another way
-    than by name. Of an optimiser it is what it keeps beside numbers, text, tensors and tuples of such in its groups,
-    and the state of each parameter.
+    Of libraries (see `is_library`) only modules, distributions, transforms, optimisers and schedulers of torch and some
+    containers are entered, and what they show: a frozen distribution of SciPy or a DataFrame is not. Containers of more
+    than a thousand entries are not, nor hooks of modules (what they record is meant to stay), nor what a program
+    reaches in another way than by name. Of an optimiser, torch's own or not, it is what its attributes and hooks keep,
+    and its groups beside numbers, text, tensors and tuples of such, but not the state of each parameter.
 
     Args:
         root: Where to start.
@@ -226,14 +226,12 @@ def _cells(function: types.FunctionType) -> Iterator[tuple[str, types.CellType]]
 
 
 def _has_attributes(value: Any) -> bool:
-    if isinstance(value, nn.Module | Distribution | Transform | LRScheduler):
+    if isinstance(value, nn.Module | Distribution | Transform | Optimizer | LRScheduler):
         return True
     if isinstance(value, type):
         return is_users(value.__module__)
     if isinstance(value, types.ModuleType) or not _homes(value):
         return False
-    if isinstance(value, Optimizer):
-        return not is_known(type(value).__module__)  # torch's keep all by parameter
     if inspect.isfunction(value):
         return bool(vars(value)) and _is_entered(value.__module__)
     return isinstance(value, _NAMESPACES + _CONTAINERS) or _is_entered(type(value).__module__)

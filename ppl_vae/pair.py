@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_vae.attributes import Attributes
+from ppl_vae.contents import give
 from ppl_vae.discovery import Program, reachable
 from ppl_vae.errors import PairError
 from ppl_vae.rng import own_noise, seeded
@@ -187,10 +188,10 @@ def as_pair(pair: Any) -> Pair:
     return made
 
 
-def misfit(pair: Pair, state: Mapping[str, Any]) -> str:
-    """The first entry in which a state differs from that of the pair, in words; empty if none does."""
+def misfit(pair: Pair, state: Mapping[str, Any], apart: Collection[str] = ()) -> str:
+    """The first entry, but for some, in which a state differs from that of the pair, in words; empty if none does."""
     expected, found = ({n: _form(value) for n, value in entries.items()} for entries in (pair.state_dict(), state))
-    for name in sorted(expected.keys() | found.keys()):
+    for name in sorted((expected.keys() | found.keys()) - {*apart}):
         own, other = expected.get(name), found.get(name)
         # What `pyro.param` makes on first use may be missing in a pair that has not run.
         if own == other or (own is None and name.startswith("store.")):
@@ -271,7 +272,9 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             home.update(buffers)
         with torch.no_grad():
             for buffer, version, value in before:
-                if buffer._version != version:  # autograd may hold one that did not move
+                if buffer.shape != value.shape:
+                    give(buffer, value)
+                elif buffer._version != version:  # autograd may hold one that did not move
                     buffer.copy_(value)
                 elif id(buffer) in silent:
                     with torch.autograd._unsafe_preserve_version_counter(buffer):

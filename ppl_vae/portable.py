@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.attributes import ABSENT, PLAIN
-from ppl_vae.contents import ArrayContent, SetContent, TensorContent
+from ppl_vae.contents import ArrayContent, SetContent, TensorContent, spelled
 from ppl_vae.storage import check_storable
 
 __all__ = ["ARRAY", "GONE", "ON_DEVICE", "TENSOR", "VALUE", "Portable", "can_hold", "content", "entry", "fill", "fits"]
@@ -63,7 +63,9 @@ def fits(kind: str, value: Any) -> bool:
 def content(held: TensorContent | ArrayContent | SetContent) -> list[Any] | Tensor | None:
     """What a set, an array or a tensor holds, to take along; None of what no other process can be given."""
     if isinstance(held, SetContent):
-        return sorted(held.entries, key=repr) if all(map(_is_plain, held.entries)) else None
+        return sorted(held.entries, key=spelled) if all(map(_is_plain, held.entries)) else None
+    if held.is_resized:
+        return None
     if isinstance(held, ArrayContent):
         return _as_tensor(held.array)
     return held.tensor if _is_storable(held.tensor) else None

@@ -5,11 +5,19 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "is_watched"]
 
 _INTERVAL = 0.2
+
+
+def is_watched(stream: Any) -> bool:
+    """Whether a stream is a terminal: not one that is closed, nor None, which Python has for one it was not given."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
 
 
 class Progress:
@@ -24,7 +32,7 @@ class Progress:
         self._total = total
         self._unit = unit
         self._title = title
-        self._enabled = enabled and sys.stderr.isatty()
+        self._enabled = enabled and is_watched(sys.stderr)
         self._last = 0.0
         self._start = time.monotonic()
 

@@ -73,7 +73,7 @@ MAY_IMPORT = {
     "attributes": FOUNDATION | {"holders", "contents"},
     "portable": FOUNDATION | {"attributes", "contents"},
     "belongings": FOUNDATION | {"discovery", "attributes", "contents", "portable"},
-    "pair": FOUNDATION | {"discovery", "attributes"},
+    "pair": FOUNDATION | {"discovery", "attributes", "contents"},
     "tape": FOUNDATION | {"pair"},
     "drawn": FOUNDATION | {"tape"},
     "reductions": FOUNDATION | {"tape"},

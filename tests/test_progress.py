@@ -73,6 +73,15 @@ def test_nothing_is_drawn_where_nobody_looks(look, monkeypatch):
     assert terminal.getvalue() == ""
 
 
+def test_without_standard_error_nobody_looks(monkeypatch):
+    for stream in (None, io.TextIOWrapper(io.BytesIO())):
+        if stream is not None:
+            stream.close()
+        monkeypatch.setattr(sys, "stderr", stream)
+        pv.fit(ModuleVAE(), binary_rows(12), epochs=1, compile=False, progress=True)
+        pv.log_likelihood(ModuleVAE(), binary_rows(12), 5, progress=True)
+
+
 def test_a_fit_under_a_bar_is_the_same_fit(look):
     look()
     quiet, shown = fresh(), fresh()

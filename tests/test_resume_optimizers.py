@@ -113,6 +113,41 @@ class Twice(Wrapping):
         self.inner = self.optimizer = self.base
 
 
+def scheduled(parameters, lr):
+    """One of torch's own classes: a scheduler among its attributes, stepped by a hook."""
+    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+    optimizer.cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=20)
+    optimizer.register_step_post_hook(lambda optimizer, arguments, options: optimizer.cycle.step())
+    return optimizer
+
+
+def counting(parameters, lr):
+    """One of torch's own classes: numbers among its attributes, and in a list that nothing but a hook knows."""
+    optimizer, calls = torch.optim.SGD(parameters, lr=lr), [0]
+    optimizer.count = 0
+
+    @torch.no_grad()
+    def decay(optimizer, arguments, options):
+        optimizer.count, calls[0] = optimizer.count + 1, calls[0] + 1
+        for p in optimizer.param_groups[0]["params"]:
+            p.mul_(1 - 0.1 / (optimizer.count + calls[0]))
+
+    optimizer.register_step_post_hook(decay)
+    return optimizer
+
+
+class Gaining(torch.optim.SGD):
+    """Adds a number and a tensor to the options of its groups."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] = group.get("count", 0) + 1
+            group["weight"] = group.get("weight", torch.ones(2)) * 0.9
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"] * float(group["weight"][1]) / group["count"])
+
+
 def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
     for optimizer in (Wrapping, Twice):
         run(ModuleVAE, binary, OPTIONS | {"epochs": 1, "optimizer": optimizer}, run_dir=tmp_path / optimizer.__name__)
@@ -121,7 +156,9 @@ def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
-@pytest.mark.parametrize("optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Cycling])
+@pytest.mark.parametrize(
+    "optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Cycling, Gaining, scheduled, counting]
+)
 def test_what_an_optimiser_keeps_changes_no_bit(optimizer, tmp_path: Path):
     options = OPTIONS | {"optimizer": optimizer}
     whole = numbers(*run(ModuleVAE, binary, options))
@@ -138,11 +175,21 @@ def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
         def step(self, closure=None):
             super().step()
             self.kept, self.param_groups[0]["option"] = SimpleNamespace(), SimpleNamespace()
+            self.param_groups[0]["new"] = []
 
     options = OPTIONS | {"optimizer": Replacing, "epochs": 1}
-    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', which"):
+    names = ["optimizer.kept", "optimizer.param_groups.0.option", "optimizer.groups[0].new"]
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', .*new', which"):
         run(ModuleVAE, binary, options, run_dir=tmp_path)
-    assert newest(tmp_path / "checkpoints").plain["lost"] == ["optimizer.kept", "optimizer.param_groups.0.option"]
+    assert newest(tmp_path / "checkpoints").plain["lost"] == names
+
+
+def test_no_step_with_a_hook_is_told_to_do_nothing():
+    parameters = [torch.nn.Parameter(torch.zeros(3))]
+    update = make_update(partial(torch.optim.Adam, fused=True), parameters, 0.1)
+    assert update.can_skip
+    update.optimizer.register_step_post_hook(lambda optimizer, arguments, options: None)
+    assert not update.can_skip
 
 
 OPTIONS_OF = {

@@ -24,6 +24,7 @@ from tests.resuming import binary, numbers, only, run, same
 from tests.training import fresh
 
 AT = 4
+HIGH, LOW = chr(0xD800), chr(0xDFFF)  # halves of a character, which UTF-8 does not encode
 
 
 class Keeper(ModuleVAE):
@@ -152,6 +153,13 @@ KINDS = {
         lambda own: setattr(own.kept, "number", own.kept.number * 1.1),
         lambda own: own.kept.number,
     ),
+    "a whole number of thousands of digits": (
+        lambda: 10**5000,
+        lambda own: keep(own, own.kept * 10**1500 + 1),
+        lambda own: own.kept % 97,
+    ),
+    "halves of characters": (lambda: HIGH, lambda own: keep(own, own.kept + LOW + HIGH), size),
+    "a set of thousands of digits": (set, lambda own: own.kept.add(10 ** (5000 + len(own.kept))), size),
     "slots": (Slotted, lambda own: setattr(own.kept, "number", own.kept.number * 1.1), lambda own: own.kept.number),
     "an attribute that comes": (
         lambda: None,
@@ -197,7 +205,7 @@ def test_a_fit_that_goes_on_twice_still_has_it(kind: str, tmp_path: Path):
     )
 
 
-UNNAMEABLE = chr(0xD800)  # half of a pair, which UTF-8 does not encode
+UNNAMEABLE = HIGH
 
 LOST = {
     "an object": (lambda: SimpleNamespace(n=1.0), lambda own: keep(own, SimpleNamespace(n=own.kept.n + 1.0))),
@@ -207,8 +215,10 @@ LOST = {
     "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
     "keys of one text": (lambda: {1: 0.0, "1": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
     "a key that no file can name": (lambda: {UNNAMEABLE: torch.zeros(1)}, lambda own: own.kept[UNNAMEABLE].add_(1.0)),
+    "a key of two halves": (lambda: {HIGH + LOW: 0.0}, lambda own: own.kept.update({HIGH + LOW: 1.0})),
     "a sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: own.kept.mul_(1.1)),
     "another sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: keep(own, own.kept * 1.1)),
+    "a tensor that is resized": (lambda: torch.zeros(1), lambda own: own.kept.resize_(len(own.kept) + 1).fill_(1.0)),
     "a part of a parameter": (lambda: None, lambda own: keep(own, own.decoder[0].weight.data[0])),
 }
 

@@ -28,6 +28,7 @@ from ppl_vae.rundir import (
     write_evaluation,
     write_run,
 )
+from ppl_vae.rundir.records import write_record
 from tests.evaluations import evaluated, evaluation, result
 
 RECORD = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
@@ -77,6 +78,14 @@ def is_noticed(path: Path, read: Callable[[Path], object]) -> bool:
     except DataError:
         return True
     return False
+
+
+def test_a_number_out_of_range_is_told_the_range(tmp_path: Path):
+    record = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 2**70)
+    write_record(tmp_path / "run.json", record)
+    told = rf"expected num_parameters to be a whole number from -{2**63 - 1} to {2**63 - 1}, found"
+    with pytest.raises(DataError, match=told):
+        read_run(tmp_path)
 
 
 def test_every_flip_of_a_bit_in_a_file_of_a_run_is_noticed(file: tuple[Path, Callable[[Path], object]]):

@@ -129,6 +129,25 @@ def test_a_schedule_keeps_the_rates_of_parameter_groups_apart():
     assert_close(moves[0], 10 * moves[1])
 
 
+def test_complex_parameters_train_as_under_the_adam_of_torch():
+    class Waves(ModuleVAE):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waves = nn.Parameter(torch.ones(5, dtype=torch.complex64) * (1 + 1j))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+                logits = self.decoder(z) * self.waves.abs()
+                pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+    pairs = [fresh(0, Waves), fresh(0, Waves)]
+    for pair, optimizer in zip(pairs, (None, torch.optim.Adam), strict=True):
+        train(pair, binary_rows(8), optimizer=optimizer)
+    assert torch.equal(pairs[0].waves, pairs[1].waves)
+    assert not torch.equal(pairs[0].waves, fresh(0, Waves).waves)
+
+
 def test_a_learning_rate_schedule_is_followed():
     result = train(ModuleVAE(), binary_rows(8), epochs=3, schedule=schedules.Step((2, 4), 0.1), learning_rate=0.5)
     assert_close(result.history["learning_rate"], [0.5, 0.05, 0.005])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,15 @@ _INTERRUPTED = 130
 
 def run() -> None:
     """Run the command line; Ctrl-C ends it quietly even while its libraries are imported."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may hold bytes that are no text
     try:
         from ppl_vae.cli.main import app
 
         app(prog_name="ppl-vae")  # not `python -m ppl_vae.ppl-vae`
     except KeyboardInterrupt:
-        sys.stderr.write("ppl-vae: interrupted\n")
+        if sys.stderr is not None:
+            sys.stderr.write("ppl-vae: interrupted\n")
         sys.exit(_INTERRUPTED)
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ppl_vae.progress import is_watched
+
 __all__ = ["Experiment", "app", "found"]
 
 _FILE_WIDTH = 118
@@ -76,7 +78,7 @@ def show() -> None:
     table.add_column("minutes", justify="right")
     for name, experiment in found().items():
         table.add_row(name, experiment.question, ", ".join(experiment.claims), experiment.minutes)
-    console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+    console = Console() if is_watched(sys.stdout) else Console(width=_FILE_WIDTH)
     console.print(table)
 
 

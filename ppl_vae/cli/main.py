@@ -13,6 +13,7 @@ from ppl_vae.cli import options as o
 from ppl_vae.cli.shell import Shell
 from ppl_vae.cli.specs import annealing_of, check_option, check_served, data_spec_of, pair_spec_of, training_spec_of
 from ppl_vae.options import positive_number, probability
+from ppl_vae.progress import is_watched
 
 __all__ = ["app"]
 
@@ -233,7 +234,7 @@ def check(
     from ppl_vae.cli.work import check_pair
 
     pair_spec = pair_spec_of(pair, latent_dim, hidden, 0)
-    console = Console() if sys.stdout.isatty() else Console(width=_FILE_WIDTH)
+    console = Console() if is_watched(sys.stdout) else Console(width=_FILE_WIDTH)
     data_spec = data_spec_of(data, data_dir, (binarize, dequantize, quantize), arrays, pair_spec)
     console.print(check_pair(pair_spec, data_spec, rows))
 

@@ -15,7 +15,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-__all__ = ["Shell", "saying_what_is_left"]
+__all__ = ["Shell", "saying_what_is_left", "saying_what_is_saved"]
 
 _INTERRUPTED, _TERMINATED = 130, 143
 _LONGEST = 600
@@ -45,6 +45,16 @@ _ADVICE = re.compile(r"(?<![\w./'\"-])(" + "|".join(map(re.escape, _OPTIONS)) + 
 class Shell(TyperGroup):
     """The group of commands: status 2 for a wrong command line, 1 for other errors, 130 for Ctrl-C, 143 for SIGTERM."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the command line, and answer --version and --help."""
+        try:
+            return super().parse_args(ctx, args)
+        except OSError as error:
+            if _is_of_a_pipe(error):
+                raise
+            _complain(_in_words(error))
+            raise typer.Exit(1) from None
+
     def invoke(self, ctx: Any) -> Any:
         """Run the command named on the command line."""
         try:
@@ -60,7 +70,7 @@ class Shell(TyperGroup):
                 _complain("terminated")
             raise
         except Exception as error:
-            if ctx.params["debug"] or getattr(error, "errno", None) == errno.EPIPE:
+            if ctx.params["debug"] or _is_of_a_pipe(error):
                 raise
             _complain(_in_words(error))
             raise typer.Exit(getattr(error, "exit_code", 1)) from None
@@ -75,6 +85,28 @@ def saying_what_is_left(in_words: Callable[[], str]) -> Iterator[None]:
         if said := in_words():
             typer.echo(said)
         raise
+
+
+@contextmanager
+def saying_what_is_saved(said: str) -> Iterator[None]:
+    """Context of what comes after work that is saved: where a disk refuses more, or standard output, its error says so.
+
+    Raises:
+        StorageError: One of them refuses.
+    """
+    from ppl_vae.errors import StorageError
+
+    try:
+        yield
+    except (StorageError, OSError) as error:
+        if _is_of_a_pipe(error):
+            raise
+        raise StorageError(f"{_in_words(error)}; {said}") from error
+
+
+def _is_of_a_pipe(error: Exception) -> bool:
+    """Whether somebody has stopped reading what the command prints, as `head` does."""
+    return getattr(error, "errno", None) == errno.EPIPE
 
 
 @contextmanager
@@ -104,9 +136,22 @@ def _in_words(error: Exception) -> str:
     if isinstance(error, PplVaeError):
         return _in_options(str(error))
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        where = error.filename or ("standard output" if _refuses(sys.stdout, error) else "")
+        return f"{where}: {error.strerror}" if where else error.strerror
     first = (str(error).strip() or "no message").splitlines()[0]
     return f"{type(error).__name__}: {first} (`ppl-vae --debug ...` shows where)"
+
+
+def _refuses(stream: Any, error: OSError) -> bool:
+    """Whether a stream cannot write an empty line either, for the same reason: it has forgotten what it was given."""
+    try:
+        stream.write("\n")
+        stream.flush()
+    except OSError as again:
+        return again.errno == error.errno
+    except (AttributeError, ValueError):  # there is none
+        return False
+    return False
 
 
 def _with_help(message: str, error: Exception) -> str:

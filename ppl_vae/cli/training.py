@@ -22,7 +22,7 @@ from ppl_vae.cli.objective import decided, name_of, objective_of, score_caution
 from ppl_vae.cli.pairs import first_use, make_pair, naming_the_line
 from ppl_vae.cli.pictures import draw_fit
 from ppl_vae.cli.reopening import made_again
-from ppl_vae.cli.shell import saying_what_is_left
+from ppl_vae.cli.shell import saying_what_is_left, saying_what_is_saved
 from ppl_vae.cli.work import binary_batch
 from ppl_vae.device import choose_device
 from ppl_vae.distributed import Group
@@ -172,6 +172,14 @@ def _train(
         if hold is not None:
             hold.check()
             write_run(root, _finished(record, result))
+    kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
+    with saying_what_is_saved(kept):
+        _after_training(run, result, group, kept)
+
+
+def _after_training(run: _Run, result: Fit, group: Group, kept: str) -> None:
+    """Say how far it came, draw it and evaluate it."""
+    root, record = run.root, run.record
     if group.leads:
         _show(run, result)
     if record.evaluation is not None:
@@ -182,7 +190,6 @@ def _train(
             run.training.device,
             parameters_sha256=RunDirectory(root).parameters_sha256(),
         )
-        kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
         with saying_what_is_left(lambda: kept):
             evaluate_run(root, run.pair, run.splits, settings, group)
     if group.leads:

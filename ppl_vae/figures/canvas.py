@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # matplotlib takes most of a second to import, and training needs none of it
@@ -11,10 +12,11 @@ if TYPE_CHECKING:  # matplotlib takes most of a second to import, and training n
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BETWEEN", "DARK", "LIGHT", "MIDDLE", "new_figure", "quiet", "save"]
+__all__ = ["BETWEEN", "DARK", "LIGHT", "MIDDLE", "drawable", "new_figure", "quiet", "save"]
 
 # Dark, light and middle: told apart in print without colour, and by eyes that see red and green alike.
 DARK, LIGHT, MIDDLE = "#12355b", "#f4a259", "#557aa3"
+_HALF = re.compile("[\ud800-\udfff]")  # of a character, as Python reads bytes that are none
 BETWEEN = "#a9c1d9"  # a colour that no grey image has
 
 
@@ -26,8 +28,20 @@ def new_figure(width: float, height: float, layout: Literal["constrained"] | Non
 
 
 def save(figure: Figure, path: Path | IO[bytes]) -> None:
-    """Write a figure without the blank margins that pictures of a fixed shape leave around them; a PNG in a stream."""
+    """Write a figure without the blank margins that pictures of a fixed shape leave around them; a PNG in a stream.
+
+    Bytes of the name of a file that are no UTF-8 are drawn as replacement characters.
+    """
+    from matplotlib.text import Text
+
+    for text in figure.findobj(lambda artist: isinstance(artist, Text) and bool(_HALF.search(artist.get_text()))):
+        text.set_text(drawable(text.get_text()))  # type: ignore[attr-defined]
     figure.savefig(path, bbox_inches="tight", pad_inches=0.05)
+
+
+def drawable(text: str) -> str:
+    """A text without halves of characters, which no font has."""
+    return _HALF.sub("\ufffd", text)
 
 
 def quiet(axes: Axes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ppl_vae.averages import mean_stderr
-from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, drawable, new_figure, quiet
 from ppl_vae.wording import in_words, is_lower_bound
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def rank_intervals(found: Any, title: str = "Held-out data") -> Figure:
     for place, name in enumerate(names):
         _draw(axes, found, name, place)
     axes.axvline(0.0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(names)), [_label(found, name) for name in names])
+    axes.set_yticks(range(len(names)), [drawable(_label(found, name)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.8)
     axes.set_ylabel("rank, and pair")
-    axes.set_xlabel(f"log p(x) minus that of {names[0]}: nats per datum, mean of {found.num_data:,} data")
+    axes.set_xlabel(f"log p(x) minus that of {drawable(names[0])}: nats per datum, mean of {found.num_data:,} data")
     axes.set_title(title)
     _legend(axes, any(found.share_untrusted(name) > 0 for name in names))
     quiet(axes)

@@ -42,16 +42,18 @@ def load_parameters(pair: Pair, tensors: Mapping[str, Tensor], path: Path) -> No
     """
     kept = under(_VALUE, tensors)
     state = {name: t for name, t in tensors.items() if name != _VALUES and not name.startswith(_VALUE)}
-    if found := misfit(pair, state):
-        raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
     plain, lost = _plain(tensors, path)
-    if plain or kept:
-        belongings = Belongings(pair)
-        if unknown := belongings.misplaced(plain, kept):
-            raise DataError(
-                f"{path}: {unknown}: expected a value of that name in the programs, which training has changed, found "
-                "none; give it a new pair of the same programs, and run pair.prepare(*batch) first"
-            )
+    belongings = Belongings(pair) if plain or kept else None
+    unknown = "" if belongings is None else belongings.misplaced(plain, kept)
+    remade = set() if belongings is None or unknown else belongings.remade(pair, [*plain, *kept])
+    if found := misfit(pair, state, remade):
+        raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
+    if unknown:
+        raise DataError(
+            f"{path}: {unknown}: expected a value of that name in the programs, which training has changed, found "
+            "none; give it a new pair of the same programs, and run pair.prepare(*batch) first"
+        )
+    if belongings is not None:
         belongings.put(plain, kept)
     pair.load_state_dict(state)
     if lost:

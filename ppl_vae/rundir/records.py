@@ -257,11 +257,20 @@ def _record(kind: type[T], fields: Any, path: Path) -> T:
         raise DataError(f"{path}: expected the fields {', '.join(hints)}, found others: it is of another version")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     if wrong := [name for name, value in values.items() if not _fits(value, hints[name])]:
-        raise DataError(f"{path}: expected {wrong[0]} to be {hints[wrong[0]]}, found {repr(values[wrong[0]])[:200]}")
+        expected, found = _in_words(hints[wrong[0]], values[wrong[0]]), repr(values[wrong[0]])[:200]
+        raise DataError(f"{path}: expected {wrong[0]} to be {expected}, found {found}")
     try:
         return kind(**values)
     except PplVaeError as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _in_words(hint: Any, value: Any) -> str:
+    """What a value has to be that does not fit: of a type, or a number of a range."""
+    if type(value) is int and _fits(0, hint):
+        kind = "number" if _fits(0.5, hint) else "whole number"
+        return f"a {kind} from {-_LARGEST} to {_LARGEST}"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:

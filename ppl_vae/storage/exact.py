@@ -1,4 +1,4 @@
-"""Numbers that JSON has no word for, such as infinity, as JSON, exactly."""
+"""Numbers and texts that JSON has no word for, such as infinity, as JSON, exactly."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.errors import CheckpointError
+from ppl_vae.storage.plain import HALVES
 
 __all__ = ["exact", "of_exact"]
 
-_FLOAT, _COMPLEX, _BYTES = "float", "complex", "bytes"  # a dictionary of one such key stands for a number
+# A dictionary of one such key stands for a number or a text.
+_FLOAT, _COMPLEX, _BYTES, _WHOLE, _TEXT = "float", "complex", "bytes", "whole", "text"
+_LONGEST_WHOLE = 2000  # bits, which Python writes in decimal whatever limit it has been given
 _KINDS = "biufc"
 
 
 def exact(value: Any) -> Any:
-    """A value as JSON: infinities, NaN, complex numbers and scalars of NumPy, in lists and dictionaries too.
+    """A value as JSON, in lists and dictionaries too.
+
+    That is: infinities, NaN, complex numbers, scalars of NumPy, whole numbers of any length, and text whose halves of
+    characters (surrogates) JSON would put together.
 
     Example:
         >>> exact({"best": float("-inf"), "seen": 3})
@@ -32,6 +38,10 @@ def exact(value: Any) -> Any:
         return {_BYTES: [value.dtype.str, value.tobytes().hex()]}
     if type(value) is complex:
         return {_COMPLEX: [exact(value.real), exact(value.imag)]}
+    if type(value) is int and value.bit_length() > _LONGEST_WHOLE:
+        return {_WHOLE: hex(value)}
+    if type(value) is str and HALVES.search(value):
+        return {_TEXT: value.encode(errors="surrogatepass").hex()}
     if type(value) is float and not math.isfinite(value):
         return {_FLOAT: repr(value)}
     return value
@@ -53,6 +63,10 @@ def _of_exact(value: Any) -> Any:
     match value:
         case {"float": str(text)} if len(value) == 1:
             return float(text)
+        case {"whole": str(digits)} if len(value) == 1:
+            return int(digits, 16)
+        case {"text": str(digits)} if len(value) == 1:
+            return bytes.fromhex(digits).decode(errors="surrogatepass")
         case {"complex": [real, imaginary]} if len(value) == 1:
             return complex(_of_exact(real), _of_exact(imaginary))
         case {"bytes": [str(dtype), str(digits)]} if len(value) == 1:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from ppl_vae.errors import StorageError
 
-__all__ = ["MAX_DEPTH", "decode", "encode", "seal", "unseal"]
+__all__ = ["HALVES", "MAX_DEPTH", "decode", "encode", "seal", "unseal"]
 
 MAX_DEPTH = 32
+HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"""Two halves of a character, one by one, that JSON would read as the character."""
 _SEAL = "sha256"
 
 
@@ -91,14 +94,16 @@ def _check(value: Any, where: str, depth: int) -> None:
         raise ValueError(f"{where[:40]}...: expected at most {MAX_DEPTH} levels, found more")
     if type(value) is dict:
         for key, entry in value.items():
-            if type(key) is not str:
-                raise ValueError(f"{where}: expected keys that are strings, found {key!r}")
+            if type(key) is not str or HALVES.search(key):
+                raise ValueError(f"{where}: expected keys that are strings of whole characters, found {key!r}")
             _check(entry, f"{where}.{key}", depth + 1)
     elif type(value) is list:
         for index, entry in enumerate(value):
             _check(entry, f"{where}[{index}]", depth + 1)
     elif type(value) is float and not math.isfinite(value):
         raise ValueError(f"{where}: expected a finite number, found {value}: keep it as a tensor")
+    elif type(value) is str and HALVES.search(value):
+        raise ValueError(f"{where}: expected text of whole characters, found {value[:40]!r}")
     elif value is not None and type(value) not in (bool, int, float, str):
         raise ValueError(f"{where}: expected what JSON can hold, found {type(value).__name__}")
 

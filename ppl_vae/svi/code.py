@@ -11,6 +11,7 @@ from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from ppl_vae.arrays import as_python
+from ppl_vae.contents import spelled
 
 __all__ = ["CODE", "code_of", "code_within", "names_within"]
 
@@ -54,7 +55,7 @@ def _hash(described: Any) -> str:
 def _described(value: Any, depth: int) -> Any:
     value = as_python(value)
     if isinstance(value, _PLAIN):
-        return repr(value)
+        return spelled(value)
     if depth > 8:
         return type(value).__qualname__
     deeper = functools.partial(_described, depth=depth + 1)
@@ -68,7 +69,7 @@ def _described(value: Any, depth: int) -> Any:
     if isinstance(value, functools.partial):
         return [deeper(value.func), deeper(value.args), deeper(value.keywords)]
     if isinstance(value, Mapping):
-        return sorted((repr(name), repr(deeper(entry))) for name, entry in value.items())
+        return sorted((spelled(name), repr(deeper(entry))) for name, entry in value.items())
     if isinstance(value, tuple | list):
         return [deeper(entry) for entry in value]
     if isinstance(value, set | frozenset):

@@ -120,7 +120,7 @@ def fit(
         steps: Number of steps; the first limit reached counts.
         batch_size: Rows a step, over all processes; the last batch of an epoch may be smaller.
         learning_rate: Of the optimiser, times `schedule(step)`.
-        optimizer: Called as `optimizer(parameters, lr=...)`; Adam by default, fused.
+        optimizer: Called as `optimizer(parameters, lr=...)`; Adam by default, fused where no parameter is complex.
         schedule: Factor of the learning rate by step, such as `schedules.Cosine(1, 0, steps)`.
         clip_norm: Largest norm of the whole gradient.
         binarize: Read the first array, in [0, 1], as probabilities: "dynamic" draws new binary data every step,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -57,11 +57,11 @@ def check_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[
     Raises:
         CheckpointError: It is another pair; the first entry that differs is named, after the prefix.
     """
-    check_parameters(stepper.pair, tensors, prefix)
     if unknown := stepper.values.misplaced(values, under(f"{_VALUE}/", tensors)):
         raise CheckpointError(
             f"{prefix}{unknown}: expected a value of that name in the programs, found none; {HOW_TO_GO_ON}"
         )
+    check_parameters(stepper.pair, tensors, prefix, _remade(stepper, tensors, values))
 
 
 def put_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
@@ -76,9 +76,17 @@ def put_back(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[st
     put_parameters(stepper.pair, tensors)
 
 
-def names_of_kept(pair: Pair, tensors: Mapping[str, Tensor]) -> set[str]:
+def names_of_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> set[str]:
     """The tensors that belong to a pair."""
-    return {*named(pair), *(name for name in tensors if name.startswith(f"{_VALUE}/"))}
+    remade = _remade(stepper, tensors, values)
+    own = {*named(stepper.pair)} - remade | (remade & tensors.keys())
+    return own | {name for name in tensors if name.startswith(f"{_VALUE}/")}
+
+
+def _remade(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> set[str]:
+    """Names of buffers that had another form than they begin with; what programs keep puts them in their places."""
+    found = stepper.values.remade(stepper.pair, [*values, *under(f"{_VALUE}/", tensors)])
+    return {f"{_BUFFER}/{name}" for name in found}
 
 
 def moved_values(values: Mapping[str, Any], lost: Sequence[str], tensors: Mapping[str, Tensor]) -> set[str]:
@@ -86,16 +94,17 @@ def moved_values(values: Mapping[str, Any], lost: Sequence[str], tensors: Mappin
     return {*lost, *(name.partition(":")[2] for name in (*values, *under(f"{_VALUE}/", tensors)))}
 
 
-def check_parameters(pair: Pair, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Compares parameters and buffers of a state with those of a pair.
+def check_parameters(pair: Pair, tensors: Mapping[str, Tensor], prefix: str = "", apart: Collection[str] = ()) -> None:
+    """Compares parameters and buffers of a state with those of a pair, but for some.
 
     Raises:
         CheckpointError: They are those of another pair; the first entry that differs is named, after the prefix.
     """
-    own = named(pair)
+    own = {name: tensor for name, tensor in named(pair).items() if name not in apart}
     for name, tensor in own.items():
         fitting(tensors, name, tensor, prefix)
-    if more := [name for name in tensors if name.startswith((f"{_PARAMETER}/", f"{_BUFFER}/")) and name not in own]:
+    found = (name for name in tensors if name.startswith((f"{_PARAMETER}/", f"{_BUFFER}/")) and name not in apart)
+    if more := [name for name in found if name not in own]:
         raise CheckpointError(f"{prefix}{more[0]}: expected no such tensor, found one; {HOW_TO_GO_ON}")
 
 

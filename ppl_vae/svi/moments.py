@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -36,14 +36,14 @@ class Moments(NamedTuple):
 
 def moments(update: Update) -> Moments:
     """What the optimiser keeps now."""
-    states, groups, values = _states_of(update), [*map(_options_of, _groups_of(update))], update.values.taken()
+    states, groups, values = _states_of(update), [*map(_options_of, update.groups)], update.values.taken()
     packed = {
         kind: [{n: _packed(v) for n, v in place.items()} for place in found]
         for kind, found in (("entries", states), ("groups", groups))
     }
     tensors = _tensors_of(_OPTIMIZER, states) | _tensors_of(_GROUP, groups)
     others = {f"{_VALUE}{name}": tensor for name, tensor in values.tensors.items()}
-    return Moments(tensors | others, {**packed, "values": values.plain}, values.lost)
+    return Moments(tensors | others, {**packed, "values": values.plain}, (*values.lost, *_lost_options(update)))
 
 
 def overflowed(update: Update) -> str:
@@ -66,7 +66,7 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
     Raises:
         CheckpointError: It is that of another optimiser; the first thing that differs is named.
     """
-    states, groups = _states_of(update), _groups_of(update)
+    states, groups = _states_of(update), update.groups
     for name, count in {"entries": len(states), "groups": len(groups)}.items():
         if count != len(plain[name]):
             raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {HOW_TO_GO_ON}")
@@ -75,13 +75,14 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
             if isinstance(there[name], Tensor) or (there[name] is not None and entry[name] is not None):
                 where = f"{_OPTIMIZER}.entries[{number}].{name}"
                 _check(where, _place(_OPTIMIZER, number, name), there[name], entry[name], tensors)
-    for number, (group, found) in enumerate(zip(groups, plain["groups"], strict=True)):
-        own = _options_of(group)
+    for number, (group, found, known) in enumerate(zip(groups, plain["groups"], update.options, strict=False)):
+        own = {name: value for name, value in _options_of(group).items() if name in known}  # steps may add others
         for name in [*own, *found]:
             where = f"{_OPTIMIZER}.groups[{number}].{name}"
-            if name not in own or name not in found:
+            if name not in found or name == "params":
                 raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {HOW_TO_GO_ON}")
-            _check(where, _place(_GROUP, number, name), own[name], found[name], tensors)
+            if name in own:
+                _check(where, _place(_GROUP, number, name), own[name], found[name], tensors)
     if unknown := update.values.misplaced(plain["values"], under(_VALUE, tensors)):
         raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {HOW_TO_GO_ON}")
 
@@ -89,7 +90,7 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
 def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
     """Puts the state of an optimiser back that `check_moments` has found to fit."""
     update.values.put(plain["values"], under(_VALUE, tensors))
-    places = [(o.state, p, group) for o in _optimizers(update) for group in o.param_groups for p in group["params"]]
+    places = [(o.state, p, group) for o in update.optimizers for group in o.param_groups for p in group["params"]]
     for number, ((state, parameter, group), entry) in enumerate(zip(places, plain["entries"], strict=True)):
         own = state.setdefault(parameter, {})
         for name in own.keys() - entry.keys():  # made by steps after that state
@@ -100,9 +101,12 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
                 own[name].copy_(tensors[place])
             else:
                 own[name] = _unpacked(place, value, tensors, _home(name, parameter, group))
-    for number, (options, known) in enumerate(zip(_groups_of(update), plain["groups"], strict=True)):
+    for number, (options, known) in enumerate(zip(update.groups, plain["groups"], strict=True)):
+        for name in _options_of(options).keys() - known.keys():
+            del options[name]
         for name, value in known.items():
-            device = options[name].device if isinstance(options[name], Tensor) else _CPU
+            own = options.get(name)
+            device = own.device if isinstance(own, Tensor) else _CPU
             options[name] = _unpacked(_place(_GROUP, number, name), value, tensors, device)
 
 
@@ -165,6 +169,13 @@ def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in group.items() if name != "params" and is_option(value)}
 
 
+def _lost_options(update: Update) -> list[str]:
+    """Names of options that have come with the steps and that no checkpoint holds."""
+    groups = enumerate(zip(update.groups, update.options, strict=False))
+    found = ((n, name) for n, (group, known) in groups for name in group.keys() - known if not is_option(group[name]))
+    return [f"{_OPTIMIZER}.groups[{n}].{name}" for n, name in sorted(found)]
+
+
 def _place(kind: str, number: int, name: str) -> str:
     return f"{kind}/{number}/{name}"
 
@@ -176,24 +187,7 @@ def _tensors_of(kind: str, places: Sequence[Mapping[str, Any]]) -> dict[str, Ten
 
 def _states_of(update: Update) -> list[Mapping[str, Any]]:
     """The state of each parameter in each optimiser."""
-    return [optimizer.state.get(p, {}) for optimizer in _optimizers(update) for p in _parameters_of(optimizer)]
-
-
-def _groups_of(update: Update) -> list[MutableMapping[str, Any]]:
-    return [group for optimizer in _optimizers(update) for group in optimizer.param_groups]
-
-
-def _optimizers(update: Update) -> list[Optimizer]:
-    """The optimiser and those that it keeps as attributes, whose steps it averages, say; each state once."""
-    found = [update.optimizer]
-    for optimizer in found:  # which grows meanwhile
-        values = [
-            v for value in vars(optimizer).values() for v in (value if isinstance(value, list | tuple) else [value])
-        ]
-        for value in values:
-            if isinstance(value, Optimizer) and all(value.state is not known.state for known in found):
-                found.append(value)
-    return found
+    return [optimizer.state.get(p, {}) for optimizer in update.optimizers for p in _parameters_of(optimizer)]
 
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppl_vae.contents import writes
+from ppl_vae.contents import give, writes
 from ppl_vae.errors import PairError
 
 __all__ = ["Moving", "check_own_memory"]
@@ -164,7 +164,7 @@ class _Buffer:
         """Puts tensor and numbers back."""
         self.home[self.name] = self.tensor
         if self.tensor is not None and self.before is not None and not _same(self.tensor, self.before):
-            self.tensor.copy_(self.before)
+            give(self.tensor, self.before)
 
 
 def _is_dense(tensor: Tensor | None) -> bool:

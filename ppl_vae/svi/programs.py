@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppl_vae.attributes import PLAIN, Place
-from ppl_vae.contents import memory
+from ppl_vae.contents import memory, spelled
 from ppl_vae.holders import Holder, hides, holders, is_users, reached
 from ppl_vae.pair import Pair
 from ppl_vae.svi.code import CODE, code_of, names_within
@@ -116,7 +116,7 @@ def _described(value: Any, registered: set[int | None]) -> str:
     if isinstance(value, str) and _DEVICE.fullmatch(value):
         return "a device"
     if isinstance(value, PLAIN):
-        words = repr(value)
+        words = spelled(value)
         return words if len(words) <= _LONGEST else f"{type(value).__name__} {_hash(words.encode(errors='replace'))}"
     if isinstance(value, tuple | set | frozenset):
         parts = [_described(entry, registered) for entry in value]
@@ -129,9 +129,10 @@ def _described(value: Any, registered: set[int | None]) -> str:
 
 
 def _numbers(tensor: Tensor) -> str:
+    """A hash of a copy: a tensor of which NumPy has seen the memory can no longer be resized."""
     if tensor.numel() > _LARGEST or tensor.is_meta or tensor.is_quantized:
         return ""
-    plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    plain = tensor.detach().cpu().resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
     return _hash(plain.view(-1).view(torch.uint8).numpy().tobytes())
 
 

@@ -238,10 +238,10 @@ def _check(loop: Loop, tensors: Mapping[str, Tensor], plain: Mapping[str, Any], 
     check_kept(stepper, tensors, plain["values"])
     check_moments(stepper.update, tensors, plain["optimizer"])
     forms.fitting(tensors, _SUMS, loop.sums)
-    own = {_SUMS, *names_of_kept(stepper.pair, tensors), *names_of_history(tensors)}
+    own = {_SUMS, *names_of_kept(stepper, tensors, plain["values"]), *names_of_history(tensors)}
     if plain["best"] is not None:
         check_kept(stepper, best, plain["best"]["values"], f"{_BEST}/")
-        own |= {f"{_BEST}/{name}" for name in names_of_kept(stepper.pair, best)}
+        own |= {f"{_BEST}/{name}" for name in names_of_kept(stepper, best, plain["best"]["values"])}
     if odd := sorted(tensors.keys() ^ (own | names_of_moments(plain["optimizer"], tensors))):
         words = "no such tensor, found one" if odd[0] in tensors else "a tensor of that name, found none"
         raise CheckpointError(f"{odd[0]}: expected {words}; {forms.HOW_TO_GO_ON}")

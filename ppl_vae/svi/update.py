@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,23 @@ class Update:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self._rates = [group["lr"] for group in optimizer.param_groups]
+        self.options = [frozenset(group) for group in self.groups]
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The optimiser and those that it keeps as attributes, whose steps it averages, say; each state once."""
+        found = [self.optimizer]
+        for optimizer in found:  # which grows meanwhile
+            values = [v for own in vars(optimizer).values() for v in (own if isinstance(own, list | tuple) else [own])]
+            for value in values:
+                if isinstance(value, torch.optim.Optimizer) and all(value.state is not o.state for o in found):
+                    found.append(value)
+        return found
+
+    @property
+    def groups(self) -> list[MutableMapping[str, Any]]:
+        """The groups of parameters of each of them; `options` are the names of what is in these at the beginning."""
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @cached_property
     def values(self) -> Belongings:
@@ -33,10 +50,14 @@ class Update:
     def can_skip(self) -> bool:
         """Whether the step can be told on a GPU to do nothing: that of torch's own fused classes, and of no other.
 
-        A class of one's own may have an inner optimiser, with the same defaults, that is told nothing.
+        A class of one's own may have an inner optimiser, with the same defaults, that is told nothing; so may a hook.
         """
         own = type(self.optimizer).__module__.startswith("torch.optim.")
-        return own and all(group.get("fused") for group in self.optimizer.param_groups)
+        return own and not self._hooks and all(group.get("fused") for group in self.optimizer.param_groups)
+
+    @property
+    def _hooks(self) -> bool:
+        return bool(self.optimizer._optimizer_step_pre_hooks or self.optimizer._optimizer_step_post_hooks)
 
     @property
     def learning_rate(self) -> float:
@@ -119,16 +140,16 @@ def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
 
 
 def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor], learning_rate: float) -> Update:
-    """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam if None.
+    """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam, fused for real numbers, if None.
 
     Raises:
         ValueError: If no optimiser comes of it, or one whose step needs a closure.
         StorageError: If what torch loads first for an optimiser, its compiler, finds no folder for temporary files.
     """
     try:
-        if optimizer is None:
+        if optimizer is None and not any(p.is_complex() for p in parameters):  # which no fused kernel moves
             return Adam(parameters, learning_rate)
-        made = _called(optimizer, parameters, learning_rate)
+        made = _called(optimizer or torch.optim.Adam, parameters, learning_rate)
     except OSError as error:
         raise StorageError(
             f"optimizer: expected what torch needs to make one, found {first_line(error)}; where the disk is full, "

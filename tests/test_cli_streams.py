@@ -1,0 +1,72 @@
+"""Standard output and error that are closed, or full: work goes on, or its error names the stream and what is saved."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppl_vae.cli import pictures
+from ppl_vae.errors import StorageError
+from ppl_vae.rundir import read_run
+from tests.commands import SMALL_VAE, call
+
+ROOT = Path(__file__).resolve().parents[1]
+FIT = ["fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", "--compile", "no"]
+
+
+def started(shell: str, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, with redirections of its shell."""
+    line = f'"$0" -m ppl_vae "$@" {shell}'
+    return subprocess.run(
+        ["sh", "-c", line, sys.executable, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+    )
+
+
+def test_a_closed_standard_error_stops_no_fit(tmp_path: Path):
+    assert started("2>&-", *FIT, "--run-dir", tmp_path / "run").returncode == 0
+    assert read_run(tmp_path / "run").status == "finished"
+
+
+def test_a_directory_whose_name_is_no_text_is_named_and_drawn(tmp_path: Path):
+    root = Path(os.fsdecode(os.fsencode(tmp_path / "run") + b"\xff"))
+    done = started("", *FIT, "--run-dir", root, PYTHONIOENCODING="utf-8")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert os.fsdecode(root.name) in done.stdout
+    assert (root / "figures" / "learning-curves.png").is_file()
+
+
+@pytest.mark.parametrize("command", [["check", "vae"], ["experiment", "list"]], ids=" ".join)
+def test_a_closed_standard_output_is_no_terminal(command: list[str]):
+    done = started(">&-", *command)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [["check", "vae"], ["--version"], ["--help"]], ids=" ".join)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_standard_output_is_named(command: list[str]):
+    done = started(">/dev/full", *command)
+    assert (done.returncode, done.stderr) == (1, "ppl-vae: standard output: No space left on device\n")
+
+
+def test_a_disk_that_is_full_when_figures_are_drawn_says_that_the_training_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise StorageError("curves.png: cannot be written: No space left on device")
+
+    monkeypatch.setattr(pictures, "replace", refuse)
+    result = call(*FIT, "--run-dir", tmp_path / "run")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'run'}: training is finished and saved; `ppl-vae evaluate " in result.stderr
+    assert read_run(tmp_path / "run").status == "finished"

@@ -1,0 +1,78 @@
+"""Buffers that programs replace by others, of another shape or type, belong to a pair like others."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from ppl_vae.errors import CheckpointError, DataError
+from ppl_vae.rundir import RunDirectory
+from ppl_vae.storage import step_folder
+from ppl_vae.svi import saving
+from tests.pairs import ModuleVAE
+from tests.resuming import binary, numbers, only, run, same
+from tests.training import fresh, state
+
+AT = 4
+
+
+class Growing(ModuleVAE):
+    """A buffer grows, one comes where none was, and one goes; by a clock that nobody puts back one step is bad."""
+
+    def __init__(self, bad: int = -1, entries: int = 0) -> None:
+        super().__init__()
+        self.clock, self.bad = itertools.count(), bad
+        self.register_buffer("seen", torch.zeros(entries))
+        self.register_buffer("late", None)
+        self.register_buffer("early", torch.ones(()))
+
+    def model(self, x):
+        weight = 1.0
+        if self.training:
+            self.seen = torch.cat([self.seen, x.mean().reshape(1)])
+            self.late = torch.ones(2, dtype=torch.float64) * len(self.seen)
+            self.early = None
+            weight = torch.nan if next(self.clock) == self.bad else 1.0
+        parts = [buffer.sum().float() for buffer in (self.seen, self.late, self.early) if buffer is not None]
+        with pyro.plate("data", x.shape[0]):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            logits = weight * self.decoder(z) + 0.01 * sum(parts)
+            pyro.sample("x", dist.Bernoulli(logits=logits).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("options", [{}, {"validation": binary[:5], "learning_rate": 0.3}], ids=["last", "best"])
+def test_buffers_of_another_shape_change_no_bit(options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(saving, "_KEPT", 1000)
+    saved, again = tmp_path / "saved", tmp_path / "again"
+    pair, fit = run(Growing, binary, options, run_dir=saved, checkpoint_every=AT)
+    from_four = only(step_folder(saved / "checkpoints", AT), again)
+    resumed = run(Growing, binary, options, seed=1, run_dir=from_four, resume=True)
+    assert same(numbers(pair, fit), numbers(*resumed))
+    opened = fresh(1, Growing)
+    RunDirectory(saved).read_parameters(opened)
+    assert (len(opened.seen), len(opened.late), opened.early) == (fit.best_step, 2, None)
+    assert all(torch.equal(value, state(opened)[name]) for name, value in state(pair).items())
+
+
+def test_a_fit_that_goes_back_gives_buffers_the_shape_that_they_had():
+    with pytest.warns(UserWarning, match="goes back to step 3"):
+        pair, _ = run(lambda: Growing(bad=5), binary, {"on_nonfinite": "rollback"})
+    assert len(pair.seen) == 9
+
+
+def test_a_buffer_of_another_beginning_is_refused(tmp_path: Path):
+    class Resting(ModuleVAE):
+        def __init__(self, entries: int) -> None:
+            super().__init__()
+            self.register_buffer("rest", torch.zeros(entries))
+
+    run(lambda: Resting(2), binary, {"epochs": 1}, run_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"buffer/.*rest: expected a tensor of shape \(3,\)"):
+        run(lambda: Resting(3), binary, {}, run_dir=tmp_path, resume=True)
+    with pytest.raises(DataError, match=r"rest of shape \(3,\)"):
+        RunDirectory(tmp_path).read_parameters(Resting(3))
