@@ -96,7 +96,7 @@ def test_tensors_that_have_no_place_are_refused(name: str, tensor: torch.Tensor,
     [
         (math.nan, r"state\.deep\[1\]: expected a finite number, found nan: keep it as a tensor"),
         ((1, 2), "found tuple"),
-        ({3: 4}, "keys that are strings, found 3"),
+        ({3: 4}, "keys that are strings of whole characters, found 3"),
         (Path("x"), "what JSON can hold, found PosixPath"),
     ],
 )
