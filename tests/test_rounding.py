@@ -99,6 +99,17 @@ def test_errors_know_of_terms_that_cancel_within_log_densities(made):
     assert ((low <= truth) & (truth <= high)).mean() > 0.88
 
 
+def test_what_is_noisy_for_rounding_is_not_escalated():
+    pair, x, _ = heads(10_000)
+    found = estimate(pair, x[:20], 1000, num_draws=0)
+    after = pv.escalate(found, pair, x[:20], until="reliable", compile=False, progress=False)
+    coarse = found.too_coarse & (found.verdict == "noisy")
+    assert coarse.mean() > 0.9
+    assert (after.method[coarse] == "guide").all()
+    assert not (after.verdict == "reliable").any()
+    assert "much of the error is rounding: use double precision" in str(after)
+
+
 def test_small_counts_round_no_error():
     pair, x, _ = heads(20)
     found = estimate(pair, x, 500)

@@ -151,6 +151,24 @@ def test_data_that_differ_are_no_company():
     assert verdict(*of_few_hits(2, 1, 0.5)).tolist() == ["unreliable", "reliable"]
 
 
+def test_perfect_data_and_those_that_nobody_probed_are_no_company():
+    khat, error, ess, unseen, noise, k = of_few_hits(60, 5, 0.3)
+    khat[30:], error[30:] = -np.inf, 0.0
+    said = verdict(khat, error, ess, unseen, noise, k)
+    assert set(said[5:30]) == {"noisy"}
+    assert set(said[30:]) == {"reliable"}
+    khat, error, ess, unseen, noise, k = of_few_hits(60, 5, 0.3)
+    unseen[30:] = np.nan
+    said = verdict(khat, error, ess, unseen, noise, k)
+    assert set(said[5:]) == {"noisy"}
+
+
+def test_what_nobody_reads_condemns_nobody():
+    khat, _, ess, _, _, k = of_few_hits(1, 1, 0.0)
+    for unseen, error in ((1.1e-4, 1e-4), (1.5e-4, 3e-4)):
+        assert verdict(khat, 0 * khat + error, ess, 0 * khat + unseen, 0 * khat, k) == ["reliable"]
+
+
 # Intervals
 
 
@@ -194,7 +212,7 @@ def test_intervals_cover_where_the_verdict_is_reliable(s, dim):
 
 def test_few_data_are_probed_more_often():
     """25,000 probes of a call, or 64 a datum, at most K / 8: data of a block share their noise."""
-    assert [probes_enough(n, 2000) for n in (1, 200, 1000)] == [250, 125, 64]
+    assert [probes_enough(n, 2000, 200) for n in (1, 200, 1000)] == [200, 125, 64]
     ppca = small_ppca()
     pair, x = scaled_guide(ppca, 0.5), ppca.sample(3, seed=1)
     found = estimate(pair, x, 1600)

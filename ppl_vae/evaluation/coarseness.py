@@ -13,7 +13,9 @@ from ppl_vae.roundings import cancels, of_data, off_by
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["rounding_of_terms", "rounds"]
+__all__ = ["ROUNDING", "rounding_of_terms", "rounds"]
+
+ROUNDING = "rounding: use double precision (pair.double(), and data of it)"
 
 _DRAWS = 4
 _FINE = 1e-10  # of double precision

@@ -17,9 +17,11 @@ from ppl_vae.evaluation.annealed import ESTIMATES, Chains, num_rows
 from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood
 from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.attempts import Attempts, reason_of, row_of
+from ppl_vae.evaluation.coarseness import ROUNDING, rounding_of_terms, rounds
 from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.escalated_result import METHODS, EscalatedLogLikelihood, Failure
 from ppl_vae.evaluation.likelihood import log_likelihood
+from ppl_vae.evaluation.proposal import first_draw
 from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
@@ -82,7 +84,8 @@ def escalate(
     * What is lower than an earlier estimate by more than three standard errors has missed what that one saw, and is
       unreliable.
 
-    * Where samples round to the edge of a latent's support (`ll.rounded`) no method is tried: all of them would round.
+    * Where samples round to the edge of a latent's support (`ll.rounded`), or data are noisy for rounding
+      (`ll.too_coarse`), no method is tried: all of them would round.
 
     A method that does not serve a datum leaves its estimate as it is, and the report says why: `failures`. Fitted
     proposals need latents that Pyro maps to R^n, with discrete ones of at most 256 joint values and no mask beside them
@@ -127,6 +130,8 @@ def escalate(
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
     course, failures = _Course(ll), _of_rounded(ll.rounded)
+    if until == RELIABLE:
+        failures += _of_coarse(course.coarse)
 
     def more(some: Any, seed: int) -> tuple[_Found, Reasons]:
         k = factor * ll.num_samples
@@ -164,6 +169,11 @@ def _of_rounded(rounded: np.ndarray) -> list[Failure]:
     return [Failure(_MORE, int(rounded.sum()), int(rounded.argmax()), REASON)] if rounded.any() else []
 
 
+def _of_coarse(coarse: np.ndarray) -> list[Failure]:
+    reason = f"much of the error is {ROUNDING}"
+    return [Failure(_MORE, int(coarse.sum()), int(coarse.argmax()), reason)] if coarse.any() else []
+
+
 class _Course:
     """The best that is known of each datum so far, and by what method.
 
@@ -174,16 +184,18 @@ class _Course:
         self.best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
         self._rounded = ll.rounded
         self.method = np.full(len(ll.value), _GUIDE, dtype=object)
-        self._missed = misses_some(self.best.unseen, self.best.stderr)
+        self._missed = misses_some(self.best.unseen, self.best.stderr) | ll.too_coarse
+        self.coarse = ll.too_coarse & (self.best.verdict == NOISY)
+        """Data that no method makes reliable, since their numbers are too coarse."""
         self._missing = misses_much(self.best.unseen, self.best.stderr)
 
     def served_by(self, name: str) -> np.ndarray:
         """Data that a method may serve (N,): samples of the same guide find nothing new, chains are the last resort.
 
-        None serves where numbers themselves are too coarse.
+        None serves where samples round to the edge of a support, nor where no more than rounding is to mend.
         """
         served = {_MORE: ~self._missing, _ANNEALED: self.best.verdict == UNRELIABLE}
-        return served.get(name, np.ones(len(self.method), dtype=bool)) & ~self._rounded
+        return served.get(name, np.ones(len(self.method), dtype=bool)) & ~self._rounded & ~self.coarse
 
     def take(self, name: str, left: np.ndarray, after: _Found) -> None:
         """Puts what a method has found of some data (n,) where it is better."""
@@ -231,11 +243,15 @@ def _refined(
     pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool
 ) -> tuple[_Found, Reasons]:
     with evaluating(pair, data, device) as subject:
+        known, rows, layout, where, _ = subject
+        one = rows.take(slice(0, 1), where)
+        coarse = rounds(known, one, layout, first_draw(known, one, layout))
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
-            found = refine(subject.pair, batch, subject.layout, first, num_samples, seed, subject.device)
-            unseen = {"unseen": found.unseen.share, "unseen_stderr": found.unseen.stderr}
-            return found.summary._asdict() | unseen
+            summary, unseen = refine(known, batch, layout, first, num_samples, seed, where)
+            if coarse:
+                summary = summary.with_rounding(rounding_of_terms(known, batch, layout, key(seed, first), where))
+            return summary._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
 
         attempts = Attempts(work, (*Summary._fields, "unseen", "unseen_stderr"))
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "refined proposals", progress, attempts)

@@ -157,7 +157,7 @@ class _Evaluator:
         pair, _, layout, device, _ = subject
         self._enumeration = Shrinking("the sum over all values of the latents")
         self._is_exact = is_exact(layout, num_samples)
-        count = probes_enough(len(subject.rows), num_samples) if num_probes is None else num_probes
+        count = probes_enough(len(subject.rows), num_samples, plan.num_particles) if num_probes is None else num_probes
         self._probe = Prober(pair, layout, weigher.score, count if num_samples > FEW else 0, num_samples, device)
 
     def block(self, batch: Batch, first: int) -> dict[str, np.ndarray]:

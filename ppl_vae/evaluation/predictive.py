@@ -219,7 +219,7 @@ class _Maker(NamedTuple):
         pair, rows, layout, device, _ = subject
         score = Scorer(pair, layout, memory, False, len(rows) * plan.num_proposed)
         looks = plan.corrected and plan.num_proposed > FEW
-        num_probes = probes_enough(len(rows), plan.num_proposed) if looks else 0
+        num_probes = probes_enough(len(rows), plan.num_proposed, plan.num_proposed) if looks else 0
         probe = Prober(pair, layout, score, num_probes, plan.num_proposed, device)
         guide = first_draw(pair, rows.take(slice(0, 1), device), layout)
         return cls(pair, layout, plan, score, probe, device, bounded_latents(guide, layout))

@@ -66,14 +66,14 @@ class Unseen(NamedTuple):
         return cls(np.full(num_data, np.nan), np.full(num_data, np.nan))
 
 
-def probes_enough(num_data: int, num_samples: int) -> int:
-    """Probes for each datum, of data that are judged together: few data have more each, at most K / 8.
+def probes_enough(num_data: int, num_samples: int, at_once: int) -> int:
+    """Probes for each datum, of data that are judged together: few data have more each, at most K / 8, all at once.
 
     Example:
-        >>> probes_enough(10_000, 5000), probes_enough(100, 5000), probes_enough(24, 1000)
-        (64, 250, 125)
+        >>> probes_enough(10_000, 5000, 5000), probes_enough(100, 5000, 5000), probes_enough(24, 1000, 100)
+        (64, 250, 100)
     """
-    return max(_LEAST, min(_TOGETHER // num_data, num_samples // _COST))
+    return max(_LEAST, min(_TOGETHER // num_data, num_samples // _COST, at_once))
 
 
 class Prober:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.errors import EstimateError
+from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.edges import REASON, move_an_estimate
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
@@ -89,7 +90,7 @@ class LogLikelihood(MeanLogLikelihood):
         It draws k-hat of a datum towards those of the other data: ask of all data together, not of one at a time.
         """
         found = verdict(self.khat, self.stderr, self.ess, self.unseen, self.unseen_stderr, self.num_drawn)
-        found = np.where(self._too_coarse & (found == RELIABLE), NOISY, found)
+        found = np.where(self.too_coarse & (found == RELIABLE), NOISY, found)
         return np.where(self.rounded, UNRELIABLE, found)
 
     @property
@@ -101,7 +102,7 @@ class LogLikelihood(MeanLogLikelihood):
         return move_an_estimate(self.at_edge, self.stderr, self.num_drawn)
 
     @property
-    def _too_coarse(self) -> np.ndarray:
+    def too_coarse(self) -> np.ndarray:
         """Whether rounding, which may lean to one side for all data, is more of the error than an interval bears."""
         return ~self.exact & (self.rounding > _COARSE) & misses_some(self.rounding, self.stderr)
 
@@ -161,8 +162,8 @@ class LogLikelihood(MeanLogLikelihood):
         if self.target_stderr is not None and (missed := int((self.stderr > self.target_stderr).sum())):
             text += f"; {missed} have a standard error above the {self.target_stderr:g} asked for"
         text += self._verdict_in_words()
-        if coarse := int(self._too_coarse.sum()):
-            text += f"; the error of {coarse} is rounding: use double precision (pair.double(), and data of it)"
+        if coarse := int(self.too_coarse.sum()):
+            text += f"; the error of {coarse} is {ROUNDING}"
         return text + (f"; of {int(self.rounded.sum())} data {REASON}" if self.any_rounded else "")
 
     def _verdict_in_words(self) -> str:

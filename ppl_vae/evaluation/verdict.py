@@ -53,7 +53,8 @@ def verdict(
     error of a fifth or more, so that of many equals those pass whose largest weights were not drawn; and of what is
     unseen a few probes in a thousand may tell, so that most of many equals show nothing. What they have in common is
     known far better. In other company, or alone, a datum with the same weights may be judged otherwise, if its k-hat
-    is near 1/2; what is promised of `reliable` data is promised of all of a call together.
+    is near 1/2; what is promised of `reliable` data is promised of all of a call together. Data of equal weights, and
+    those that nobody probed, are nobody's company.
 
     Args:
         khat: Pareto k-hat (N,), -inf where all weights are equal or log p(x) is exact.
@@ -73,7 +74,8 @@ def verdict(
     common = shrunk(khat, num_samples)
     # Below 1/2 those that pass are no worse than those that fail.
     lucky = (common.khat + _BY_LUCK * common.chance >= limit) & (common.khat >= np.minimum(limit, _LIGHT))
-    shared = shared_misses(unseen, unseen_stderr, stderr)
+    shared, judged = np.zeros_like(khat), ~equal & ~np.isnan(unseen)
+    shared[judged] = shared_misses(unseen[judged], unseen_stderr[judged], stderr[judged])
     heavy = ~(equal | (khat < limit)) | (~equal & lucky) | misses_much(unseen, stderr) | (shared > _MUCH)
     light = (common.khat < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
     sound = (equal | light) & ~np.isnan(unseen) & ~misses_some(unseen, stderr) & (shared <= _LITTLE)
@@ -102,14 +104,14 @@ def shared_misses(unseen: np.ndarray, unseen_stderr: np.ndarray, stderr: np.ndar
     all of it: where chance decides, each has the mean of all such.
 
     Args:
-        unseen: Share of p(x) that the samples cannot have seen (N,); NaN, where nobody looked, counts as nothing.
+        unseen: Share of p(x) that the samples cannot have seen (N,).
         unseen_stderr: Its standard errors (N,).
         stderr: Standard errors of log p(x) (N,), in nats.
     """
-    found = np.where(unseen > _NEGLIGIBLE, unseen, 0.0)
+    found = np.maximum(unseen - _NEGLIGIBLE, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         missed = np.where(found > 0, np.minimum(found / np.nan_to_num(stderr), _MOST), 0.0)
-    by_chance = found / _BY_CHANCE <= np.nan_to_num(unseen_stderr)
+    by_chance = found / _BY_CHANCE <= unseen_stderr
     return np.where(by_chance, missed[by_chance].mean(), missed) if by_chance.sum() >= _FEW else missed
 
 
