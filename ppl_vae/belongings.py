@@ -79,7 +79,9 @@ class Belongings:
         """The buffers of the module among what was `taken`, by their names in it: `put` gives them another form."""
         found = [(self._places[name.number], name) for name in map(_Name.of, names) if name.kind in _IN_PLACES]
         places = {(id(p.holder.source), _key(p, name.label)) for p, name in found if p.holder.registered}
-        homes = ((where, module._buffers) for where, module in root.named_modules()) if places else ()
+        homes = (
+            ((where, module._buffers) for where, module in root.named_modules(remove_duplicate=False)) if places else ()
+        )
         return {f"{where}.{key}".lstrip(".") for where, home in homes for key in home if (id(home), key) in places}
 
     def put(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -195,8 +197,10 @@ class Belongings:
             key = _key(place, name.label)
         except (LookupError, ValueError):
             return False
-        if place.holder.registered and (key not in place.keys or isinstance(place.now(key), nn.Parameter)):
-            return False
+        if place.holder.registered:  # a buffer of the module
+            is_buffer = key in place.keys and not isinstance(place.now(key), nn.Parameter)
+            if not is_buffer or not (value is None or isinstance(value, Tensor) or name.kind == GONE):
+                return False
         return key is not ABSENT and (name.kind != GONE or key in place.keys) and fits(name.kind, value)
 
     def _content(self, name: _Name) -> TensorContent | ArrayContent | SetContent:

@@ -272,7 +272,7 @@ def kept_buffers(module: nn.Module) -> Iterator[None]:
             home.update(buffers)
         with torch.no_grad():
             for buffer, version, value in before:
-                if buffer.shape != value.shape:
+                if (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
                     give(buffer, value)
                 elif buffer._version != version:  # autograd may hold one that did not move
                     buffer.copy_(value)

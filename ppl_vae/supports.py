@@ -250,6 +250,10 @@ def excluded_values(distribution: Any) -> Tensor | None:
 
 def unmixed(support: constraints.Constraint) -> constraints.Constraint:
     """The support of the components of a mixture, where they have one and the same; any other support as it is."""
+    if isinstance(support, constraints.independent):
+        inner = unmixed(support.base_constraint)
+        same = inner is support.base_constraint
+        return support if same else constraints.independent(inner, support.reinterpreted_batch_ndims)
     return vars(support)["base_constraint"] if _is_mixture_of_equals(support) else support
 
 

@@ -106,3 +106,27 @@ def test_latents_follow_a_rare_component_of_the_one_they_depend_on():
         np.log1p(-1e-4) + stats.norm.logpdf(x, 0, np.sqrt(5.01)),
     )
     assert_within(evidence(pv.Pair(model, guide), x), exact, absolute=1e-6, reason="a smooth density")
+
+
+def test_numbers_that_are_mixtures_each_have_a_support_and_components():
+    """Rare and common together, of which no draw of the prior has both, and no component of one choice for all."""
+    weights, at = torch.tensor([0.001, 0.999]).double(), torch.tensor([-50.0, 50.0]).double()
+
+    def prior(x):
+        parts = dist.Normal(at.expand(len(x), 2, 2), 1.0)
+        return dist.MixtureSameFamily(dist.Categorical(weights.expand(len(x), 2, 2)), parts).to_event(1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior(x))
+            pyro.sample("x", dist.Normal(z, 5.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", prior(x))
+
+    x = torch.tensor([[-50.0, 50.0], [50.0, 50.0], [-50.0, -50.0]]).double()
+    each = dist.Normal(at, 26**0.5).log_prob(x[..., None]) + weights.log()
+    assert_within(
+        evidence(pv.Pair(model, guide), x), each.logsumexp(-1).sum(-1).numpy(), absolute=1e-4, reason="promised"
+    )

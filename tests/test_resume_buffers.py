@@ -10,7 +10,9 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from ppl_vae.belongings import Belongings
 from ppl_vae.errors import CheckpointError, DataError
+from ppl_vae.pair import kept_buffers
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import step_folder
 from ppl_vae.svi import saving
@@ -76,3 +78,28 @@ def test_a_buffer_of_another_beginning_is_refused(tmp_path: Path):
         run(lambda: Resting(3), binary, {}, run_dir=tmp_path, resume=True)
     with pytest.raises(DataError, match=r"rest of shape \(3,\)"):
         RunDirectory(tmp_path).read_parameters(Resting(3))
+
+
+def test_a_buffer_becomes_no_number():
+    """As a stranger's checkpoint would have it: a module without its tensor is none."""
+    belongings = Belongings(pair := Growing(entries=3))
+    pair.seen = torch.zeros(5)
+    (name,) = (n for n in belongings.taken().tensors if n.endswith(":seen"))
+    assert Belongings(Growing(entries=3)).misplaced({name.replace("tensor", "value", 1): 3}, {})
+    assert not Belongings(Growing(entries=3)).misplaced({}, {name: torch.zeros(5)})
+
+
+def test_a_buffer_of_another_type_is_given_back():
+    pair = Growing(entries=3)
+    with kept_buffers(pair):
+        pair.seen.data = pair.seen.half()
+    assert pair.seen.dtype == torch.float32
+
+
+def test_a_module_under_two_names_has_its_buffers_under_both():
+    pair = Growing(entries=3)
+    pair.first = pair.second = Growing(entries=3)
+    belongings = Belongings(pair)
+    pair.first.seen = torch.zeros(4)
+    (name,) = (n for n in belongings.taken().tensors if n.endswith("first.seen"))
+    assert belongings.remade(pair, [name]) == {"first.seen", "second.seen"}

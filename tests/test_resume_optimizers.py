@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ppl_vae.errors import CheckpointError
 from ppl_vae.storage import newest
 from ppl_vae.svi.moments import check_moments, moments, put_moments
 from ppl_vae.svi.update import make_update
@@ -175,13 +176,28 @@ def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
         def step(self, closure=None):
             super().step()
             self.kept, self.param_groups[0]["option"] = SimpleNamespace(), SimpleNamespace()
-            self.param_groups[0]["new"] = []
+            self.param_groups[0] |= {"new": [], 3: 0.5}
 
     options = OPTIONS | {"optimizer": Replacing, "epochs": 1}
-    names = ["optimizer.kept", "optimizer.param_groups.0.option", "optimizer.groups[0].new"]
-    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', .*new', which"):
+    names = ["optimizer.kept", "optimizer.param_groups.0.option", "optimizer.groups[0].3", "optimizer.groups[0].new"]
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', .*3', .*new', which"):
         run(ModuleVAE, binary, options, run_dir=tmp_path)
     assert newest(tmp_path / "checkpoints").plain["lost"] == names
+
+
+def test_an_option_that_no_checkpoint_holds_is_not_overwritten():
+    """As a stranger's checkpoint would have it: a list becomes a number."""
+
+    def listing(parameters, lr):
+        optimizer = torch.optim.SGD(parameters, lr=lr)
+        optimizer.param_groups[0]["extra"] = [object()]
+        return optimizer
+
+    update = make_update(listing, [torch.nn.Parameter(torch.zeros(2))], 0.1)
+    found = moments(update)
+    groups = [found.plain["groups"][0] | {"extra": 0.1}]
+    with pytest.raises(CheckpointError, match=r"groups\[0\]\.extra: expected no option"):
+        check_moments(update, found.tensors, found.plain | {"groups": groups})
 
 
 def test_no_step_with_a_hook_is_told_to_do_nothing():

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from ppl_vae import storage
 from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.storage import plain, tensors
+from ppl_vae.storage.exact import of_exact
 from ppl_vae.storage.manifest import Manifest
 from tests.bombs import SIGN
 from tests.hostile import CASES, CONTROLS, STATE, sign
@@ -180,3 +181,9 @@ def test_any_text_gives_a_name_that_stays_in_its_folder(name: str):
 def test_names_that_are_no_names_are_refused(name: str):
     with pytest.raises(StorageError, match="expected 1 to 100 letters"):
         storage.check_name(name)
+
+
+@pytest.mark.parametrize("kind", ["(,)f4", "O", "f4,f4", "<U9", "f99"])
+def test_numbers_of_no_kind_are_refused(kind: str):
+    with pytest.raises(CheckpointError, match="expected numbers as they were written"):
+        of_exact({"bytes": [kind, "00"]})

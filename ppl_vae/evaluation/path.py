@@ -294,7 +294,7 @@ def num_values(layout: Layout) -> int:
 
 
 def _of_components(sites: Iterable[Site]) -> dict[str, Tensor]:
-    """Values of the sites whose distribution is a mixture: those of components taken at random, one in each chain."""
+    """Values of the sites whose distribution is a mixture: those of components taken at random."""
     found = {}
     for site in sites:
         value, mixture = site["value"], site["fn"]
@@ -302,10 +302,11 @@ def _of_components(sites: Iterable[Site]) -> dict[str, Tensor]:
             mixture = mixture.base_dist
         if isinstance(mixture, MixtureSameFamily):
             drawn = mixture.component_distribution.sample()
-            drawn = drawn.movedim(drawn.dim() - 1 - len(mixture.event_shape), 0)
-            chains = torch.arange(len(value), device=value.device)
-            which = torch.randint(len(drawn), chains.shape, device=value.device)
-            found[site["name"]] = drawn.expand(-1, *value.shape)[which, chains]
+            drawn = drawn.movedim(drawn.dim() - 1 - len(mixture.event_shape), 0).expand(-1, *value.shape)
+            batch = value.shape[: value.dim() - len(mixture.event_shape)]
+            which = torch.randint(len(drawn), batch, device=value.device)
+            which = which.reshape(*batch, *[1] * len(mixture.event_shape)).expand(value.shape)
+            found[site["name"]] = drawn.gather(0, which[None])[0]
     return found
 
 

@@ -55,7 +55,7 @@ def of_exact(value: Any) -> Any:
     """
     try:
         return _of_exact(value)
-    except (LookupError, TypeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, OverflowError, SyntaxError) as error:
         raise CheckpointError(f"state: expected numbers as they were written, found others ({error})") from error
 
 

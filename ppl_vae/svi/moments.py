@@ -79,7 +79,7 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
         own = {name: value for name, value in _options_of(group).items() if name in known}  # steps may add others
         for name in [*own, *found]:
             where = f"{_OPTIMIZER}.groups[{number}].{name}"
-            if name not in found or name == "params":
+            if name not in found or name == "params" or (name in known and name not in own):
                 raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {HOW_TO_GO_ON}")
             if name in own:
                 _check(where, _place(_GROUP, number, name), own[name], found[name], tensors)
@@ -166,14 +166,20 @@ def _parts(place: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params" and is_option(value)}
+    return {name: value for name, value in group.items() if name != "params" and _is_kept(name, value)}
+
+
+def _is_kept(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and is_option(value)
 
 
 def _lost_options(update: Update) -> list[str]:
     """Names of options that have come with the steps and that no checkpoint holds."""
     groups = enumerate(zip(update.groups, update.options, strict=False))
-    found = ((n, name) for n, (group, known) in groups for name in group.keys() - known if not is_option(group[name]))
-    return [f"{_OPTIMIZER}.groups[{n}].{name}" for n, name in sorted(found)]
+    found = (
+        (n, name) for n, (group, known) in groups for name in group.keys() - known if not _is_kept(name, group[name])
+    )
+    return sorted(f"{_OPTIMIZER}.groups[{n}].{name}" for n, name in found)
 
 
 def _place(kind: str, number: int, name: str) -> str:
