@@ -79,9 +79,9 @@ class Belongings:
         """The buffers of the module among what was `taken`, by their names in it: `put` gives them another form."""
         found = [(self._places[name.number], name) for name in map(_Name.of, names) if name.kind in _IN_PLACES]
         places = {(id(p.holder.source), _key(p, name.label)) for p, name in found if p.holder.registered}
-        homes = (
-            ((where, module._buffers) for where, module in root.named_modules(remove_duplicate=False)) if places else ()
-        )
+        if not places:
+            return set()
+        homes = [(where, module._buffers) for where, module in root.named_modules(remove_duplicate=False)]
         return {f"{where}.{key}".lstrip(".") for where, home in homes for key in home if (id(home), key) in places}
 
     def put(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

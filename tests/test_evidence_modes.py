@@ -17,14 +17,8 @@ def evidence(pair, x):
     return pv.log_evidence(pair, x, progress=False)
 
 
-def rare_component(far: torch.Tensor, scale: float, rare: float, guide_scale: float | None):
-    """z ~ rare N(far, scale) + (1 - rare) N(0, 1), x ~ N(z, 5); the guide is the prior, or lies around x; log p(x)."""
-    zero = torch.zeros_like(far)
-    weights, scales = far.new_tensor([rare, 1 - rare]), far.new_tensor([scale, 1.0])
-
-    def prior(x):
-        parts = dist.Normal(torch.stack([far, zero]), scales[:, None]).to_event(1).expand([len(x), 2])
-        return dist.MixtureSameFamily(dist.Categorical(weights.expand(len(x), 2)), parts)
+def seen_from(prior, guide_scale: float | None = None) -> pv.Pair:
+    """z of a prior, x ~ N(z, 5); the guide is the prior, or lies around x."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -35,9 +29,21 @@ def rare_component(far: torch.Tensor, scale: float, rare: float, guide_scale: fl
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x, guide_scale).to_event(1) if guide_scale else prior(x))
 
+    return pv.Pair(model, guide)
+
+
+def rare_component(far: torch.Tensor, scale: float, rare: float, guide_scale: float | None):
+    """A pair with z ~ rare N(far, scale) + (1 - rare) N(0, 1), see `seen_from`; data; log p(x)."""
+    zero = torch.zeros_like(far)
+    weights, scales = far.new_tensor([rare, 1 - rare]), far.new_tensor([scale, 1.0])
+
+    def prior(x):
+        parts = dist.Normal(torch.stack([far, zero]), scales[:, None]).to_event(1).expand([len(x), 2])
+        return dist.MixtureSameFamily(dist.Categorical(weights.expand(len(x), 2)), parts)
+
     x = torch.stack([far, zero, far + 2])
     by_part = [dist.Normal(at, np.hypot(5, s)).log_prob(x).sum(-1) for at, s in ((far, scale), (zero, 1.0))]
-    return pv.Pair(model, guide), x, torch.logaddexp(np.log(rare) + by_part[0], np.log1p(-rare) + by_part[1])
+    return seen_from(prior, guide_scale), x, torch.logaddexp(np.log(rare) + by_part[0], np.log1p(-rare) + by_part[1])
 
 
 @pytest.mark.parametrize("guide_scale", [None, 1.0])
@@ -116,17 +122,6 @@ def test_numbers_that_are_mixtures_each_have_a_support_and_components():
         parts = dist.Normal(at.expand(len(x), 2, 2), 1.0)
         return dist.MixtureSameFamily(dist.Categorical(weights.expand(len(x), 2, 2)), parts).to_event(1)
 
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", prior(x))
-            pyro.sample("x", dist.Normal(z, 5.0).to_event(1), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", prior(x))
-
     x = torch.tensor([[-50.0, 50.0], [50.0, 50.0], [-50.0, -50.0]]).double()
     each = dist.Normal(at, 26**0.5).log_prob(x[..., None]) + weights.log()
-    assert_within(
-        evidence(pv.Pair(model, guide), x), each.logsumexp(-1).sum(-1).numpy(), absolute=1e-4, reason="promised"
-    )
+    assert_within(evidence(seen_from(prior), x), each.logsumexp(-1).sum(-1).numpy(), absolute=1e-4, reason="promised")

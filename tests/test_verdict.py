@@ -1,4 +1,4 @@
-"""The verdict on an estimate: its rules, what probes find, and intervals that cover."""
+"""The verdict on an estimate: its rules, and intervals that cover."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy import stats
 
 import ppl_vae as pv
-from ppl_vae.evaluation import intervals, likelihood
-from ppl_vae.evaluation.probing import probes_enough, widening
+from ppl_vae.evaluation import intervals
 from ppl_vae.evaluation.verdict import shrunk, verdict
 from ppl_vae.weights import Stream, khat_threshold
 from tests.pairs import scaled_guide, small_ppca
 from tests.running import estimate
-from tests.statistical import assert_close, assert_mean, assert_within
-from tests.zoo import ZOO
+from tests.statistical import assert_close, assert_within
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -210,15 +207,6 @@ def test_intervals_cover_where_the_verdict_is_reliable(s, dim):
     assert high - low < 0.05
 
 
-def test_few_data_are_probed_more_often():
-    """25,000 probes of a call, or 64 a datum, at most K / 8: data of a block share their noise."""
-    assert [probes_enough(n, 2000, 200) for n in (1, 200, 1000)] == [200, 125, 64]
-    ppca = small_ppca()
-    pair, x = scaled_guide(ppca, 0.5), ppca.sample(3, seed=1)
-    found = estimate(pair, x, 1600)
-    np.testing.assert_array_equal(found.unseen, estimate(pair, x, 1600, num_probes=200).unseen)
-
-
 @pytest.mark.parametrize("k", [500, 2000])
 def test_a_mean_field_guide_of_a_correlated_posterior_is_not_called_reliable(k):
     """Its marginals are right; k is 0.75, k-hat below 1/2, and most data hide it: intervals cover 85 to 88 %."""
@@ -269,159 +257,3 @@ def test_one_unreliable_datum_takes_the_upper_end_from_the_interval_of_the_mean(
     assert ll.is_lower_bound
     assert str(ll).startswith(f"log p(x) ≥ {ll.mean:.2f} nats")
     assert "199 reliable, 0 noisy, 1 unreliable" in str(ll)
-
-
-# Probes
-
-
-def positive_latent(s: float) -> pv.Pair:
-    """log v ~ N(0, 1), x ~ N(log v, 0.5) with the exact posterior scaled by s as guide of v."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            v = pyro.sample("v", dist.LogNormal(torch.zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(v.log(), 0.5), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("v", dist.LogNormal(0.8 * x, s * 0.2**0.5))
-
-    return pv.Pair(model, guide)
-
-
-@pytest.mark.parametrize("constrained", [False, True])
-def test_probes_find_as_much_as_there_is(constrained):
-    """A guide of half the width: mass where |z|^2 (1 / s^2 - 1) / 2 + d log s > log(K / 10) has a closed form."""
-    s, dim, k = 0.5, 1 if constrained else 2, 1000
-    ppca = small_ppca(4, 2)
-    x = torch.randn(2000) if constrained else ppca.sample(2000, seed=1)
-    pair = positive_latent(s) if constrained else scaled_guide(ppca, s)
-    ll = estimate(pair, x, k, num_draws=0)
-    exact = dist.Normal(0.0, 1.25**0.5).log_prob(x) if constrained else ppca.log_prob(x)
-    radius = 2 * (math.log(k / 10) - dim * math.log(s)) / (1 / s**2 - 1)
-    # The estimate is on average too low by what was not seen: a ratio to the exact p(x) is 1 / (1 - error) of that.
-    truth = stats.chi2.sf(radius, dim)
-    assert_mean(ll.unseen * np.exp(ll.value - exact.numpy()), truth, effect=0.3 * truth)
-    assert (ll.verdict == "reliable").mean() < 0.1
-
-
-@pytest.mark.parametrize("s", [1.0, 1.5])
-def test_probes_find_nothing_where_nothing_is_missing(s):
-    ppca = small_ppca()
-    ll = estimate(scaled_guide(ppca, s), ppca.sample(50, seed=1), 200)
-    assert (ll.unseen == 0).all()
-    assert (ll.verdict == "reliable").all()
-
-
-def test_probes_are_as_wide_as_dimensions_allow():
-    for d in (1, 2, 30):
-        c = widening(d)
-        assert_close(np.array((c**2 / math.sqrt(2 * c**2 - 1)) ** d), np.array(4.0))
-
-
-def test_latents_of_a_mixture_can_be_probed():
-    """The support of a mixture has no transform of its own; that of its components has."""
-    case = ZOO["mixture as prior"]
-    x = case.data[:4].double()
-    assert np.isfinite(estimate(case.make(), x, 60, compile=False).unseen).all()
-
-
-def mixed(log_odds: float, s: float = 1.0, masked: bool = False) -> pv.Pair:
-    """c in {0, 1}, z ~ N(0, 1), x ~ N(z + c, 1); the guide of c, its posterior where x = 1/2 and the log-odds are 0.
-
-    That of z given c is the posterior s times as wide. Masked, c says nothing, and x ~ N(z, 1).
-    """
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            with pyro.poutine.mask(mask=not masked):
-                c = pyro.sample("c", dist.Categorical(torch.tensor([0.5, 0.5])))
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(z if masked else z + c, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            with pyro.poutine.mask(mask=not masked):
-                c = pyro.sample("c", dist.Categorical(logits=torch.tensor([0.0, log_odds]).expand(len(x), 2)))
-            pyro.sample("z", dist.Normal((x if masked else x - c) / 2, s * 0.5**0.5))
-
-    return pv.Pair(model, guide)
-
-
-@pytest.mark.parametrize("log_odds", [-14.0, -800.0])
-def test_probes_go_through_all_values_of_discrete_latents(log_odds):
-    """x = 1/2: c = 1 has half of the posterior, and no sample."""
-    x = torch.full((500,), 0.5)
-    ll = estimate(mixed(log_odds), x, 1000, num_draws=0, num_probes=8)
-    exact = dist.Normal(torch.tensor([0.0, 1.0]), 2**0.5).log_prob(x[:, None]).logsumexp(1).numpy() - np.log(2)
-    assert_mean(ll.unseen * np.exp(ll.value - exact), 0.5, effect=0.2)
-    assert (ll.verdict == "unreliable").mean() > 0.95
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_probes_weigh_discrete_values_as_samples_do(masked):
-    """The closed form of `test_probes_find_as_much_as_there_is`, for c drawn from its posterior, or masked."""
-    s, k, x = 0.5, 1000, torch.full((1000,), 0.5)
-    ll = estimate(mixed(0.0, s, masked), x, k, num_draws=0)
-    radius = 2 * (math.log(k / 10) - math.log(s)) / (1 / s**2 - 1)
-    truth = stats.chi2.sf(radius, 1)
-    exact = dist.Normal(0.0, 2**0.5).log_prob(x).numpy()  # at 1/2 the same for both c, and without
-    assert_mean(ll.unseen * np.exp(ll.value - exact), truth, effect=0.3 * truth)
-    assert (estimate(mixed(0.0, 1.0, masked), x[:50], k).verdict == "reliable").all()
-
-
-def counted() -> pv.Pair:
-    """A latent without end: n ~ Poisson(2), x ~ N(n, 1)."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            n = pyro.sample("n", dist.Poisson(torch.full((len(x),), 2.0)))
-            pyro.sample("x", dist.Normal(n, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("n", dist.Poisson(2.0 + 0 * x))
-
-    return pv.Pair(model, guide)
-
-
-def test_what_cannot_be_probed_is_not_known():
-    ppca = small_ppca()
-    x = ppca.sample(5)
-    for ll in (estimate(counted(), torch.full((5,), 2.0), 500), estimate(ppca, x, 50, num_probes=0)):
-        assert np.isnan(ll.unseen).all()
-        assert (ll.verdict != "reliable").all()
-    assert np.isnan(estimate(mixed(0.0), x[:, 0], 20, num_probes=1).unseen).all()
-    assert np.isnan(estimate(ppca, ppca.sample(5), 10).unseen).all()
-    with pytest.raises(ValueError, match="num_probes: expected at least 0"):
-        estimate(ppca, ppca.sample(5), 50, num_probes=-1)
-
-
-def test_programs_need_no_answer_where_the_guide_does_not_go():
-    """A model that fails far out is evaluated without probes there."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
-            if z.detach().abs().max() > 6.0:
-                raise ValueError("too far out")
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.5 * x, 0.5**0.5))
-
-    x = torch.linspace(-1.0, 1.0, 50)
-    ll = estimate(pv.Pair(model, guide), x, 100, compile=False)
-    assert np.isnan(ll.unseen).all()
-    assert (ll.verdict == "noisy").all()
-
-
-def test_probes_have_noise_of_their_own(monkeypatch):
-    """Blocks of rows are probed by different draws, none of which weighs in an estimate."""
-    monkeypatch.setattr(likelihood, "_block_shape", lambda *_: (4, 500))
-    ppca = small_ppca()
-    pair, x = scaled_guide(ppca, 0.5), ppca.sample(1, seed=1).repeat(8, 1)
-    with_probes, without = estimate(pair, x, 500), estimate(pair, x, 500, num_probes=0)
-    np.testing.assert_array_equal(with_probes.value, without.value)
-    assert (with_probes.unseen[:4] != with_probes.unseen[4:]).all()

@@ -51,7 +51,7 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
     """Whether `value` rests on samples that round to the edge of a latent's support, as `LogLikelihood.rounded`."""
     verdict: np.ndarray
     """`reliable`, `noisy` or `unreliable`; noisy at best where chains were annealed, or an earlier method of the datum
-    had left more unseen than an interval bears."""
+    had left more unseen than an interval bears, or rounding is much of the error."""
     method: np.ndarray
     """What gave the estimate: guide, more samples, refined proposal or annealing."""
     failures: tuple[Failure, ...]

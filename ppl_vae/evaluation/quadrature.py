@@ -94,6 +94,9 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         parts = (path.space.from_flat(_padded(part, len(drawn)), pattern) for part in u.split(len(drawn)))
         return torch.cat([at(points) for points in parts])[: len(v)].double() + line.log_slope(v)
 
+    def rounded(v: Tensor) -> Tensor:
+        return _rounded(path, line.points(v).to(drawn.dtype), pattern)
+
     log_density = partial(density, at=partial(_log_joint, path))
 
     reached = torch.cat([drawn, path.space.flat(path.draw_at_every_value())]) if layout.cardinalities else drawn
@@ -111,7 +114,6 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         low, high, _ = widen(*far.hull(low, high, _MARGIN))
     box = Cells(low[None], high - low, torch.ones_like(low[None, :, 0], dtype=torch.bool))
     value = integrated(log_density, box, known, kind.eps, first_row, sites)
-    rounded = lambda v: _rounded(path, line.points(v).to(drawn.dtype), pattern)  # noqa: E731
     _check_edges(log_density, rounded, box, value, drawn.dtype, first_row)
     return value
 
