@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from scipy import stats
 from torch import Tensor, nn
+from torch.distributions import kl_divergence
 
 import ppl_vae as pv
 
@@ -115,6 +116,42 @@ def scaled_guide(ppca: pv.PPCA, s: float) -> pv.Pair:
             pyro.sample("z", dist.MultivariateNormal(q.loc, scale_tril=s * q.scale_tril))
 
     return pv.Pair(ppca.model, guide)
+
+
+def positive_latent(s: float) -> pv.Pair:
+    """log v ~ N(0, 1), x ~ N(log v, 0.5) with the exact posterior scaled by s as guide of v."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            v = pyro.sample("v", dist.LogNormal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(v.log(), 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("v", dist.LogNormal(0.8 * x, s * 0.2**0.5))
+
+    return pv.Pair(model, guide)
+
+
+def diagonal(ppca: pv.PPCA, shift: float, widen: float):
+    """A diagonal guide beside the posterior, and the best diagonal one: precisions of the posterior, and its mean."""
+
+    def of(x, best: bool):
+        posterior = ppca.posterior(x)
+        precision = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1).expand(posterior.loc.shape)
+        loc = posterior.loc if best else posterior.loc + shift * posterior.stddev
+        return dist.Normal(loc, precision.rsqrt() * (1.0 if best else widen)).to_event(1)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", of(x, best=False))
+
+    def kl(x, best: bool):
+        q = of(x, best)
+        full = dist.MultivariateNormal(q.base_dist.loc, scale_tril=torch.diag_embed(q.base_dist.scale))
+        return kl_divergence(full, ppca.posterior(x))
+
+    return pv.Pair(ppca.model, guide), kl
 
 
 def of_two_kinds(ppca: pv.PPCA, s: float) -> pv.Pair:

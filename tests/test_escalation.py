@@ -8,7 +8,6 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
-from test_verdict import positive_latent
 
 import ppl_vae as pv
 from ppl_vae.checking import check
@@ -25,6 +24,7 @@ from tests.pairs import (
     cut_off,
     exponential_and_normal,
     of_two_kinds,
+    positive_latent,
     scaled_guide,
     small_ppca,
 )

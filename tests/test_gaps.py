@@ -21,7 +21,7 @@ from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.rng import seeded
 from tests.linear import chain
 from tests.mixtures import random_gmm
-from tests.pairs import binary_rows, scaled_guide, small_ppca, two_modes
+from tests.pairs import binary_rows, diagonal, scaled_guide, small_ppca, two_modes
 from tests.splitting import split
 from tests.statistical import assert_close, assert_estimates, assert_within
 from tests.training import fresh, state
@@ -35,27 +35,6 @@ ROUNDED = "Adam makes steps of gradients that are nothing but rounding"
 def correlated_ppca() -> pv.PPCA:
     """Its posterior is far from diagonal."""
     return pv.PPCA(torch.tensor([[1.0, 0.9], [0.8, 1.0], [1.0, 1.0]], dtype=torch.float64), torch.zeros(3), 0.7)
-
-
-def diagonal(ppca: pv.PPCA, shift: float, widen: float):
-    """A diagonal guide beside the posterior, and the best diagonal one: precisions of the posterior, and its mean."""
-
-    def of(x, best: bool):
-        posterior = ppca.posterior(x)
-        precision = posterior.precision_matrix.diagonal(dim1=-2, dim2=-1).expand(posterior.loc.shape)
-        loc = posterior.loc if best else posterior.loc + shift * posterior.stddev
-        return dist.Normal(loc, precision.rsqrt() * (1.0 if best else widen)).to_event(1)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", of(x, best=False))
-
-    def kl(x, best: bool):
-        q = of(x, best)
-        full = dist.MultivariateNormal(q.base_dist.loc, scale_tril=torch.diag_embed(q.base_dist.scale))
-        return kl_divergence(full, ppca.posterior(x))
-
-    return pv.Pair(ppca.model, guide), kl
 
 
 def test_both_parts_of_ppca_with_a_diagonal_guide():

@@ -11,6 +11,7 @@ import torch
 import ppl_vae as pv
 from ppl_vae.errors import PairError
 from tests.pairs import ModuleVAE, binary_rows, small_ppca
+from tests.pyro_programs import VAE
 from tests.splitting import split
 from tests.statistical import assert_estimates, assert_within
 from tests.training import fresh
@@ -134,8 +135,6 @@ def test_options_are_checked():
 
 def test_pyro_s_own_example_goes_through():
     """With modules registered in the programs, in single precision, and a network that reshapes."""
-    from test_pyro_examples import VAE
-
     images = torch.bernoulli(torch.full((6, 1, 2, 3), 0.3))
     found = split(VAE(), images, 200)
     low = 1.96 * found.mean("gap").stderr

@@ -10,13 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from test_gaps import diagonal
 
 import ppl_vae as pv
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.intervals import interval_of_mean
 from ppl_vae.evaluation.local import _Said
-from tests.pairs import scaled_guide, small_ppca
+from tests.pairs import diagonal, scaled_guide, small_ppca
 from tests.splitting import split
 from tests.statistical import assert_close, assert_estimates, assert_within
 

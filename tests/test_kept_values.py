@@ -15,9 +15,9 @@ from ppl_vae.belongings import Belongings
 from ppl_vae.errors import DataError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
+from tests.keeping import Keeper, keeper
 from tests.pairs import ModuleVAE
 from tests.resuming import binary, run
-from tests.test_resume_values import Keeper, keeper
 from tests.training import fresh, state
 
 

@@ -223,3 +223,15 @@ def test_the_map_of_the_house_names_every_part():
     text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     parts = MAY_IMPORT.keys() - {"__init__"}
     assert [part for part in parts if f"`{part}`" not in text and f"`{part}/`" not in text] == []
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda path: path.stem)
+def test_what_tests_share_is_no_test_file(path: Path):
+    """A file of tests may be renamed or split without breaking another."""
+    names = {
+        name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in [getattr(node, "module", None), *(alias.name for alias in node.names)]
+    }
+    assert not [name for name in names if name and name.split(".")[-1].startswith("test_")]

@@ -14,27 +14,12 @@ from scipy import stats
 import ppl_vae as pv
 from ppl_vae.evaluation import likelihood
 from ppl_vae.evaluation.probing import probes_enough, widening
-from tests.pairs import scaled_guide, small_ppca
+from tests.pairs import positive_latent, scaled_guide, small_ppca
 from tests.running import estimate
 from tests.statistical import assert_close, assert_mean
 from tests.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def positive_latent(s: float) -> pv.Pair:
-    """log v ~ N(0, 1), x ~ N(log v, 0.5) with the exact posterior scaled by s as guide of v."""
-
-    def model(x):
-        with pyro.plate("data", len(x)):
-            v = pyro.sample("v", dist.LogNormal(torch.zeros(len(x)), 1.0))
-            pyro.sample("x", dist.Normal(v.log(), 0.5), obs=x)
-
-    def guide(x):
-        with pyro.plate("data", len(x)):
-            pyro.sample("v", dist.LogNormal(0.8 * x, s * 0.2**0.5))
-
-    return pv.Pair(model, guide)
 
 
 @pytest.mark.parametrize("constrained", [False, True])

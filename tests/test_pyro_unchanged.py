@@ -17,10 +17,10 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from test_pyro_examples import VAE, SemiSupervised
 
 import ppl_vae as pv
 from tests.pairs import binary_rows
+from tests.pyro_programs import VAE, SemiSupervised
 
 FIT = {"epochs": 4, "batch_size": 16, "learning_rate": 5e-3, "compile": False, "progress": False}
 
