@@ -37,9 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 # The other cases are the same code in another size, or compile for minutes.
 QUICK = (
-    "fit-20",
     "fit-iwae",
-    "mnist-elbo",
     "digits-auto",
     "evaluation",
     "gmm",
