@@ -133,6 +133,14 @@ def float64(isolation: None) -> None:
 
 
 @pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are captured and proved, and run as they are: what stands around the compiler needs none of its time."""
+    from ppl_vae.compile import build
+
+    monkeypatch.setattr(build, "_build", lambda captured, _: captured.graph)
+
+
+@pytest.fixture
 def quiet() -> Iterator[None]:
     """No warning of steps that are not finite, where they are meant not to be."""
     with warnings.catch_warnings():

@@ -41,7 +41,6 @@ QUICK = (
     "digits-auto",
     "evaluation",
     "gmm",
-    "memory-k",
     "memory-map",
     "cost-k",
     "checkpoint",
@@ -273,6 +272,7 @@ def test_set_up_cancels_in_the_time_of_a_step(monkeypatch: pytest.MonkeyPatch):
     assert marginal(work, few=2, many=7) == 3.0
 
 
+@pytest.mark.slow
 def test_every_trainer_trains_every_parameter_from_the_same_start():
     start = dict(make_vae().named_parameters())
     for label, train in trainers(Task(make_vae, images(40), 20, 1, 3)).items():

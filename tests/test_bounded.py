@@ -87,7 +87,7 @@ def thinned_pair():
 @pytest.mark.parametrize(
     ("case", "compile"), [("uniform", False), ("counts", False), ("thinned", False), ("uniform", True)]
 )
-def test_an_exact_guide_has_equal_weights(case, compile):
+def test_an_exact_guide_has_equal_weights(case, compile, interpreted):
     """Its support is smaller than that of the prior, by exactly what the datum excludes."""
     pair, x, exact = {
         "uniform": (pareto_pair(), UNIFORM_DATA, log_evidence_of_uniform(UNIFORM_DATA)),

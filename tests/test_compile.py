@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ppl_vae as pv
-from ppl_vae.compile import Payback, build, compile_function
+from ppl_vae.compile import Payback, compile_function
 from ppl_vae.pair import as_pair, kept_buffers
 from ppl_vae.rng import seeded
 from ppl_vae.svi.gradient import Gradient
@@ -25,17 +25,15 @@ TOLERANCE = 1e-5  # of the largest number of an output or, where all cancel, of 
 
 # One of each kind goes through torch's compiler, which takes 4 to 40 seconds a pair; all others do with -m slow.
 ONE_OF_EACH = {
-    *("Bernoulli", "IWAE", "DReG, parameters held by distributions", "path gradients", "score function", "VIMCO"),
-    *("hierarchy", "discrete, enumerated", "classes given", "full covariance", "inverse autoregressive flow"),
-    *("mixture as prior", "learned scale", "decoder Poisson", "decoder discretised logistic", "convolutional", "MADE"),
-    *("batch normalisation and dropout", "flow", "constrained"),
+    *("Bernoulli", "DReG, parameters held by distributions", "VIMCO", "hierarchy", "discrete, enumerated"),
+    *("classes given", "full covariance", "inverse autoregressive flow", "decoder discretised logistic"),
+    *("convolutional", "MADE", "batch normalisation and dropout", "constrained"),
 }
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_captured_equals_as_written(name, monkeypatch):
+def test_captured_equals_as_written(name, interpreted):
     """Loss, metrics and every gradient by the graph that a compiler is given: torch runs it operation by operation."""
-    monkeypatch.setattr(build, "_build", lambda captured, _: captured.graph)
     assert_compiles(name, torch.device("cpu"))
 
 
@@ -120,7 +118,7 @@ def test_buffers_move_as_often_as_steps_are_taken():
     assert int(one.encoder[1].num_batches_tracked) == 6
 
 
-def test_memory_mapped_data(tmp_path):
+def test_memory_mapped_data(tmp_path, interpreted):
     np.save(tmp_path / "x.npy", binary_rows(20).numpy())
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     torch.manual_seed(0)
@@ -165,11 +163,11 @@ def test_a_compiled_evaluation_is_the_evaluation(make):
     np.testing.assert_allclose(plain.elbo, compiled.elbo, rtol=1e-5)
 
 
-def test_an_epoch_of_one_full_batch_and_a_smaller_one_compiles():
+def test_an_epoch_of_one_full_batch_and_a_smaller_one_compiles(interpreted):
     assert pv.fit(ModuleVAE(), binary_rows(6), batch_size=4, epochs=1, compile=True, progress=False).compiled
 
 
-def test_data_that_are_less_than_one_batch_compile():
+def test_data_that_are_less_than_one_batch_compile(interpreted):
     """Every batch is the whole data set, so that all steps have one shape."""
     assert pv.fit(ModuleVAE(), binary_rows(6), batch_size=128, epochs=2, compile=True, progress=False).compiled
 
@@ -187,7 +185,7 @@ class OtherForFew(Plain):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
-def test_gradients_go_to_the_parameters_they_belong_to():
+def test_gradients_go_to_the_parameters_they_belong_to(interpreted):
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     one, other = OtherForFew(nn.Linear(6, 4)), OtherForFew(nn.Linear(6, 4))

@@ -77,7 +77,7 @@ class LittleNoiseFromNumpy(NoiseFromNumpy):
         (LittleNoiseFromNumpy, "changes from call to call"),
     ],
 )
-def test_what_cannot_be_compiled_says_why_once_and_trains(kind, reason):
+def test_what_cannot_be_compiled_says_why_once_and_trains(kind, reason, interpreted):
     pair, x = kind(nn.Linear(6, 4)), torch.randn(20, 6)
     before = [p.detach().clone() for p in pair.parameters()]
     with pytest.warns(UserWarning, match=reason) as caught:
@@ -110,7 +110,7 @@ def test_a_capture_names_the_line():
         capture(looks, torch.ones(3))
 
 
-def test_an_evaluation_that_cannot_be_compiled_says_why():
+def test_an_evaluation_that_cannot_be_compiled_says_why(interpreted):
     pair, x = Peeking(nn.Linear(6, 4)), torch.randn(20, 6)
     plain = pv.log_likelihood(pair, x, 50, compile=False, progress=False)
     with pytest.warns(UserWarning, match="the model of this evaluation runs uncompiled: test_compile_limits.py, line"):
@@ -159,7 +159,7 @@ class Moving(Plain):
 
 
 @pytest.mark.parametrize("kind", [Counting, Annealed, Replacing, Moving])
-def test_a_trial_of_compiling_leaves_no_trace(kind):
+def test_a_trial_of_compiling_leaves_no_trace(kind, interpreted):
     """What is not compiled trains as if nobody had tried: the same parameters, buffers and attributes."""
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
@@ -205,7 +205,7 @@ class KeptCount(Kept):
         super().guide(x)
 
 
-def test_a_weight_set_from_outside_ends_a_compiled_fit():
+def test_a_weight_set_from_outside_ends_a_compiled_fit(interpreted):
     """The schedule sets a weight that the programs read; as compiled they would keep the one of the trial."""
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 
@@ -226,7 +226,7 @@ def test_a_weight_set_from_outside_ends_a_compiled_fit():
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_count_on_a_plain_object_is_seen_in_the_trial():
+def test_a_count_on_a_plain_object_is_seen_in_the_trial(interpreted):
     x = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
     one, other = KeptCount(), KeptCount()
     fitted(one, x, epochs=2, compile=False)
@@ -269,7 +269,7 @@ class Transposing(Rebinding):
             p.data = p.data.t().contiguous().t() if p.dim() == 2 else p.data
 
 
-def test_an_optimiser_that_changes_strides_ends_a_compiled_fit():
+def test_an_optimiser_that_changes_strides_ends_a_compiled_fit(interpreted):
     torch.manual_seed(0)
     one, other = ModuleVAE(), ModuleVAE()
     other.load_state_dict(one.state_dict())
@@ -286,7 +286,7 @@ def test_autocast_is_named_where_it_stands_in_the_way():
         assert not fitted(Plain(nn.Linear(6, 4)), torch.randn(20, 6), epochs=1, compile=True).compiled
 
 
-def test_noise_is_not_taken_for_the_rounding_of_an_ill_conditioned_step():
+def test_noise_is_not_taken_for_the_rounding_of_an_ill_conditioned_step(interpreted):
     """The last digit of the weight moves these values by 1e-2; what changes from call to call by 1e-4 is still seen."""
     module = nn.Linear(1, 1, bias=False)
     unseen = itertools.cycle([8e-5, -8e-5])
@@ -299,7 +299,7 @@ def test_noise_is_not_taken_for_the_rounding_of_an_ill_conditioned_step():
 
 
 @pytest.mark.parametrize(("edges", "compiles"), [(1, True), (2, False)])
-def test_a_number_that_rounds_across_an_edge_differs_once(edges: int, compiles: bool, monkeypatch):
+def test_a_number_that_rounds_across_an_edge_differs_once(edges: int, compiles: bool, interpreted, monkeypatch):
     """As in a spline, where a draw lies on the edge of a bin in one trial of a thousand."""
     module, compared, calls = nn.Linear(5, 1), build._compare, []
 

@@ -49,7 +49,7 @@ def test_moments_that_overflow_are_kept_in_no_checkpoint(tmp_path: Path):
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_step_that_is_skipped_is_a_step_of_length_zero(compile: bool, generator: torch.Generator):
+def test_a_step_that_is_skipped_is_a_step_of_length_zero(compile: bool, interpreted: None, generator: torch.Generator):
     x = clean(generator)
     left_out, zero = fresh(make=Gaussian), fresh(make=Gaussian)
     with pytest.warns(UserWarning, match=r"step \d+: the loss.*site 'x' of the model.*rows \[\d\].*step is skipped"):

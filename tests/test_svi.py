@@ -178,7 +178,7 @@ def test_batch_norm_and_dropout_train_and_keep_their_modes():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_path_gradient_moves_a_batch_norm_once_a_step(compile):
+def test_a_path_gradient_moves_a_batch_norm_once_a_step(compile, interpreted):
     """It runs the guide twice; the statistics are those of the plain gradient."""
     means = []
     for gradient in ("pathwise", "stl"):
@@ -343,7 +343,7 @@ def test_a_parameter_that_gets_other_strides_during_a_fit():
     ],
     ids=["ELBO", "ELBO, compiled", "STL", "DReG"],
 )
-def test_a_frozen_model_stays_while_its_guide_trains(objective, compile):
+def test_a_frozen_model_stays_while_its_guide_trains(objective, compile, interpreted):
     """Neither gradient nor optimiser touches what has requires_grad=False, and it is frozen afterwards too."""
     decoder, encoder = pv.decoders.Bernoulli.mlp(2, [8], 5), pv.encoders.DiagonalNormal.mlp(5, [8], 2)
     pair = pv.VAE(pv.priors.StandardNormal(2), decoder.requires_grad_(False), encoder)
