@@ -7,6 +7,8 @@ import os
 
 import numpy as np
 
+from ppl_vae.errors import DataError
+
 __all__ = ["read_rows"]
 
 
@@ -19,6 +21,9 @@ def read_rows(array: np.memmap, index: slice | np.ndarray) -> np.ndarray:
     Args:
         array: The array, rows first.
         index: A slice with step 1, or row numbers.
+
+    Raises:
+        DataError: The file cannot be read, or is no longer as long as it was.
     """
     first = _offset_in_file(array)
     if first is None:
@@ -31,9 +36,15 @@ def read_rows(array: np.memmap, index: slice | np.ndarray) -> np.ndarray:
         picked = np.empty((len(index), *array.shape[1:]), array.dtype)
         pieces = list(zip(picked.reshape(len(index), -1), index.tolist(), strict=True)) if picked.size else []
     assert array.filename is not None
-    with open(array.filename, "rb", buffering=0) as file:  # noqa: PTH123 (no path of its own: numpy gives str or Path)
-        for piece, row in pieces:
-            _read(file.fileno(), piece, first + row * array.strides[0])
+    try:
+        with open(array.filename, "rb", buffering=0) as file:  # noqa: PTH123 (numpy gives str or Path)
+            for piece, row in pieces:
+                _read(file.fileno(), piece, first + row * array.strides[0])
+    except OSError as error:
+        raise DataError(
+            f"{array.filename}: expected data that can be read while they are in use, found {error.strerror or error}: "
+            "put the file back as it was"
+        ) from error
     return picked
 
 
@@ -42,7 +53,7 @@ def _read(file: int, target: np.ndarray, position: int) -> None:
     while left:
         count = os.preadv(file, [left], position)
         if count == 0:
-            raise OSError(f"the file of a memory-mapped array ends before byte {position + len(left)}")
+            raise OSError(f"that they end before byte {position + len(left)}")
         left, position = left[count:], position + count
 
 

@@ -73,6 +73,16 @@ def twice(name: str, *contents: bytes) -> bytes:
     return stream.getvalue()
 
 
+def zipped(content: bytes, **changes: Any) -> bytes:
+    """A .npz whose directory claims whatever `changes` says."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", changes.pop("compression", zipfile.ZIP_DEFLATED)) as file:
+        file.writestr("x.npy", content)
+        for name, value in changes.items():
+            setattr(file.infolist()[0], name, value)
+    return stream.getvalue()
+
+
 def of_numpy(array: np.ndarray) -> bytes:
     stream = io.BytesIO()
     np.save(stream, array)

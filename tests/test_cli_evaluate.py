@@ -218,7 +218,9 @@ def test_damaged_arrays_are_a_line(copy: Path):
     (copy / "evaluation.npz").write_bytes(b"PK")
     result = call("compare", copy)
     assert result.exit_code == 1
-    assert "expected the arrays value, stderr, trusted, exact of evaluation.json, found damage" in result.stderr
+    assert (
+        "expected the arrays value, stderr, trusted, exact, rounded of evaluation.json, found damage" in result.stderr
+    )
 
 
 def test_code_of_the_users_own_runs_in_a_comparison_only_by_name(users_file: Path, run: Path, tmp_path: Path):

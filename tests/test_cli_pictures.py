@@ -12,6 +12,7 @@ import ppl_vae as pv
 from ppl_vae import figures
 from ppl_vae.cli.inputs import load_splits
 from ppl_vae.cli.pictures import draw_fit, save_images
+from ppl_vae.errors import StorageError
 from ppl_vae.recipes import levels_vae
 from ppl_vae.rundir import DataSpec
 from tests.commands import call, read, succeed
@@ -54,6 +55,15 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
 def splits_of(x: torch.Tensor, tmp_path: Path):
     np.save(tmp_path / "x.npy", x.numpy())
     return load_splits(DataSpec(str(tmp_path / "x.npy")))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("name", ["drawn.npy", "drawn.png"])
+def test_a_disk_that_refuses_drawn_data_is_named(name: str, tmp_path: Path):
+    (tmp_path / name).symlink_to("/dev/full")
+    x = torch.rand(10, 1, 4, 4)
+    with pytest.raises(StorageError, match=rf"{name}: cannot be written"):
+        save_images(x, splits_of(x, tmp_path), tmp_path / name, "Ten of them")
 
 
 def test_levels_of_a_file_are_drawn_from_black_to_white(shown, tmp_path: Path):

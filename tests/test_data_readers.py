@@ -16,16 +16,11 @@ from hypothesis import strategies as st
 
 from ppl_vae.data import array_names, load_array, readers
 from ppl_vae.errors import DataError
+from tests.bombs import of_numpy, zipped
 
 
 def idx(array):
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-
-
-def npy(array):
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
 
 
 def test_npy_is_mapped_and_npz_is_read(tmp_path):
@@ -98,16 +93,6 @@ def lying_npy(shape, descr="<f4"):
     return stream.getvalue() + bytes(64)
 
 
-def zipped(content, **changes):
-    """A .npz whose directory claims whatever `changes` says."""
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", changes.pop("compression", zipfile.ZIP_DEFLATED)) as archive:
-        archive.writestr("x.npy", content)
-        for name, value in changes.items():
-            setattr(archive.infolist()[0], name, value)
-    return stream.getvalue()
-
-
 LIES = {
     "large.npy": lying_npy((2**40, 784)),
     "small.npy": lying_npy((1, 4)),
@@ -117,13 +102,14 @@ LIES = {
     "empty.npy": b"",
     "text.npy": b"hello, world",
     "version.npy": b"\x93NUMPY\x03\x00" + lying_npy((4, 4))[8:],
-    "zip.npy": zipped(npy(np.ones((2, 2)))),
+    "zip.npy": zipped(of_numpy(np.ones((2, 2)))),
     "large.npz": zipped(lying_npy((2**40, 784))),
-    "directory.npz": zipped(npy(np.ones((2, 2))), file_size=2**31),
-    "bomb.npz": zipped(npy(np.zeros(2**22, np.uint8))),
-    "bzip2.npz": zipped(npy(np.zeros(2**16, np.uint8)), compression=zipfile.ZIP_BZIP2),
-    "crc.npz": zipped(npy(np.ones((2, 2))), CRC=1),
-    "truncated.npz": zipped(npy(np.ones((2, 2))))[:-30],
+    "directory.npz": zipped(of_numpy(np.ones((2, 2))), file_size=2**31),
+    "compressed.npz": zipped(of_numpy(np.ones((2, 2))), file_size=2**20, compress_size=2**10),
+    "bomb.npz": zipped(of_numpy(np.zeros(2**22, np.uint8))),
+    "bzip2.npz": zipped(of_numpy(np.zeros(2**16, np.uint8)), compression=zipfile.ZIP_BZIP2),
+    "crc.npz": zipped(of_numpy(np.ones((2, 2))), CRC=1),
+    "truncated.npz": zipped(of_numpy(np.ones((2, 2))))[:-30],
 }
 
 
@@ -178,7 +164,9 @@ def read_gz(path):
 @given(position=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), length=st.floats(0, 1))
 def test_damage_gives_a_data_error_or_an_array(suffix, position, bit, length, tmp_path):
     x = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    content = bytearray({"npy": npy(x), "npz": zipped(npy(x)), "idx.gz": gzip.compress(idx(x), mtime=0)}[suffix])
+    content = bytearray(
+        {"npy": of_numpy(x), "npz": zipped(of_numpy(x)), "idx.gz": gzip.compress(idx(x), mtime=0)}[suffix]
+    )
     content[int(position * len(content))] ^= 1 << bit
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content[: len(content) if length > 0.5 else int(2 * length * len(content))])
@@ -192,7 +180,7 @@ def test_damage_gives_a_data_error_or_an_array(suffix, position, bit, length, tm
 def test_the_array_whose_header_was_checked_is_the_one_that_is_returned(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         for name, value in (("x.npy", 1.0), ("x.npy.npy", 2.0)):
-            file.writestr(name, npy(np.full((2, 1), value)))
+            file.writestr(name, of_numpy(np.full((2, 1), value)))
     assert load_array(tmp_path / "x.npz", "x")[0] == 1.0
     assert load_array(tmp_path / "x.npz", "x.npy")[0] == 2.0
 

@@ -12,6 +12,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.arrays import as_rows
+from ppl_vae.errors import DataError
 from ppl_vae.mapped import read_rows
 from ppl_vae.svi.feed import Feed
 from ppl_vae.svi.order import Order
@@ -158,5 +159,5 @@ def test_a_file_that_was_cut_is_an_error(tmp_path):
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     with (tmp_path / "x.npy").open("r+b") as file:
         file.truncate(300)
-    with pytest.raises(OSError, match="ends before byte"):
+    with pytest.raises(DataError, match=r"x.npy: expected data .* end before byte 608: put the file back"):
         read_rows(mapped, np.array([9]))

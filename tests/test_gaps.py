@@ -124,6 +124,13 @@ def test_differences_are_on_the_same_noise():
         assert np.abs(slack).max() < 5.91 + 0.02 / f.amortisation_stderr.min()
 
 
+def test_the_same_noise_comes_in_the_same_portions_to_every_family():
+    """Of many data in many dimensions an affine map allows fewer draws at once than the guide does."""
+    ppca = small_ppca(22, 20)
+    found = split(diagonal(ppca, 0.0, 1.3)[0], ppca.sample(256), 200, search=pv.LocalSearch(1, 1, 4))
+    assert np.median(found.richer_gain_stderr) < 0.6 * np.median(found.elbo_stderr)
+
+
 def test_a_posterior_as_guide_leaves_nothing():
     ppca = small_ppca(5, 3)
     found = split(ppca, ppca.sample(5), 50, search=pv.LocalSearch(5, 1, 64))

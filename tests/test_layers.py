@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "kl": {"errors"},
     "supports": {"errors"},
     "rng": {"errors", "options"},
-    "mapped": set(),
+    "mapped": {"errors"},
     "arrays": {"errors", "mapped"},
     "distributed": {"errors"},
     "device": {"errors"},

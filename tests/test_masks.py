@@ -52,6 +52,43 @@ def test_the_same_mask_in_both_programs_is_taken(kind):
     assert pv.check(masked("both", x, kind), x).layout.local_latents == ("z",)
 
 
+@pytest.mark.parametrize("kind", ["handler", "distribution"])
+def test_a_masked_latent_is_not_moved(kind):
+    """Where it is masked it has no density in R^n: chains would wander off, and maps would count it."""
+    x = torch.linspace(-2, 2, 6)
+    pair, search = masked("both", x, kind), pv.LocalSearch(2, 1, 4)
+    with pytest.raises(pv.PairError, match=r"site 'z': expected a latent without a mask, .*use log_likelihood"):
+        pv.annealed_importance_sampling(pair, x, progress=False)
+    with pytest.raises(pv.PairError, match=r"site 'z': expected a latent without a mask, .*pass richer=False"):
+        pv.gap_decomposition(pair, x, 20, search=search, progress=False)
+    assert pv.gap_decomposition(pair, x, 20, search=search, richer=False, progress=False).gap.shape == (6,)
+
+
+@pytest.mark.usefixtures("float64")
+def test_no_proposal_is_fitted_to_a_masked_latent():
+    """With one the estimates were too high: the fit has a density where the joint has none."""
+
+    def draw_unread(n):
+        pyro.sample("unread", dist.Normal(torch.zeros(n), 1.0).mask(torch.zeros(n) > 0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            draw_unread(len(x))
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            draw_unread(len(x))
+            pyro.sample("z", dist.Normal(0.8 * x, 0.3 * 0.2**0.5))
+
+    pair, x = pv.Pair(model, guide), torch.linspace(-2, 2, 20)
+    found = pv.escalate(pv.log_likelihood(pair, x, 500, progress=False), pair, x, progress=False)
+    assert "'unread': expected a latent without a mask" in str(found)
+    assert set(found.method) <= {"guide", "more samples"}
+    assert (found.value < dist.Normal(0.0, 1.25**0.5).log_prob(x).numpy() + 5.91 * found.stderr).all()
+
+
 def masked_mixture(kind, logit):
     """z in {0, 1}, masked for some rows in both programs, x given z from N(-1, 1) or N(1, 1)."""
     means = torch.tensor([-1.0, 1.0])

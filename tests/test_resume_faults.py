@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.compile import CaptureError
 from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
@@ -182,22 +183,33 @@ def broken_off(root: Path, end, kind: type[BaseException], every: int = 1) -> No
         run(ModuleVAE, binary, {"optimizer": torn}, run_dir=root, checkpoint_every=every)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_who_insists_within_an_update_is_left_no_parameters_but_the_checkpoint(number: int, tmp_path: Path):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_who_insists_within_an_update_is_left_no_parameters_but_the_checkpoint(first: int, tmp_path: Path):
     """F4: half of them would be those of the next step."""
 
     def insist() -> None:
         (tmp_path / "parameters.safetensors").touch()  # as an earlier process may have left it
-        for _ in range(2):
-            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), first)
+        os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        broken_off(tmp_path, insist, KeyboardInterrupt if number == signal.SIGINT else Terminated)
+        broken_off(tmp_path, insist, KeyboardInterrupt)
     finally:
         signal.signal(signal.SIGINT, before)
     assert not RunDirectory(tmp_path).has_parameters
     assert newest(tmp_path / "checkpoints").step == 2
+
+
+def test_a_sigterm_that_comes_twice_waits_for_the_step(tmp_path: Path):
+    """F4: of a job on several machines each process has it from its manager and from torchrun."""
+
+    def told_twice() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    broken_off(tmp_path, told_twice, Terminated, every=100)
+    assert newest(tmp_path / "checkpoints").step == 3
     assert [name for name in names(tmp_path) if ".tmp-" in name] == []
 
 
@@ -269,6 +281,17 @@ def test_a_signal_while_the_step_is_compiled_waits_for_it(tmp_path: Path, monkey
     monkeypatch.setattr(stepper, "compile_function", Rounding)
     assert steps(tmp_path / "checkpoints") == [1]
     assert same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path, resume=True)))
+
+
+def test_a_compiled_run_that_cannot_be_compiled_again_says_that_bits_differ(tmp_path: Path, monkeypatch):
+    def refuses(*arguments):
+        raise CaptureError("no compiler")
+
+    monkeypatch.setattr(stepper, "compile_function", Rounding)
+    run(ModuleVAE, binary, {"compile": True, "epochs": 1}, run_dir=tmp_path)
+    monkeypatch.setattr(stepper, "compile_function", refuses)
+    with pytest.warns(UserWarning, match="runs uncompiled, and goes on not bit by bit as it would have: no compiler"):
+        run(ModuleVAE, binary, {"compile": True, "epochs": 2}, run_dir=tmp_path, resume=True)
 
 
 def slow(step: int) -> float:

@@ -91,6 +91,19 @@ class Weighted(torch.optim.SGD):
                 p.sub_(mean + p.grad, alpha=group["lr"] * float(group["weight"][1]) / (count + 1))
 
 
+class Listing(torch.optim.SGD):
+    """Lists of tensors in the states of parameters, written to and replaced, as second-order methods keep them."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                held = self.state[p].setdefault("held", [torch.zeros_like(p), [torch.ones(()), 0]])
+                held[0].add_(p.grad)
+                held[1][0], held[1][1] = held[1][0] * 0.8, held[1][1] + 1
+                p.sub_(held[0], alpha=group["lr"] * float(held[1][0]) / held[1][1])
+
+
 class Cycling(torch.optim.Adam):
     """Keeps schedulers of torch, and reads what they have said last."""
 
@@ -158,13 +171,27 @@ def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize(
-    "optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Cycling, Gaining, scheduled, counting]
+    "optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Listing, Cycling, Gaining, scheduled, counting]
 )
 def test_what_an_optimiser_keeps_changes_no_bit(optimizer, tmp_path: Path):
     options = OPTIONS | {"optimizer": optimizer}
     whole = numbers(*run(ModuleVAE, binary, options))
     run(ModuleVAE, binary, options | {"epochs": 1}, run_dir=tmp_path)
     assert same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path, resume=True)))
+
+
+def test_lists_that_an_optimiser_keeps_are_rolled_back():
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    update = make_update(Listing, parameters, 0.1)
+    update(parameters, [torch.ones(2)], None)
+    before = moments(update)
+    tensors = {name: tensor.clone() for name, tensor in before.tensors.items()}
+    for _ in range(2):
+        update(parameters, [torch.ones(2)], None)
+    check_moments(update, tensors, before.plain)
+    put_moments(update, tensors, before.plain)
+    first, (weight, count) = update.optimizer.state[parameters[0]]["held"]
+    assert (first.tolist(), float(weight), count) == ([1.0, 1.0], pytest.approx(0.8), 1)
 
 
 def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):

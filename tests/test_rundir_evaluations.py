@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ppl_vae.cli.comparison import _Recorded
 from ppl_vae.errors import DataError, LockedError, StorageError
+from ppl_vae.evaluation import ranking
 from ppl_vae.rundir import (
     RunDirectory,
     outdate_evaluation,
@@ -99,6 +101,17 @@ def test_arrays_of_an_earlier_version_are_not_called_exact(tmp_path: Path):
     evaluated(tmp_path)
     value, exact = read_arrays(tmp_path, ["value", "exact"])
     assert exact.tolist() == [False] * 3 == (value > 0).tolist()
+
+
+def test_what_has_rounded_is_kept_and_wins_no_comparison(tmp_path: Path):
+    """Such an estimate may be too high by any amount."""
+    found = result(-1.0)
+    found.rounded, found.trusted = np.ones(3, dtype=bool), np.zeros(3, dtype=bool)
+    write_evaluation(tmp_path, evaluation(mean=-1.0), found)
+    kept = _Recorded(*read_arrays(tmp_path, _Recorded._fields))
+    assert kept.rounded.all()
+    sound = kept._replace(value=np.full(3, -1.5), trusted=np.ones(3, dtype=bool), rounded=np.zeros(3, dtype=bool))
+    assert ranking._credited(kept, sound, 0.0).tolist() == [0.0] * 3
 
 
 @pytest.mark.parametrize("act", ["write", "outdate"])

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -18,10 +22,10 @@ from hypothesis import strategies as st
 
 from ppl_vae import storage
 from ppl_vae.errors import CheckpointError, StorageError
-from ppl_vae.storage import plain, tensors
+from ppl_vae.storage import arrays, plain, tensors
 from ppl_vae.storage.exact import of_exact
 from ppl_vae.storage.manifest import Manifest
-from tests.bombs import SIGN
+from tests.bombs import SIGN, of_numpy, zipped
 from tests.hostile import CASES, CONTROLS, STATE, sign
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,6 +103,26 @@ fuzz = settings(max_examples=200, deadline=None, suppress_health_check=[*HealthC
 @given(value=st.dictionaries(st.text(), JSON, max_size=4))
 def test_any_plain_value_is_read_back(value: dict[str, Any]):
     assert plain.decode(plain.encode(value), Path("x")) == value
+
+
+def test_long_keys_are_read_once():
+    """Each of a million entries would have copied the key, for the words of an error that nobody sees."""
+    key = "a" * 2**20
+    content = f'{{"{key}":[{",".join("0" * 2**20)}]}}'.encode()
+    assert len(plain.decode(content, Path("x"))[key]) == 2**20
+    with pytest.raises(ValueError, match=r"^state\.a{200}: expected a finite number"):
+        plain.encode({key: math.inf})
+
+
+def test_no_more_of_an_array_is_decompressed_than_its_archive_claims():
+    numbers = of_numpy(np.arange(3.0))
+    content = zipped(numbers + bytes(2**26), file_size=len(numbers), CRC=zlib.crc32(numbers))
+    tracemalloc.start()
+    (found,) = arrays.from_bytes(content, ["x"], (3,), Path("x.npz"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.tolist() == [0.0, 1.0, 2.0]
+    assert peak < 2**20
 
 
 @fuzz

@@ -48,6 +48,7 @@ class _Recorded(NamedTuple):
     stderr: np.ndarray
     trusted: np.ndarray
     exact: np.ndarray
+    rounded: np.ndarray
 
     @property
     def is_exact(self) -> bool:

@@ -185,8 +185,8 @@ def _bound(
     write_bounds(root, record, result.lower, result.upper)
     typer.echo(f"data like {title}: {result}")
     typer.echo(
-        f"{root / 'bounds.json'}: --method ais with these settings is too low by at most so much on data of the model; "
-        "evaluation.json stays as it was"
+        f"{root / 'bounds.json'}: --method ais with these settings is too low by at most so much, in mean, on data of "
+        "the model; evaluation.json stays as it was"
     )
 
 

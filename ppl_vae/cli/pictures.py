@@ -15,6 +15,7 @@ from ppl_vae.cli.inputs import Splits, random_rows
 from ppl_vae.drawing import Drawing
 from ppl_vae.errors import DataError, EstimateError
 from ppl_vae.history import History
+from ppl_vae.storage.calls import failing
 from ppl_vae.storage.files import make_folder, refuse_link, replace
 
 if TYPE_CHECKING:
@@ -61,18 +62,20 @@ def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:
 
     Raises:
         DataError: The suffix is another one, or the data are no images.
+        StorageError: The disk refuses.
     """
-    if out.suffix == ".npy":
-        np.save(out, x.cpu().numpy())
-    elif out.suffix != ".png":
+    if out.suffix not in (".npy", ".png"):
         raise DataError(f"{out}: expected a name that ends in .png or .npy, found {out.suffix!r}")
-    elif splits.image_shape is None:
+    if out.suffix == ".png" and splits.image_shape is None:
         raise DataError(
             f"{splits.title}: data of shape {tuple(x.shape[1:])} are no images: write an array, --out NAME.npy"
         )
-    else:
-        columns = next((count for count in (_COLUMNS, 9, 8, 12, 11) if len(x) % count == 0), _COLUMNS)
-        figures.save(figures.image_grid(_images(x, splits), columns, title, splits.value_range), out)
+    with failing("cannot be written", out):
+        if out.suffix == ".npy":
+            np.save(out, x.cpu().numpy())
+        else:
+            columns = next((count for count in (_COLUMNS, 9, 8, 12, 11) if len(x) % count == 0), _COLUMNS)
+            figures.save(figures.image_grid(_images(x, splits), columns, title, splits.value_range), out)
 
 
 def _save(figure: Figure, root: Path, name: str) -> None:

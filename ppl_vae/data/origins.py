@@ -16,7 +16,7 @@ import numpy as np
 
 from ppl_vae.data.readers import as_data_error, bounded_bytes, load_array, parse_idx
 from ppl_vae.errors import DataError
-from ppl_vae.storage.arrays import check_archive
+from ppl_vae.storage.arrays import check_archive, inflated
 
 __all__ = ["IDX", "Drawings", "IdxOrigin", "data_root", "files_of", "omniglot", "read_idx"]
 
@@ -132,7 +132,8 @@ def _read_zip(path: Path) -> dict[str, np.ndarray]:
     """Read a published zip: images by path `.../alphabet/character01/0108_01.png`, in the order of the paths."""
     with as_data_error(path), zipfile.ZipFile(path) as archive:
         check_archive(archive, _MAX_ZIP)
-        return {name: _averaged(archive.read(name)) for name in sorted(archive.namelist()) if name.endswith(".png")}
+        names = sorted(name for name in archive.namelist() if name.endswith(".png"))
+        return {name: _averaged(inflated(archive, archive.getinfo(name))) for name in names}
 
 
 def _averaged(png: bytes) -> np.ndarray:
@@ -141,7 +142,7 @@ def _averaged(png: bytes) -> np.ndarray:
 
     if struct.unpack_from(">II", png, 16) != (105, 105):
         raise DataError(f"expected drawings of 105 x 105 pixels, found {struct.unpack_from('>II', png, 16)}")
-    ink = 1 - np.asarray(Image.open(io.BytesIO(png)).convert("1"), dtype=np.int64)
+    ink = 1 - np.asarray(Image.open(io.BytesIO(png), formats=("PNG",)).convert("1"), dtype=np.int64)
     edges = np.arange(106) * 4
     left, right = np.arange(28)[:, None] * 15, np.arange(1, 29)[:, None] * 15
     quarters = np.clip(np.minimum(edges[1:], right) - np.maximum(edges[:-1], left), 0, 4)

@@ -14,7 +14,7 @@ from ppl_vae.errors import PairError
 from ppl_vae.evaluation.freeing import name_of
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model, propose
 from ppl_vae.evaluation.shifting import Recorder, Shift, Within
-from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
+from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained, refuse_masks
 from ppl_vae.pair import Pair
 from ppl_vae.rng import seeded
 from ppl_vae.tape import Batch, Layout, run_program
@@ -163,8 +163,14 @@ class AffineFamily:
         self.size, self.dtype = self.dim * (self.dim + 1), family.dtype
 
     def context(self, best: Tensor, batch: Batch, num_draws: int) -> tuple[Tensor, ...]:
-        """The best q of the family, and mean and scale of its draws, for the data of a block."""
+        """The best q of the family, and mean and scale of its draws, for the data of a block.
+
+        Raises:
+            PairError: A latent is masked for some of them.
+        """
         drawn = self._flat(self._family.propose(best, (), batch, num_draws).latents[0])
+        guide = run_program(self._pair, self._pair.guide, batch, None, self._layout)
+        refuse_masks([guide], self._layout.local_latents, "map it", "pass richer=False")
         return best, drawn.mean(0), drawn.std(0).clamp_min(torch.finfo(drawn.dtype).eps)
 
     def elbo(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, num_particles: int) -> Tensor:

@@ -77,7 +77,8 @@ def gap_decomposition(
 
     Raises:
         PairError: There are no latents; or one whose parameters cannot be free, which has no density, or no gradient;
-            or the pair is not valid. With `exact`, also if there is no exact log p(x).
+            or, with `richer`, a continuous one that is masked; or the pair is not valid. With `exact`, also if there is
+            no exact log p(x).
         DataError: A datum lies outside the support of its site.
         EstimateError: An ELBO is not finite; the row and the site are named.
 
@@ -198,7 +199,8 @@ class _Splitter:
     ) -> np.ndarray:
         """log w of K draws for each datum (K, N) of a block, all finite; every family gets the same noise."""
         seed = key(self._seed, first)
-        num_chunks = math.ceil(self._num_samples / max(2, min(_PARTICLES, _SCALARS // (len(batch[0]) * family.size))))
+        largest = self.family.size if self._affine is None else max(self.family.size, self._affine.size)
+        num_chunks = math.ceil(self._num_samples / max(2, min(_PARTICLES, _SCALARS // (len(batch[0]) * largest))))
         parts = []
         for i, draws in enumerate(np.array_split(np.arange(self._num_samples), num_chunks)):
             reseed(key(seed, _EVALUATION, i), self._device)

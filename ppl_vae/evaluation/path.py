@@ -11,12 +11,11 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Independent, MixtureSameFamily
 
-from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.edges import beyond_numbers, reason, tied
 from ppl_vae.evaluation.hamiltonian import Density
 from ppl_vae.evaluation.proposal import site_at_fault, site_where
-from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
+from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained, refuse_masks
 from ppl_vae.pair import Pair, Program
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms
@@ -62,9 +61,9 @@ class Path:
         first_row: Row of the first datum, for messages.
 
     Raises:
-        PairError: A latent has infinitely many discrete values, or too many, or a mask on them, or has to be summed out
-            in programs that run their chains one after another; its support moves; or the guide cannot be the start,
-            since it leaves the model's support, or has draws of its own beside the model's latents.
+        PairError: A latent has infinitely many discrete values, or too many, or a mask, or has to be summed out in
+            programs that run their chains one after another; its support moves; or the guide cannot be the start, since
+            it leaves the model's support, or has draws of its own beside the model's latents.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Path:
             )
         # Draws outside the model's support have no point in R^n; its sites are known without them.
         model = self._run_once(pair.model, None if layout.may_leave_support else guide.latents)
-        _check_masks([guide, model], layout)
+        refuse_masks([guide, model], layout.local_latents, "move it or sum over it", "use log_likelihood")
         self._model = model
         others = (self._run_once(pair.model) for _ in range(OTHER_DRAWS))
         self.space = Unconstrained(model, layout, layout.cardinalities, others)
@@ -125,11 +124,6 @@ class Path:
         if self._num_chains > 1:
             latents = self._repeated(latents, self._num_chains)
         return self.space.points(latents)
-
-    def masked_latent(self) -> str:
-        """The first latent that is masked somewhere, or an empty text."""
-        masked = (name for name in self._layout.local_latents if not bool(mask_of(self._model.sites[name]).all()))
-        return next(masked, "")
 
     def ends(self, points: Mapping[str, Tensor]) -> Ends:
         """Log-densities of both ends, whatever they are."""
@@ -308,14 +302,3 @@ def _of_components(sites: Iterable[Site]) -> dict[str, Tensor]:
             which = which.reshape(*batch, *[1] * len(mixture.event_shape)).expand(value.shape)
             found[site["name"]] = drawn.gather(0, which[None])[0]
     return found
-
-
-def _check_masks(tapes: Iterable[Tape], layout: Layout) -> None:
-    """Where a discrete latent is masked its values are not to be summed."""
-    for tape in tapes:
-        for name in layout.cardinalities:
-            if not bool(mask_of(tape.sites[name]).all()):
-                raise PairError(
-                    f"site {name!r}: expected a discrete latent without a mask, to sum over its values, found rows "
-                    "where it is masked: use log_likelihood"
-                )

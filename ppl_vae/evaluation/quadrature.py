@@ -79,11 +79,6 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     """
     chunk = max(1, _CHUNK // num_values(layout))
     path = Path(pair, batch, layout, max(2, chunk), "prior", first_row)
-    if masked := path.masked_latent():
-        raise PairError(
-            f"site {masked!r}: expected a latent without a mask, to integrate over it, found data where it is masked, "
-            "and has no density of its own: use log_likelihood"
-        )
     pattern = path.draw()
     drawn = path.space.flat(pattern)
     _check_dimensions({name: u.numel() // drawn[..., 0].numel() for name, u in pattern.items()})

@@ -8,16 +8,36 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from ppl_vae.checking.sites import distribution_name
+from ppl_vae.checking.sites import distribution_name, mask_of
 from ppl_vae.errors import PairError
 from ppl_vae.reductions import sum_to_data
 from ppl_vae.supports import common, is_constant, support_name, support_of, unmixed
 from ppl_vae.tape import DATA, Layout, Site, Tape
 
-__all__ = ["OTHER_DRAWS", "Unconstrained"]
+__all__ = ["OTHER_DRAWS", "Unconstrained", "refuse_masks"]
 
 OTHER_DRAWS = 8
 _LOST = 0.5  # by which the way back from a value may miss its point
+
+
+def refuse_masks(tapes: Iterable[Tape], names: Iterable[str], to: str, instead: str) -> None:
+    """Refuses latents that are masked somewhere: they have no density of their own there, and so none in R^n.
+
+    Args:
+        tapes: Runs of both programs.
+        names: Of the latents.
+        to: What is to be done to them.
+        instead: What serves.
+
+    Raises:
+        PairError: One is masked.
+    """
+    for name in names:
+        if not all(bool(mask_of(tape.sites[name]).all()) for tape in tapes):
+            raise PairError(
+                f"site {name!r}: expected a latent without a mask, to {to}, found rows where it is masked and has no "
+                f"density of its own: {instead}"
+            )
 
 
 class Unconstrained:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ppl_vae.errors import StorageError
 
-__all__ = ["check_archive", "check_header", "from_bytes", "to_bytes"]
+__all__ = ["check_archive", "check_header", "from_bytes", "inflated", "to_bytes"]
 
 _MAX_BYTES = 2**32
 _SLACK = 2**20
@@ -80,9 +80,18 @@ def check_archive(archive: zipfile.ZipFile, max_bytes: int) -> None:
             raise StorageError(
                 f"{info.filename}: {info.compress_size} bytes cannot decompress to the {info.file_size} claimed"
             )
+    stored = sum(info.compress_size for info in members)
+    if archive.fp is not None and stored > (size := archive.fp.seek(0, io.SEEK_END)):
+        raise StorageError(f"expected members that a file of {size} bytes can hold, found {stored} bytes claimed")
     total = sum(info.file_size for info in members)
     if total > max_bytes:
         raise StorageError(f"expected at most {max_bytes} bytes after decompression, found {total}: pass max_bytes")
+
+
+def inflated(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Returns a member, of which no more is decompressed than it claims to have."""
+    with archive.open(member) as stream:
+        return stream.read(member.file_size)
 
 
 def check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:
@@ -110,7 +119,7 @@ def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.n
         raise StorageError(f"expected one array {name!r}, found {len(found)}")
     if (size := found[0].file_size) > prod(shape) * _MAX_ITEM + _MAX_HEADER:
         raise StorageError(f"{name!r}: expected numbers of shape {shape}, found {size} bytes claimed")
-    stream = io.BytesIO(archive.read(found[0]))
+    stream = io.BytesIO(inflated(archive, found[0]))
     if (claimed := check_header(stream, size)) != shape:
         raise StorageError(f"{name!r}: expected shape {shape}, found {claimed}")
     stream.seek(0)

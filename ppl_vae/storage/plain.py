@@ -11,12 +11,15 @@ from typing import Any
 
 from ppl_vae.errors import StorageError
 
+_Place = str | tuple[Any, str | int]  # the name of the whole, or a place and what is looked up there
+
 __all__ = ["HALVES", "MAX_DEPTH", "decode", "encode", "seal", "unseal"]
 
 MAX_DEPTH = 32
 HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 """Two halves of a character, one by one, that JSON would read as the character."""
 _SEAL = "sha256"
+_LONGEST_KEY = 200  # in an error
 
 
 def encode(value: Any, where: str = "state") -> bytes:
@@ -89,23 +92,32 @@ def _text(value: Any, indent: int | None) -> bytes:
     return (json.dumps(value, allow_nan=False, indent=indent, separators=separators) + "\n").encode("ascii")
 
 
-def _check(value: Any, where: str, depth: int) -> None:
+def _check(value: Any, place: _Place, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise ValueError(f"{where[:40]}...: expected at most {MAX_DEPTH} levels, found more")
+        raise ValueError(f"{_where(place)[:40]}...: expected at most {MAX_DEPTH} levels, found more")
     if type(value) is dict:
         for key, entry in value.items():
             if type(key) is not str or HALVES.search(key):
-                raise ValueError(f"{where}: expected keys that are strings of whole characters, found {key!r}")
-            _check(entry, f"{where}.{key}", depth + 1)
+                raise ValueError(f"{_where(place)}: expected keys that are strings of whole characters, found {key!r}")
+            _check(entry, (place, key), depth + 1)
     elif type(value) is list:
         for index, entry in enumerate(value):
-            _check(entry, f"{where}[{index}]", depth + 1)
+            _check(entry, (place, index), depth + 1)
     elif type(value) is float and not math.isfinite(value):
-        raise ValueError(f"{where}: expected a finite number, found {value}: keep it as a tensor")
+        raise ValueError(f"{_where(place)}: expected a finite number, found {value}: keep it as a tensor")
     elif type(value) is str and HALVES.search(value):
-        raise ValueError(f"{where}: expected text of whole characters, found {value[:40]!r}")
+        raise ValueError(f"{_where(place)}: expected text of whole characters, found {value[:40]!r}")
     elif value is not None and type(value) not in (bool, int, float, str):
-        raise ValueError(f"{where}: expected what JSON can hold, found {type(value).__name__}")
+        raise ValueError(f"{_where(place)}: expected what JSON can hold, found {type(value).__name__}")
+
+
+def _where(place: _Place) -> str:
+    """A place in words, which are put together only where they are read: a hostile key may have megabytes."""
+    parts: list[str] = []
+    while isinstance(place, tuple):
+        place, part = place
+        parts.insert(0, f"[{part}]" if type(part) is int else f".{part[:_LONGEST_KEY]}")  # type: ignore[index]
+    return place + "".join(parts)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

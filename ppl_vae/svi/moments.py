@@ -18,7 +18,7 @@ from ppl_vae.svi.update import Update
 __all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", "overflowed", "put_moments"]
 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
-_TUPLE = "tuple"  # the only key of what stands there for a tuple
+_SEQUENCES: dict[str, type] = {"tuple": tuple, "list": list}  # by the only key of what stands there for one
 _OPTIMIZER, _GROUP, _VALUE = "optimizer", "optimizer/group", "optimizer/value/"
 _CPU = torch.device("cpu")
 
@@ -123,16 +123,18 @@ def _check(where: str, place: str, own: Any, found: Any, tensors: Mapping[str, T
         raise CheckpointError(f"{where}: expected {wanted}, found {given}: {HOW_TO_GO_ON}")
     if isinstance(own, Tensor):
         fitting(tensors, place, own)
-    if type(own) is tuple:
-        for number, (entry, part) in enumerate(zip(own, found[_TUPLE], strict=True)):
+    if type(own) in _SEQUENCES.values():
+        for number, (entry, part) in enumerate(zip(own, _inside(found), strict=False)):  # lists may grow
             _check(f"{where}[{number}]", f"{place}.{number}", entry, part, tensors)
 
 
 def _kind(value: Any) -> str:
     if value == TENSOR:
         return "a tensor"
-    if _is_tuple(value):
-        return f"a tuple of {len(value[_TUPLE])}"
+    if kind := _sequence(value):
+        return f"a tuple of {len(value[kind])}" if kind == "tuple" else "a list"
+    if isinstance(value, list):  # as earlier versions packed one
+        return "a list"
     if isinstance(value, bool):
         return "true or false"
     return "a number" if isinstance(value, int | float) else repr(value)[:40]
@@ -142,26 +144,33 @@ def _packed(value: Any) -> Any:
     """A value in the plain part."""
     if isinstance(value, Tensor):
         return TENSOR
-    return {_TUPLE: [*map(_packed, value)]} if type(value) is tuple else value
+    kind = next((kind for kind, sequence in _SEQUENCES.items() if type(value) is sequence), None)
+    return value if kind is None else {kind: [*map(_packed, value)]}
 
 
 def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
     if value == TENSOR:
         return tensors[place].clone().to(device)
-    if not _is_tuple(value):
+    if not (kind := _sequence(value)):
         return value
-    return tuple(_unpacked(f"{place}.{n}", part, tensors, device) for n, part in enumerate(value[_TUPLE]))
+    return _SEQUENCES[kind](_unpacked(f"{place}.{n}", part, tensors, device) for n, part in enumerate(value[kind]))
 
 
-def _is_tuple(value: Any) -> bool:
-    return isinstance(value, dict) and [*value] == [_TUPLE] and isinstance(value[_TUPLE], list)
+def _sequence(value: Any) -> str:
+    """The kind of sequence that a packed value stands for; empty if it is none."""
+    kinds = (kind for kind in _SEQUENCES if isinstance(value, dict) and [*value] == [kind])
+    return next((kind for kind in kinds if isinstance(value[kind], list)), "")
+
+
+def _inside(value: Any) -> Any:
+    """What is in a sequence, packed or not; nothing in what is none."""
+    return value if type(value) in _SEQUENCES.values() else value[kind] if (kind := _sequence(value)) else ()
 
 
 def _parts(place: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A value, packed or not, and what is in it if it is a tuple, by their places."""
-    inside = value if type(value) is tuple else value[_TUPLE] if _is_tuple(value) else ()
+    """A value, packed or not, and what is in it if it is a sequence, by their places."""
     yield place, value
-    for number, part in enumerate(inside):
+    for number, part in enumerate(_inside(value)):
         yield from _parts(f"{place}.{number}", part)
 
 

@@ -1,4 +1,4 @@
-"""Signals that ask a fit to stop: the step is finished first; who insists is obeyed at once."""
+"""Signals that ask a fit to stop: the step is finished first; who presses Ctrl-C again is obeyed at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Terminated(SystemExit):
 
 
 class Signals:
-    """The first signal that was received, if any, whether another one came, and what the processes have agreed on.
+    """The first signal that was received, if any, whether somebody insisted, and what the processes have agreed on.
 
     Args:
         alone: Whether this process is the only one: then what it receives is agreed on.
@@ -60,13 +60,15 @@ class Signals:
             raise Terminated(128 + number)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler: remembers the first one; the second leaves at once."""
-        if self.received is not None:
+        """The handler: remembers the first one; SIGINT as the second leaves at once.
+
+        SIGTERM may well come twice: whoever manages a job sends it to all processes, and torchrun passes its own on.
+        """
+        if self.received is None:
+            self.received = number
+        elif number == signal.SIGINT:
             self.insisted = True
-            if number == signal.SIGINT:
-                raise KeyboardInterrupt
-            raise Terminated(128 + number)
-        self.received = number
+            raise KeyboardInterrupt
 
 
 @contextmanager

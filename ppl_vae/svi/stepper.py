@@ -76,6 +76,7 @@ class Stepper:
         self.guard = Guard(device)
         self._may_be_late = self.guard.stalls and self.update.can_skip and settings.on_nonfinite != "skip"
         self.compiled: Compiled | None = None
+        self._was_compiled = False  # by the process that this one goes on from
         self._reached: list[Tensor] = []
         self._payback, self._total = Payback(compile), settings.total_steps(len(rows))
         self._binarize = settings.binarize == "dynamic"
@@ -187,7 +188,7 @@ class Stepper:
         if self.compiled is not None:
             return
         if state["compiled"]:
-            self._payback = Payback(True)
+            self._payback, self._was_compiled = Payback(True), True
         else:
             self._payback.restore(state["payback"])
 
@@ -251,7 +252,8 @@ class Stepper:
             self.compiled = compile_function(self._gradient, examples, self.pair)
             self._reached = self._gradient.reached
         except CaptureError as error:
-            warnings.warn(f"this fit runs uncompiled: {error}", UserWarning, stacklevel=2)
+            other = ", and goes on not bit by bit as it would have" if self._was_compiled else ""
+            warnings.warn(f"this fit runs uncompiled{other}: {error}", UserWarning, stacklevel=2)
 
     def _give_up(self, change: Change) -> None:
         """Goes on with the step as written."""
