@@ -16,7 +16,8 @@ import numpy as np
 
 from ppl_vae.data.readers import as_data_error, bounded_bytes, load_array, parse_idx
 from ppl_vae.errors import DataError
-from ppl_vae.storage.arrays import check_archive, inflated
+from ppl_vae.storage.arrays import check_archive
+from ppl_vae.storage.calls import inflated
 
 __all__ = ["IDX", "Drawings", "IdxOrigin", "data_root", "files_of", "omniglot", "read_idx"]
 

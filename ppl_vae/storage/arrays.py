@@ -12,8 +12,9 @@ from typing import IO, Any
 import numpy as np
 
 from ppl_vae.errors import StorageError
+from ppl_vae.storage.calls import inflated
 
-__all__ = ["check_archive", "check_header", "from_bytes", "inflated", "to_bytes"]
+__all__ = ["check_archive", "check_header", "from_bytes", "to_bytes"]
 
 _MAX_BYTES = 2**32
 _SLACK = 2**20
@@ -86,12 +87,6 @@ def check_archive(archive: zipfile.ZipFile, max_bytes: int) -> None:
     total = sum(info.file_size for info in members)
     if total > max_bytes:
         raise StorageError(f"expected at most {max_bytes} bytes after decompression, found {total}: pass max_bytes")
-
-
-def inflated(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
-    """Returns a member, of which no more is decompressed than it claims to have."""
-    with archive.open(member) as stream:
-        return stream.read(member.file_size)
 
 
 def check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,19 @@ from typing import Any, NamedTuple, TypeVar
 
 from ppl_vae.errors import StorageError
 
-__all__ = ["NEW", "Written", "do", "failing", "holds", "opened", "opened_folder", "pieces", "summed", "write"]
+__all__ = [
+    "NEW",
+    "Written",
+    "do",
+    "failing",
+    "holds",
+    "inflated",
+    "opened",
+    "opened_folder",
+    "pieces",
+    "summed",
+    "write",
+]
 
 T = TypeVar("T")
 
@@ -99,6 +112,12 @@ def opened_folder(path: Path) -> Iterator[int]:
         yield folder
     finally:
         do(os.close, folder)
+
+
+def inflated(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Reads a member of an archive, of which no more is decompressed than it claims to have."""
+    with archive.open(member) as stream:
+        return stream.read(member.file_size)
 
 
 def pieces(path: Path, max_bytes: int) -> Iterator[bytes]:
