@@ -194,6 +194,18 @@ def test_lists_that_an_optimiser_keeps_are_rolled_back():
     assert (first.tolist(), float(weight), count) == ([1.0, 1.0], pytest.approx(0.8), 1)
 
 
+def test_a_bare_list_in_a_file_holds_no_marks_of_tensors():
+    """As earlier versions wrote lists of numbers, and as a stranger may write others."""
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    update = make_update(Listing, parameters, 0.1)
+    update(parameters, [torch.ones(2)], None)
+    found = moments(update)
+    bare = {"held": [{"tensor": True}, [{"tensor": True}, 1]]}
+    put_moments(update, found.tensors, found.plain | {"entries": [bare]})
+    first, (weight, count) = update.optimizer.state[parameters[0]]["held"]
+    assert (first.tolist(), float(weight), count) == ([1.0, 1.0], pytest.approx(0.8), 1)
+
+
 def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
     class Replacing(torch.optim.SGD):
         def __init__(self, parameters, lr):

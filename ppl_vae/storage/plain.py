@@ -11,8 +11,6 @@ from typing import Any
 
 from ppl_vae.errors import StorageError
 
-_Place = str | tuple[Any, str | int]  # the name of the whole, or a place and what is looked up there
-
 __all__ = ["HALVES", "MAX_DEPTH", "decode", "encode", "seal", "unseal"]
 
 MAX_DEPTH = 32
@@ -20,6 +18,7 @@ HALVES = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 """Two halves of a character, one by one, that JSON would read as the character."""
 _SEAL = "sha256"
 _LONGEST_KEY = 200  # in an error
+_Place = str | tuple[Any, str | int]  # the name of the whole, or a place and what is looked up there
 
 
 def encode(value: Any, where: str = "state") -> bytes:

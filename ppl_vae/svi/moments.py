@@ -151,9 +151,10 @@ def _packed(value: Any) -> Any:
 def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
     if value == TENSOR:
         return tensors[place].clone().to(device)
-    if not (kind := _sequence(value)):
+    kind = "list" if isinstance(value, list) else _sequence(value)
+    if not kind:
         return value
-    return _SEQUENCES[kind](_unpacked(f"{place}.{n}", part, tensors, device) for n, part in enumerate(value[kind]))
+    return _SEQUENCES[kind](_unpacked(f"{place}.{n}", part, tensors, device) for n, part in enumerate(_inside(value)))
 
 
 def _sequence(value: Any) -> str:
