@@ -61,8 +61,8 @@ def annealed_importance_sampling(
         progress: Show a progress bar where there is a terminal.
 
     Raises:
-        PairError: A latent is discrete with infinitely many values, or has a support that depends on others; the guide
-            is the start and may leave the support of the model; or the pair is not valid.
+        PairError: A latent is discrete with infinitely many values, or masked for some data, or has a support that
+            depends on others; the guide is the start and may leave the support of the model; or the pair is not valid.
         DataError: A datum lies outside the support of its site.
         EstimateError: A weight is NaN or infinite, or all of a datum are zero; the row is named.
 
