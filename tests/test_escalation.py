@@ -161,7 +161,7 @@ def test_escalation_leaves_nothing_worse():
 
 def of_three(value, stderr, words):
     zero, no = np.zeros(3), np.zeros(3, dtype=bool)
-    return escalation._Found(np.array(value), np.array(stderr), zero, zero, no, no, np.array(words))
+    return escalation._Found(np.array(value), np.array(stderr), zero, zero, zero, no, no, np.array(words))
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_intervals_of_annealed_data_are_those_of_students_t():
     zero, error = np.zeros(3), np.full(3, 0.1)
     method = np.array(["guide", "annealing", "annealing"])
     found = pv.EscalatedLogLikelihood(
-        zero, error, zero, zero + np.nan, zero > 0, zero > 0, words, method, (), 16, 1, 0.0
+        zero, error, zero, zero + np.nan, zero, zero > 0, zero > 0, words, method, (), 16, 1, 0.0
     )
     low, high = found.intervals()
     half = 0.1 * stats.t.ppf(0.975, 15)
@@ -391,7 +391,7 @@ def test_the_interval_of_the_mean_knows_which_errors_are_of_few_chains():
     def interval(*method):
         named = np.array(method)
         return pv.EscalatedLogLikelihood(
-            zero, error, zero, zero, zero > 0, zero > 0, words, named, (), 6, 1, 0.0
+            zero, error, zero, zero, zero, zero > 0, zero > 0, words, named, (), 6, 1, 0.0
         ).interval()
 
     assert interval("annealing", "annealing") == ais.interval()

@@ -329,7 +329,9 @@ def test_coverage_is_that_of_the_intervals_which_an_estimate_has():
     assert pv.agreement(ais, exact).held.tolist() == [True, True, False, True]
     words = np.full(4, "reliable")
     guide = np.full(4, "guide")
-    leaning = pv.EscalatedLogLikelihood(zero, error, zero + 0.3, zero, zero > 0, zero > 0, words, guide, (), 16, 1, 0)
+    leaning = pv.EscalatedLogLikelihood(
+        zero, error, zero + 0.3, zero, zero, zero > 0, zero > 0, words, guide, (), 16, 1, 0
+    )
     assert pv.agreement(leaning, exact).held.tolist() == [True, True, True, False]
 
 

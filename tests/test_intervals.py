@@ -7,11 +7,14 @@ from dataclasses import fields
 from functools import cache
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import ppl_vae as pv
 from tests.pairs import small_ppca
+from tests.statistical import assert_within
 
 
 @cache
@@ -51,6 +54,32 @@ def test_parts_of_a_gap_and_calibration_refuse_it_too():
         gaps.interval("gap", 95)
 
 
+def test_rounding_widens_an_interval_and_moves_it_nowhere():
+    """log p = -5e7 in float32 is right to some nats: no bias of a logarithm, and it may lean to one side for all."""
+    x, deviation = 1e4 * (1 + 0.01 * torch.randn(60, generator=torch.Generator().manual_seed(0))), 2.5**0.5
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(1.5 * z, 0.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.6 * x, 1.2 * 0.1**0.5))
+
+    ll = pv.log_likelihood(pv.Pair(model, guide), x, 1000, compile=False, progress=False)
+    exact = dist.Normal(0.0, deviation).log_prob(x.double()).numpy()
+    assert ll.too_coarse.all()
+    low, high = ll.interval()
+    assert low < exact.mean() < high
+    assert low < ll.mean < high
+    each = ll.intervals()
+    assert ((each.low < exact) & (exact < each.high)).all()
+    # Half of it is what rounding says, for one and for all.
+    assert_within(high - low, 2 * 1.96 * ll.rounding.mean(), relative=0.05, reason="sampling adds little")
+    assert_within(each.high - each.low, 2 * 1.96 * ll.rounding, relative=0.1, reason="sampling adds little")
+
+
 def test_an_exact_answer_stands_beside_estimates():
     ppca = small_ppca()
     x = ppca.sample(30)
@@ -76,7 +105,7 @@ def test_an_error_that_is_not_known_leaves_no_end():
     words = np.array(["reliable", "unreliable", "unreliable"])
     named = np.array(["guide", "guide", "annealing"])
     zero, error = np.zeros(3), np.array([0.1, np.nan, np.nan])
-    mixed = pv.EscalatedLogLikelihood(zero, error, zero, zero, zero > 0, zero > 0, words, named, (), 1, 1, 0.0)
+    mixed = pv.EscalatedLogLikelihood(zero, error, zero, zero, zero, zero > 0, zero > 0, words, named, (), 1, 1, 0.0)
     for found in (one, chain, mixed):
         assert found.interval() == (-math.inf, math.inf)
         low, high = found.intervals()

@@ -139,6 +139,38 @@ def test_what_is_resampled_from_few_is_said():
         pv.posterior_predictive(pair, small_ppca().sample(3), 2, num_samples=8, progress=False)
 
 
+def two_values(logit: float) -> pv.Pair:
+    """c is 0 or 1 alike, x ~ N(c, 1); the guide leans to 1 by so much more than the posterior."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(torch.full((len(x),), 0.5)))
+            pyro.sample("x", dist.Normal(c, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=x - 0.5 + logit))
+
+    return pv.Pair(model, guide)
+
+
+@pytest.mark.parametrize("logit", [0.0, 0.3, -1.0])
+def test_draws_of_few_values_are_judged_by_all_of_them(logit: float):
+    """The weights of two values have no tail; the draws are those of the posterior where the guide draws both."""
+    x = torch.linspace(-1.0, 2.0, 40)
+    drawn = pv.posterior_predictive(two_values(logit), x, 200, num_samples=4000, progress=False)
+    assert drawn.verdict is not None
+    assert (drawn.verdict == "reliable").all()
+    assert_mean(drawn.posterior["c"] - torch.sigmoid(x - 0.5).numpy(), 0.0, effect=0.06)
+
+
+def test_a_value_that_is_never_drawn_is_missed():
+    with pytest.warns(UserWarning, match="40 of 40 data are unreliable"):
+        drawn = pv.posterior_predictive(two_values(-14.0), torch.linspace(0.0, 1.0, 40), progress=False)
+    assert drawn.verdict is not None
+    assert (drawn.verdict == "unreliable").all()
+
+
 def test_a_guide_taken_as_it_is_gets_no_verdict():
     pair = scaled_guide(small_ppca(), 0.3)
     found = pv.posterior_predictive(pair, small_ppca().sample(3), 20, corrected=False, progress=False)

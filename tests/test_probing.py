@@ -103,8 +103,8 @@ def test_probes_weigh_discrete_values_as_samples_do(masked):
     assert (estimate(mixed(0.0, 1.0, masked), x[:50], k).verdict == "reliable").all()
 
 
-def counted() -> pv.Pair:
-    """A latent without end: n ~ Poisson(2), x ~ N(n, 1)."""
+def counted(rate: float = 2.0) -> pv.Pair:
+    """A latent without end: n ~ Poisson(2), x ~ N(n, 1); the guide, Poisson(rate), knows nothing of x."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -113,7 +113,7 @@ def counted() -> pv.Pair:
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("n", dist.Poisson(2.0 + 0 * x))
+            pyro.sample("n", dist.Poisson(rate + 0 * x))
 
     return pv.Pair(model, guide)
 
@@ -121,13 +121,54 @@ def counted() -> pv.Pair:
 def test_what_cannot_be_probed_is_not_known():
     ppca = small_ppca()
     x = ppca.sample(5)
-    for ll in (estimate(counted(), torch.full((5,), 2.0), 500), estimate(ppca, x, 50, num_probes=0)):
-        assert np.isnan(ll.unseen).all()
-        assert (ll.verdict != "reliable").all()
+    ll = estimate(ppca, x, 50, num_probes=0)
+    assert np.isnan(ll.unseen).all()
+    assert (ll.verdict != "reliable").all()
     assert np.isnan(estimate(mixed(0.0), x[:, 0], 20, num_probes=1).unseen).all()
     assert np.isnan(estimate(ppca, ppca.sample(5), 10).unseen).all()
     with pytest.raises(ValueError, match="num_probes: expected at least 0"):
         estimate(ppca, ppca.sample(5), 50, num_probes=-1)
+
+
+@pytest.mark.parametrize(("rate", "k"), [(0.01, 5000), (0.05, 500)])
+def test_the_prior_looks_where_a_guide_of_counts_does_not_go(rate, k):
+    """Draws of 0 and now and then of 1 look like a good guide; log p(x) is more than a nat above their estimate."""
+    x = torch.distributions.Poisson(2.0).sample((40,)) + torch.randn(40)
+    ll, n = estimate(counted(rate), x, k), torch.arange(80.0)
+    exact = (dist.Poisson(2.0).log_prob(n) + dist.Normal(n, 1.0).log_prob(x[:, None])).logsumexp(1)
+    assert ll.mean < float(exact.mean()) - 1
+    assert (ll.verdict == "unreliable").all()
+    assert ll.interval().high == math.inf
+
+
+def test_finding_nothing_from_the_prior_makes_nothing_reliable():
+    ll = estimate(counted(), torch.full((5,), 2.0), 500)
+    assert (ll.unseen == 0).all()
+    assert np.isinf(ll.unseen_stderr).all()
+    assert set(ll.verdict) <= {"noisy", "unreliable"}
+
+
+def many_coins(logit: float) -> pv.Pair:
+    """Twelve fair coins, more values than samples; x is their number, with noise; the guide knows one side better."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Bernoulli(torch.full((len(x), 12), 0.5)).to_event(1))
+            pyro.sample("x", dist.Normal(b.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("b", dist.Bernoulli(logits=torch.full((len(x), 12), logit)).to_event(1))
+
+    return pv.Pair(model, guide)
+
+
+def test_the_prior_looks_where_discrete_latents_have_more_values_than_samples():
+    x = torch.full((20,), 6.0)
+    assert (estimate(many_coins(-4.0), x, 1000).verdict == "unreliable").all()
+    found = estimate(many_coins(0.0), x, 1000)
+    assert (found.unseen == 0).all()
+    assert found.trusted.all()
 
 
 def test_programs_need_no_answer_where_the_guide_does_not_go():

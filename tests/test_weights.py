@@ -113,6 +113,26 @@ def test_equal_weights_are_the_best_case():
         assert (got.stderr == 0).all()
 
 
+@pytest.mark.parametrize("k", [500, 2000])
+def test_weights_that_hardly_differ_have_no_tail_that_counts(k):
+    """Of a guide that is the posterior but for its third moment; the shape of the cubes alone is above 0.8."""
+    z = torch.randn(k, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    cubes = z**3 - 3 * z
+    assert np.median(summarise(1e-1 * cubes).khat) > 0.8
+    nearly_equal = summarise(1e-4 * cubes)
+    assert (nearly_equal.khat <= 0).all()
+    assert np.isfinite(nearly_equal.smoothed).all()
+    assert (nearly_equal.stderr > 0).all()
+
+
+def test_a_tail_ends_where_many_draws_share_the_largest_weight():
+    """Weights of few values, as of discrete latents."""
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.binomial(12, 0.5, size=(1000, 10)) * 0.3)
+    assert (summarise(values.clamp_max(2.4)).khat <= 0).all()
+    assert np.median(summarise(values + 2 * (values > 2.9)).khat) > 0.3  # drawn by three in a thousand
+
+
 def test_too_few_draws_to_tell():
     got = summarise(log_weights(k=9))
     assert (got.khat == np.inf).all()

@@ -46,7 +46,9 @@ def made_exact(
     zero = np.zeros_like(summary.value)
     if not layout.local_latents:
         every = np.full_like(zero, num_samples)
-        said = summary._replace(stderr=zero, ess=every, khat=np.full_like(zero, -np.inf))
+        said = summary._replace(
+            stderr=zero, ess=every, khat=zero - np.inf, skewness=zero, smoothed=summary.value, rounding=zero
+        )
         return Enumerated(said, np.ones_like(zero, dtype=bool))
 
     def enumerated(some: Places, _: range) -> tuple[Tensor]:
@@ -60,5 +62,6 @@ def made_exact(
         skewness=np.where(summed, 0.0, summary.skewness),
         smoothed=np.where(summed, log_sum, np.nan),
         khat=np.where(summed, -np.inf, np.inf),
+        rounding=np.where(summed, 0.0, summary.rounding),
     )
     return Enumerated(said, summed)

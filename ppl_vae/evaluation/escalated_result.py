@@ -45,6 +45,8 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
     """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
     unseen: np.ndarray
     """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
+    rounding: np.ndarray
+    """The part of `stderr` that is rounding, in nats. 0 where chains were annealed."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself."""
     rounded: np.ndarray
@@ -87,7 +89,7 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
         """
         skewness = np.where(self._annealed, 1.5 * self.stderr, self.skewness)
         degrees = np.where(self._annealed, max(1, self.num_chains - 1), np.inf)
-        found = interval_of_mean(self.value, self.stderr, skewness, self.unseen, level, degrees)
+        found = interval_of_mean(self.value, self.stderr, skewness, self.unseen, level, degrees, self.rounding)
         return self._borne(found)
 
     def intervals(self, level: float = 0.95) -> Interval:
@@ -95,7 +97,7 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
 
         Where chains were annealed it is that of Student's t with K - 1 degrees, as in `AnnealedLogLikelihood`.
         """
-        low, high = interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
+        low, high = interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level, self.rounding)
         by_chains = interval_of_chains(self.value, self.stderr, self.num_chains, self.trusted, level)
         return Interval(np.where(self._annealed, by_chains.low, low), np.where(self._annealed, by_chains.high, high))
 

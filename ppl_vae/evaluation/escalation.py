@@ -50,6 +50,7 @@ class _Found(NamedTuple):
     stderr: np.ndarray
     skewness: np.ndarray
     unseen: np.ndarray
+    rounding: np.ndarray
     exact: np.ndarray
     rounded: np.ndarray
     verdict: np.ndarray
@@ -216,7 +217,7 @@ def _tried(method: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed
     except (PairError, EstimateError) as error:
         size, reason = len(some[0]), reason_of(error)
         none, no = np.full(size, np.nan), np.zeros(size, dtype=bool)
-        found = _Found(none, none, none, none, no, no, np.full(size, UNRELIABLE))
+        found = _Found(none, none, none, none, none, no, no, np.full(size, UNRELIABLE))
         return found, {row_of(error): reason} | dict.fromkeys(range(size), reason)
 
 
@@ -260,7 +261,7 @@ def _refined(
     told = {name: s[name] for name in ("khat", "stderr", "ess", "unseen", "unseen_stderr")}
     words = verdict(**told, num_samples=np.full(len(s["value"]), rounded_up(num_samples)))
     no = np.zeros(len(words), dtype=bool)
-    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], no, no, words), reasons
+    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], s["rounding"], no, no, words), reasons
 
 
 def _annealed(
@@ -285,4 +286,5 @@ def _annealed(
     )
     nothing = np.zeros(len(ais.value))
     words = np.where(ais.trusted, NOISY, UNRELIABLE)
-    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing > 0, nothing > 0, words), reasons
+    no = nothing > 0
+    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing, no, no, words), reasons

@@ -59,7 +59,12 @@ def of_known_errors(found: Interval, stderr: np.ndarray) -> Interval:
 
 
 def interval_of_each(
-    value: np.ndarray, stderr: np.ndarray, skewness: np.ndarray, unseen: np.ndarray, level: float
+    value: np.ndarray,
+    stderr: np.ndarray,
+    skewness: np.ndarray,
+    unseen: np.ndarray,
+    level: float,
+    rounding: np.ndarray | float = 0.0,
 ) -> Interval:
     r"""Interval of log p(x) of each datum.
 
@@ -69,12 +74,15 @@ def interval_of_each(
     .. math:: g(t) = t + a \frac{t^2}{3} + a^2 \frac{t^3}{27} + \frac{a}{6}, \quad
               \log p \in \log \hat p + \log [1 - s \, g^{-1}(\pm z)]
 
+    Rounding is of the logarithm, not of the mean weight: it widens the interval in quadrature.
+
     Args:
         value: Estimates (N,), in nats.
         stderr: Their standard errors s (N,); NaN where unknown, as of one sample: both ends are then infinite.
         skewness: Skewness a of the mean weight (N,).
         unseen: Share of p(x) that the samples cannot have seen (N,), added on the upper side; NaN where unknown.
         level: Coverage, such as 0.95.
+        rounding: The part of `stderr` that is rounding (N,), in nats.
 
     Raises:
         ValueError: The level is no probability between 0 and 1.
@@ -88,10 +96,11 @@ def interval_of_each(
         >>> round(float(low[0]), 3), round(float(high[0]), 3)
         (-0.178, 0.235)
     """
-    z = two_sided(level)
+    z, sampled = two_sided(level), _sampled(stderr, rounding)
     with np.errstate(divide="ignore"):
-        low = value + np.log(np.maximum(1 - stderr * _untransformed(z, skewness), 0.0))
-        high = value + np.log(1 - stderr * _untransformed(-z, skewness))
+        below = np.log(np.maximum(1 - sampled * _untransformed(z, skewness), 0.0))
+        above = np.log(1 - sampled * _untransformed(-z, skewness))
+    low, high = value + below - _further(below, z * rounding), value + above + _further(above, z * rounding)
     return of_known_errors(Interval(low, high + np.log1p(np.nan_to_num(unseen))), stderr)
 
 
@@ -102,6 +111,7 @@ def interval_of_mean(
     unseen: np.ndarray,
     level: float,
     degrees: np.ndarray | float = np.inf,
+    rounding: np.ndarray | float = 0.0,
 ) -> Interval:
     r"""Interval of the mean of log p(x) over these data, each argument (N,) as for `interval_of_each`.
 
@@ -110,6 +120,8 @@ def interval_of_mean(
 
     .. math:: \nu = \frac{(\sum s^2)^2}{\sum s^4 / n}
 
+    Rounding has no such bias, but may lean to the same side for all data: its mean widens the interval in quadrature.
+
     Args:
         value: Estimates.
         stderr: Their standard errors s; both ends are infinite where one is NaN.
@@ -117,22 +129,37 @@ def interval_of_mean(
         unseen: Share that was missed.
         level: Coverage.
         degrees: Degrees of freedom n of each error, one for all or (N,).
+        rounding: The part of `stderr` that is rounding.
 
     Reference:
         Satterthwaite (1946), An Approximate Distribution of Estimates of Variance Components.
     """
-    size, variance = len(value), np.square(stderr)
+    sampled = _sampled(stderr, rounding)
+    size, variance = len(value), np.square(sampled)
     total, parts = variance.sum(), np.square(variance) / degrees
     if np.isnan(total):
         two_sided(level)
         return Interval(-math.inf, math.inf)
     z = two_sided(level, total**2 / parts.sum() if parts.any() else math.inf)
     # The logarithm takes 3 s from the skewness of a mean, of which its own error makes up for a half.
-    third = (stderr**3 * (skewness - 1.5 * stderr)).sum()
+    third = (sampled**3 * (skewness - 1.5 * sampled)).sum()
     lean = third / total**1.5 if total > 0 else np.zeros(())
     centre, error = value.mean() + total / 2 / size, np.sqrt(total) / size
-    high = centre - error * _untransformed(-z, lean) + np.log1p(np.nan_to_num(unseen)).mean()
-    return Interval(float(centre - error * _untransformed(z, lean)), float(high))
+    below, above = (-error * _untransformed(side, lean) for side in (z, -z))
+    rounded = two_sided(level) * np.mean(rounding)
+    low, high = centre + below - _further(below, rounded), centre + above + _further(above, rounded)
+    return Interval(float(low), float(high + np.log1p(np.nan_to_num(unseen)).mean()))
+
+
+def _sampled(stderr: np.ndarray, rounding: np.ndarray | float) -> np.ndarray:
+    """The part of standard errors that comes of sampling; NaN stays."""
+    return np.sqrt(np.maximum(np.square(stderr) - np.square(rounding), 0.0))
+
+
+def _further(distance: np.ndarray | np.floating, error: np.ndarray | np.floating | float) -> np.ndarray:
+    """How much further away an end of an interval lies for a second error, independent of the first."""
+    near = np.abs(np.where(np.isfinite(distance), distance, 0.0))
+    return np.hypot(near, error) - near
 
 
 def _untransformed(x: float, lean: np.ndarray) -> np.ndarray:

@@ -81,9 +81,10 @@ def log_likelihood(
         num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
             `LogLikelihood.unseen`. None takes 64, of few data as many as make 25,000 in all, but no more
             than K / 8. Discrete latents go through all their values so many times, as far as that takes no more draws
-            than K. 0 does without, and no verdict is better than `noisy` then; so do ten samples or less, pairs that
-            cannot run many particles at once, discrete latents without end or of more than K / 2 joint values, guides
-            that leave the support of the model, or with draws beside its latents.
+            than K. Discrete latents without end, or of more than K / 2 joint values, and guides that leave the support
+            of the model are not spread: draws of the prior look instead, which no verdict better than `noisy` can rest
+            on. 0 does without; so do ten samples or less, pairs that cannot run many particles at once, and guides
+            with draws beside the latents: none of their verdicts is better than `noisy`.
         memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
             at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppl_vae.errors import PairError, is_lack_of_memory
 from ppl_vae.evaluation.proposal import Proposal, evaluate_guide
-from ppl_vae.evaluation.scoring import Scorer
+from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
@@ -25,7 +25,7 @@ __all__ = ["Prober", "Unseen", "looked", "probes_enough", "unseen_shares", "wide
 
 Found = TypeVar("Found")
 
-_PROBES, _MEAN = 1, 2  # what noise is for
+_PROBES, _MEAN, _PRIOR = 1, 2, 3  # what noise is for
 _FEW = 2  # data of which a bound that moves from datum to datum has more than one value
 _SPREAD = 4.0  # 1 + chi2 of a normal posterior under a probe of its own shape, widened
 # Probes of a datum, of all data of a call together, and the share of K that they may cost.
@@ -52,13 +52,14 @@ class Unseen(NamedTuple):
     share: np.ndarray
     """Share of p(x) that samples cannot have seen (N,); NaN where nobody could look."""
     stderr: np.ndarray
-    """Its standard errors (N,)."""
+    """Its standard errors (N,); infinite where only draws of the prior have looked."""
 
     @classmethod
     def of(cls, shares: np.ndarray) -> Unseen:
-        """The mean of what each probe says (n, N)."""
+        """The mean of what each probe says (n, N); what a single one says is no draw, and has no error."""
         with np.errstate(over="ignore"):  # of squares
-            return cls(shares.mean(0), shares.std(0, ddof=1) / math.sqrt(len(shares)))
+            error = shares.std(0, ddof=1) / math.sqrt(len(shares)) if len(shares) > 1 else np.zeros(shares.shape[1])
+            return cls(shares.mean(0), error)
 
     @classmethod
     def unknown(cls, num_data: int) -> Unseen:
@@ -87,8 +88,12 @@ class Prober:
 
     estimates the posterior mass where a single sample of the guide would count for more than a tenth of all K. Discrete
     latents are not drawn but go through all their joint values, n probes for each; q' is that of the others, given
-    these, and the n-th part of the sum over all probes takes the place of the mean. Mass that is further away, in a
-    mode of its own, is not found.
+    these, and the n-th part of the sum over all probes takes the place of the mean; where all latents are discrete,
+    nothing is drawn, and n = 1. Mass that is further away, in a mode of its own, is not found.
+
+    Where the guide cannot be spread, as where discrete latents have no end or too many values, draws of the prior look
+    instead, q' = p(z). They may seldom come where the posterior is: what they find counts, but finding nothing says
+    nothing, so that their error is infinite.
 
     Args:
         pair: The pair, in evaluation mode.
@@ -107,14 +112,14 @@ class Prober:
     ) -> None:
         self._pair, self._layout, self._score, self._device = pair, layout, score, device
         self._num_values = math.prod(layout.cardinalities.values())
-        self._num_probes = min(num_probes, most // self._num_values) if layout.cardinalities else num_probes
-        self._num_draws = self._num_probes * self._num_values
-        self._within_memory = Shrinking("the guide's density of its draws, spread out")
         continuous = tuple(name for name in layout.local_latents if name not in layout.cardinalities)
+        wanted = num_probes if continuous else min(num_probes, 1)
+        self._num_probes = min(wanted, most // self._num_values) if layout.cardinalities else wanted
+        self._num_of_prior = num_probes
+        self._within_memory = Shrinking("the guide's density of its draws, spread out")
         self._spread_out = layout._replace(local_latents=continuous)
-        self._possible = bool(
-            self._num_probes > 1 and layout.vectorized and continuous and not layout.may_leave_support
-        )
+        self._possible = bool(num_probes > 1 and layout.vectorized and layout.local_latents)
+        self._spreads = self._num_probes > bool(continuous) and not layout.may_leave_support
 
     def __call__(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> Unseen:
         """Unseen share of each datum of a block; NaN where the pair cannot be probed.
@@ -129,33 +134,73 @@ class Prober:
         if not self._possible:
             return unknown
         with seeded(key(seed, _MEAN), self._device):
-            space = self._unconstrained(batch)
-            if space is None:
-                return unknown
+            guide = run_program(self._pair, self._pair.guide, batch, None, self._layout)
+        if set(guide.latents) != set(self._layout.local_latents):
+            return unknown  # draws of its own: its density at given latents is an integral
+        if (spread := self._spread_guide(guide, batch, seed) if self._spreads else None) is None:
+            return looked(partial(self._look_from_prior, batch, value, num_samples, seed), unknown)
+        return looked(partial(self._look, *spread, batch, value, num_samples), unknown)
+
+    def _look(
+        self, probes: Proposal, log_wide: Tensor, batch: Batch, value: np.ndarray, num_samples: np.ndarray
+    ) -> Unseen:
+        """What the guide spread out finds."""
+        log_joint, _ = self._scored(batch, probes)
+        shares = unseen_shares(log_joint, log_wide, self._density(batch, probes), value, num_samples)
+        known = log_wide.isfinite().any(0).cpu().numpy()
+        of_probe = shares.reshape(self._num_probes, self._num_values, -1).sum(1)
+        return Unseen.of(np.where(known, of_probe, np.nan))
+
+    def _look_from_prior(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> Unseen:
+        """What draws of the prior find."""
+        with seeded(key(seed, _PRIOR), self._device):
+            probes = self._drawn_from_prior(batch)
+        log_joint, log_prior = self._scored(batch, probes)
+        shares = unseen_shares(log_joint, log_prior, self._density(batch, probes), value, num_samples)
+        return Unseen(shares.mean(0), np.full(len(value), np.inf))
+
+    def _scored(self, batch: Batch, probes: Proposal) -> tuple[Tensor, Tensor]:
+        """log p(x, z) and log p(z) of probes (n, N)."""
+        log_lik, log_prior = self._score(batch, probes, len(probes.log_guide))
+        return log_lik + log_prior, log_prior
+
+    def _density(self, batch: Batch, probes: Proposal) -> Tensor:
+        """log q of probes (n, N)."""
+        density, draws = partial(self._log_guide, batch, probes), range(len(probes.log_guide))
+        return self._within_memory(density, range(len(batch[0])), draws)[0]
+
+    def _spread_guide(self, guide: Tape, batch: Batch, seed: int) -> tuple[Proposal, Tensor] | None:
+        """Draws of the guide spread out, and their own log-density (n, N); None where they cannot be spread."""
+        if not self._spread_out.local_latents:
+            values = self._drawn(batch)
+            return values, values.log_guide
+        with seeded(key(seed, _MEAN), self._device):
+            if (space := self._unconstrained(guide, batch)) is None:
+                return None
             pilot = self._drawn(batch)
         with seeded(key(seed, _PROBES), self._device):
-            drawn = self._drawn(batch)
-        probes, log_wide = self._spread(space, drawn, pilot)
-
-        def look() -> Unseen:
-            log_lik, log_prior = self._score(batch, probes, self._num_draws)
-            density = partial(self._log_guide, batch, probes)
-            (log_guide,) = self._within_memory(density, range(len(batch[0])), range(self._num_draws))
-            shares = unseen_shares(log_lik + log_prior, log_wide, log_guide, value, num_samples)
-            known = log_wide.isfinite().any(0).cpu().numpy()
-            return Unseen.of(np.where(known, shares.reshape(self._num_probes, self._num_values, -1).sum(1), np.nan))
-
-        return looked(look, unknown)
+            return self._spread(space, self._drawn(batch), pilot)
 
     def _drawn(self, batch: Batch) -> Proposal:
         """Draws of the guide, discrete latents at all their values in turn; log q is that of the others given these."""
-        values = self._layout.cardinalities
-        with undivided(f"{self._num_draws} draws of the guide for each of {len(batch[0])} data"):
-            tape = run_program(self._pair, self._pair.guide, batch, self._num_draws, self._layout, enumerated=values)
-            log_guide = self._log_guide_given_discrete(tape, batch)
-        latents = {name: tape.latents[name] for name in self._layout.local_latents}
-        event_dims = {name: tape.sites[name]["fn"].event_dim for name in latents}
-        return Proposal([latents], event_dims, True, log_guide)
+        values, count = self._layout.cardinalities, self._num_probes * self._num_values
+        with undivided(f"{count} draws of the guide for each of {len(batch[0])} data"):
+            tape = run_program(self._pair, self._pair.guide, batch, count, self._layout, enumerated=values)
+            return self._proposal([tape], self._log_guide_given_discrete(tape, batch))
+
+    def _drawn_from_prior(self, batch: Batch) -> Proposal:
+        """Draws of the model, few at a time: it makes data of them, too."""
+        count, at_once = self._num_of_prior, max(1, CHUNK_ROWS // len(batch[0]))
+        sizes = [min(at_once, count - i) for i in range(0, count, at_once)]
+        tapes = [run_program(self._pair, self._pair.model, batch, size, self._layout) for size in sizes]
+        log_prior = [Terms([(tape, tape)], batch, self._layout, scaled=False).log_prior for tape in tapes]
+        return self._proposal(tapes, torch.cat(log_prior))
+
+    def _proposal(self, tapes: Sequence[Tape], log_density: Tensor) -> Proposal:
+        """Draws of runs of a program, in one for all particles."""
+        latents = {name: torch.cat([tape.latents[name] for tape in tapes]) for name in self._layout.local_latents}
+        event_dims = {name: tapes[0].sites[name]["fn"].event_dim for name in latents}
+        return Proposal([latents], event_dims, True, log_density)
 
     def _log_guide_given_discrete(self, tape: Tape, batch: Batch) -> Tensor:
         terms = Terms([(tape, tape)], batch, self._layout, scaled=False, enumerated=self._layout.cardinalities)
@@ -190,11 +235,8 @@ class Prober:
         size = probes.outer_size(len(draws))
         return (evaluate_guide(self._pair, rows_of(batch, place), latents, self._layout, size),)
 
-    def _unconstrained(self, batch: Batch) -> Unconstrained | None:
+    def _unconstrained(self, guide: Tape, batch: Batch) -> Unconstrained | None:
         """Coordinates of the continuous latents of a block; None where they cannot be spread."""
-        guide = run_program(self._pair, self._pair.guide, batch, None, self._layout)
-        if set(guide.latents) != set(self._layout.local_latents):
-            return None  # draws of its own: its density at given latents is an integral
         event_dims = {name: guide.sites[name]["fn"].event_dim for name in guide.latents}
         drawn, few = Proposal([guide.latents], event_dims, False, batch[0].new_empty(0)), slice(0, _FEW)
         latents = drawn.part(self._layout, few, slice(0, 1))[0]

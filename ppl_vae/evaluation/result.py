@@ -37,7 +37,7 @@ class LogLikelihood(MeanLogLikelihood):
     """Effective number of the K samples."""
     khat: np.ndarray
     """Pareto k-hat of the weights: -inf for equal weights (a perfect guide) and where `value` is exact, +inf where it
-    cannot be told."""
+    cannot be told; at most 0 where weights lie within a tenth of each other, or ten draws share the largest."""
     elbo: np.ndarray
     """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
     zero_weights: np.ndarray
@@ -54,7 +54,8 @@ class LogLikelihood(MeanLogLikelihood):
     is too low by, about. A mode of its own, far away, is not found.
     """
     unseen_stderr: np.ndarray
-    """Standard error of `unseen` (N,), over probes."""
+    """Standard error of `unseen` (N,), over probes; infinite where the guide could not be spread and draws of the prior
+    looked instead: that they find nothing does not make a datum `reliable`."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself: without latents, and where it was summed."""
     num_drawn: np.ndarray
@@ -127,11 +128,12 @@ class LogLikelihood(MeanLogLikelihood):
         by any amount, and the mean with it: the upper end is then infinite. `trusted` says which data to do better.
         Both ends are infinite where a datum is `rounded`, or has no error, as of one sample.
         """
-        return self._borne(interval_of_mean(self.value, self.stderr, self.skewness, self.unseen, level))
+        parts = (self.value, self.stderr, self.skewness, self.unseen)
+        return self._borne(interval_of_mean(*parts, level, rounding=self.rounding))
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`."""
-        return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level)
+        return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level, self.rounding)
 
     @property
     def is_exact(self) -> bool:

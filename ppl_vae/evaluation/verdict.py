@@ -46,8 +46,8 @@ def verdict(
     * `unreliable`: k-hat from its threshold on, or drawn to where it would be of three in ten of equal data, from 1/2
       on; or more than a standard error of log p(x) unseen, in the datum or in the light of the others. The estimate is
       rather too low, by nobody knows how much.
-    * `noisy`: all others, what was not probed among them. Intervals of those that were probed cover in about nine of
-      ten repetitions.
+    * `noisy`: all others, what was not probed among them, or by draws of the prior only. Intervals of those that were
+      probed cover in about nine of ten repetitions.
 
     The verdict on a datum depends on the data that are judged with it, those of one call: a k-hat of K samples has an
     error of a fifth or more, so that of many equals those pass whose largest weights were not drawn; and of what is
@@ -61,7 +61,7 @@ def verdict(
         stderr: Standard errors (N,), in nats.
         ess: Effective numbers of samples (N,).
         unseen: Share of p(x) that the samples cannot have seen (N,); NaN where nobody looked.
-        unseen_stderr: Its standard errors (N,).
+        unseen_stderr: Its standard errors (N,), infinite where finding nothing says nothing.
         num_samples: K of each datum (N,).
 
     Example:
@@ -78,7 +78,7 @@ def verdict(
     shared[judged] = shared_misses(unseen[judged], unseen_stderr[judged], stderr[judged])
     heavy = ~(equal | (khat < limit)) | (~equal & lucky) | misses_much(unseen, stderr) | (shared > _MUCH)
     light = (common.khat < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
-    sound = (equal | light) & ~np.isnan(unseen) & ~misses_some(unseen, stderr) & (shared <= _LITTLE)
+    sound = (equal | light) & np.isfinite(unseen + unseen_stderr) & ~misses_some(unseen, stderr) & (shared <= _LITTLE)
     return np.where(heavy, UNRELIABLE, np.where(sound, RELIABLE, NOISY))
 
 
