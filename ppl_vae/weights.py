@@ -79,8 +79,8 @@ def check_possible(log_sum: Tensor, num_samples: Tensor, first_row: int) -> None
 # Weights that differ by no more than the rounding of their own sums, or by a millionth, are equal: a perfect guide. Of
 # large sums nothing is called equal that their numbers can tell apart.
 _ROUNDING, _LARGEST_ROUNDING, _OF_LARGE, _ALIKE = 200.0, 1e-3, 8.0, 1e-6
-# Where the largest differs from the smallest by less than a tenth, the tail holds no more than that, whatever its shape;
-# where so many draws have the largest weight, as those of discrete latents may, that is where the tail ends.
+# Where the largest differs from the smallest by less than a tenth, the tail holds no more than that, whatever its
+# shape; where so many draws have the largest weight, as those of discrete latents may, that is where the tail ends.
 _NO_TAIL, _BOUND = 0.1, 10
 _READ = 1e-4  # nats; rounding below it changes no digit that anybody reads
 _SMALLEST_VARIANCE = 1e-10  # of a weight in units of its mean: third moments below it are rounding

@@ -17,7 +17,6 @@ from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, put_in, resample, taken_out
 from ppl_vae.evaluation.edges import REASON, at_edge, bounded_latents, move_an_estimate
-from ppl_vae.evaluation.enumerated import is_exact
 from ppl_vae.evaluation.probing import Prober, probes_enough
 from ppl_vae.evaluation.proposal import Proposal, check_weights, first_draw, propose
 from ppl_vae.evaluation.scoring import Scorer
@@ -235,12 +234,10 @@ class _Maker(NamedTuple):
         stream.add(log_weight)
         said, counts = stream.summary(), np.full(len(batch[0]), self.plan.num_proposed)
         unseen = self.probe(batch, said.value, counts, key(self.plan.seed, first, _LOOK))
-        # Weights of finitely many values have no tail to fit; the probe goes through them all.
-        khat = np.full_like(said.khat, -np.inf) if is_exact(self.layout, self.plan.num_proposed) else said.khat
         share, edge = np.zeros(len(batch[0])), at_edge(proposal, self.bounded, self.layout)
         if edge is not None:
             share = (log_weight.double().softmax(0) * edge).sum(0).cpu().numpy()
-        found = {"khat": khat, "stderr": said.stderr, "ess": said.ess, "at_edge": share}
+        found = {"khat": said.khat, "stderr": said.stderr, "ess": said.ess, "at_edge": share}
         return found | {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
 
 
