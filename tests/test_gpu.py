@@ -277,6 +277,7 @@ def test_memory_and_chunks_change_no_number(trained):
     assert_within(cut.value, whole.value, absolute=1e-4, reason="float32")
 
 
+@pytest.mark.filterwarnings("ignore:draws of:UserWarning")  # of so short a training
 def test_accounts_of_a_pair(trained):
     vae, x = trained
     parts = pv.gap_decomposition(vae, x, 500, search=pv.LocalSearch(num_steps=60, max_rounds=2), progress=False)
