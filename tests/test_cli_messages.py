@@ -18,6 +18,8 @@ from tests.commands import SMALL_VAE, call
 
 ROOT = Path(__file__).resolve().parents[1]
 
+SEEDED = [["fit", "vae"], ["evaluate", "RUN"], ["compare", "RUN"], ["sample", "RUN"]]
+TOO_LARGE = [str(2**63), str(-(2**63)), "9" * 30, "-" + "9" * 30]
 
 WRONG = [
     (["fit", "vae", "--data", "cifar"], 1, "expected a data set among digits"),
@@ -88,6 +90,10 @@ WRONG = [
     (["sample", "RUN", "--out", "samples.gif"], 1, "png or .npy"),
     (["sample", "RUN", "--out", "no/such/folder/x.npy"], 1, "No such file"),
     (["fot", "vae"], 2, "No such command"),
+    *(
+        ([*c, "--seed", s], 2, f"'--seed': expected a whole .*, found {s} ")
+        for c, s in zip(SEEDED, TOO_LARGE, strict=True)
+    ),
     (["fit", "vae", "--epoks", "3"], 2, "No such option"),
 ]
 

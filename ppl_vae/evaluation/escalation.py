@@ -26,7 +26,7 @@ from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
-from ppl_vae.options import whole_number
+from ppl_vae.options import seed_number, whole_number
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
 from ppl_vae.tape import Batch
@@ -121,7 +121,7 @@ def escalate(
         >>> found.method.tolist()  # the guide is the posterior
         ['guide', 'guide', 'guide']
     """
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     whole_number("factor", factor, least=1)
     if until not in (NOISY, RELIABLE):
         raise ValueError(f"until: expected {NOISY!r} or {RELIABLE!r}, found {until!r}")

@@ -21,7 +21,7 @@ from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer, chunk_rows
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
-from ppl_vae.options import positive_number, whole_number
+from ppl_vae.options import positive_number, seed_number, whole_number
 from ppl_vae.pareto import FEW
 from ppl_vae.rng import key
 from ppl_vae.shrinking import Shrinking
@@ -142,7 +142,7 @@ def _check_options(
     whole_number("num_draws", num_draws, least=0)
     if num_probes is not None:
         whole_number("num_probes", num_probes, least=0)
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     if target_stderr is not None:
         positive_number("target_stderr", target_stderr)
 
