@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ppl_vae.options import seed_number, whole_number
+from ppl_vae.options import whole_number
 
 __all__ = ["current_state", "generator_of", "key", "own_noise", "permutation", "reseed", "restore_state", "seeded"]
 
@@ -20,7 +20,7 @@ def key(*parts: int) -> int:
     """Mixes a seed and other integers into one 63-bit seed (splitmix64; Steele, Lea and Flood, 2014).
 
     Raises:
-        ValueError: The seed is no whole number of 63 bits and a sign.
+        ValueError: The seed is no whole number.
 
     Example:
         >>> key(0, 1) == key(0, 1), key(0, 1) == key(1, 0)
@@ -28,7 +28,7 @@ def key(*parts: int) -> int:
     """
     state = 0
     for part in parts:
-        state = (state + (seed_number("seed", part) & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = (state + (whole_number("seed", part) & _MASK) + 0x9E3779B97F4A7C15) & _MASK
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
         state ^= state >> 31
