@@ -7,7 +7,15 @@ import operator
 from numbers import Real
 from typing import Any
 
-__all__ = ["LARGEST", "finite_number", "positive_number", "probability", "seed_number", "whole_number"]
+__all__ = [
+    "LARGEST",
+    "compile_choice",
+    "finite_number",
+    "positive_number",
+    "probability",
+    "seed_number",
+    "whole_number",
+]
 
 LARGEST = 2**63 - 1
 """Of whole numbers that a file keeps."""
@@ -41,6 +49,19 @@ def seed_number(name: str, value: Any) -> int:
     if not -LARGEST <= (seed := whole_number(name, value)) <= LARGEST:
         raise ValueError(f"{name}: expected a whole number from {-LARGEST} to {LARGEST}, found {value}")
     return seed
+
+
+def compile_choice(choice: object) -> None:
+    """Refuses what does not say whether to compile.
+
+    Example:
+        >>> compile_choice("yes")
+        Traceback (most recent call last):
+            ...
+        ValueError: compile: expected 'auto', True or False, found 'yes'
+    """
+    if not isinstance(choice, bool) and choice != "auto":
+        raise ValueError(f"compile: expected 'auto', True or False, found {choice!r}")
 
 
 def finite_number(name: str, value: object, least: float = -math.inf) -> None:
