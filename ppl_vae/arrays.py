@@ -13,9 +13,23 @@ from torch import Tensor
 from ppl_vae.errors import DataError, first_line, is_lack_of_memory
 from ppl_vae.mapped import read_rows
 
-__all__ = ["Rows", "as_numpy", "as_python", "as_rows", "finite_array", "real_array", "squarable_array"]
+__all__ = [
+    "Rows",
+    "as_numpy",
+    "as_python",
+    "as_rows",
+    "check_numbers",
+    "check_unmasked",
+    "finite_array",
+    "real_array",
+    "squarable_array",
+]
 
 _BLOCK = 4096
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32, torch.uint64)
+_COMPUTED = {torch.bool, torch.uint8, *_INTEGERS, *_FLOATS}
+_PADDED = "pad them to one shape, and pass a mask as a second array"
 _MOST = 1e100  # whose square has room for sums of many, and for products of two
 
 
@@ -118,12 +132,43 @@ def as_python(value: Any) -> Any:
     return repr(found) if isinstance(found, np.generic) else found  # of a precision that Python lacks
 
 
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Refuses what holds no real, dense numbers of a type that torch computes with.
+
+    Raises:
+        DataError: Naming the tensor, with its type and what to make of it.
+    """
+    if tensor.is_nested:
+        raise DataError(f"{name}: expected rows of one shape, found a nested tensor: {_PADDED}")
+    if tensor.layout != torch.strided:
+        raise DataError(f"{name}: expected real dense numbers, found layout {tensor.layout}: pass x.to_dense()")
+    if tensor.dtype not in _COMPUTED:
+        mend = "x.dequantize()" if tensor.is_quantized else "x.real and x.imag" if tensor.is_complex() else "x.float()"
+        raise DataError(f"{name}: expected real dense numbers, found {tensor.dtype}: convert it to a real type, {mend}")
+    if tensor.is_meta:
+        raise DataError(f"{name}: expected numbers, found a tensor on the device meta, which holds none: make it anew")
+
+
+def check_unmasked(name: str, array: object) -> None:
+    """Refuses a masked array: what computes with it does not look at its mask.
+
+    Raises:
+        DataError: Some of its entries are masked.
+    """
+    if np.ma.is_masked(array):
+        raise DataError(
+            f"{name}: expected numbers everywhere, found a masked array with {np.ma.count_masked(array)} entries "
+            "masked: put a number in their place, x.filled(0), and let programs take ~x.mask as a second array"
+        )
+
+
 def real_array(name: str, values: ArrayLike | Tensor) -> NDArray[np.float64]:
     """The same in float64.
 
     Raises:
-        DataError: They are no real numbers, or make no array: its name is said.
+        DataError: They are no real numbers, or make no array, or some are masked: its name is said.
     """
+    check_unmasked(name, values)
     try:
         array = as_numpy(values)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -170,16 +215,20 @@ def _as_array(part: Any, name: str) -> Tensor | np.ndarray:
         part = torch.from_numpy(np.require(_checked_numpy(part, name), requirements=["C", "W"]))
     if not isinstance(part, Tensor):
         raise DataError(f"{name}: expected a tensor, a numpy array or a torch Dataset, found {type(part).__name__}")
+    check_numbers(name, part)
     if part.dim() == 0:
         raise DataError(f"{name}: expected one row per datum, found a scalar")
-    if part.is_complex() or part.is_sparse:
-        raise DataError(f"{name}: expected real dense numbers, found {part.dtype}, {part.layout}")
     return part.detach().contiguous()
 
 
 def _checked_numpy(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype.kind not in "fiub":
         raise DataError(f"{name}: expected real numbers, found dtype {array.dtype}")
+    if array.dtype.char == "g":
+        raise DataError(
+            f"{name}: expected real numbers of a type that torch has, found dtype {array.dtype}: pass x.astype('f8')"
+        )
+    check_unmasked(name, array)
     if array.ndim == 0:
         raise DataError(f"{name}: expected one row per datum, found a scalar")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -199,7 +248,7 @@ def _stack(dataset: Any) -> list[Tensor]:
     if (row := next((i for i, shape in enumerate(shapes) if shape != shapes[0]), None)) is not None:
         raise DataError(
             f"data, item {row} of the Dataset: expected tensors of shapes {shapes[0]} as in item 0, found "
-            f"{shapes[row]}; pad them to one shape, and pass a mask as a second array"
+            f"{shapes[row]}; {_PADDED}"
         )
     return [torch.stack(column) for column in zip(*items, strict=True)]
 
@@ -207,7 +256,10 @@ def _stack(dataset: Any) -> list[Tensor]:
 def _item(dataset: Any, position: int) -> list[Tensor]:
     try:
         item = dataset[position]
-        return [torch.as_tensor(value) for value in (item if isinstance(item, tuple | list) else (item,))]
+        parts = item if isinstance(item, tuple | list) else (item,)
+        for part in parts:
+            check_unmasked("it", part)
+        return [torch.as_tensor(part) for part in parts]
     except Exception as error:
         raise DataError(
             f"data, item {position} of the Dataset: expected a tensor or a tuple of tensors: {first_line(error)}"

@@ -7,7 +7,18 @@ import operator
 from numbers import Real
 from typing import Any
 
-__all__ = ["finite_number", "positive_number", "probability", "whole_number"]
+__all__ = [
+    "LARGEST",
+    "compile_choice",
+    "finite_number",
+    "positive_number",
+    "probability",
+    "seed_number",
+    "whole_number",
+]
+
+LARGEST = 2**63 - 1
+"""Of whole numbers that a file keeps."""
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
@@ -26,6 +37,31 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
     if least is not None and operator.index(value) < least:
         raise ValueError(f"{name}: expected at least {least}, found {value}")
     return operator.index(value)
+
+
+def seed_number(name: str, value: Any) -> int:
+    """Refuses what is no whole number that a file keeps; returns it as Python's own.
+
+    Example:
+        >>> seed_number("seed", -3)
+        -3
+    """
+    if not -LARGEST <= (seed := whole_number(name, value)) <= LARGEST:
+        raise ValueError(f"{name}: expected a whole number from {-LARGEST} to {LARGEST}, found {value}")
+    return seed
+
+
+def compile_choice(choice: object) -> None:
+    """Refuses what does not say whether to compile.
+
+    Example:
+        >>> compile_choice("yes")
+        Traceback (most recent call last):
+            ...
+        ValueError: compile: expected 'auto', True or False, found 'yes'
+    """
+    if not isinstance(choice, bool) and choice != "auto":
+        raise ValueError(f"compile: expected 'auto', True or False, found {choice!r}")
 
 
 def finite_number(name: str, value: object, least: float = -math.inf) -> None:

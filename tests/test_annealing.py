@@ -242,6 +242,15 @@ def test_bounds_from_both_sides_close_on_the_evidence(dim: int, s: float, temper
     assert "<= log p(x) <=" in str(found)
 
 
+def test_bounds_that_noise_has_crossed_are_no_inequality():
+    """0.01 and -0.02 in mean: closer than their noise, so that neither is said to be the larger."""
+    lower, upper = np.array([0.5, -0.48]), np.array([-0.1, 0.06])
+    crossed = pv.Sandwich(lower, upper, (lower,), pv.Annealing(), 1.0)
+    assert "<=" not in str(crossed)
+    assert "about 0.010 from below and -0.020 from above, closer than their noise, nats per datum" in str(crossed)
+    assert "-0.020 <= log p(x) <= 0.010 nats per datum" in str(pv.Sandwich(upper, lower, (lower,), pv.Annealing(), 1.0))
+
+
 def test_bounds_from_both_sides_of_a_trained_neural_vae_hold_what_quadrature_finds():
     vae, x = fresh().double(), binary_rows(200).double()
     train(vae, x, epochs=20, batch_size=20, learning_rate=1e-2, compile=False)

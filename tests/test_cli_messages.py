@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from tests.commands import SMALL_VAE, call
 
 ROOT = Path(__file__).resolve().parents[1]
 
+SEEDED = [["fit", "vae"], ["evaluate", "RUN"], ["compare", "RUN"], ["sample", "RUN"]]
+TOO_LARGE = [str(2**63), str(-(2**63)), "9" * 30, "-" + "9" * 30]
 
 WRONG = [
     (["fit", "vae", "--data", "cifar"], 1, "expected a data set among digits"),
@@ -87,6 +90,10 @@ WRONG = [
     (["sample", "RUN", "--out", "samples.gif"], 1, "png or .npy"),
     (["sample", "RUN", "--out", "no/such/folder/x.npy"], 1, "No such file"),
     (["fot", "vae"], 2, "No such command"),
+    *(
+        ([*c, "--seed", s], 2, f"'--seed': expected a whole .*, found {s} ")
+        for c, s in zip(SEEDED, TOO_LARGE, strict=True)
+    ),
     (["fit", "vae", "--epoks", "3"], 2, "No such option"),
 ]
 
@@ -150,18 +157,41 @@ def test_an_unforeseen_error_is_one_line_too(monkeypatch: pytest.MonkeyPatch):
     assert result.stderr == "ppl-vae: ZeroDivisionError: division by zero (`ppl-vae --debug ...` shows where)\n"
 
 
-# A module whose import is interrupted, as by Ctrl-C while a large library loads.
-INTERRUPTED = """
-import sys
-class Interrupt:
+# A module in whose import a signal comes, and whose code catches whatever the signal's handler raises.
+STRUCK = """
+import os, sys
+class Struck:
     def find_spec(self, name, path=None, target=None):
         if name == NAME:
-            raise KeyboardInterrupt
-sys.meta_path.insert(0, Interrupt())
+            try:
+                os.kill(os.getpid(), NUMBER)
+                sum(range(1000))
+            except BaseException:
+                sys.stderr.write("swallowed")
+sys.meta_path.insert(0, Struck())
+"""
+STARTED = """
 from ppl_vae.cli import run
-sys.argv = ["ppl-vae", "fit", "vae"]
+sys.argv = ["ppl-vae", "fit", "vae", "--data", "none"]
 run()
 """
+WORKING = """
+from ppl_vae.cli.leaving import end, leaving_words, on_signals
+with on_signals(end), leaving_words(lambda: "what stands"):
+    import colorsys
+"""
+
+
+def struck(code: str, module: str, number: int, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What becomes of a process to which a signal comes while it imports a module."""
+    return subprocess.run(
+        [sys.executable, "-c", STRUCK.replace("NAME", repr(module)).replace("NUMBER", repr(int(number))) + code],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_help_does_not_wait_for_torch():
@@ -170,14 +200,21 @@ def test_help_does_not_wait_for_torch():
     subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
 
 
-@pytest.mark.parametrize("module", ["typer", "torch", "ppl_vae.cli.options"])
-def test_ctrl_c_during_an_import_is_quiet(module: str, tmp_path: Path):
-    code = INTERRUPTED.replace("NAME", repr(module))
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "ppl-vae: interrupted\n")
+SIGNALS = [(signal.SIGINT, 130, "ppl-vae: interrupted\n"), (signal.SIGTERM, 143, "ppl-vae: terminated\n")]
+
+
+@pytest.mark.parametrize("module", ["typer", "ppl_vae.cli.options", "numpy", "torch"])
+@pytest.mark.parametrize(("number", "code", "said"), SIGNALS)
+def test_a_signal_during_an_import_ends_the_command(number: int, code: int, said: str, module: str, tmp_path: Path):
+    """F4: whoever would swallow an exception: the modules of Python and the C code of NumPy and torch do."""
+    done = struck(STARTED, module, number, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+
+
+@pytest.mark.parametrize(("number", "code", "said"), SIGNALS)
+def test_a_signal_during_an_import_amid_work_says_what_stands(number: int, code: int, said: str, tmp_path: Path):
+    done = struck(WORKING, "colorsys", number, tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "what stands\n", said)
 
 
 def test_an_error_outside_the_users_code_is_not_blamed_on_the_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -64,6 +64,7 @@ class Bomb:
         (np.array([[0.0], [np.nan]]), "row 1"),
         (np.array([[0.0], [0.0], [np.inf]]), "row 2"),
         (np.array(1.0), "scalar"),
+        (np.ones(2, np.longdouble), r"numbers of a type that torch has, found dtype float\d+: pass x.astype"),
     ],
 )
 def test_arrays_that_are_no_data_are_refused(save, array, message, tmp_path, monkeypatch):
@@ -102,6 +103,7 @@ LIES = {
     "empty.npy": b"",
     "text.npy": b"hello, world",
     "version.npy": b"\x93NUMPY\x03\x00" + lying_npy((4, 4))[8:],
+    "twice.npy": lying_npy((4, 4)).replace(b" " * 20, b"'shape': (2, 8), }".rjust(20), 1).replace(b"}", b" ", 1),
     "zip.npy": zipped(of_numpy(np.ones((2, 2)))),
     "large.npz": zipped(lying_npy((2**40, 784))),
     "directory.npz": zipped(of_numpy(np.ones((2, 2))), file_size=2**31),
@@ -122,6 +124,21 @@ def test_headers_that_lie_are_refused_before_allocation(name, tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**21
+
+
+def test_a_header_that_says_something_twice_is_named_as_damage(tmp_path):
+    path = tmp_path / "x.npy"
+    path.write_bytes(LIES["twice.npy"])
+    assert np.load(path, allow_pickle=False).shape == (2, 8)
+    with pytest.raises(DataError, match="once each: the file is damaged"):
+        load_array(path)
+
+
+def test_an_archive_without_arrays_is_said_to_hold_none(tmp_path):
+    np.savez(tmp_path / "x.npz")
+    for key in (None, "x"):
+        with pytest.raises(DataError, match="an archive of arrays, found one that holds none"):
+            load_array(tmp_path / "x.npz", key)
 
 
 def test_members_of_an_archive_claim_no_more_than_it_holds(tmp_path):

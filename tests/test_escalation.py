@@ -255,6 +255,8 @@ def test_what_cannot_be_escalated():
     ll = estimate(ppca, x, 50)
     with pytest.raises(pv.DataError, match="expected the 5 data that were evaluated, found 4"):
         pv.escalate(ll, ppca, x[:4])
+    with pytest.raises(ValueError, match="ll: expected what log_likelihood has returned, found NoneType"):
+        pv.escalate(None, ppca, x)
     with pytest.raises(ValueError, match="until: expected 'noisy' or 'reliable', found 'sure'"):
         pv.escalate(ll, ppca, x, until="sure")
     with pytest.raises(ValueError, match="factor: expected at least 1"):

@@ -257,8 +257,17 @@ def test_buffers_that_programs_move_are_put_back():
     ],
 )
 def test_wrong_options_of_an_evaluation(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"^{message}"):
         estimate(ModuleVAE(), binary_rows(), **options)
+
+
+@pytest.mark.parametrize("wrong", ["yes", None, 1])
+@pytest.mark.parametrize("name", ["log_likelihood", "k_curve", "gap_decomposition", "compare", "escalate"])
+def test_whether_to_compile_is_asked_under_its_own_name(name, wrong):
+    pair, x = ModuleVAE(), binary_rows()
+    first = {"compare": ({"a": pair}, x), "escalate": (estimate(pair, x, 4), pair, x)}.get(name, (pair, x))
+    with pytest.raises(ValueError, match=r"^compile: expected 'auto', True or False, found "):
+        getattr(pv, name)(*first, compile=wrong, progress=False)
 
 
 def test_numpy_integers_are_whole_numbers():

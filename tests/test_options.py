@@ -24,10 +24,20 @@ SEEDED = {
 }
 KEYED = {
     "log_likelihood": lambda seed: pv.log_likelihood(PPCA, X, 2, seed=seed, progress=False),
+    "annealed": lambda seed: pv.annealed_importance_sampling(PPCA, X, seed=seed, progress=False),
+    "bidirectional": lambda seed: pv.bidirectional_monte_carlo(PPCA, X, seed=seed, progress=False),
+    "calibrate": lambda seed: pv.calibrate(PPCA, X, seed=seed, progress=False),
+    "compare": lambda seed: pv.compare({"a": PPCA}, X, 2, seed=seed, progress=False),
+    "escalate": lambda seed: pv.escalate(None, PPCA, X, seed=seed, progress=False),
+    "gap_decomposition": lambda seed: pv.gap_decomposition(PPCA, X, 2, seed=seed, progress=False),
+    "k_curve": lambda seed: pv.k_curve(PPCA, X, 2, seed=seed, progress=False),
+    "ledger": lambda seed: pv.ledger(PPCA, X, 2, seed=seed, progress=False),
+    "posterior_predictive": lambda seed: pv.posterior_predictive(PPCA, X, 2, seed=seed, progress=False),
     "fit": lambda seed: pv.fit(VAE, X, steps=1, seed=seed, progress=False),
     "GMM.fit": lambda seed: pv.GMM.fit(GMM.sample(5), 1, seed=seed, max_iter=1),
     "cluster_agreement": lambda seed: pv.latents.cluster_agreement([[0.0], [1.0]], [0, 1], seed=seed),
 }
+UNKEPT = {"GMM.fit", "cluster_agreement", "posterior_predictive"}  # of what no file of a run tells the seed
 
 
 @pytest.mark.parametrize("name", SAMPLED)
@@ -45,6 +55,18 @@ def test_a_number_of_draws_is_a_whole_one_or_zero(name):
 def test_a_seed_is_a_whole_number(name, wrong):
     with pytest.raises(ValueError, match=f"seed: expected a whole number, found {wrong!r}"):
         (SEEDED | KEYED)[name](wrong)
+
+
+@pytest.mark.parametrize("wrong", [2**63, -(2**63), 10**30])
+@pytest.mark.parametrize("name", sorted(KEYED.keys() - UNKEPT))
+def test_a_seed_is_one_that_a_file_keeps(name, wrong):
+    with pytest.raises(ValueError, match=f"seed: expected a whole number from .* found {wrong}"):
+        KEYED[name](wrong)
+
+
+@pytest.mark.parametrize("largest", [2**63 - 1, 1 - 2**63])
+def test_the_largest_seeds_serve(largest):
+    assert KEYED["log_likelihood"](largest).num_samples == 2
 
 
 @pytest.mark.parametrize("name", SEEDED)

@@ -126,6 +126,52 @@ def test_bad_data_is_an_error_with_the_row(data, message):
         train(ModuleVAE(), data())
 
 
+ZEROS = torch.zeros(4, 2)
+NO_NUMBERS = {
+    "longdouble": (lambda: ZEROS.numpy().astype(np.longdouble), r"found .*float\d+"),
+    "masked": (
+        lambda: np.ma.masked_array(ZEROS, [[1, 0]] * 4),
+        r"masked array with 4 entries masked: .*x\.filled\(0\)",
+    ),
+    "float8": (lambda: ZEROS.to(torch.float8_e4m3fn), r"found torch.float8_e4m3fn: .*x\.float\(\)"),
+    "bits8": (lambda: ZEROS.to(torch.uint8).view(torch.bits8), "found torch.bits8"),
+    "qint8": (lambda: torch.quantize_per_tensor(ZEROS, 0.1, 0, torch.qint8), r"found torch.qint8: .*x\.dequantize\(\)"),
+    "meta": (lambda: ZEROS.to("meta"), "on the device meta, which holds none"),
+    "nested": (lambda: torch.nested.nested_tensor([*ZEROS]), "a nested tensor: pad them to one shape"),
+    "csr": (lambda: ZEROS.to_sparse_csr(), r"layout torch.sparse_csr: pass x\.to_dense\(\)"),
+}
+PPCA = pv.PPCA([[1.0], [0.5]], [0.0, 0.0], 0.5)
+USES = {
+    "fit": lambda x: train(ModuleVAE(), x),
+    "log_likelihood": lambda x: pv.log_likelihood(PPCA, x, 10, progress=False),
+    "log_prob": PPCA.log_prob,
+    "GMM.fit": lambda x: pv.GMM.fit(x, 1),
+    "binarize": pv.data.binarize,
+}
+
+
+CONVERTED = {("longdouble", "log_prob"), ("longdouble", "GMM.fit")}  # to double precision, as all that these are given
+
+
+@pytest.mark.filterwarnings("ignore:(Sparse CSR|The PyTorch API of nested|.*quantiz)")
+@pytest.mark.parametrize(("kind", "use"), sorted({(kind, use) for kind in NO_NUMBERS for use in USES} - CONVERTED))
+def test_what_torch_does_not_compute_with_is_refused_by_its_type(kind, use):
+    make, message = NO_NUMBERS[kind]
+    with pytest.raises(pv.DataError, match=message):
+        USES[use](make())
+
+
+def test_an_array_of_which_nothing_is_masked_is_one():
+    x = np.ones((4, 2))
+    found, expected = (pv.log_likelihood(PPCA, a, 10, progress=False).value for a in (np.ma.masked_array(x), x))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_masked_items_of_a_dataset_are_refused():
+    with pytest.raises(pv.DataError, match=r"item 1 of the Dataset: .* a masked array"):
+        train(ModuleVAE(), Items(np.zeros(5), np.ma.masked_array(np.zeros(5), [0, 0, 1, 0, 0])))
+
+
 def test_the_row_of_bad_data_is_counted_from_the_first():
     x = torch.zeros(5000, 5)
     x[4500, 1] = torch.inf

@@ -6,26 +6,22 @@ import io
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ppl_vae.cli.leaving import leave, on_signals
+
 if TYPE_CHECKING:
     from ppl_vae.cli.main import app
 
 __all__ = ["app", "run"]
 
-_INTERRUPTED = 130
-
 
 def run() -> None:
-    """Run the command line; Ctrl-C ends it quietly even while its libraries are imported."""
+    """Run the command line; Ctrl-C and SIGTERM end it with a sentence even while its libraries are imported."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")  # names of files may hold bytes that are no text
-    try:
+    with on_signals(leave):
         from ppl_vae.cli.main import app
 
         app(prog_name="ppl-vae")  # not `python -m ppl_vae.ppl-vae`
-    except KeyboardInterrupt:
-        if sys.stderr is not None:
-            sys.stderr.write("ppl-vae: interrupted\n")
-        sys.exit(_INTERRUPTED)
 
 
 if not TYPE_CHECKING:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ppl_vae.options import seed_number
+
 __all__ = [
     "AgainstExactOption",
     "AnewLimitOption",
@@ -71,11 +73,19 @@ _ANEW = "Evaluating anew"
 _PAIR, _DATA, _TRAINING, _EVALUATION, _RUN = "The pair", "The data", "Training", "Evaluation", "The run"
 
 _IS, _AIS = "Method is", "Methods ais and bdmc"
+_SEED_HELP = "Seed of everything that this command draws."
 _LIMIT_HELP = "Evaluate so many test data, chosen at random but always the same."
 
 
 def _option(panel: str | None, *names: str, **settings: Any) -> Any:
     return typer.Option(*names, rich_help_panel=panel, **settings)
+
+
+def _seed(value: int) -> int:
+    try:
+        return seed_number("seed", value)
+    except ValueError as error:
+        raise typer.BadParameter(str(error).removeprefix("seed: ")) from None
 
 
 PairArgument = Annotated[
@@ -272,9 +282,8 @@ LimitOption = Annotated[
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Directory of a run.")]
 RunsArgument = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Directories of runs.")]
-_SEED_HELP = "Seed of everything that this command draws."
-SeedOption = Annotated[int, _option(_RUN, help=_SEED_HELP)]
-SeedAloneOption = Annotated[int, _option(None, "--seed", help=_SEED_HELP)]
+SeedOption = Annotated[int, _option(_RUN, callback=_seed, help=_SEED_HELP)]
+SeedAloneOption = Annotated[int, _option(None, "--seed", callback=_seed, help=_SEED_HELP)]
 DeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     _option(_RUN, help="Where to compute; auto takes CUDA where there is one."),

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import errno
 import re
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from ppl_vae.cli.leaving import INTERRUPTED, TERMINATED, end, leaving_words, on_signals
+
 __all__ = ["Shell", "saying_what_is_left", "saying_what_is_saved"]
 
-_INTERRUPTED, _TERMINATED = 130, 143
 _LONGEST = 600
 _TENSOR = re.compile(r"tensor\(\[[^()]*\)")
 # What the library advises by the names of its functions and arguments.
@@ -58,15 +56,15 @@ class Shell(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the command named on the command line."""
         try:
-            with _terminable():
+            with on_signals(end):
                 return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
         except KeyboardInterrupt:
             _complain("interrupted")
-            raise typer.Exit(_INTERRUPTED) from None
+            raise typer.Exit(INTERRUPTED) from None
         except SystemExit as error:
-            if error.code == _TERMINATED:
+            if error.code == TERMINATED:
                 _complain("terminated")
             raise
         except Exception as error:
@@ -80,7 +78,8 @@ class Shell(TyperGroup):
 def saying_what_is_left(in_words: Callable[[], str]) -> Iterator[None]:
     """Context of work on a run: whoever interrupts it learns what stands, and which command goes on from there."""
     try:
-        yield
+        with leaving_words(in_words):
+            yield
     except (KeyboardInterrupt, SystemExit):
         if said := in_words():
             typer.echo(said)
@@ -107,25 +106,6 @@ def saying_what_is_saved(said: str) -> Iterator[None]:
 def _is_of_a_pipe(error: Exception) -> bool:
     """Whether somebody has stopped reading what the command prints, as `head` does."""
     return getattr(error, "errno", None) == errno.EPIPE
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Context in which SIGTERM ends a command as Ctrl-C does, with what it has to say, where nobody else hears it."""
-    is_ours = threading.current_thread() is threading.main_thread()
-    if not (is_ours and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL):
-        yield
-        return
-    signal.signal(signal.SIGTERM, _end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    signals = sys.modules.get("ppl_vae.svi.signals")  # heavy to import; who tells it from others has done so
-    raise getattr(signals, "Terminated", SystemExit)(_TERMINATED)
 
 
 def _in_words(error: Exception) -> str:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from ppl_vae.operations import Operations
+from ppl_vae.options import compile_choice
 
 __all__ = ["Payback"]
 
@@ -36,8 +37,7 @@ class Payback:
     """
 
     def __init__(self, choice: Literal["auto"] | bool) -> None:
-        if not isinstance(choice, bool) and choice != "auto":
-            raise ValueError(f"compile: expected 'auto', True or False, found {choice!r}")
+        compile_choice(choice)
         self._decided, self._at_once = choice is False, choice is True
         self._operations: Operations | None = None
 

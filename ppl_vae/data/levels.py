@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ppl_vae.arrays import check_numbers, check_unmasked
 from ppl_vae.errors import DataError
 from ppl_vae.options import whole_number
 from ppl_vae.rng import generator_of
@@ -127,10 +128,12 @@ def levels_log_prob(log_density: Number, num_dimensions: int, levels: int) -> Nu
 
 def _grey(x: Any) -> Tensor:
     """x as a tensor of numbers in [0, 1], with a row per datum."""
-    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub":
+    check_unmasked("x", x)
+    if isinstance(x, np.ndarray) and x.dtype.kind in "fiub" and x.dtype.char != "g":
         x = torch.from_numpy(np.array(x, dtype=x.dtype.newbyteorder("=")))
     if not isinstance(x, Tensor) or x.is_complex() or x.dim() == 0:
         raise DataError(f"expected a tensor or a numpy array of grey levels, a row per datum, found {_kind(x)}")
+    check_numbers("x", x)
     if (outside := first_outside(constraints.unit_interval, x)) is not None:
         raise DataError(
             f"row {outside[0]}: expected grey levels in [0, 1], found {outside[1]:g}: divide by the largest one "

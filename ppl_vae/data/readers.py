@@ -76,6 +76,8 @@ def _load_npz(path: Path, key: str | None, max_bytes: int) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         check_archive(archive, max_bytes)
         names = [name.removesuffix(".npy") for name in archive.namelist()]
+        if not names:
+            raise DataError("expected an archive of arrays, found one that holds none: save it with numpy.savez")
         if len(set(names)) != len(names):
             raise DataError(f"expected arrays of different names, found {', '.join(names)}")
         if key is None and len(names) == 1:

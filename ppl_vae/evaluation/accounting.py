@@ -14,7 +14,7 @@ from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.surgery import Surgery, aggregate_draws
-from ppl_vae.options import whole_number
+from ppl_vae.options import seed_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import has_no_error, largest_deviations
 from ppl_vae.progress import Progress
@@ -76,7 +76,7 @@ def ledger(
     """
     whole_number("num_samples", num_samples, least=2)
     whole_number("num_aggregate", num_aggregate, least=0)
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
         _check(subject.layout)

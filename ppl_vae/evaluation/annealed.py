@@ -18,7 +18,7 @@ from ppl_vae.evaluation.annealing import Annealing, Frozen, forward, reverse, tu
 from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.evaluation.simulation import simulate
 from ppl_vae.evaluation.subject import Subject, evaluating
-from ppl_vae.options import whole_number
+from ppl_vae.options import seed_number
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
@@ -79,7 +79,7 @@ def annealed_importance_sampling(
         >>> bool(abs(found.value - ppca.log_prob(x).numpy()).max() < 1e-6)  # the guide is the posterior
         True
     """
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
 
@@ -125,7 +125,7 @@ def bidirectional_monte_carlo(
     Reference:
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
     """
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
 

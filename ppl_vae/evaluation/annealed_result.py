@@ -137,7 +137,11 @@ class Sandwich:
         return population_stderr(self.upper - self.lower)
 
     def __str__(self) -> str:
-        return (
-            f"{self.lower.mean():.3f} <= log p(x) <= {self.upper.mean():.3f} nats per datum in mean over "
-            f"{len(self.lower)} simulated data; gap {self.gap:.3f} ± {self.gap_stderr:.3f}"
-        )
+        low, high = self.lower.mean(), self.upper.mean()
+        over = f"nats per datum in mean over {len(self.lower)} simulated data"
+        gap = f"gap {self.gap:.3f} ± {self.gap_stderr:.3f}"
+        if low > high:
+            return (
+                f"log p(x) about {low:.3f} from below and {high:.3f} from above, closer than their noise, {over}; {gap}"
+            )
+        return f"{low:.3f} <= log p(x) <= {high:.3f} {over}; {gap}"

@@ -19,7 +19,7 @@ from ppl_vae.evaluation.proposal import Proposal, check_weights, evaluate_model,
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.simulation import Simulated, simulate
 from ppl_vae.evaluation.subject import evaluating
-from ppl_vae.options import whole_number
+from ppl_vae.options import seed_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.rng import generator_of, key, seeded
 from ppl_vae.tape import Batch, Layout, run_program
@@ -90,7 +90,7 @@ def calibrate(
     """
     for name, value in (("num_simulations", num_simulations), ("num_draws", num_draws), ("num_samples", num_samples)):
         whole_number(name, value, least=2)
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
         pair, _, layout, target, _ = subject

@@ -16,7 +16,7 @@ from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.ranking import Comparison
 from ppl_vae.evaluation.result import LogLikelihood
-from ppl_vae.options import probability, whole_number
+from ppl_vae.options import compile_choice, probability, seed_number, whole_number
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.tape import Batch
 
@@ -78,7 +78,8 @@ def compare(
     """
     _check_pairs(pairs)
     whole_number("num_samples", num_samples, least=1)
-    whole_number("seed", seed)
+    seed_number("seed", seed)
+    compile_choice(compile)
     probability("level", level)
     rows = as_rows(data)
     facts: dict[str, _Facts] = {}

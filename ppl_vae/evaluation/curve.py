@@ -13,7 +13,7 @@ from torch import Tensor
 from ppl_vae.evaluation.likelihood import planned
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.weighing import all_weights
-from ppl_vae.options import whole_number
+from ppl_vae.options import compile_choice, seed_number, whole_number
 from ppl_vae.pareto import FEW, fit_tails, tail_size
 from ppl_vae.tape import Batch
 from ppl_vae.weights import log_mean_exp
@@ -166,7 +166,8 @@ def k_curve(
         ([1, 2, 4], True)
     """
     whole_number("num_samples", num_samples, least=2)
-    whole_number("seed", seed)
+    seed_number("seed", seed)
+    compile_choice(compile)
     if num_samples & (num_samples - 1):
         raise ValueError(f"num_samples: expected a power of two, such as 4096, found {num_samples}")
     start = time.monotonic()

@@ -26,7 +26,7 @@ from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
-from ppl_vae.options import whole_number
+from ppl_vae.options import compile_choice, seed_number, whole_number
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
 from ppl_vae.tape import Batch
@@ -107,6 +107,7 @@ def escalate(
         progress: Show progress bars where there is a terminal.
 
     Raises:
+        ValueError: An option is out of its range, or `ll` is no result of `log_likelihood`.
         DataError: The data are not as many as were evaluated.
 
     Reference:
@@ -122,10 +123,13 @@ def escalate(
         >>> found.method.tolist()  # the guide is the posterior
         ['guide', 'guide', 'guide']
     """
-    whole_number("seed", seed)
+    seed_number("seed", seed)
+    compile_choice(compile)
     whole_number("factor", factor, least=1)
     if until not in (NOISY, RELIABLE):
         raise ValueError(f"until: expected {NOISY!r} or {RELIABLE!r}, found {until!r}")
+    if not isinstance(ll, LogLikelihood):
+        raise ValueError(f"ll: expected what log_likelihood has returned, found {type(ll).__name__}")
     start, rows = time.monotonic(), in_kind_of(as_pair(pair), as_rows(data))
     if len(rows) != len(ll.value):
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")

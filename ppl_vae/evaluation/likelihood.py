@@ -21,7 +21,7 @@ from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer, chunk_rows
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
-from ppl_vae.options import positive_number, whole_number
+from ppl_vae.options import compile_choice, positive_number, seed_number, whole_number
 from ppl_vae.pareto import FEW
 from ppl_vae.rng import key
 from ppl_vae.shrinking import Shrinking
@@ -117,6 +117,7 @@ def log_likelihood(
         (True, 0.0)
     """
     _check_options(num_samples, seed, target_stderr, num_draws, num_probes)
+    compile_choice(compile)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
         plan, weigher = planned(subject, num_samples, seed, memory, compile, num_draws, target_stderr)
@@ -143,7 +144,7 @@ def _check_options(
     whole_number("num_draws", num_draws, least=0)
     if num_probes is not None:
         whole_number("num_probes", num_probes, least=0)
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     if target_stderr is not None:
         positive_number("target_stderr", target_stderr)
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.arrays import Rows
+from ppl_vae.arrays import Rows, check_numbers, check_unmasked
 from ppl_vae.errors import DataError
 
 __all__ = ["Array", "as_float64", "as_rows", "as_sample_rows", "row_blocks"]
@@ -19,10 +19,13 @@ _BLOCK = 4096
 
 def as_float64(value: object, name: str) -> Tensor:
     """Convert a tensor, array, number or nested list to a float64 tensor of the same shape, or raise DataError."""
+    check_unmasked(name, value)
     array = value if isinstance(value, Tensor) else np.asarray(value)
     real = not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "fiub"
     if not real:
         raise DataError(f"{name} has dtype {array.dtype}, expected real numbers (float32 or float64): convert it first")
+    if isinstance(array, Tensor):
+        check_numbers(name, array)
     return array.to(torch.float64) if isinstance(array, Tensor) else torch.from_numpy(array.astype(np.float64))
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import DataError, PplVaeError, StorageError
+from ppl_vae.options import LARGEST
 from ppl_vae.rundir.specs import DataSpec, EvaluationSpec, PairSpec, TrainingSpec, check_range
 from ppl_vae.storage import files, plain
 
@@ -42,7 +43,6 @@ RUN = "run.json"
 _MAX_BYTES = 2**24
 _INDENT = 2
 _MOST = sys.float_info.max
-_LARGEST = 2**63 - 1  # of whole numbers: a float holds their order, and a seed them
 _SPECS: dict[str, type] = {"pair": PairSpec, "data": DataSpec}
 _OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": EvaluationSpec}
 
@@ -269,7 +269,7 @@ def _in_words(hint: Any, value: Any) -> str:
     """What a value has to be that does not fit: of a type, or a number of a range."""
     if type(value) is int and _fits(0, hint):
         kind = "number" if _fits(0.5, hint) else "whole number"
-        return f"a {kind} from {-_LARGEST} to {_LARGEST}"
+        return f"a {kind} from {-LARGEST} to {LARGEST}"
     return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
@@ -281,5 +281,5 @@ def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and all(_fits(entry, get_args(hint)[0]) for entry in value)
     if type(value) is int:
-        return hint in (int, float) and abs(value) <= _LARGEST
+        return hint in (int, float) and abs(value) <= LARGEST
     return type(value) is hint

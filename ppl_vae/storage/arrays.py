@@ -18,6 +18,7 @@ __all__ = ["check_archive", "check_header", "from_bytes", "to_bytes"]
 
 _MAX_BYTES = 2**32
 _SLACK = 2**20
+_NUM_KEYS = 3
 _MAX_ITEM, _MAX_HEADER = 16, 2**12
 _DEFLATE_LIMIT = 1032  # no deflate stream expands more (zlib technical details)
 
@@ -93,7 +94,7 @@ def check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:
     """Returns the shape that a `.npy` header claims, if it describes exactly what a file of `size` bytes holds.
 
     Raises:
-        StorageError: It does not, or the numbers are not real.
+        StorageError: It does not, or says something twice, or the numbers are not real.
     """
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
@@ -102,10 +103,19 @@ def check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:
     shape, _, dtype = readers[version](stream)
     if dtype.kind not in "fiub":
         raise StorageError(f"expected real numbers, found dtype {dtype} (objects are never unpickled)")
-    expected = stream.tell() + prod(shape) * dtype.itemsize
+    expected = _end_of_header(stream, version) + prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or expected != size:
         raise StorageError(f"the header claims {dtype} {shape}, {expected} bytes, found {size}: the file is damaged")
     return shape
+
+
+def _end_of_header(stream: IO[bytes], version: tuple[int, int]) -> int:
+    """Where the numbers begin, after a header that has been read; Python takes the last of keys that stand twice."""
+    end, start = stream.tell(), len(np.lib.format.magic(*version)) + 2 * version[0]
+    stream.seek(start)
+    if stream.read(end - start).count(b":") != _NUM_KEYS:
+        raise StorageError("expected a header that says descr, fortran_order and shape once each: the file is damaged")
+    return end
 
 
 def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...]) -> np.ndarray:

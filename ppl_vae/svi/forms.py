@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from ppl_vae.errors import CheckpointError
+from ppl_vae.options import LARGEST
 
 __all__ = [
     "HOW_TO_GO_ON",
-    "LARGEST",
     "Form",
     "anything",
     "each",
@@ -27,8 +27,6 @@ __all__ = [
 ]
 
 HOW_TO_GO_ON = "resume with the pair, data and options that the run began with"
-
-LARGEST = 2**63 - 1
 
 Form = Callable[[Any, str], None]
 """Looks at a value and raises `CheckpointError` where it is of another form; the second argument says where it is."""

@@ -11,7 +11,7 @@ import pyro
 import torch
 
 from ppl_vae.objectives import ELBO, Objective
-from ppl_vae.options import positive_number, whole_number
+from ppl_vae.options import positive_number, seed_number, whole_number
 from ppl_vae.schedules import Schedule
 
 __all__ = ["FitSettings", "OnNonfinite", "OptimizerFactory"]
@@ -54,7 +54,8 @@ class FitSettings:
     """What becomes of a step whose loss or gradient is not finite."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "steps", "batch_size", "patience", "seed"):
+        object.__setattr__(self, "seed", seed_number("seed", self.seed))
+        for name in ("epochs", "steps", "batch_size", "patience"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole_number(name, getattr(self, name)))
         for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):
