@@ -121,8 +121,10 @@ def lent(folder: Path, begin: Callable[[], None] = lambda: None) -> Iterator[Hol
         ...     os.listdir(name)
         ['.lock']
     """
-    with locked(folder) as hold, _set({**_lent.get(), str(hold.path): hold._replace(begin=begin)}):
-        yield hold
+    with locked(folder) as taken:
+        hold = taken._replace(begin=begin)
+        with _set({**_lent.get(), str(hold.path): hold}):
+            yield hold
 
 
 @contextmanager
