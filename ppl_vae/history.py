@@ -13,7 +13,10 @@ __all__ = ["History", "Record"]
 
 
 class Record(NamedTuple):
-    """Means over the data of one epoch, in nats per datum, and the state at its end."""
+    """Means over the data of one epoch, in nats per datum, and the state at its end.
+
+    An epoch that the last step leaves unfinished has one, too, of its steps until then: a fit that goes on replaces it.
+    """
 
     epoch: int
     """Number of the epoch, from 1."""

@@ -136,13 +136,31 @@ def test_code_of_the_users_own_is_named_again(tmp_path: Path, monkeypatch: pytes
 def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, run: Path):
     root = tmp_path / "run"
     succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "20", "--eval-limit", "30", "--run-dir", root)
-    for path in [*root.glob("evaluation.*"), *root.glob("figures/*"), *root.glob("checkpoints/*/*")]:
+    for path in [
+        *root.glob("evaluation.*"),
+        root / "parameters.safetensors",
+        *root.glob("figures/*"),
+        *root.glob("checkpoints/*/*"),
+    ]:
         path.unlink()
     for folder in [root / "figures", *root.glob("checkpoints/*")]:
         folder.rmdir()
     rewritten(root / "run.json", root / "run.json", status="training")
-    succeed("resume", root)
+    with pytest.warns(UserWarning, match="which had got to step 10: it begins anew"):
+        succeed("resume", root)
     assert numbers(root) == numbers(run)
+
+
+def test_a_run_that_is_refused_is_left_as_it_was(tmp_path: Path):
+    root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
+    succeed("evaluate", root, "--num-samples", "20", "--limit", "30")
+    for state in root.glob("checkpoints/*/state.json"):
+        state.write_bytes(b"{}")
+    damaged = {path: path.read_bytes() for path in root.iterdir() if path.is_file()}
+    result = call("resume", root)
+    assert (result.exit_code, "expected a checkpoint that can be used" in result.stderr) == (1, True)
+    assert {path: path.read_bytes() for path in root.iterdir() if path.is_file()} == damaged
+    assert read_run(root).status == "interrupted"
 
 
 def test_a_run_that_another_process_trains_is_left_alone(tmp_path: Path):

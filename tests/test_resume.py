@@ -17,7 +17,6 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.errors import CheckpointError, LockedError, PplVaeError
-from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import locked, newest, steps, write
 from ppl_vae.svi import loop, saving
@@ -59,10 +58,11 @@ def test_resume_at_every_step_changes_no_bit(name: str, device: torch.device, tm
 def test_an_epoch_that_a_checkpoint_found_at_its_last_step_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = numbers(*run(ModuleVAE, binary, {}))
     with monkeypatch.context() as patch:
-        patch.setattr(saving.Saving, "at_end", lambda self, loop: None)  # killed after the last step
+        patch.setattr(saving.Saving, "after_last_step", lambda self, loop: None)  # killed after the last step
         run(ModuleVAE, binary, {}, run_dir=tmp_path / "run", checkpoint_every=9)
     assert newest(tmp_path / "run/checkpoints").plain["epoch"] == 2
     assert same(whole, numbers(*run(ModuleVAE, binary, {}, seed=1, run_dir=tmp_path / "run", resume=True)))
+    assert newest(tmp_path / "run/checkpoints").plain["epoch"] == 3
 
 
 def test_resume_of_programs_with_a_state_of_their_own(tmp_path: Path, every_step_kept):
@@ -233,13 +233,32 @@ def test_seconds_go_on_from_those_of_the_checkpoint(tmp_path: Path):
     assert fit.history["seconds"][0] < 1000.0 < fit.history["seconds"][1] <= fit.seconds < 2000.0
 
 
-def test_a_run_that_ended_within_an_epoch_goes_on_in_its_middle(tmp_path: Path):
-    limits = {"epochs": None, "steps": 4}
-    run(ModuleVAE, binary, limits, run_dir=tmp_path / "run")
-    longer, result = run(ModuleVAE, binary, limits | {"steps": 9}, seed=1, run_dir=tmp_path / "run", resume=True)
-    straight, _ = run(ModuleVAE, binary, limits | {"steps": 9})
-    assert [record.step for record in result.history] == [3, 4, 6, 9]
-    assert all(map(torch.equal, as_pair(longer).parameters(), as_pair(straight).parameters()))
+JUDGED = {"epochs": None, "validation": binary[:5], "learning_rate": 0.8, "patience": 2, "record_kl": True}
+
+
+@pytest.mark.parametrize("pieces", [(4, 14), (1, 2, 3, 4, 5, 14), (4, 5, 6, 7, 8, 40), (7, 40)], ids=str)
+def test_pieces_that_end_within_epochs_are_one_fit(pieces: tuple[int, ...], tmp_path: Path):
+    """Neither patience, the best parameters nor the history know of the ends of pieces."""
+    for steps_asked in pieces:
+        options = JUDGED | {"steps": steps_asked}
+        found = numbers(*run(ModuleVAE, binary, options, run_dir=tmp_path / "run", resume="auto"))
+        assert same(found, numbers(*run(ModuleVAE, binary, options, run_dir=tmp_path / f"{steps_asked}")))
+        assert history(tmp_path / "run") == history(tmp_path / f"{steps_asked}")
+
+
+def test_an_unfinished_epoch_is_judged_and_is_none_for_patience(tmp_path: Path):
+    def fit(steps_asked: int, **more):
+        return run(ModuleVAE, binary, JUDGED | {"steps": steps_asked} | more, run_dir=tmp_path / "run", resume="auto")[
+            1
+        ]
+
+    rising = fit(4, learning_rate=1e-3)
+    assert [(record.epoch, record.step) for record in rising.history] == [(1, 3), (2, 4)]
+    assert rising.best_step == 4
+    assert newest(tmp_path / "run/checkpoints").plain["best"]["step"] == 3
+    assert [record.step for record in fit(9, learning_rate=1e-3).history] == [3, 6, 9]
+    falling = run(ModuleVAE, binary, JUDGED | {"steps": 4, "patience": 1, "learning_rate": 2.0})[1]
+    assert (falling.best_step, falling.stopped_early) == (3, False)
 
 
 def test_resume_says_what_is_missing(tmp_path: Path):

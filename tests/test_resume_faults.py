@@ -16,7 +16,8 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.compile import CaptureError
-from ppl_vae.errors import CheckpointError, StorageError
+from ppl_vae.errors import CheckpointError, EstimateError, StorageError
+from ppl_vae.history import Record
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import newest, steps
@@ -159,6 +160,25 @@ def test_a_run_that_goes_on_and_is_killed_leaves_no_parameters_of_an_earlier_ste
     monkeypatch.setattr(saving.Saving, "close", lambda self, loop: None)  # no process does it that is killed
     run(ModuleVAE, binary, {"epochs": 2}, run_dir=tmp_path, resume=True)
     assert not directory.has_parameters
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_one_with_its_parameters(tmp_path: Path):
+    append = RunDirectory.append_history
+
+    def fail(self: RunDirectory, record: Record) -> None:
+        if record.epoch == 2:
+            raise EstimateError("lost")
+        append(self, record)
+
+    whole = numbers(*run(ModuleVAE, binary, {}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "append_history", fail)
+        with pytest.raises(EstimateError, match="lost"):
+            run(ModuleVAE, binary, {}, run_dir=tmp_path)
+    assert RunDirectory(tmp_path).has_parameters
+    assert steps(tmp_path / "checkpoints") == [6]
+    assert same(whole, numbers(*run(ModuleVAE, binary, {}, seed=1, run_dir=tmp_path, resume="auto")))
+    assert len(RunDirectory(tmp_path).read_history()) == 3
 
 
 class Torn(torch.optim.SGD):

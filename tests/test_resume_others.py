@@ -44,6 +44,30 @@ def test_a_run_directory_may_be_a_link(tmp_path: Path):
     assert steps(tmp_path / "disk/checkpoints") == [3, 6]
 
 
+@pytest.mark.parametrize("folder", ["missing", "empty"])
+def test_a_run_whose_checkpoints_are_lost_is_not_begun_anew(folder: str, tmp_path: Path):
+    """Its history and parameters would be overwritten."""
+    run(ModuleVAE, binary, {"epochs": 2}, run_dir=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    if folder == "empty":
+        (tmp_path / "checkpoints").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(
+        CheckpointError, match="expected a checkpoint of the run, which has left parameters after step 6"
+    ):
+        run(ModuleVAE, binary, {}, run_dir=tmp_path, resume="auto")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew_and_says_so(tmp_path: Path):
+    run(ModuleVAE, binary, {"epochs": 2}, run_dir=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    (tmp_path / "parameters.safetensors").unlink()
+    with pytest.warns(UserWarning, match="found no checkpoint of the run, which had got to step 6: it begins anew"):
+        found = numbers(*run(ModuleVAE, binary, {}, run_dir=tmp_path, resume="auto"))
+    assert same(found, numbers(*run(ModuleVAE, binary, {})))
+
+
 @pytest.mark.parametrize("name", ["checkpoints", "bad-steps"])
 def test_folders_of_a_run_that_are_links_are_refused_and_what_they_lead_to_stays(name: str, tmp_path: Path):
     """F16: what a fit writes and removes there would be another run's."""

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.optim.adagrad_rmsprop import AdagradRMSProp
 from torch import nn
 
 import ppl_vae as pv
@@ -248,6 +249,7 @@ def test_the_run_directory_explains_itself(tmp_path):
         ({"schedule": 0.5}, "schedule: expected a function"),
         ({"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])}, "optimizer: expected a class.*found SGD"),
         ({"optimizer": torch.optim.LBFGS}, "optimizer: LBFGS.*closure"),
+        ({"optimizer": lambda p, lr: AdagradRMSProp(p, eta=lr)}, "optimizer: .*learning rate.*found AdagradRMSProp"),
         ({"optimizer": lambda parameters: None}, "optimizer: expected a call.*'lr'"),
         ({"compile": "yes"}, "compile: expected 'auto', True or False, found 'yes'"),
     ],

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -125,17 +126,15 @@ def resume(
                 pass
         pair, splits = made_again(root, record, pair_name, data_dir)
         _use_first(pair, record.pair, record.data, splits)
-    description = _goes_on(root, record) if group.leads else nullcontext()
+    at_start = partial(_set_evaluation_aside, root, record)
+    description = described_again(root, record, at_start) if group.leads else nullcontext()
     _train(_Run(root, record, training, pair, splits), group, description, resume="auto")
 
 
-@contextmanager
-def _goes_on(root: Path, record: RunRecord) -> Iterator[Hold]:
-    """Context of a fit that goes on, of whose parameters an evaluation tells nothing."""
-    with described_again(root, record) as hold:
-        for kept in outdate_evaluation(root, record.steps):
-            typer.echo(f"{kept}: of the parameters that the run goes on from")
-        yield hold
+def _set_evaluation_aside(root: Path, record: RunRecord) -> None:
+    """Set aside what tells nothing of the parameters of a fit that goes on."""
+    for kept in outdate_evaluation(root, record.steps):
+        typer.echo(f"{kept}: of the parameters that the run goes on from")
 
 
 def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | None, device: str) -> None:

@@ -22,7 +22,7 @@ from ppl_vae.evaluation.proposal import Proposal, check_weights, first_draw, pro
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
-from ppl_vae.options import whole_number
+from ppl_vae.options import seed_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import FEW
 from ppl_vae.rng import generator_of, key, seeded
@@ -136,7 +136,7 @@ def posterior_predictive(
     """
     for name, value in (("num_draws", num_draws), ("num_samples", num_samples)):
         whole_number(name, value, least=1)
-    whole_number("seed", seed)
+    seed_number("seed", seed)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
         layout = subject.layout

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -188,21 +188,32 @@ def described(root: Path, record: RunRecord) -> Iterator[Hold]:
 
 
 @contextmanager
-def described_again(root: Path, record: RunRecord) -> Iterator[Hold]:
+def described_again(root: Path, record: RunRecord, at_start: Callable[[], None] = lambda: None) -> Iterator[Hold]:
     """Context of a fit that goes on in `root`: it trains again, whatever ends it.
 
-    A fit that finds another process at work there leaves the description to that one. The context gives the hold of the
-    lock, as `described` does.
+    A fit that is refused before it begins changes nothing. One that finds another process at work there leaves the
+    description to that one. The context gives the hold of the lock, as `described` does.
+
+    Args:
+        root: The run directory.
+        record: Its description.
+        at_start: Is called when the fit begins, after the description is written.
 
     Raises:
         LockedError: Another process is at work there.
     """
-    with lent(root) as hold:
+    begun = []
+
+    def begin() -> None:
+        begun.append(record)
         write_run(root, replace(record, status="training"))
+        at_start()
+
+    with lent(root, begin) as hold:
         try:
             yield hold
         except BaseException as error:
-            if hold.lasts:
+            if begun and hold.lasts:
                 write_run(root, _ended(root, record, error))
             raise
 

@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -31,6 +31,8 @@ class Hold(NamedTuple):
     """The file that it is put on, with no link on the way."""
     file: int
     """Its descriptor."""
+    begin: Callable[[], None] = lambda: None
+    """What its lender does when the work begins: called by who does it, once nothing refuses it any more."""
 
     @property
     def lasts(self) -> bool:
@@ -102,8 +104,12 @@ def locked(folder: Path, name: str = LOCK, patience: float = 0.0) -> Iterator[Ho
 
 
 @contextmanager
-def lent(folder: Path) -> Iterator[Hold]:
+def lent(folder: Path, begin: Callable[[], None] = lambda: None) -> Iterator[Hold]:
     """`locked`, for who prepares and ends the work of a function that locks the folder itself: that one is let in.
+
+    Args:
+        folder: An existing folder.
+        begin: See `Hold`: not called where the work is refused before it begins.
 
     Raises:
         LockedError: As `locked`.
@@ -115,8 +121,10 @@ def lent(folder: Path) -> Iterator[Hold]:
         ...     os.listdir(name)
         ['.lock']
     """
-    with locked(folder) as hold, _set({**_lent.get(), str(hold.path): hold}):
-        yield hold
+    with locked(folder) as taken:
+        hold = taken._replace(begin=begin)
+        with _set({**_lent.get(), str(hold.path): hold}):
+            yield hold
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class Fit:
     """What a fit did; the trained parameters are in the pair itself."""
 
     history: History
-    """One record an epoch."""
+    """One record an epoch; the last one may be of an epoch that `steps` has left unfinished."""
     steps: int
     """Steps done."""
     seconds: float
@@ -125,9 +125,10 @@ def fit(
         clip_norm: Largest norm of the whole gradient.
         binarize: Read the first array, in [0, 1], as probabilities: "dynamic" draws new binary data every step,
             "fixed" once.
-        validation: Held-out data of the same form; its ELBO is computed every epoch, and the parameters with the best
-            one are kept, with the values that programs kept beside them. Under `binarize` it is binarised once.
-        patience: Stop after this many epochs without a better validation.
+        validation: Held-out data of the same form; its ELBO is computed every epoch and after the last step, and the
+            parameters with the best one are kept, with the values that programs kept beside them. Under `binarize` it
+            is binarised once.
+        patience: Stop after this many whole epochs without a better validation.
         record_kl: Keep the KL of each latent scalar on the validation data, every epoch: `history.kl(site)` and
             `figures.latent_curves` show which are used. Costs one more run of the programs on them.
         on_nonfinite: What becomes of a step whose loss or gradient is not finite, which no parameter ever sees: "stop"
@@ -152,11 +153,13 @@ def fit(
             unless the fit resumes. SIGINT and SIGTERM then wait for the end of the step and a checkpoint.
         resume: Go on from the newest checkpoint in `run_dir` that is not damaged: "auto" if there is one, True in any
             case, False never. From the same pair, data and options the numbers are, bit by bit, those of a fit that was
-            never interrupted; on other versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device, processors
-            or numbers of threads they are not, and a warning says which. `epochs`, `steps` and `on_nonfinite` may be
-            others. Every row of data in memory is compared; of a file that stays on disk its shape and about a thousand
-            rows; of functions, and of the programs, their code and the values that they mention. A warning says so
-            where the run has done more steps than are asked for.
+            never interrupted, nor shorter: the record of an epoch that `steps` left unfinished, and its validation, are
+            replaced by those of the whole one. (Whether to compile, "auto" decides by the first `steps`.) On other
+            versions (of ppl_vae, torch, Pyro, NumPy, Python), types of device, processors or numbers of threads they
+            are not, and a warning says which. `epochs`, `steps` and `on_nonfinite` may be others. Every row of data in
+            memory is compared; of a file that stays on disk its shape and about a thousand rows; of functions, and of
+            the programs, their code and the values that they mention. A warning says so where the run has done more
+            steps than are asked for, or begins anew because no checkpoint is there.
         checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
             at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
@@ -165,7 +168,7 @@ def fit(
         A `Fit`.
 
     Raises:
-        ValueError: If an option has no meaning, or the optimiser needs a closure.
+        ValueError: If an option has no meaning, or the optimiser needs a closure or has no learning rate.
         PplVaeError: If another thread checks, fits or evaluates a pair: use processes.
         PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
             is named; the error itself is the cause. If its parameters change during the fit in another way than in
@@ -176,7 +179,8 @@ def fit(
             named.
         GroupError: If one of several processes ends, hangs, or was given something else.
         CheckpointError: If a checkpoint cannot be written, or could not hold the pair, or the fit has to resume and
-            cannot: none is there, all are damaged, or they are of another run; each is named, and why.
+            cannot: none is there, all are damaged, or they are of another run; each is named, and why. If `resume` is
+            "auto" and a run has left its parameters, and no checkpoint of it is there.
         StorageError: If another file of the run cannot be written, or torch finds no folder for temporary files.
         LockedError: If another process works in `run_dir`; its number is said. If `run_dir` is moved or replaced while
             the fit is at work in it, or its `.lock` is removed.

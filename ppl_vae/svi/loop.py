@@ -52,10 +52,13 @@ class Keeper:
         """Is called when the fit has gone back, before it takes steps again."""
 
     def after_epoch(self, record: Record) -> None:
-        """Is called with the record of every epoch."""
+        """Is called with the record of every epoch, and with that of the last one where it is left unfinished."""
+
+    def after_last_step(self, loop: Loop) -> None:
+        """Is called after the last step, before an unfinished epoch is judged, of which a longer fit knows nothing."""
 
     def at_end(self, loop: Loop) -> None:
-        """Is called after the last step, before the best parameters are put back; what it raises ends the fit."""
+        """Is called at the end, before the best parameters are put back; what it raises ends the fit."""
 
     def close(self, loop: Loop) -> None:
         """Is called when the fit has ended, whatever has ended it."""
@@ -86,7 +89,7 @@ class HeldOut(NamedTuple):
 
 
 class Loop:
-    """State of one fit, between two steps: `step`, `epoch` and the metrics of the steps of this epoch.
+    """State of one fit, between two steps: `step`, whole epochs (`epoch`), and the metrics of the steps of this one.
 
     `is_whole` says whether it is between two steps: within one, some parameters have moved and others have not.
 
@@ -129,35 +132,44 @@ class Loop:
         total = self.settings.total_steps(len(self.stepper.feed.rows))
         self.policy.remember()
         with Progress("fit", total, progress, "step") as bar:
-            while (self.step < total or self._is_within_epoch) and not self._out_of_patience():
+            while (self.step < total or self._is_before_end_of_epoch) and not self._out_of_patience():
                 try:
                     self._epoch(total, bar, keeper)
                 except NotFiniteError as error:
                     keeper.after_bad_step(self, error)
                     self.policy.roll_back(error)
                     keeper.after_roll_back(self)
+            keeper.after_last_step(self)
+            if self._is_within_epoch:
+                keeper.after_epoch(self._noted(bar))
 
     @property
     def _is_within_epoch(self) -> bool:
         """Whether steps have been taken since the last record."""
         return self.step > (self.history[-1].step if len(self.history) else 0)
 
+    @property
+    def _is_before_end_of_epoch(self) -> bool:
+        """Whether all steps of an epoch have been taken, and its end has yet to come."""
+        return self._is_within_epoch and self.step % self.stepper.feed.order.per_epoch == 0
+
     def _servings(self, total: int) -> Iterator[Serving]:
         """What is left of this pass over the data; nothing where only its end is."""
-        done_epochs, done = divmod(self.step, self.stepper.feed.order.per_epoch)
-        if not done and self._is_within_epoch:
+        if self._is_before_end_of_epoch:
             return iter(())
+        done_epochs, done = divmod(self.step, self.stepper.feed.order.per_epoch)
         return self.stepper.feed.epoch(done_epochs, max(0, total - self.step), done)
 
     def _epoch(self, total: int, bar: Progress, keeper: Keeper) -> None:
-        """The steps of this epoch that are left, and its end."""
+        """The steps of this epoch that are left, and its end if it gets there."""
         for serving in self._servings(total):
             self._take(serving, keeper)
             if bar.due:
                 bar.update(self.step, _progress_text(self.epoch + 1, self.sums / self.seen))
             keeper.after_step(self)
-        self._end_epoch(bar, keeper)
-        self.policy.remember()
+        self.stepper.finish(self.step)
+        if self._is_before_end_of_epoch:
+            self._end_epoch(bar, keeper)
 
     def _take(self, serving: Serving, keeper: Keeper) -> None:
         rows = self.stepper.feed.order.size(self.step)
@@ -174,14 +186,20 @@ class Loop:
         self.is_whole = True
 
     def _end_epoch(self, bar: Progress, keeper: Keeper) -> None:
-        self.stepper.finish(self.step)
+        record = self._noted(bar)
         self.epoch += 1
-        record = self._record(self.epoch, self.step, Metrics(*(self.sums / self.seen).tolist()))
-        self.history.append(record)
-        bar.update(self.step, _progress_text(self.epoch, self.sums / self.seen))
-        keeper.after_epoch(record)
         self.sums.zero_()
         self.seen = 0
+        keeper.after_epoch(record)
+        self.policy.remember()
+
+    def _noted(self, bar: Progress) -> Record:
+        """The record of this epoch, whole or as far as the fit goes."""
+        means = self.sums / self.seen
+        record = self._record(self.epoch + 1, self.step, Metrics(*means.tolist()))
+        self.history.append(record)
+        bar.update(self.step, _progress_text(self.epoch + 1, means))
+        return record
 
     def _record(self, epoch: int, step: int, means: Metrics) -> Record:
         return Record(

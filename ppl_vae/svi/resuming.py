@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.distributed import Group
-from ppl_vae.errors import CheckpointError
+from ppl_vae.errors import CheckpointError, DataError
 from ppl_vae.options import whole_number
 from ppl_vae.rundir import RunDirectory, is_of_evaluation
 from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
@@ -82,6 +82,7 @@ def _opened(
             refuse_link(folder)
         found = _found(root / CHECKPOINTS, resume, facts)
         if found is None:
+            _look_for_lost(RunDirectory(root))
             directory = RunDirectory.create(root, stepper.settings, stepper.device, again=resume == "auto")
         else:
             directory = RunDirectory(root)
@@ -154,6 +155,29 @@ def _refuse_another(path: Path, changes: Sequence[Change]) -> None:
         raise CheckpointError(
             f"{path}: this run began with {change.name} = {change.before!r}, found {change.now!r}: resume with "
             "what it began with, or choose another run_dir"
+        )
+
+
+def _look_for_lost(directory: RunDirectory) -> None:
+    """Refuses to begin anew where a run was saved, and warns where it was at work.
+
+    Raises:
+        CheckpointError: There are parameters, which are left only beside a checkpoint.
+    """
+    step = 0
+    with suppress(DataError, LookupError):  # of a damaged history
+        step = directory.read_history()[-1]["step"]
+    folder = directory.root / CHECKPOINTS
+    if directory.has_parameters:
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint of the run, which has left parameters after step {step or 'unknown'}, "
+            "found none: bring its checkpoints back, choose another run_dir, or remove the directory to begin anew"
+        )
+    if step:
+        warnings.warn(
+            f"{folder}: found no checkpoint of the run, which had got to step {step}: it begins anew",
+            UserWarning,
+            stacklevel=2,
         )
 
 

@@ -62,8 +62,9 @@ class Saving(Keeper):
     def at_start(self, loop: Loop) -> None:
         """Takes back, in the directory, what came after the checkpoint; remembers what programs and optimiser keep."""
         _ = loop.stepper.values, loop.stepper.update.values  # to know later what they have changed
+        self._hold.check()
+        self._hold.begin()
         if self._found is not None:
-            self._hold.check()
             discard_after(self._found.path)
             self.directory.write_history([record_as_plain(record) for record in loop.history])
 
@@ -86,10 +87,13 @@ class Saving(Keeper):
         """Gives up the checkpoints of the steps that the fit has taken back: it would go on from them otherwise."""
         self.keep(loop, alone=True)
 
-    def at_end(self, loop: Loop) -> None:
-        """Writes the last checkpoint; ends the fit if a signal has asked for it since the last step."""
+    def after_last_step(self, loop: Loop) -> None:
+        """Writes the last checkpoint: in the middle of an unfinished epoch, as one that is due there."""
         if (loop.step, loop.epoch) != self._last:
             self.keep(loop)
+
+    def at_end(self, loop: Loop) -> None:
+        """Ends the fit if a signal has asked for it since the last step."""
         loop.stepper.consult()
         self._signals.obey(f"all steps are done and saved in {self.folder}")
 
@@ -104,7 +108,12 @@ class Saving(Keeper):
                 self.directory.remove_parameters()
 
     def _leave_parameters(self, loop: Loop) -> None:
-        """Writes those of the pair; within a step, or not finite, it gets those of the newest checkpoint before."""
+        """Writes those of the pair; within a step, or not finite, it gets those of the newest checkpoint before.
+
+        Parameters that are left without a checkpoint would be lost to a run that begins anew: the first one is written.
+        """
+        if loop.is_whole and loop.stepper.is_settled() and not steps(self.folder):
+            self.keep(loop)
         if not (loop.is_whole and loop.stepper.is_finite()):
             if not steps(self.folder):
                 return

@@ -143,7 +143,7 @@ def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor]
     """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam, fused for real numbers, if None.
 
     Raises:
-        ValueError: If no optimiser comes of it, or one whose step needs a closure.
+        ValueError: If no optimiser comes of it, or one whose step needs a closure, or one without a learning rate.
         StorageError: If what torch loads first for an optimiser, its compiler, finds no folder for temporary files.
     """
     try:
@@ -161,6 +161,11 @@ def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor]
         raise ValueError(
             f"optimizer: {type(made).__name__} evaluates the loss several times in a step (it needs a closure), and "
             "a step of fit is one evaluation with noise of its own; use one without closure, such as torch.optim.Adam"
+        )
+    if not all("lr" in group for group in made.param_groups):
+        raise ValueError(
+            f"optimizer: expected one with a learning rate, the option lr of its groups, which schedules, rollback and "
+            f"history need, found {type(made).__name__} without; use another one, such as torch.optim.Adam"
         )
     return Update(made)
 
