@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.pareto import FEW, fit_tails, khat_threshold, tail_size
+from ppl_vae.pareto import fit_tails, khat_threshold, tail_size
 
 __all__ = [
     "Stream",
@@ -79,9 +79,10 @@ def check_possible(log_sum: Tensor, num_samples: Tensor, first_row: int) -> None
 # Weights that differ by no more than the rounding of their own sums, or by a millionth, are equal: a perfect guide. Of
 # large sums nothing is called equal that their numbers can tell apart.
 _ROUNDING, _LARGEST_ROUNDING, _OF_LARGE, _ALIKE = 200.0, 1e-3, 8.0, 1e-6
-# Where the largest differs from the smallest by less than a tenth, the tail holds no more than that, whatever its
-# shape; where so many draws have the largest weight, as those of discrete latents may, that is where the tail ends.
-_NO_TAIL, _BOUND = 0.1, 10
+# Where the largest of a hundred and more differs from the smallest by less than a tenth, the tail of what was drawn
+# holds no more than that, whatever its shape; where ten draws have the largest, as of discrete latents, what was drawn
+# has a bound. What was not drawn is for probes to find.
+_NO_TAIL, _OF_MANY, _BOUND = 0.1, 100, 10
 _READ = 1e-4  # nats; rounding below it changes no digit that anybody reads
 _SMALLEST_VARIANCE = 1e-10  # of a weight in units of its mean: third moments below it are rounding
 
@@ -99,7 +100,7 @@ class Summary(NamedTuple):
     """Mean of the log-weights, in nats."""
     khat: np.ndarray
     """Pareto shape of the largest weights; -inf where all weights are equal, +inf where there are too few to tell; at
-    most 0 where all lie within a tenth of each other, or ten draws share the largest."""
+    most 0 where a hundred and more lie within a tenth of each other, or ten draws share the largest."""
     zero_weights: np.ndarray
     """Number of draws outside the support of the model; they count in K."""
     skewness: np.ndarray
@@ -200,14 +201,14 @@ class Stream:
         k = self.num_samples.double()
         largest = self._largest[0]
         rounding = self._epsilon * self._size
-        close = (_ROUNDING * rounding.clamp_min(self._epsilon)).clamp(_ALIKE, _LARGEST_ROUNDING)
-        equal = ((largest - self._smallest <= torch.maximum(close, _OF_LARGE * rounding)) & (k > 1)).numpy()
+        alike = (_ROUNDING * rounding.clamp_min(self._epsilon)).clamp(_ALIKE, _LARGEST_ROUNDING)
+        equal = ((largest - self._smallest <= torch.maximum(alike, _OF_LARGE * rounding)) & (k > 1)).numpy()
         ess = torch.minimum(torch.exp(2 * log_sum - self._log_sums[1]).clamp_min(1.0), k)
         variance = ((k / ess - 1) / (k - 1).clamp_min(1)).clamp_min(0)
         value = log_sum - k.log()
         tails = fit_tails(self._largest.numpy().T, self.num_samples.numpy())
-        ends = (largest - self._smallest <= _NO_TAIL) | ((largest - self._largest <= _ALIKE).sum(0) >= _BOUND)
-        has_no_tail = (ends & (self.num_samples > FEW)).numpy()
+        close, shared = largest - self._smallest <= _NO_TAIL, (largest - self._largest <= _ALIKE).sum(0) >= _BOUND
+        has_no_tail = ((close | shared) & (self.num_samples >= _OF_MANY)).numpy()
         khat = np.where(equal, -np.inf, np.where(has_no_tail, np.minimum(tails.khat, 0.0), tails.khat))
         change = torch.from_numpy(np.where(equal, 0.0, tails.change)) * torch.exp(largest - log_sum)
         limit = np.array([khat_threshold(n) for n in self.num_samples.tolist()])

@@ -181,6 +181,23 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_one_with_its_parame
     assert len(RunDirectory(tmp_path).read_history()) == 3
 
 
+def test_parameters_are_left_beside_a_checkpoint_or_not_at_all(tmp_path: Path):
+    """Where a bad step that a GPU has yet to tell of keeps the first checkpoint from being written."""
+
+    def fail(self: RunDirectory, record: Record) -> None:
+        raise EstimateError("lost")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunDirectory, "append_history", fail)
+        patch.setattr(stepper.Stepper, "is_settled", lambda self: False)
+        with pytest.raises(EstimateError, match="lost"):
+            run(ModuleVAE, binary, {}, run_dir=tmp_path)
+    assert not RunDirectory(tmp_path).has_parameters
+    assert same(
+        *(numbers(*run(ModuleVAE, binary, {}, **more)) for more in ({}, {"run_dir": tmp_path, "resume": "auto"}))
+    )
+
+
 class Torn(torch.optim.SGD):
     """Updates one parameter of the third step, and something ends it."""
 

@@ -53,7 +53,7 @@ def test_a_run_whose_checkpoints_are_lost_is_not_begun_anew(folder: str, tmp_pat
         (tmp_path / "checkpoints").mkdir()
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
     with pytest.raises(
-        CheckpointError, match="expected a checkpoint of the run, which has left parameters after step 6"
+        CheckpointError, match="expected a checkpoint of the run, which has left parameters and had got to step 6"
     ):
         run(ModuleVAE, binary, {}, run_dir=tmp_path, resume="auto")
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

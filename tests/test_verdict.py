@@ -257,3 +257,12 @@ def test_one_unreliable_datum_takes_the_upper_end_from_the_interval_of_the_mean(
     assert ll.is_lower_bound
     assert str(ll).startswith(f"log p(x) ≥ {ll.mean:.2f} nats")
     assert "199 reliable, 0 noisy, 1 unreliable" in str(ll)
+
+
+def test_what_the_prior_finds_is_held_against_its_own():
+    """Draws of the prior, whose error is infinite, and the guide spread out, do not water each other's finds down."""
+    zero, error = np.zeros(20), np.full(20, 0.02)
+    unseen = np.where(np.arange(20) < 10, [0.0, 0.1] * 10, 0.0)
+    unseen_stderr = np.where(np.arange(20) < 10, np.inf, 0.01)
+    words = verdict(zero + 0.1, error, zero + 900, unseen, unseen_stderr, zero + 1000)
+    assert words.tolist() == ["unreliable"] * 10 + ["reliable"] * 10

@@ -125,6 +125,11 @@ def test_weights_that_hardly_differ_have_no_tail_that_counts(k):
     assert (nearly_equal.stderr > 0).all()
 
 
+def test_few_weights_that_hardly_differ_say_nothing():
+    """Eleven draws of a guide that misses half of p(x) are alike."""
+    assert (summarise(1e-3 * torch.randn(11, 20, generator=torch.Generator().manual_seed(0))).khat == np.inf).all()
+
+
 def test_a_tail_ends_where_many_draws_share_the_largest_weight():
     """Weights of few values, as of discrete latents."""
     rng = np.random.default_rng(0)

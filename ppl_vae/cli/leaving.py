@@ -51,6 +51,7 @@ def leave(number: int, frame: FrameType | None) -> None:
     """The handler while nothing has begun: ends the process with its sentence, whoever would catch an exception."""
     with suppress(Exception):  # nobody reads, or the words need what is being imported
         sys.stdout.writelines(f"{said}\n" for in_words in reversed(_left) if (said := in_words()))
+    with suppress(Exception):
         sys.stdout.flush()
     with suppress(OSError):
         os.write(2, f"ppl-vae: {_SAID[signal.Signals(number)]}\n".encode())

@@ -101,7 +101,7 @@ def shared_misses(unseen: np.ndarray, unseen_stderr: np.ndarray, stderr: np.ndar
     """What probes found unseen of a datum, in standard errors of log p(x), in the light of the others (N,).
 
     What many probes tell of a datum is its own. Of many equal data most show nothing and a few, by a probe or two, show
-    all of it: where chance decides, each has the mean of all such.
+    all of it: where chance decides, each has the mean of all such; those of the prior's draws among themselves.
 
     Args:
         unseen: Share of p(x) that the samples cannot have seen (N,).
@@ -111,8 +111,11 @@ def shared_misses(unseen: np.ndarray, unseen_stderr: np.ndarray, stderr: np.ndar
     found = np.maximum(unseen - _NEGLIGIBLE, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         missed = np.where(found > 0, np.minimum(found / np.nan_to_num(stderr), _MOST), 0.0)
-    by_chance = found / _BY_CHANCE <= unseen_stderr
-    return np.where(by_chance, missed[by_chance].mean(), missed) if by_chance.sum() >= _FEW else missed
+    by_chance, of_prior = found / _BY_CHANCE <= unseen_stderr, np.isinf(unseen_stderr)
+    for company in (by_chance & ~of_prior, by_chance & of_prior):
+        if company.sum() >= _FEW:
+            missed[company] = missed[company].mean()
+    return missed
 
 
 class Shrunk(NamedTuple):

@@ -6,7 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -164,21 +164,28 @@ def _look_for_lost(directory: RunDirectory) -> None:
     Raises:
         CheckpointError: There are parameters, which are left only beside a checkpoint.
     """
-    step = 0
-    with suppress(DataError, LookupError):  # of a damaged history
-        step = directory.read_history()[-1]["step"]
-    folder = directory.root / CHECKPOINTS
+    folder, reached = directory.root / CHECKPOINTS, _reached(directory)
     if directory.has_parameters:
         raise CheckpointError(
-            f"{folder}: expected a checkpoint of the run, which has left parameters after step {step or 'unknown'}, "
-            "found none: bring its checkpoints back, choose another run_dir, or remove the directory to begin anew"
+            f"{folder}: expected a checkpoint of the run, which has left parameters and had got to step "
+            f"{reached or 'nobody knows'}, found none: bring its checkpoints back, choose another run_dir, or remove "
+            "the directory to begin anew"
         )
-    if step:
+    if reached:
         warnings.warn(
-            f"{folder}: found no checkpoint of the run, which had got to step {step}: it begins anew",
+            f"{folder}: found no checkpoint of the run, which had got to step {reached}: it begins anew",
             UserWarning,
             stacklevel=2,
         )
+
+
+def _reached(directory: RunDirectory) -> str:
+    """The last step in the history of a run; empty if it has none."""
+    try:
+        history = directory.read_history()
+    except DataError:
+        return "nobody knows, its history being damaged"
+    return str(history[-1]["step"]) if len(history) else ""
 
 
 def _refuse_nothing(folder: Path) -> None:

@@ -110,13 +110,14 @@ class Saving(Keeper):
     def _leave_parameters(self, loop: Loop) -> None:
         """Writes those of the pair; within a step, or not finite, it gets those of the newest checkpoint before.
 
-        Parameters that are left without a checkpoint would be lost to a run that begins anew: the first one is written.
+        Parameters without a checkpoint would be lost to a run that begins anew: the first one is written beside them,
+        and where it cannot be, none are left.
         """
         if loop.is_whole and loop.stepper.is_settled() and not steps(self.folder):
             self.keep(loop)
+        if not steps(self.folder):
+            return
         if not (loop.is_whole and loop.stepper.is_finite()):
-            if not steps(self.folder):
-                return
             found = newest(self.folder)
             put_back(loop.stepper, found.tensors, of_exact(found.plain["values"]))
         self.directory.write_parameters(loop.pair, loop.stepper.values.taken())
