@@ -160,6 +160,8 @@ def test_an_unforeseen_error_is_one_line_too(monkeypatch: pytest.MonkeyPatch):
 # A module in whose import a signal comes, and whose code catches whatever the signal's handler raises.
 STRUCK = """
 import os, sys
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 class Struck:
     def find_spec(self, name, path=None, target=None):
         if name == NAME:
