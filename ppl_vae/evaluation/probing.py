@@ -114,12 +114,13 @@ class Prober:
         self._num_values = math.prod(layout.cardinalities.values())
         continuous = tuple(name for name in layout.local_latents if name not in layout.cardinalities)
         wanted = num_probes if continuous else min(num_probes, 1)
+        enough = 2 if continuous else 1  # what is drawn has an error
         self._num_probes = min(wanted, most // self._num_values) if layout.cardinalities else wanted
         self._num_of_prior = num_probes
         self._within_memory = Shrinking("the guide's density of its draws, spread out")
         self._spread_out = layout._replace(local_latents=continuous)
         self._possible = bool(num_probes > 1 and layout.vectorized and layout.local_latents)
-        self._spreads = self._num_probes > bool(continuous) and not layout.may_leave_support
+        self._spreads = self._num_probes >= enough and not layout.may_leave_support
 
     def __call__(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> Unseen:
         """Unseen share of each datum of a block; NaN where the pair cannot be probed.
@@ -172,7 +173,8 @@ class Prober:
     def _spread_guide(self, guide: Tape, batch: Batch, seed: int) -> tuple[Proposal, Tensor] | None:
         """Draws of the guide spread out, and their own log-density (n, N); None where they cannot be spread."""
         if not self._spread_out.local_latents:
-            values = self._drawn(batch)
+            with seeded(key(seed, _PROBES), self._device):
+                values = self._drawn(batch)
             return values, values.log_guide
         with seeded(key(seed, _MEAN), self._device):
             if (space := self._unconstrained(guide, batch)) is None:

@@ -37,7 +37,7 @@ class LogLikelihood(MeanLogLikelihood):
     """Effective number of the K samples."""
     khat: np.ndarray
     """Pareto k-hat of the weights: -inf for equal weights (a perfect guide) and where `value` is exact, +inf where it
-    cannot be told; at most 0 where weights lie within a tenth of each other, or ten of them are the largest."""
+    cannot be told; at most 0 where a hundred and more lie within a tenth, or ten are the largest."""
     elbo: np.ndarray
     """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
     zero_weights: np.ndarray

@@ -167,25 +167,25 @@ def _look_for_lost(directory: RunDirectory) -> None:
     folder, reached = directory.root / CHECKPOINTS, _reached(directory)
     if directory.has_parameters:
         raise CheckpointError(
-            f"{folder}: expected a checkpoint of the run, which has left parameters and had got to step "
-            f"{reached or 'nobody knows'}, found none: bring its checkpoints back, choose another run_dir, or remove "
-            "the directory to begin anew"
+            f"{folder}: expected a checkpoint of the run, which has left parameters and had got to "
+            f"{reached or 'no record'}, found none: bring its checkpoints back, choose another run_dir, or remove the "
+            "directory to begin anew"
         )
     if reached:
         warnings.warn(
-            f"{folder}: found no checkpoint of the run, which had got to step {reached}: it begins anew",
+            f"{folder}: found no checkpoint of the run, which had got to {reached}: it begins anew",
             UserWarning,
             stacklevel=2,
         )
 
 
 def _reached(directory: RunDirectory) -> str:
-    """The last step in the history of a run; empty if it has none."""
+    """The last step in the history of a run, in words; empty if it has none."""
     try:
         history = directory.read_history()
     except DataError:
-        return "nobody knows, its history being damaged"
-    return str(history[-1]["step"]) if len(history) else ""
+        return "a step that its damaged history does not tell"
+    return f"step {history[-1]['step']}" if len(history) else ""
 
 
 def _refuse_nothing(folder: Path) -> None:
