@@ -118,7 +118,7 @@ def test_draws_of_the_predictive_that_round_are_unreliable():
 
 @pytest.mark.parametrize(("prior", "dtype"), [(0.05, torch.float32), (0.5, torch.float32), (0.05, torch.float64)])
 def test_quadrature_stops_where_latents_round_before_the_density_falls_off(prior, dtype):
-    with pytest.raises(pv.EstimateError, match=r"row 0: .* fall off before latents round") as found:
+    with pytest.raises(pv.EstimateError, match=r"row 0: .* fall off before latents \('p'\) round") as found:
         pv.log_evidence(coins(prior, prior, dtype), HEADS.to(dtype), progress=False)
     assert ("use double precision" in str(found.value)) == (dtype == torch.float32)
     assert "write the latent as a transform of an unconstrained one" in str(found.value)
@@ -137,5 +137,5 @@ def test_a_rate_that_underflows_is_told_as_that():
 
 def test_annealing_stops_where_its_start_rounds():
     chains = Annealing(num_chains=16, num_temperatures=4, num_leapfrog=1, start="prior")
-    with pytest.raises(pv.EstimateError, match=r"row \d: expected draws of the prior that differ"):
+    with pytest.raises(pv.EstimateError, match=r"row \d, site 'p': expected draws of the prior that differ"):
         pv.annealed_importance_sampling(coins(0.05, 0.05), HEADS, chains, progress=False)

@@ -60,7 +60,7 @@ def ledger(
     Raises:
         PairError: The pair is not valid, or draws latents outside the model's support, where the rate is infinite.
         DataError: A datum lies outside the support of its site.
-        EstimateError: A term is not finite; term and row are named.
+        EstimateError: A term is not finite; row, term and site are named.
 
     Reference:
         Hoffman and Johnson (2016), ELBO Surgery. Burda, Grosse and Salakhutdinov (2016), Importance Weighted
@@ -130,7 +130,8 @@ class _Block:
         terms = Terms(runs, batch, layout, scaled=False)
         rates = terms.kl(layout.analytic)
         rate = sum(rates.values(), torch.zeros_like(terms.log_lik))
-        self._check("log p(x given z)", terms.log_lik)
+        observed = ", ".join(repr(name) for name, site in runs[0][1].sites.items() if site["is_observed"])
+        self._check(f"log p(x given z) of site {observed}", terms.log_lik)
         for name, matrix in rates.items():
             self._check(f"KL at site {name!r}", matrix)
         found = {"distortion": -terms.log_lik, "rate": rate, "elbo": terms.log_lik - rate}
@@ -164,7 +165,7 @@ class _Block:
             value = float(matrix[:, row][~matrix[:, row].isfinite()][0])
             raise EstimateError(
                 f"row {self._first_row + row}: expected a finite {name}, found {value}: give scales a lower bound, or "
-                "look at the densities of that row"
+                "use log_likelihood, which counts impossible draws as zero"
             )
 
 

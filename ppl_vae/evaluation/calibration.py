@@ -131,7 +131,10 @@ def _of_block(
 def _check(pair: Pair, made: Simulated, layout: Layout) -> None:
     for i, array in enumerate(made.batch):
         if array.is_floating_point() and not bool(array.isfinite().all()):
-            raise EstimateError(f"argument {i}: expected finite simulated data, found NaN or infinity")
+            raise EstimateError(
+                f"argument {i}: expected finite simulated data, found NaN or infinity: bound the scales of the model's "
+                "observed sites, and of what they depend on"
+            )
     model = run_program(pair, pair.model, made.batch, None, layout, made.latents)
     for name in layout.local_latents:
         if not bool(mask_of(model.sites[name]).all()):
@@ -160,7 +163,10 @@ def _ranks(truth: Mapping[str, Tensor], draws: Mapping[str, Tensor], seed: int) 
     found = {}
     for name, value in draws.items():
         if bool(value.isnan().any()) or not bool(truth[name].isfinite().all()):
-            raise EstimateError(f"{name}: expected finite numbers of simulated data, found NaN or infinity")
+            raise EstimateError(
+                f"{name}: expected finite numbers of simulated data and draws for them, found NaN or infinity: bound "
+                "the scales of both programs, and mend densities that are none"
+            )
         apart = value - truth[name]
         slack = torch.zeros_like(truth[name])
         if name in (LOG_LIK, LOG_JOINT):

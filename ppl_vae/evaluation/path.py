@@ -172,18 +172,19 @@ class Path:
         """Draws of the start (K, N) do not round to the edge of a support, where they would be equal.
 
         Raises:
-            EstimateError: Many do, of a datum; the row is named.
+            EstimateError: Many do, of a datum; row and site are named.
         """
         if self._num_chains == 1:
             return
-        flat = self.space.flat(points)
-        num_tied = tied(flat).sum(0)
-        if bool((wrong := num_tied > max(_FEW, _MOST_TIED * self._num_chains)).any()):
-            n = int(wrong.nonzero()[0])
-            raise EstimateError(
-                f"row {self._first_row + n}: expected draws of the {self._start} that differ, found {int(num_tied[n])} "
-                f"of {self._num_chains} at the same lowest or highest value of a latent: {reason(flat.dtype)}"
-            )
+        for name, numbers in self.space.by_site(points).items():
+            num_tied = tied(numbers).sum(0)
+            if bool((wrong := num_tied > max(_FEW, _MOST_TIED * self._num_chains)).any()):
+                n = int(wrong.nonzero()[0])
+                raise EstimateError(
+                    f"row {self._first_row + n}, site {name!r}: expected draws of the {self._start} that differ, found "
+                    f"{int(num_tied[n])} of {self._num_chains} at the same lowest or highest value: "
+                    f"{reason(numbers.dtype)}"
+                )
 
     def excluding(self, column: int) -> str:
         """The first site of the model that is impossible at draws of the start, for a datum, or an empty text."""

@@ -109,7 +109,7 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         low, high, _ = widen(*far.hull(low, high, _MARGIN))
     box = Cells(low[None], high - low, torch.ones_like(low[None, :, 0], dtype=torch.bool))
     value = integrated(log_density, box, known, kind.eps, first_row, sites)
-    _check_edges(log_density, rounded, box, value, drawn.dtype, first_row)
+    _check_edges(log_density, rounded, box, value, drawn.dtype, first_row, sites)
     return value
 
 
@@ -132,6 +132,7 @@ def _check_edges(
     value: Tensor,
     dtype: torch.dtype,
     first_row: int,
+    sites: str,
 ) -> None:
     """No more than a negligible part of the integral is where latents round to the edge of their support."""
     dims = box.width.shape[-1]
@@ -144,8 +145,9 @@ def _check_edges(
     if bool((wrong := part.exp() > _AT_EDGE).any()):
         row = int(wrong.nonzero()[0])
         raise EstimateError(
-            f"row {first_row + row}: expected p(x, z) to fall off before latents round, found "
-            f"{float(part[row].exp()):.2g} of p(x), or more, where they {beyond_numbers(dtype)}"
+            f"row {first_row + row}: expected p(x, z) to fall off before latents ({sites}) round, found "
+            f"{float(part[row].exp()):.2g} of p(x), or more, where they {beyond_numbers(dtype)}; log_likelihood asks "
+            "for the density at draws of the guide alone"
         )
 
 

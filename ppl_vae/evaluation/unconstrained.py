@@ -135,8 +135,12 @@ class Unconstrained:
 
     def flat(self, points: Mapping[str, Tensor]) -> Tensor:
         """Points of K chains as one matrix a site after the other, (K, N, D)."""
-        parts = [self._data_second(name, u) for name, u in points.items()]
-        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts], -1)
+        return torch.cat(list(self.by_site(points).values()), -1)
+
+    def by_site(self, points: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Points of K chains as one matrix for each site, (K, N, D)."""
+        parts = {name: self._data_second(name, u) for name, u in points.items()}
+        return {name: part.reshape(*part.shape[:2], -1) for name, part in parts.items()}
 
     def from_flat(self, matrix: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The points of a matrix (K', N, D), by the shapes of other points."""
