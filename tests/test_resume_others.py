@@ -132,6 +132,8 @@ MACHINES = {
     "instructions of the CPU": (torch.backends.cpu, "get_cpu_capability", lambda: "NO AVX"),
     "precision of float32": (torch, "get_float32_matmul_precision", lambda: "medium"),
     "build of torch": (torch.version, "git_version", "abc"),
+    "default type": (torch, "get_default_dtype", lambda: torch.float64),
+    "search for kernels of cuDNN": (torch.backends.cudnn, "benchmark", True),
 }
 
 
@@ -141,6 +143,17 @@ def test_another_machine_is_warned_of(what: str, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(*MACHINES[what])
     with pytest.warns(UserWarning, match=f"not bit by bit.*: {what} was "):
         run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path, resume=True)
+
+
+def test_small_numbers_that_become_zero_are_warned_of(tmp_path: Path):
+    run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor keeps subnormal numbers")
+    try:
+        with pytest.warns(UserWarning, match="not bit by bit.*: subnormal numbers was True and is False"):
+            run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path, resume=True)
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def test_another_generator_of_numpy_is_refused_before_the_first_step(tmp_path: Path):

@@ -23,6 +23,7 @@ from ppl_vae.svi.settings import FitSettings
 __all__ = ["Change", "differences", "facts_of", "other_programs"]
 
 _BLOCK, _SAMPLE = 4096, 1024
+_SUBNORMAL = 1e-40  # zero where torch.set_flush_denormal(True)
 _FREE = ("epochs", "steps", "on_nonfinite")  # may be others when a run is resumed
 _VERSIONS = {"ppl_vae": "ppl-vae", "torch": "torch", "pyro": "pyro-ppl", "numpy": "numpy"}
 
@@ -50,6 +51,9 @@ def facts_of(
         "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "instructions of the CPU": torch.backends.cpu.get_cpu_capability(),
         "precision of float32": _precision(),
+        "default type": str(torch.get_default_dtype()),
+        "subnormal numbers": bool(torch.full((1,), _SUBNORMAL, dtype=torch.float32) * 1.0 > 0),
+        "search for kernels of cuDNN": torch.backends.cudnn.benchmark,
         "threads": torch.get_num_threads(),
         "processes": group.size,
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
