@@ -14,6 +14,7 @@ from ppl_vae.checking import check
 from ppl_vae.evaluation import escalation, refining
 from ppl_vae.evaluation.path import Path
 from ppl_vae.evaluation.refining import refine
+from ppl_vae.evaluation.verdict import Misses
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
 from tests.pairs import (
@@ -120,6 +121,28 @@ def test_escalation_is_not_sure_of_one_mode_of_two():
     assert str(found).startswith("log p(x) ≥ ")
 
 
+def test_what_the_probes_of_others_found_is_not_forgotten():
+    """x ~ N(z^2, 0.3), a guide of one root: probes of near roots find the other, those of many far ones nothing."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z.square(), 0.3), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x.clamp_min(0).sqrt(), 0.15))
+
+    pair, draw = pv.Pair(model, guide), torch.Generator().manual_seed(0)
+    x = torch.randn(40, generator=draw).square() + 0.3 * torch.randn(40, generator=draw)
+    ll = estimate(pair, x, 300, num_draws=0)
+    by_equals = (ll.verdict == "unreliable") & (ll.unseen < 1e-4)
+    assert by_equals.any()
+    found = pv.escalate(ll, pair, x, annealing=pv.Annealing(4, 10, 2), progress=False)
+    assert not np.isin(found.method[by_equals], ["more samples"]).any()
+    assert not (found.verdict[by_equals] == "reliable").any()
+
+
 def test_methods_that_only_do_worse_change_nothing(monkeypatch):
     """All data miss much: more samples of the same guide are not drawn, and lower bounds that are lower do not stay."""
     ppca = small_ppca()
@@ -127,8 +150,9 @@ def test_methods_that_only_do_worse_change_nothing(monkeypatch):
     ll = estimate(pair, x, 200, num_draws=0)
     assert (ll.verdict == "unreliable").all()
     worse = of_three(ll.value - 5.0, [0.1] * 3, ["noisy"] * 3)
+    answer = escalation._Answer(worse, Misses(*np.zeros((2, 3), dtype=bool)), {})
     for method in ("_refined", "_annealed"):
-        monkeypatch.setattr(escalation, method, lambda *_: (worse, {}))
+        monkeypatch.setattr(escalation, method, lambda *_: answer)
     found = pv.escalate(ll, pair, x, progress=False)
     np.testing.assert_array_equal(found.value, ll.value)
     assert set(found.method) == {"guide"}
@@ -235,8 +259,9 @@ def test_annealing_is_the_last_resort(monkeypatch):
     fit = escalation._refined
 
     def hopeless(*arguments):
-        found, reasons = fit(*arguments)
-        return found._replace(verdict=np.full(len(found.value), "unreliable")), reasons
+        answer = fit(*arguments)
+        words = np.full(len(answer.found.value), "unreliable")
+        return answer._replace(found=answer.found._replace(verdict=words))
 
     monkeypatch.setattr(escalation, "_refined", hopeless)
     found = pv.escalate(ll, pair, x, factor=1, annealing=pv.Annealing(16, 50, 5), progress=False)

@@ -25,7 +25,7 @@ from ppl_vae.evaluation.proposal import first_draw
 from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_much, misses_some, verdict
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, Misses, misses, verdict
 from ppl_vae.options import compile_choice, seed_number, whole_number
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
@@ -56,6 +56,17 @@ class _Found(NamedTuple):
     verdict: np.ndarray
 
 
+class _Answer(NamedTuple):
+    """What a method has to say of some data."""
+
+    found: _Found
+    """The estimates."""
+    misses: Misses
+    """What probes found beyond them."""
+    reasons: Reasons
+    """Why it does not serve others."""
+
+
 def escalate(
     ll: LogLikelihood,
     pair: Any,
@@ -79,8 +90,9 @@ def escalate(
     which are lower bounds in mean, a later one stays if it is higher and has no larger standard error: what is higher
     by chance has a large one. Evidence is not forgotten:
 
-    * What probes found that samples of the guide cannot have seen is not for more samples of it to mend: they are
-      skipped. Where those of a fitted proposal still cannot have seen much, an annealed estimate is unreliable.
+    * What probes found that samples of the guide cannot have seen, in a datum or in the light of the others, is not
+      for more samples of it to mend: they are skipped. Where those of a fitted proposal still cannot have seen much, an
+      annealed estimate is unreliable.
     * Where any method left more unseen than an interval bears, later ones are noisy at best.
     * What is lower than an earlier estimate by more than three standard errors has missed what that one saw, and is
       unreliable.
@@ -138,28 +150,28 @@ def escalate(
     if until == RELIABLE:
         failures += _of_coarse(course.coarse)
 
-    def more(some: Any, seed: int) -> tuple[_Found, Reasons]:
+    def more(some: Any, seed: int) -> _Answer:
         k = factor * ll.num_samples
         again = log_likelihood(
             pair, some, k, seed, num_draws=0, memory=memory, device=device, compile=compile, progress=progress
         )
-        return _Found(*(getattr(again, name) for name in _Found._fields)), {}
+        return _of_guide(again)
 
-    def refined(some: Any, seed: int) -> tuple[_Found, Reasons]:
+    def refined(some: Any, seed: int) -> _Answer:
         return _refined(pair, some, max(ll.num_samples, _FEWEST), seed, device, progress)
 
-    def annealed(some: Any, seed: int) -> tuple[_Found, Reasons]:
+    def annealed(some: Any, seed: int) -> _Answer:
         return _annealed(pair, some, annealing, seed, device, progress)
 
     for i, (name, method) in enumerate(zip((_MORE, _REFINED, _ANNEALED), (more, refined, annealed), strict=True)):
         left = np.flatnonzero(~np.isin(course.best.verdict, enough) & course.served_by(name))
         if not len(left):
             continue
-        after, reasons = _tried(method, rows.take(torch.from_numpy(left)), key(seed, i))
-        if reasons:
-            place, reason = next(iter(reasons.items()))
-            failures.append(Failure(name, len(reasons), int(left[place]), reason))
-        course.take(name, left, after)
+        answer = _tried(method, rows.take(torch.from_numpy(left)), key(seed, i))
+        if answer.reasons:
+            place, reason = next(iter(answer.reasons.items()))
+            failures.append(Failure(name, len(answer.reasons), int(left[place]), reason))
+        course.take(name, left, answer)
     return EscalatedLogLikelihood(
         *course.best,
         method=course.method.astype(str),
@@ -168,6 +180,12 @@ def escalate(
         num_dimensions=ll.num_dimensions,
         seconds=time.monotonic() - start,
     )
+
+
+def _of_guide(ll: LogLikelihood) -> _Answer:
+    """What samples of the guide say."""
+    found = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
+    return _Answer(found, misses(ll.khat, ll.stderr, ll.unseen, ll.unseen_stderr), {})
 
 
 def _of_rounded(rounded: np.ndarray) -> list[Failure]:
@@ -186,13 +204,12 @@ class _Course:
     """
 
     def __init__(self, ll: LogLikelihood) -> None:
-        self.best = _Found(*(getattr(ll, name).copy() for name in _Found._fields))
+        self.best, misses, _ = _of_guide(ll)
         self._rounded = ll.rounded
         self.method = np.full(len(ll.value), _GUIDE, dtype=object)
-        self._missed = misses_some(self.best.unseen, self.best.stderr) | ll.too_coarse
+        self._missed, self._missing = misses.some | ll.too_coarse, misses.much
         self.coarse = ll.too_coarse & (self.best.verdict == NOISY)
         """Data that no method makes reliable, since their numbers are too coarse."""
-        self._missing = misses_much(self.best.unseen, self.best.stderr)
 
     def served_by(self, name: str) -> np.ndarray:
         """Data that a method may serve (N,): samples of the same guide find nothing new, chains are the last resort.
@@ -202,19 +219,19 @@ class _Course:
         served = {_MORE: ~self._missing, _ANNEALED: self.best.verdict == UNRELIABLE}
         return served.get(name, np.ones(len(self.method), dtype=bool)) & ~self._rounded & ~self.coarse
 
-    def take(self, name: str, left: np.ndarray, after: _Found) -> None:
+    def take(self, name: str, left: np.ndarray, answer: _Answer) -> None:
         """Puts what a method has found of some data (n,) where it is better."""
         before, missed, missing = _Found(*(array[left] for array in self.best)), self._missed, self._missing
-        missing[left] = misses_much(after.unseen, after.stderr) | (np.isnan(after.unseen) & missing[left])
-        after = _in_view_of(before, missed[left], missing[left], after)
-        missed[left] |= misses_some(after.unseen, after.stderr)
+        missing[left] = answer.misses.much | (np.isnan(answer.found.unseen) & missing[left])
+        after = _in_view_of(before, missed[left], missing[left], answer.found)
+        missed[left] |= answer.misses.some
         stays = _is_better(after, before)
         for known, found in zip(self.best, after, strict=True):
             known[left[stays]] = found[stays]
         self.method[left[stays]] = name
 
 
-def _tried(method: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed: int) -> tuple[_Found, Reasons]:
+def _tried(method: Callable[[Any, int], _Answer], some: Any, seed: int) -> _Answer:
     """What a method finds of some data; NaN with the reason where it fails, as it does alike in every process."""
     try:
         return method(some, seed)
@@ -222,7 +239,7 @@ def _tried(method: Callable[[Any, int], tuple[_Found, Reasons]], some: Any, seed
         size, reason = len(some[0]), reason_of(error)
         none, no = np.full(size, np.nan), np.zeros(size, dtype=bool)
         found = _Found(none, none, none, none, none, no, no, np.full(size, UNRELIABLE))
-        return found, {row_of(error): reason} | dict.fromkeys(range(size), reason)
+        return _Answer(found, Misses(no, no), {row_of(error): reason} | dict.fromkeys(range(size), reason))
 
 
 def _in_view_of(before: _Found, missed: np.ndarray, missing: np.ndarray, after: _Found) -> _Found:
@@ -244,9 +261,7 @@ def _rank(words: np.ndarray) -> np.ndarray:
     return np.where(words == RELIABLE, 2, np.where(words == NOISY, 1, 0))
 
 
-def _refined(
-    pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool
-) -> tuple[_Found, Reasons]:
+def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | torch.device, progress: bool) -> _Answer:
     with evaluating(pair, data, device) as subject:
         known, rows, layout, where, _ = subject
         one = rows.take(slice(0, 1), where)
@@ -265,12 +280,13 @@ def _refined(
     told = {name: s[name] for name in ("khat", "stderr", "ess", "unseen", "unseen_stderr")}
     words = verdict(**told, num_samples=np.full(len(s["value"]), rounded_up(num_samples)))
     no = np.zeros(len(words), dtype=bool)
-    return _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], s["rounding"], no, no, words), reasons
+    found = _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], s["rounding"], no, no, words)
+    return _Answer(found, misses(s["khat"], s["stderr"], s["unseen"], s["unseen_stderr"]), reasons)
 
 
 def _annealed(
     pair: Any, data: Any, annealing: Annealing, seed: int, device: str | torch.device, progress: bool
-) -> tuple[_Found, Reasons]:
+) -> _Answer:
     """Chains that are trusted are noisy: so few do not tell their own error well."""
     with evaluating(pair, data, device) as subject:
 
@@ -291,4 +307,5 @@ def _annealed(
     nothing = np.zeros(len(ais.value))
     words = np.where(ais.trusted, NOISY, UNRELIABLE)
     no = nothing > 0
-    return _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing, no, no, words), reasons
+    found = _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing, no, no, words)
+    return _Answer(found, Misses(no, no), reasons)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_vae.pareto import khat_noise, khat_threshold
 
-__all__ = ["NOISY", "RELIABLE", "UNRELIABLE", "misses_much", "misses_some", "shared_misses", "shrunk", "verdict"]
+__all__ = ["NOISY", "RELIABLE", "UNRELIABLE", "Misses", "misses", "misses_some", "shared_misses", "shrunk", "verdict"]
 
 RELIABLE, NOISY, UNRELIABLE = "reliable", "noisy", "unreliable"
 
@@ -74,22 +74,33 @@ def verdict(
     common = shrunk(khat, num_samples)
     # Below 1/2 those that pass are no worse than those that fail.
     lucky = (common.khat + _BY_LUCK * common.chance >= limit) & (common.khat >= np.minimum(limit, _LIGHT))
-    shared, judged = np.zeros_like(khat), ~equal & ~np.isnan(unseen)
-    shared[judged] = shared_misses(unseen[judged], unseen_stderr[judged], stderr[judged])
-    heavy = ~(equal | (khat < limit)) | (~equal & lucky) | misses_much(unseen, stderr) | (shared > _MUCH)
+    missed = misses(khat, stderr, unseen, unseen_stderr)
+    heavy = ~(equal | (khat < limit)) | (~equal & lucky) | missed.much
     light = (common.khat < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
-    sound = (equal | light) & np.isfinite(unseen + unseen_stderr) & ~misses_some(unseen, stderr) & (shared <= _LITTLE)
+    sound = (equal | light) & np.isfinite(unseen + unseen_stderr) & ~missed.some
     return np.where(heavy, UNRELIABLE, np.where(sound, RELIABLE, NOISY))
 
 
+class Misses(NamedTuple):
+    """Whether probes found p(x) where no sample can have been, in a datum or in the light of the others."""
+
+    some: np.ndarray
+    """More than a `reliable` interval bears (N,)."""
+    much: np.ndarray
+    """So much that the estimate is `unreliable` for that alone (N,)."""
+
+
+def misses(khat: np.ndarray, stderr: np.ndarray, unseen: np.ndarray, unseen_stderr: np.ndarray) -> Misses:
+    """What the probes of the data of a call say of each; arguments as of `verdict`."""
+    shared, judged = np.zeros_like(khat), (khat != -np.inf) & ~np.isnan(unseen)
+    shared[judged] = shared_misses(unseen[judged], unseen_stderr[judged], stderr[judged])
+    much = _exceeds(unseen, stderr, _MUCH) | (shared > _MUCH)
+    return Misses(misses_some(unseen, stderr) | (shared > _LITTLE), much)
+
+
 def misses_some(unseen: np.ndarray, stderr: np.ndarray) -> np.ndarray:
-    """Whether probes found more of p(x) where no sample can have been than a `reliable` interval bears, (N,)."""
+    """Whether an estimate is off by more than a `reliable` interval bears, (N,)."""
     return _exceeds(unseen, stderr, _LITTLE)
-
-
-def misses_much(unseen: np.ndarray, stderr: np.ndarray) -> np.ndarray:
-    """Whether they found so much that the estimate is `unreliable` for that alone, (N,)."""
-    return _exceeds(unseen, stderr, _MUCH)
 
 
 def _exceeds(unseen: np.ndarray, stderr: np.ndarray, times: float) -> np.ndarray:
