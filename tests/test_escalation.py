@@ -302,7 +302,7 @@ def test_the_interval_of_the_mean_knows_which_errors_are_of_few_chains():
     """All annealed it is that of `AnnealedLogLikelihood`; of one annealed datum in two, by Satterthwaite."""
     error, zero = np.array([0.3, 0.1]), np.zeros(2)
     words, chains = np.array(["noisy", "noisy"]), pv.Annealing(num_chains=6)
-    ais = pv.AnnealedLogLikelihood(zero, error, 6 + zero, 1 + zero, zero, error, 6 + zero, chains, 1, 0.0)
+    ais = pv.AnnealedLogLikelihood(zero, error, 6 + zero, 1 + zero, zero, zero, 6 + zero, chains, 1, 0.0)
 
     def interval(*method):
         named = np.array(method)

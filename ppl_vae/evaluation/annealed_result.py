@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +14,10 @@ from ppl_vae.evaluation.means import MeanLogLikelihood
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
 
-# Chains that count, at least; how near two starts agree at least, in nats: half of p(x) lost are 0.69; and what nobody
-# reads.
-_FEWEST, _CLOSE, _NOTHING = 4.0, 0.35, 1e-3
+# Chains that count, at least; what two starts differ by where one has lost half of p(x); and what nobody reads.
+_FEWEST, _HALF, _NOTHING = 4.0, math.log(2), 1e-3
+# One datum in forty agrees by chance where half is lost: of those that agree no more than one in twenty may.
+_AGREE = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,20 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
 
     @property
     def trusted(self) -> np.ndarray:
-        """Whether chains from guide and prior agree: within their errors, and to a third of a nat.
+        """Whether chains from guide and prior agree, within errors so small that half of p(x) cannot be lost in them.
 
         Of both at least four chains have to count, and a half: chains that lag behind the path, or that all miss a
-        mode, may have weights that are alike. What neither start finds is not seen.
+        mode, may have weights that are alike. Where fewer than a third of the data agree, those that do may owe it to
+        chance, and none is trusted. What neither start finds is not seen.
         """
         from scipy.stats import t
 
         chains = self.annealing.num_chains
         enough = np.minimum(self.ess, self.other_ess) >= max(_FEWEST, chains / 2)
         error = t.ppf(0.975, max(1, 2 * chains - 2)) * np.hypot(self.stderr, self.other_stderr)
-        return enough & (np.abs(self.value - self.other) <= np.minimum(error + _NOTHING, _CLOSE))
+        apart = np.abs(self.value - self.other)
+        agree = enough & (apart <= error + _NOTHING) & (apart + error <= _HALF)
+        return agree & (agree.mean() >= _AGREE)
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum by Student's t with K - 1 degrees, (N,) and (N,), in nats.
