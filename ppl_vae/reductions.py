@@ -7,17 +7,18 @@ from typing import Any
 
 import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
-from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from ppl_vae.supports import support_of_data
+from ppl_vae.supports import entries_outside, support_of, support_of_data
 from ppl_vae.tape import DATA, Layout, Site
 
 __all__ = [
     "bounded_log_prob",
     "draw_log_prob",
+    "has_mask",
     "is_local",
     "is_rescaled",
+    "mask_of",
     "nested_scale",
     "outside_support",
     "scale_within_data",
@@ -62,10 +63,35 @@ def bounded_log_prob(site: Site, layout: Layout) -> Tensor:
     return torch.where(support_of_data(site["fn"]).check(site["value"]), log_prob, -torch.inf)
 
 
+def mask_of(site: Site) -> Tensor:
+    """Which entries of a site count, by the masks of handlers and of its distribution; broadcasts over its value."""
+    fn = site["fn"]
+    masks = [(True if site["mask"] is None else site["mask"], len(fn.event_shape))]
+    while isinstance(fn, Independent | ExpandedDistribution | MaskedDistribution):
+        if isinstance(fn, MaskedDistribution):
+            masks.append((fn._mask, len(fn.event_shape)))
+        fn = fn.base_dist
+    found = torch.ones((), dtype=torch.bool, device=site["value"].device)
+    for mask, missing in masks:
+        given = torch.as_tensor(mask, device=found.device)
+        found = found & given.reshape(given.shape + (1,) * missing)
+    return found
+
+
+def has_mask(site: Site) -> bool:
+    """Whether a handler or the distribution of a site masks it, whatever the mask."""
+    fn = site["fn"]
+    while isinstance(fn, Independent | ExpandedDistribution):
+        fn = fn.base_dist
+    return site["mask"] is not None or isinstance(fn, MaskedDistribution)
+
+
 def outside_support(site: Site, layout: Layout) -> Tensor:
-    """Whether a value of each particle and datum lies outside the support of its site, (K, N)."""
-    outside = (~support_of_data(site["fn"]).check(site["value"])).float()
-    return sum_to_data(scale_and_mask(outside, 1.0, site["mask"]), layout) > 0
+    """Whether a number of each particle and datum that counts lies outside the support of its site, (K, N)."""
+    support = support_of_data(site["fn"]) if site["is_observed"] else support_of(site["fn"])
+    outside = (entries_outside(support, site["value"]) & mask_of(site)).float()
+    own = len(site["fn"].event_shape)
+    return sum_to_data(outside.sum(list(range(-own, 0))) if own else outside, layout) > 0
 
 
 def scale_within_data(site: Site) -> Tensor | float:

@@ -25,6 +25,7 @@ __all__ = [
     "common",
     "covers",
     "differ",
+    "entries_outside",
     "excluded_values",
     "first_outside",
     "is_constant",
@@ -216,6 +217,20 @@ def first_outside(
     row = int((~rows).nonzero()[0])
     entries, bad = (value[row], ~good[row]) if value.dim() else (value, ~good)
     return row, float(entries.reshape(-1)[bad.reshape(-1)][0])
+
+
+def entries_outside(support: constraints.Constraint, value: Tensor) -> Tensor:
+    """Which numbers of a value lie outside, broadcasting over it: all alike where they are one, as of a simplex.
+
+    Example:
+        >>> import torch
+        >>> from torch.distributions import constraints
+        >>> entries_outside(constraints.independent(constraints.positive, 1), torch.tensor([1.0, -1.0]))
+        tensor([False,  True])
+    """
+    base = _base(support)
+    outside = ~base.check(value)
+    return outside.reshape(outside.shape + (1,) * base.event_dim)
 
 
 def excluded_values(distribution: Any) -> Tensor | None:

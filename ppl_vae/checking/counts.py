@@ -10,9 +10,9 @@ import torch
 from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from torch import Tensor
 
-from ppl_vae.checking.sites import distribution_name, mask_of
+from ppl_vae.checking.sites import distribution_name
 from ppl_vae.errors import DataError
-from ppl_vae.reductions import site_log_prob
+from ppl_vae.reductions import mask_of, site_log_prob
 from ppl_vae.roundings import COUNTS, of_data, off_by, parts_of
 from ppl_vae.tape import Layout, Site, Tape
 

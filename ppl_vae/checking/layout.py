@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.checking.sites import frame_of, is_point, mask_of
+from ppl_vae.checking.sites import frame_of, is_point
 from ppl_vae.kl import analytic_kl
-from ppl_vae.reductions import is_rescaled
+from ppl_vae.reductions import is_rescaled, mask_of
 from ppl_vae.supports import covers, first_outside, support_of
 from ppl_vae.tape import DATA, Layout, Site, Tape
 

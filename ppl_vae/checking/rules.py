@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppl_vae.checking.sites import distribution_name, frame_of, is_point, mask_of
+from ppl_vae.checking.sites import distribution_name, frame_of, is_point
 from ppl_vae.errors import DataError, PairError, located
-from ppl_vae.reductions import site_log_prob
+from ppl_vae.reductions import mask_of, site_log_prob
 from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of, support_of_data
 from ppl_vae.tape import DATA, Layout, Site, Tape
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_vae.checking.sites import mask_of
 from ppl_vae.coordinates import by_datum
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.calibrated import LOG_JOINT, LOG_LIK, Calibration
@@ -21,6 +20,7 @@ from ppl_vae.evaluation.simulation import Simulated, simulate
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.options import seed_number, whole_number
 from ppl_vae.pair import Pair
+from ppl_vae.reductions import mask_of
 from ppl_vae.rng import generator_of, key, seeded
 from ppl_vae.tape import Batch, Layout, run_program
 from ppl_vae.weights import check_possible

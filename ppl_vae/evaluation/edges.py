@@ -50,15 +50,21 @@ def at_edge(proposal: Proposal, names: Collection[str], layout: Layout) -> Tenso
     """
     if not names:
         return None
-    values = [value for name, value in proposal.particles_first(layout).items() if name in names]
-    return torch.stack([tied(value.reshape(*value.shape[:2], -1)) for value in values]).any(0)
+    values, masks = proposal.particles_first(layout), proposal.masks_first(layout)
+    flat = {name: values[name].flatten(2) if values[name].dim() > 2 else values[name][..., None] for name in names}
+    counted = {name: masks[name].reshape(flat[name].shape) for name in names if name in masks}
+    return torch.stack([tied(numbers, counted.get(name)) for name, numbers in flat.items()]).any(0)
 
 
-def tied(numbers: Tensor) -> Tensor:
-    """Which draws (K, N, D) have a number at the lowest or highest value, and others have it too, (K, N)."""
+def tied(numbers: Tensor, counted: Tensor | None = None) -> Tensor:
+    """Which draws (K, N, D) have a number at the lowest or highest value, and others have it too, (K, N).
+
+    Masked numbers, which are not `counted`, are no ratio of densities.
+    """
+    among = torch.ones_like(numbers, dtype=torch.bool) if counted is None else counted
     found = torch.zeros_like(numbers[..., 0], dtype=torch.bool)
-    for end in (numbers.amin(0), numbers.amax(0)):
-        same = numbers == end
+    for end in (numbers.where(among, torch.inf).amin(0), numbers.where(among, -torch.inf).amax(0)):
+        same = among & (numbers == end)
         found |= (same & (same.sum(0) > 1)).any(-1)
     return found
 

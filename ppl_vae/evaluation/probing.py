@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import PairError, is_lack_of_memory
-from ppl_vae.evaluation.proposal import Proposal, evaluate_guide
+from ppl_vae.evaluation.proposal import Proposal, evaluate_guide, masks_of
 from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
 from ppl_vae.pair import Pair
@@ -202,7 +202,9 @@ class Prober:
         """Draws of runs of a program, in one for all particles."""
         latents = {name: torch.cat([tape.latents[name] for tape in tapes]) for name in self._layout.local_latents}
         event_dims = {name: tapes[0].sites[name]["fn"].event_dim for name in latents}
-        return Proposal([latents], event_dims, True, log_density)
+        masks = [masks_of(tape, self._layout) for tape in tapes]
+        joined = {name: torch.cat([mask[name] for mask in masks]) for name in masks[0]}
+        return Proposal([latents], event_dims, True, log_density, [joined])
 
     def _log_guide_given_discrete(self, tape: Tape, batch: Batch) -> Tensor:
         terms = Terms([(tape, tape)], batch, self._layout, scaled=False, enumerated=self._layout.cardinalities)
@@ -216,14 +218,19 @@ class Prober:
         return torch.where(weights > 0, masked, plain)  # q may be too small for a number
 
     def _spread(self, space: Unconstrained, drawn: Proposal, pilot: Proposal) -> tuple[Proposal, Tensor]:
-        """Draws spread around the mean of a pilot at the same discrete values, and their own log-density (n, N)."""
+        """Draws spread around the mean of a pilot at the same discrete values, and their own log-density (n, N).
+
+        Masked numbers have no density, and stay where they are.
+        """
         points = space.points(drawn.latents[0])
-        size = space.flat(points).shape[-1]
+        times = widening(space.flat(points).shape[-1])
         centres = {name: self._means(u) for name, u in space.points(pilot.latents[0]).items()}
-        spread = {name: centres[name] + widening(size) * (u - centres[name]) for name, u in points.items()}
+        spread = {name: centres[name] + times * (u - centres[name]) for name, u in points.items()}
+        counted = {n: space.counted(n, mask, points[n]) for n, mask in drawn.masks[0].items() if n in points}
+        spread |= {name: spread[name].where(mask, points[name]) for name, mask in counted.items()}
         _, log_det = space.values(points)
         values, log_det_spread = space.values(spread)
-        log_wide = drawn.log_guide + log_det - log_det_spread - size * math.log(widening(size))
+        log_wide = drawn.log_guide + log_det - log_det_spread - space.dimension(counted, points) * math.log(times)
         return drawn._replace(latents=[drawn.latents[0] | values]), log_wide
 
     def _means(self, u: Tensor) -> Tensor:
@@ -240,7 +247,7 @@ class Prober:
     def _unconstrained(self, guide: Tape, batch: Batch) -> Unconstrained | None:
         """Coordinates of the continuous latents of a block; None where they cannot be spread."""
         event_dims = {name: guide.sites[name]["fn"].event_dim for name in guide.latents}
-        drawn, few = Proposal([guide.latents], event_dims, False, batch[0].new_empty(0)), slice(0, _FEW)
+        drawn, few = Proposal([guide.latents], event_dims, False, batch[0].new_empty(0), [{}]), slice(0, _FEW)
         latents = drawn.part(self._layout, few, slice(0, 1))[0]
         model = partial(run_program, self._pair, self._pair.model, tuple(a[few] for a in batch), None, self._layout)
         try:

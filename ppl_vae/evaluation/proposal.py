@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.pair import Pair
-from ppl_vae.reductions import bounded_log_prob, sum_to_data
+from ppl_vae.reductions import bounded_log_prob, has_mask, mask_of, outside_support, sum_to_data
 from ppl_vae.rng import seeded
 from ppl_vae.shrinking import undivided
-from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
 from ppl_vae.weights import not_a_weight
@@ -26,6 +25,7 @@ __all__ = [
     "evaluate_guide",
     "evaluate_model",
     "first_draw",
+    "masks_of",
     "propose",
     "site_at_fault",
     "site_where",
@@ -43,6 +43,8 @@ class Proposal(NamedTuple):
     """Whether the values have a particle dimension of their own."""
     log_guide: Tensor
     """log q(z given x), (K, N), in nats."""
+    masks: list[dict[str, Tensor]]
+    """Which numbers count, of latents with a mask, in the form of the values."""
 
     def part(self, layout: Layout, rows: slice | Tensor, particles: slice) -> list[dict[str, Tensor]]:
         """Latent values of some rows and particles, in the same form."""
@@ -62,9 +64,16 @@ class Proposal(NamedTuple):
 
     def particles_first(self, layout: Layout) -> dict[str, Tensor]:
         """Latent values as (K, N, *rest), whatever the plates."""
+        return self._particles_first(self.latents, layout)
+
+    def masks_first(self, layout: Layout) -> dict[str, Tensor]:
+        """Which of them count, of latents with a mask, as (K, N, *rest)."""
+        return self._particles_first(self.masks, layout)
+
+    def _particles_first(self, each: Sequence[Mapping[str, Tensor]], layout: Layout) -> dict[str, Tensor]:
         found = {}
-        for name, event_dim in self.event_dims.items():
-            values = [latents[name] for latents in self.latents]
+        for name in each[0]:
+            event_dim, values = self.event_dims[name], [tensors[name] for tensors in each]
             stacked = values[0] if self.outer else torch.stack(values)
             first = stacked.movedim(stacked.dim() - event_dim + layout.data_dim, 1)
             plates = [size for size in first.shape[2 : first.dim() - event_dim] if size != 1]
@@ -94,7 +103,13 @@ def _drawn(pair: Pair, batch: Batch, num_particles: int, layout: Layout) -> Prop
     event_dims = {name: tapes[0].sites[name]["fn"].event_dim for name in layout.local_latents}
     latents = [{name: tape.latents[name] for name in layout.local_latents} for tape in tapes]
     outer = layout.vectorized and num_particles > 1
-    return Proposal(latents, event_dims, outer, terms.log_guide)
+    return Proposal(latents, event_dims, outer, terms.log_guide, [masks_of(tape, layout) for tape in tapes])
+
+
+def masks_of(tape: Tape, layout: Layout) -> dict[str, Tensor]:
+    """Which numbers of a run's latents count, of those with a mask."""
+    sites = {name: tape.sites[name] for name in layout.local_latents if has_mask(tape.sites[name])}
+    return {name: mask_of(site).expand_as(site["value"]) for name, site in sites.items()}
 
 
 def check_weights(
@@ -191,8 +206,5 @@ def evaluate_model(
 
 def _inside(model: Tape, layout: Layout) -> Tensor:
     """Whether the latent values of each particle and datum lie in the model's support, (K, N)."""
-    outside: Tensor | float = 0.0
-    for name in layout.may_leave_support:
-        site = model.sites[name]
-        outside = outside + sum_to_data((~support_of(site["fn"]).check(site["value"])).float(), layout)
-    return torch.as_tensor(outside) == 0
+    outside = [outside_support(model.sites[name], layout) for name in layout.may_leave_support]
+    return ~torch.stack(torch.broadcast_tensors(*outside)).any(0)

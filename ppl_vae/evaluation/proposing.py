@@ -31,6 +31,7 @@ class Proposer:
     ) -> None:
         self._pair, self._layout, self._num_particles = pair, layout, num_particles
         self._event_dims: dict[str, int] = {}
+        self._masked: tuple[str, ...] = ()
         self._usual = layout.vectorized and num_particles > 1
         self._choice, self._num_blocks = compile, num_blocks
         self._draw: Lazy | None = None
@@ -44,10 +45,15 @@ class Proposer:
                 self._as_tensors, self._pair, self._choice, self._num_blocks, len(batch), "the guide of this evaluation"
             )
         with undivided(f"{count} draws of the guide for each of {len(batch[0])} data"):
-            log_guide, *latents = self._draw(*batch)
-        return Proposal([dict(zip(self._event_dims, latents, strict=True))], self._event_dims, True, log_guide)
+            log_guide, *tensors = self._draw(*batch)
+        latents = dict(zip(self._event_dims, tensors, strict=False))
+        masks = {name: mask > 0 for name, mask in zip(self._masked, tensors[len(latents) :], strict=True)}
+        return Proposal([latents], self._event_dims, True, log_guide, [masks])
 
     def _as_tensors(self, *batch: Tensor) -> tuple[Tensor, ...]:
         proposal = propose(self._pair, batch, self._num_particles, self._layout)
-        self._event_dims = proposal.event_dims
-        return proposal.log_guide, *proposal.latents[0].values()
+        self._event_dims, self._masked = proposal.event_dims, tuple(proposal.masks[0])
+        masks = (
+            mask.to(proposal.log_guide.dtype) for mask in proposal.masks[0].values()
+        )  # what is compiled is numbers
+        return proposal.log_guide, *proposal.latents[0].values(), *masks

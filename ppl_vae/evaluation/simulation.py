@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import PairError
 from ppl_vae.pair import Pair
+from ppl_vae.reductions import mask_of
 from ppl_vae.rng import current_state, restore_state
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from ppl_vae.arrays import Rows
-from ppl_vae.checking.sites import mask_of
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.proposal import Proposal, propose
 from ppl_vae.pair import Pair
 from ppl_vae.progress import Progress
-from ppl_vae.reductions import outside_support
+from ppl_vae.reductions import mask_of, outside_support
 from ppl_vae.rng import key, permutation, seeded
 from ppl_vae.supports import is_fixed, support_of
 from ppl_vae.tape import Batch, Layout, run_program

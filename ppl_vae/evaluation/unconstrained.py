@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Transform, biject_to
 
-from ppl_vae.checking.sites import distribution_name, mask_of
+from ppl_vae.checking.sites import distribution_name
 from ppl_vae.errors import PairError
-from ppl_vae.reductions import sum_to_data
+from ppl_vae.reductions import mask_of, sum_to_data
 from ppl_vae.supports import common, is_constant, support_name, support_of, unmixed
 from ppl_vae.tape import DATA, Layout, Site, Tape
 
@@ -113,6 +113,20 @@ class Unconstrained:
         }
         lost = {name: (~((back[name] - u).abs() <= _LOST)).to(u.dtype) for name, u in points.items()}
         return self._total(_sum_last(far, self._depth(name)) for name, far in lost.items()) > 0
+
+    def counted(self, name: str, mask: Tensor, like: Tensor) -> Tensor:
+        """Which coordinates of points count, by a mask of values, whose transform takes masked ones as a whole."""
+        if mask.shape == like.shape:
+            return mask
+        transform = self._transforms[name]
+        for _ in range(transform.codomain.event_dim):
+            mask = mask.select(-1, 0)
+        return mask.reshape(mask.shape + (1,) * transform.domain.event_dim).expand_as(like)
+
+    def dimension(self, counted: Mapping[str, Tensor], points: Mapping[str, Tensor]) -> Tensor:
+        """How many coordinates of each chain and datum count, (K, N)."""
+        ones = {name: counted.get(name, torch.ones_like(u, dtype=torch.bool)).to(u.dtype) for name, u in points.items()}
+        return self._total(_sum_last(one, self._depth(name)) for name, one in ones.items())
 
     def repeated(self, z: Tensor, name: str, num_chains: int) -> Tensor:
         """Values of a run without chains, the same for each of so many."""
