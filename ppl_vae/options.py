@@ -11,6 +11,7 @@ __all__ = [
     "LARGEST",
     "compile_choice",
     "finite_number",
+    "of_kind",
     "positive_number",
     "probability",
     "seed_number",
@@ -49,6 +50,19 @@ def seed_number(name: str, value: Any) -> int:
     if not -LARGEST <= (seed := whole_number(name, value)) <= LARGEST:
         raise ValueError(f"{name}: expected a whole number from {-LARGEST} to {LARGEST}, found {value}")
     return seed
+
+
+def of_kind(name: str, value: object, kind: type) -> None:
+    """Refuses what is no object of a class.
+
+    Example:
+        >>> of_kind("shape", 5, slice)
+        Traceback (most recent call last):
+            ...
+        ValueError: shape: expected slice(...), found 5
+    """
+    if not isinstance(value, kind):
+        raise ValueError(f"{name}: expected {kind.__name__}(...), found {value!r}")
 
 
 def compile_choice(choice: object) -> None:

@@ -350,6 +350,7 @@ def test_a_sum_that_is_not_finite_is_no_answer():
     assert_close(ll.value, dist.Normal(0.0, 1.0).log_prob(torch.zeros(3)))
     assert (ll.verdict == "unreliable").all()
     assert not ll.exact.any()
+    assert np.isnan(ll.unseen).all()
     assert "exact" not in str(ll)
     compared = pv.compare({"a": pv.Pair(model, guide)}, torch.zeros(3), 100, progress=False)
     assert not compared.exact

@@ -84,3 +84,25 @@ def test_a_seed_that_is_refused_leaves_the_random_state_to_its_user():
     torch.manual_seed(3)
     with seeded(0), own_noise():
         assert torch.equal(torch.rand(2), expected)
+
+
+LL = pv.log_likelihood(PPCA, X, 20, progress=False)
+WRONG = {
+    "memory: expected a whole number, found '1GB'": lambda: pv.log_likelihood(PPCA, X, 2, memory="1GB"),
+    "memory: expected at least 1, found 0": lambda: pv.gap_decomposition(PPCA, X, 2, memory=0),
+    "memory: expected at least 1, found -1": lambda: pv.calibrate(PPCA, X, memory=-1),
+    "num_probes: expected 0, or at least 2": lambda: pv.log_likelihood(PPCA, X, 2, num_probes=1),
+    r"annealing: expected Annealing\(...\), found 5": lambda: pv.annealed_importance_sampling(PPCA, X, 5),
+    r"annealing: expected Annealing\(...\), found 6": lambda: pv.bidirectional_monte_carlo(PPCA, X, 6),
+    r"annealing: expected Annealing\(...\), found 7": lambda: pv.escalate(LL, PPCA, X, annealing=7),
+    r"search: expected LocalSearch\(...\), found 5": lambda: pv.gap_decomposition(PPCA, X, search=5),
+    "estimates: expected name -> estimate, found list": lambda: pv.Comparison([LL]),
+    "false_alarm: expected a probability": lambda: pv.calibrate(PPCA, X, 20, 9, progress=False).departures(5),
+    "log_prob: expected an array of real numbers": lambda: pv.ExactLogLikelihood.of(["a"], 1),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_other_options_are_refused_by_name(said):
+    with pytest.raises((ValueError, pv.DataError), match=said):
+        WRONG[said]()

@@ -203,3 +203,22 @@ def test_pairs_without_latents_and_few_samples_have_nothing_to_adapt():
     few = estimate(ModuleVAE(), x, 60, target_stderr=0.1)
     assert (few.num_drawn == 60).all()
     assert (few.num_pilot == 0).all()
+
+
+def test_programs_may_differ_in_precision():
+    """A guide in single precision and data in double: samples go where they are needed all the same."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), dtype=torch.float32), 1.0))
+            pyro.sample("x", dist.Normal(z.double(), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            scale = torch.where(x > 0, 1.0, 2.0).float()
+            pyro.sample("z", dist.Normal(x.float() / 2, 0.5**0.5 * scale))
+
+    x = torch.linspace(-2, 2, 20)
+    ll = estimate(pv.Pair(model, guide), x, 2000, target_stderr=0.02, num_probes=0)
+    assert len(set(ll.num_drawn)) > 1
+    assert_mean((ll.value - dist.Normal(0.0, 2**0.5).log_prob(x).numpy()) / ll.stderr.clip(1e-6), 0.0, effect=10.0)

@@ -163,3 +163,34 @@ def test_gaps_of_a_perfect_guide_in_single_precision_are_trusted():
     found = pv.gap_decomposition(pair, x, 300, search=search, richer=False, compile=False, progress=False)
     assert found.trusted.all()
     np.testing.assert_allclose(found.log_evidence, log_prob(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_rates", [1, 2])
+def test_a_sum_of_coarse_terms_is_not_exact(num_rates: int):
+    """Counts near 500, twenty a datum, in single precision: log p(x) is off by some thousandths for all data."""
+    rates = torch.tensor([500.0, 520.0])[:num_rates, None].expand(-1, 20)
+
+    def latent(x: torch.Tensor) -> torch.Tensor:
+        return pyro.sample("z", dist.Categorical(torch.ones(2).expand(len(x), 2))) if num_rates > 1 else None
+
+    def model(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = latent(x)
+            pyro.sample("x", dist.Poisson(rates[0 if z is None else z]).to_event(1), obs=x)
+
+    def guide(x: torch.Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            latent(x)
+
+    x = torch.from_numpy(stats.poisson.rvs(510, size=(50, 20), random_state=0)).float()
+    each = stats.poisson.logpmf(x.numpy()[:, None], rates.double().numpy()).sum(-1)
+    truth = special.logsumexp(each, axis=1) - np.log(num_rates)
+    found = pv.log_likelihood(pv.Pair(model, guide), x, 100, progress=False)
+    coarse = found.rounding > 0
+    assert coarse.any()
+    np.testing.assert_array_equal(found.exact, ~coarse)
+    np.testing.assert_array_equal(found.verdict, np.where(coarse, "noisy", "reliable"))
+    assert (np.abs(found.value - truth) < 6 * found.stderr + 6e-3).all()
+    low, high = found.interval()
+    assert low < found.mean < high
+    assert "rounding: use double precision" in str(found)

@@ -18,7 +18,7 @@ from ppl_vae.evaluation.annealing import Annealing, Frozen, forward, reverse, tu
 from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.evaluation.simulation import simulate
 from ppl_vae.evaluation.subject import Subject, evaluating
-from ppl_vae.options import seed_number
+from ppl_vae.options import of_kind, seed_number
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
 from ppl_vae.weights import Stream, Summary
@@ -80,6 +80,7 @@ def annealed_importance_sampling(
         True
     """
     seed_number("seed", seed)
+    of_kind("annealing", annealing, Annealing)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
 
@@ -126,6 +127,7 @@ def bidirectional_monte_carlo(
         Grosse, Ghahramani and Adams (2015), Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo.
     """
     seed_number("seed", seed)
+    of_kind("annealing", annealing, Annealing)
     start = time.monotonic()
     with evaluating(pair, data, device) as subject:
 

@@ -94,6 +94,7 @@ class Calibration:
         Args:
             false_alarm: Probability that a calibrated guide has any, over all quantities.
         """
+        probability("false_alarm", false_alarm)
         found = [int(i) for i in np.argsort(self.p_values, kind="stable") if self.p_values[i] < false_alarm]
         return tuple(Departure(self.quantities[i], float(self.p_values[i]), self._effect(i)) for i in found)
 

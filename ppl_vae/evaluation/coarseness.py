@@ -13,9 +13,12 @@ from ppl_vae.roundings import cancels, of_data, off_by
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["ROUNDING", "rounding_of_terms", "rounds"]
+__all__ = ["COARSE", "ROUNDING", "rounding_of_terms", "rounds"]
 
 ROUNDING = "rounding: use double precision (pair.double(), and data of it)"
+
+COARSE = 1e-3
+"""Nats; what rounding adds below it a mean may have, too."""
 
 _DRAWS = 4
 _FINE = 1e-10  # of double precision

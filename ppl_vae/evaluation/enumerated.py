@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ppl_vae.evaluation.coarseness import COARSE
 from ppl_vae.evaluation.evidence import enumerate_latents
 from ppl_vae.pair import Pair
 from ppl_vae.shrinking import Places, Shrinking, rows_of
@@ -22,8 +23,10 @@ class Enumerated(NamedTuple):
 
     summary: Summary
     """Of the weights, with log p(x) in the place of its estimate where that is known."""
-    exact: np.ndarray
+    summed: np.ndarray
     """Where it is (N,)."""
+    exact: np.ndarray
+    """Where it is, and rounding is no error to speak of (N,)."""
 
 
 def is_exact(layout: Layout, num_samples: int) -> bool:
@@ -37,19 +40,19 @@ def is_exact(layout: Layout, num_samples: int) -> bool:
 def made_exact(
     summary: Summary, pair: Pair, batch: Batch, layout: Layout, num_samples: int, within_memory: Shrinking
 ) -> Enumerated:
-    """The summary with log p(x) = log sum_z p(x, z) in the place of its estimate, error 0 and k-hat -inf.
+    """The summary with log p(x) = log sum_z p(x, z) in the place of its estimate, k-hat -inf, and rounding its error.
 
     Weights of finitely many values have no tail to fit, and values that were never drawn leave no trace in them: an
     estimate that agrees with its own error may lack them all the same. Without latents every weight is p(x). Where the
     sum is not finite, a density being NaN at values that the guide does not draw, the estimate stays, with k-hat +inf.
     """
-    zero = np.zeros_like(summary.value)
+    rounding = np.where(summary.rounding > COARSE, summary.rounding, 0.0)
     if not layout.local_latents:
-        every = np.full_like(zero, num_samples)
+        every, zero = np.full_like(rounding, num_samples), np.zeros_like(rounding)
         said = summary._replace(
-            stderr=zero, ess=every, khat=zero - np.inf, skewness=zero, smoothed=summary.value, rounding=zero
+            stderr=rounding, ess=every, khat=zero - np.inf, skewness=zero, smoothed=summary.value, rounding=rounding
         )
-        return Enumerated(said, np.ones_like(zero, dtype=bool))
+        return Enumerated(said, np.ones_like(zero, dtype=bool), rounding == 0)
 
     def enumerated(some: Places, _: range) -> tuple[Tensor]:
         return (enumerate_latents(pair, rows_of(batch, some), layout).unsqueeze(0),)
@@ -58,10 +61,10 @@ def made_exact(
     summed = np.isfinite(log_sum)
     said = summary._replace(
         value=np.where(summed, log_sum, summary.value),
-        stderr=np.where(summed, 0.0, summary.stderr),
+        stderr=np.where(summed, rounding, summary.stderr),
         skewness=np.where(summed, 0.0, summary.skewness),
         smoothed=np.where(summed, log_sum, np.nan),
         khat=np.where(summed, -np.inf, np.inf),
-        rounding=np.where(summed, 0.0, summary.rounding),
+        rounding=np.where(summed, rounding, summary.rounding),
     )
-    return Enumerated(said, summed)
+    return Enumerated(said, summed, summed & (rounding == 0))

@@ -26,7 +26,7 @@ from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, Misses, misses, verdict
-from ppl_vae.options import compile_choice, seed_number, whole_number
+from ppl_vae.options import compile_choice, of_kind, seed_number, whole_number
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
 from ppl_vae.tape import Batch
@@ -138,6 +138,7 @@ def escalate(
     seed_number("seed", seed)
     compile_choice(compile)
     whole_number("factor", factor, least=1)
+    of_kind("annealing", annealing, Annealing)
     if until not in (NOISY, RELIABLE):
         raise ValueError(f"until: expected {NOISY!r} or {RELIABLE!r}, found {until!r}")
     if not isinstance(ll, LogLikelihood):

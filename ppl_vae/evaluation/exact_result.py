@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_vae.arrays import as_numpy
+from ppl_vae.arrays import real_array
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation.intervals import Interval
 from ppl_vae.evaluation.means import MeanLogLikelihood
@@ -51,7 +51,7 @@ class ExactLogLikelihood(MeanLogLikelihood):
             >>> pv.Comparison({"itself": exact, "estimated": ll}, rounding=1e-6).ranks
             {'itself': (1, 2), 'estimated': (1, 2)}
         """
-        value = np.array(as_numpy(log_prob), dtype=np.float64)
+        value = real_array("log_prob", log_prob).copy()
         if value.ndim != 1 or not value.size or not (value < np.inf).all():
             raise DataError(f"log_prob: expected log p(x) of each datum, (N,), found shape {value.shape}, NaN or +inf")
         return cls(value, np.zeros_like(value), num_dimensions, seconds)

@@ -22,7 +22,7 @@ from ppl_vae.evaluation.probing import Prober, Unseen, looked, unseen_shares, wi
 from ppl_vae.evaluation.proposal import check_finite
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
-from ppl_vae.options import compile_choice, seed_number, whole_number
+from ppl_vae.options import compile_choice, of_kind, seed_number, whole_number
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.tape import Batch
 
@@ -95,6 +95,7 @@ def gap_decomposition(
     """
     whole_number("num_samples", num_samples, least=2)
     seed_number("seed", seed)
+    of_kind("search", search, LocalSearch)
     compile_choice(compile)
     start = time.monotonic()
     known = log_evidence(pair, data, device=device, progress=progress) if exact else None

@@ -12,7 +12,7 @@ import torch
 from ppl_vae.evaluation.coarseness import rounds
 from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.edges import bounded_latents
-from ppl_vae.evaluation.enumerated import is_exact, made_exact
+from ppl_vae.evaluation.enumerated import Enumerated, is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober, Unseen, probes_enough
 from ppl_vae.evaluation.proposal import first_draw
@@ -79,12 +79,12 @@ def log_likelihood(
             over N data has 1 / sqrt(N) of it.
         num_draws: Posterior draws to keep for each datum (resampled by weight), for `to_arviz`.
         num_probes: Draws of a guide spread out, for each datum, that look for what its samples cannot have seen: see
-            `LogLikelihood.unseen`. None takes 64, of few data as many as make 25,000 in all, but no more
-            than K / 8. Discrete latents go through all their values so many times, as far as that takes no more draws
-            than K. Discrete latents without end, or of more than K / 2 joint values, and guides that leave the support
-            of the model are not spread: draws of the prior look instead, which no verdict better than `noisy` can rest
-            on. 0 does without; so do ten samples or less, pairs that cannot run many particles at once, and guides
-            with draws beside the latents: none of their verdicts is better than `noisy`.
+            `LogLikelihood.unseen`; 0, or at least 2. None takes 64, and of few data more, up to K / 8 of each or 25,000
+            in all. Discrete latents go through all their values so many times, as far as that takes no more draws than
+            K. Discrete latents without end, or of more than K / 2 joint values, and guides that leave the support of
+            the model are not spread: draws of the prior look instead, which no verdict better than `noisy` can rest on.
+            0 does without; so do ten samples or less, pairs that cannot run many particles at once, and guides with
+            draws beside the latents: none of their verdicts is better than `noisy`.
         memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
             at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
@@ -144,6 +144,8 @@ def _check_options(
     whole_number("num_draws", num_draws, least=0)
     if num_probes is not None:
         whole_number("num_probes", num_probes, least=0)
+        if num_probes == 1:
+            raise ValueError("num_probes: expected 0, or at least 2, which have an error, found 1")
     seed_number("seed", seed)
     if target_stderr is not None:
         positive_number("target_stderr", target_stderr)
@@ -165,10 +167,11 @@ class _Evaluator:
     def block(self, batch: Batch, first: int) -> dict[str, np.ndarray]:
         """What is said of each datum of a block whose first is `first`, and posterior draws."""
         layout, found = self._subject.layout, weigh(batch, first, self._plan, self._weigher)
-        said, exact = found.summary, np.zeros(len(batch[0]), dtype=bool)
-        unseen = Unseen(np.zeros(len(exact)), np.zeros(len(exact)))
+        said, summed, exact = Enumerated(found.summary, *np.zeros((2, len(batch[0])), dtype=bool))
         if self._is_exact:
-            said, exact = made_exact(said, self._subject.pair, batch, layout, self._num_samples, self._enumeration)
+            pair, within = self._subject.pair, self._enumeration
+            said, summed, exact = made_exact(said, pair, batch, layout, self._num_samples, within)
+            unseen = Unseen(*np.where(summed, np.zeros((2, 1)), np.nan))
         else:
             unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
         drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), self._num_samples)
@@ -178,7 +181,7 @@ class _Evaluator:
             "exact": exact,
             "num_drawn": drawn,
             "num_pilot": found.num_pilot,
-            "at_edge": np.where(exact, 0.0, found.at_edge),
+            "at_edge": np.where(summed, 0.0, found.at_edge),
         }
         return values | put_in(found.draws)
 

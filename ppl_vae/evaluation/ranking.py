@@ -99,6 +99,8 @@ class Comparison:
 
     def __post_init__(self) -> None:
         probability("level", self.level)
+        if not isinstance(self.estimates, Mapping):
+            raise DataError(f"estimates: expected name -> estimate, found {type(self.estimates).__name__}")
         sizes = {name: len(estimate.value) for name, estimate in self.estimates.items()}
         if not sizes or len(set(sizes.values())) > 1:
             raise DataError(f"estimates: expected some, all of the same data, found {sizes or 'none'}")

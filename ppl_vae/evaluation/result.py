@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.evaluation.coarseness import ROUNDING
+from ppl_vae.evaluation.coarseness import COARSE, ROUNDING
 from ppl_vae.evaluation.edges import REASON, move_an_estimate
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
@@ -17,8 +17,6 @@ from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_some,
 from ppl_vae.pareto import FEW, khat_threshold
 
 __all__ = ["LogLikelihood"]
-
-_COARSE = 1e-3  # nats; what rounding adds below it a mean may have, too
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,9 @@ class LogLikelihood(MeanLogLikelihood):
     value: np.ndarray
     """log 1/K sum_k p(x, z_k) / q(z_k given x).
 
-    Without latents, and where all are discrete with no more than K joint values: log p(x), summed, its error 0; but for
-    data where the sum is not finite, a density being NaN at a value that was not drawn. `exact` tells.
+    Without latents, and where all are discrete with no more than K joint values: log p(x), summed, its error 0, or
+    rounding where that is above 1e-3; but for data where the sum is not finite, a density being NaN at a value that was
+    not drawn. `exact` tells.
     """
     stderr: np.ndarray
     """Monte Carlo standard error of `value` (delta method); see `trusted`."""
@@ -57,7 +56,7 @@ class LogLikelihood(MeanLogLikelihood):
     """Standard error of `unseen` (N,), over probes; infinite where the guide could not be spread and draws of the prior
     looked instead: that they find nothing does not make a datum `reliable`."""
     exact: np.ndarray
-    """Whether `value` is log p(x) itself: without latents, and where it was summed."""
+    """Whether `value` is log p(x) itself: without latents, and where it was summed, but for rounding above 1e-3."""
     num_drawn: np.ndarray
     """Samples in the estimate of each datum, `num_samples` unless a target was given."""
     rounding: np.ndarray
@@ -105,7 +104,7 @@ class LogLikelihood(MeanLogLikelihood):
     @property
     def too_coarse(self) -> np.ndarray:
         """Whether rounding, which may lean to one side for all data, is more of the error than an interval bears."""
-        return ~self.exact & (self.rounding > _COARSE) & misses_some(self.rounding, self.stderr)
+        return ~self.exact & (self.rounding > COARSE) & misses_some(self.rounding, self.stderr)
 
     @property
     def any_rounded(self) -> bool:

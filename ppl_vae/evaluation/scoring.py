@@ -13,6 +13,7 @@ from torch import Tensor
 from ppl_vae.compile import Lazy
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model
 from ppl_vae.operations import Operations
+from ppl_vae.options import whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of
 from ppl_vae.tape import Batch, Layout
@@ -46,7 +47,7 @@ class Scorer:
         num_scores: int,
         rows: int | None = None,
     ) -> None:
-        self._pair, self._layout, self._memory = pair, layout, memory
+        self._pair, self._layout, self._memory = pair, layout, whole_number("memory", memory, least=1)
         self._choice, self._num_scores, self._rows = compile, num_scores, rows
         self._within_memory: Shrinking | None = None
         self._limit = 0
@@ -63,14 +64,16 @@ class Scorer:
             columns = [self._column(batch, proposal, place, draws) for place in _parts(len(batch[0]), rows)]
             log_lik, log_prior = (torch.cat(parts, dim=1) for parts in zip(*columns, strict=True))
             return log_lik, log_prior
-        log_lik, log_prior = torch.zeros(2, *proposal.log_guide.shape).to(proposal.log_guide)
+        found: list[Tensor] = []
         chosen = wanted.nonzero()[:, 0].to(batch[0].device)
         for some in chosen.split(rows):
             # The last one is repeated, so that compiled code finds the shape that it was made for.
             place = torch.cat([some, some[-1:].expand(rows - len(some))])
             column = self._column(batch, proposal, place, draws)
-            for whole, part in zip((log_lik, log_prior), column, strict=True):
+            found = found or [part.new_zeros(proposal.log_guide.shape) for part in column]
+            for whole, part in zip(found, column, strict=True):
                 whole[:, some] = part[:, : len(some)]
+        log_lik, log_prior = found
         return log_lik, log_prior
 
     def _column(self, batch: Batch, proposal: Proposal, place: Places, draws: Sequence[range]) -> tuple[Tensor, ...]:
