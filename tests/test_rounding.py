@@ -147,6 +147,22 @@ def test_what_is_noisy_for_rounding_is_not_escalated():
     assert "much of the error is rounding: use double precision" in str(after)
 
 
+def test_a_fitted_proposal_is_noisy_for_rounding_as_well():
+    """Of a narrow guide the error is of its weights; of a fitted proposal, which has little, it is rounding."""
+    pair, x, _ = heads(10_000)
+
+    def narrow(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("p", dist.Beta(1.8 * (2 + x), 1.8 * (10_003 - x)))
+
+    pair = pv.Pair(pair.model, narrow)
+    found = estimate(pair, x[:20], 300, num_draws=0)
+    after = pv.escalate(found, pair, x[:20], until="reliable", compile=False, progress=False)
+    refined = (after.method == "refined proposal") & ~found.too_coarse
+    assert refined.sum() >= 3
+    assert (after.verdict[refined] == "noisy").all()
+
+
 def test_small_counts_round_no_error():
     pair, x, _ = heads(20)
     found = estimate(pair, x, 500)
