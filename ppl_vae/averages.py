@@ -22,13 +22,14 @@ def mean_stderr(stderr: np.ndarray) -> float:
 
 
 def population_stderr(value: np.ndarray) -> float:
-    """Standard error of a mean as an estimate for new data: the spread over N data; NaN where N = 1.
+    """Standard error of a mean as an estimate for new data: the spread over N data; NaN of one, or of infinite ones.
 
     Example:
         >>> population_stderr(np.array([0.0, 2.0]))
         1.0
     """
-    return float(value.std(ddof=1) / math.sqrt(len(value))) if len(value) > 1 else math.nan
+    is_known = len(value) > 1 and bool(np.isfinite(value).all())
+    return float(value.std(ddof=1) / math.sqrt(len(value))) if is_known else math.nan
 
 
 def bits_per_dimension(log_p: float, num_dimensions: int) -> float:

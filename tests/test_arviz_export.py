@@ -6,7 +6,10 @@ import sys
 from types import ModuleType
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import torch
 
 import ppl_vae as pv
 from tests.pairs import HierarchicalVAE, binary_rows
@@ -68,6 +71,27 @@ def test_groups_dimensions_and_numbers():
         dims, values = read("constant_data", name)
         assert list(dims) == ["datum"]
         np.testing.assert_array_equal(values, getattr(ll, name))
+
+
+@pytest.mark.usefixtures("arviz_1")
+def test_latents_whose_names_are_taken_keep_names_of_their_own():
+    """Both were "x_", so that one was lost."""
+
+    def model(y):
+        with pyro.plate("data", len(y)):
+            x, other = (pyro.sample(name, dist.Normal(torch.zeros(len(y)), 1.0)) for name in ("x", "x_"))
+            pyro.sample("y", dist.Normal(x + other, 1.0), obs=y)
+
+    def guide(y):
+        with pyro.plate("data", len(y)):
+            for name in ("x", "x_"):
+                pyro.sample(name, dist.Normal(y / 3, 1.0))
+
+    ll = pv.log_likelihood(pv.Pair(model, guide), torch.randn(4), 50, num_draws=5, progress=False)
+    tree = ll.to_arviz()
+    assert set(tree["posterior"]) == {"x_", "x__"}
+    for name, latent in (("x_", "x_"), ("x__", "x")):
+        np.testing.assert_array_equal(np.asarray(tree["posterior"][name][1])[0], ll.posterior[latent])
 
 
 @pytest.mark.filterwarnings("ignore:draws of .* unreliable")

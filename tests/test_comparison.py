@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from scipy import stats
 
 import ppl_vae as pv
-from ppl_vae.evaluation import ranking
+from ppl_vae.evaluation.ranks import holm
 from tests.pairs import DiscreteVAE, ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
 from tests.statistical import Z_MAX, assert_close
 from tests.training import fresh
@@ -96,7 +97,7 @@ def test_holm_is_closed_testing():
     for p in np.random.default_rng(0).uniform(0, 0.4, (20, 5)):
         sets = [s for size in range(1, 6) for s in combinations(range(5), size)]
         closed = [max(min(1, len(s) * min(p[list(s)])) for s in sets if i in s) for i in range(5)]
-        assert_close(np.array(ranking._holm(list(p))), np.array(closed))
+        assert_close(holm(p), np.array(closed))
 
 
 def test_pairs_without_and_with_finitely_many_latents_compare():
@@ -348,6 +349,20 @@ def test_what_does_not_compare_is_refused_before_anything_is_evaluated(monkeypat
     ):
         with pytest.raises(pv.PairError, match="expected pairs with the same"):
             compare(pairs, data, 5)
+
+
+def test_a_datum_of_probability_zero_makes_a_pair_the_worse_one():
+    """Its mean is minus infinity; a t-test of infinite differences told nothing."""
+    good = np.linspace(-1.0, -0.5, 50)
+    never, twice = good + 0.7, good + 0.9
+    never[3], twice[[3, 4]] = -np.inf, -np.inf
+    found = pv.Comparison({"good": known(good), "never": known(never), "twice": known(twice)})
+    assert found.ranks == {"good": (1, 1), "never": (2, 3), "twice": (2, 3)}
+    assert [d.mean for d in found.differences[:2]] == [math.inf, math.inf]
+    assert math.isnan(found.differences[2].mean)
+    assert "order: good > never = twice" in str(found)
+    one = pv.Comparison({"good": known(good[3:4]), "never": known(never[3:4])})
+    assert one.groups == (("good",), ("never",))
 
 
 def test_options_and_estimates_are_checked():

@@ -10,8 +10,9 @@ import torch
 from scipy import stats
 
 import ppl_vae as pv
-from ppl_vae.evaluation import Annealing
+from ppl_vae.evaluation import Annealing, LocalSearch
 from tests.running import estimate
+from tests.splitting import split
 
 N = 20
 
@@ -114,6 +115,22 @@ def test_draws_of_the_predictive_that_round_are_unreliable():
     assert (found.verdict[2:] == "reliable").all()
     assert "round to the edge" in str(found)
     assert "nearer to the guide" not in str(found)
+
+
+@pytest.mark.parametrize("richer", [True, False])
+def test_parts_of_a_gap_whose_draws_round_are_not_trusted(richer):
+    """What rests on draws at the edge was said to be right to 0.01 nats, or too low, and was too high by 0.1."""
+    options = {"richer": richer, "search": LocalSearch(num_steps=10, max_rounds=1)}
+    found = split(coins(0.05, 0.025), HEADS, 2000, **options)
+    assert found.rounded.tolist() == [True, True, False, False]
+    assert found.trusted.tolist() == [False, False, True, True]
+    assert found.interval("log_evidence") == (-math.inf, math.inf)
+    assert found.interval("gap") == (0, math.inf)
+    assert "log p(x) - ELBO near" in str(found)
+    assert "of 2 of 4 data draws round to the edge" in str(found)
+    assert "too low, by nobody" not in str(found)
+    good = split(coins(0.05, 0.025), HEADS[2:], 2000, **options)
+    assert math.isfinite(good.interval("log_evidence").high)
 
 
 @pytest.mark.parametrize(("prior", "dtype"), [(0.05, torch.float32), (0.5, torch.float32), (0.05, torch.float64)])

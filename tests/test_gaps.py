@@ -15,10 +15,10 @@ from torch.distributions import kl_divergence
 import ppl_vae as pv
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily
-from ppl_vae.evaluation.parts import sampled_parts
-from ppl_vae.evaluation.probing import Unseen
+from ppl_vae.evaluation.parts import known_evidence, sampled_parts, trusted_parts
 from ppl_vae.evaluation.subject import evaluating
 from ppl_vae.rng import seeded
+from ppl_vae.weights import Stream
 from tests.linear import chain
 from tests.mixtures import random_gmm
 from tests.pairs import binary_rows, diagonal, scaled_guide, small_ppca, two_modes
@@ -267,7 +267,8 @@ def test_errors_of_parts_are_those_of_a_jackknife():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(400, 3))
     guide, best, richer = -0.5 * noise, -0.3 * noise + 0.1 * rng.normal(size=noise.shape), 0.1 * noise
-    found = sampled_parts(guide, best, richer, None, 0, 1e-7, lambda value: Unseen(0 * value, 0 * value))
+    value = np.log(np.exp(richer).mean(0))
+    found = sampled_parts(guide, best, richer, known_evidence(value), is_known=False, at_edge={})
 
     def parts(kept):
         log_p = np.log(np.exp(richer[kept]).mean(0))
@@ -287,6 +288,41 @@ def test_errors_of_parts_are_those_of_a_jackknife():
         jackknife = np.sqrt(399 / 400 * np.square(values - values.mean(0)).sum(0))
         assert_within(found[f"{name}_stderr"], jackknife, relative=0.01, reason="the delta method is first order")
     assert_close(found["log_evidence"], parts(every)["log_evidence"])
+
+
+def test_data_are_judged_together_however_they_were_divided():
+    """By blocks of 16 a quarter were trusted, alone seven in ten: those whose largest weights were not drawn."""
+    log_weight = np.random.default_rng(0).exponential(0.62, size=(1000, 128))
+
+    def of_block(columns):
+        stream = Stream(len(columns), 1000)
+        stream.add(torch.from_numpy(log_weight[:, columns]))
+        said, nothing = stream.summary()._asdict(), np.zeros(len(columns))
+        evidence = said | dict.fromkeys(("unseen", "unseen_stderr", "at_edge"), nothing)
+        own = log_weight[:, columns]
+        return sampled_parts(own, own, None, evidence, is_known=False, at_edge={})
+
+    def trusted(size):
+        blocks = [of_block(columns) for columns in np.split(np.arange(128), 128 // size)]
+        return trusted_parts({name: np.concatenate([b[name] for b in blocks]) for name in blocks[0]}, 1000)["trusted"]
+
+    assert not trusted(128).any()
+    assert (trusted(16) == trusted(128)).all()
+    assert (trusted(1) == trusted(128)).all()
+
+
+def test_an_elbo_that_is_minus_infinity_is_an_error_where_it_is_summed_too():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3))
+            pyro.sample("x", dist.Uniform(z.to(x), z.to(x) + 1.5), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Categorical(logits=torch.zeros(len(x), 3)))
+
+    with pytest.raises(pv.EstimateError, match=r"row 0: expected a finite ELBO, .* site 'x' of the model"):
+        split(pv.Pair(model, guide), torch.tensor([0.2, 1.2, 2.4]), 20)
 
 
 def test_the_figure_says_which_part_is_larger():

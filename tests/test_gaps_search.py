@@ -118,6 +118,7 @@ def parts(**other) -> pv.GapDecomposition:
     names = ("log_evidence", "elbo", "gap", "approximation", "amortisation", "richer_gain")
     arrays |= {f"{name}_stderr": 0.1 * one for name in names}
     arrays |= {"trusted": one.astype(bool), "unseen": zero, "late_gain": zero, "late_gain_stderr": zero}
+    arrays |= {"rounded": zero.astype(bool), "rounding": zero}
     arrays |= {"converged": one.astype(bool), "richer_converged": one.astype(bool)}
     rest = {"family": {"z": "Normal"}, "is_supremum": True, "no_richer": "", "num_samples": 10, "seconds": 0.0}
     return pv.GapDecomposition(**arrays | rest | other)

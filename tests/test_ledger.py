@@ -25,7 +25,7 @@ from ppl_vae.progress import Progress
 from ppl_vae.rng import key, seeded
 from tests.mixtures import random_gmm
 from tests.pairs import DiscreteVAE, HierarchicalVAE, binary_rows, small_ppca
-from tests.statistical import assert_close, assert_estimates, assert_mean
+from tests.statistical import Z_MAX, assert_close, assert_estimates, assert_mean
 from tests.zoo import ZOO
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -249,6 +249,25 @@ def test_a_plate_within_the_data_goes_along(seed):
         assert_close(found.latents[0].kl, truth)
         assert_close(found.latents[0].means, 0.5 * x)
         assert 0 < found.surgery.mutual_information <= math.log(7)
+
+
+def test_data_plates_that_state_a_small_data_set_have_a_ledger():
+    """Of fewer data than are drawn of at once."""
+    stated = 20
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", stated, subsample_size=len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", stated, subsample_size=len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
+
+    found = pv.ledger(pv.Pair(model, guide), rows(stated), progress=False).surgery
+    plain = pv.ledger(normal_pair(lambda x: x / 2, lambda x: torch.full_like(x, 0.7)), rows(stated), progress=False)
+    error = math.hypot(found.mutual_information_stderr, plain.surgery.mutual_information_stderr)
+    assert abs(found.mutual_information - plain.surgery.mutual_information) < Z_MAX * error
 
 
 def test_blocks_of_data_and_draws_change_nothing(seed, monkeypatch: pytest.MonkeyPatch):

@@ -14,6 +14,7 @@ import ppl_vae as pv
 from ppl_vae.evaluation import LocalSearch
 from ppl_vae.weights import Stream
 from tests.running import estimate
+from tests.splitting import split
 
 
 def linear(size, noise, wide=1.0, seed=0):
@@ -99,6 +100,42 @@ def test_errors_know_of_terms_that_cancel_within_log_densities(made):
     assert ((low <= truth) & (truth <= high)).mean() > 0.88
 
 
+def test_draws_of_the_predictive_are_noisy_for_rounding_as_the_estimate_is():
+    pair, x, _ = heads(10_000)
+    for data, word in ((x[:40], "noisy"), (x[:40].double(), "reliable")):
+        found = pv.posterior_predictive(pair, data, 1, num_samples=1000, progress=False)
+        assert (found.verdict == word).mean() > 0.9
+
+
+def test_gaps_know_of_terms_that_cancel():
+    """Errors were up to 20 standard errors, since best q's of these have weights that hardly differ."""
+    rng = np.random.default_rng(0)
+    x = torch.from_numpy(rng.poisson(np.exp(9 + 0.01 * rng.normal(size=12)))).float()
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)).to(x), 1.0))
+            pyro.sample("x", dist.Poisson((9 + 0.01 * z).exp()), obs=x)
+
+    def guide(x):
+        share = 1 + 1e-4 * x
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x.log() - 9) * 0.01 * x / share, 1.2 / share.sqrt()))
+
+    pair, search = pv.Pair(model, guide), LocalSearch(num_steps=50, max_rounds=1)
+    truth = pv.log_evidence(pair, x.double(), progress=False)
+    for data, is_coarse in ((x, True), (x.double(), False)):
+        found = pv.gap_decomposition(pair, data, 1000, search=search, compile=False, progress=False)
+        error = np.abs(found.log_evidence - truth)
+        assert (error < 3 * found.log_evidence_stderr + 1e-6).all()
+        assert (error > 5 * np.sqrt(found.log_evidence_stderr**2 - found.rounding**2) + 1e-6).any() == is_coarse
+        assert (found.rounding > 1e-4).all() == is_coarse
+        for part in ("log_evidence", "elbo", "gap", "approximation"):
+            assert (getattr(found, f"{part}_stderr") >= found.rounding).all()
+        low, high = found.interval("log_evidence")
+        assert low - 1e-6 < truth.mean() < high + 1e-6
+
+
 def test_what_is_noisy_for_rounding_is_not_escalated():
     pair, x, _ = heads(10_000)
     found = estimate(pair, x[:20], 1000, num_draws=0)
@@ -108,6 +145,22 @@ def test_what_is_noisy_for_rounding_is_not_escalated():
     assert (after.method[coarse] == "guide").all()
     assert not (after.verdict == "reliable").any()
     assert "much of the error is rounding: use double precision" in str(after)
+
+
+def test_a_fitted_proposal_is_noisy_for_rounding_as_well():
+    """Of a narrow guide the error is of its weights; of a fitted proposal, which has little, it is rounding."""
+    pair, x, _ = heads(10_000)
+
+    def narrow(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("p", dist.Beta(1.8 * (2 + x), 1.8 * (10_003 - x)))
+
+    pair = pv.Pair(pair.model, narrow)
+    found = estimate(pair, x[:20], 300, num_draws=0)
+    after = pv.escalate(found, pair, x[:20], until="reliable", compile=False, progress=False)
+    refined = (after.method == "refined proposal") & ~found.too_coarse
+    assert refined.sum() >= 3
+    assert (after.verdict[refined] == "noisy").all()
 
 
 def test_small_counts_round_no_error():
@@ -154,6 +207,16 @@ def test_a_perfect_guide_of_many_dimensions_has_equal_weights():
     truth = dist.Normal(torch.zeros(1).double(), marginal).log_prob(x.double()).sum(1).numpy()
     assert np.abs(truth).max() < 200
     assert (np.abs(found.value - truth) < 3 * found.stderr).all()
+
+
+def test_gaps_know_of_the_rounding_of_large_log_densities():
+    pair, log_prob = linear(300, 0.1, wide=1.1)
+    x = 10 * torch.randn(8, 300, generator=torch.Generator().manual_seed(1))
+    found = split(pair, x, 200, LocalSearch(num_steps=2, max_rounds=1), richer=False)
+    error = found.log_evidence - log_prob(x)
+    assert (np.abs(error) > 0.01).any()
+    assert (np.abs(error) < 3 * found.log_evidence_stderr).all()
+    assert (found.rounding > 0.01).all()
 
 
 def test_gaps_of_a_perfect_guide_in_single_precision_are_trusted():

@@ -64,7 +64,14 @@ def _export(
 
 
 def _renamed(values: Mapping[str, np.ndarray], taken: set[str]) -> dict[str, np.ndarray]:
-    return {f"{name}_" if name in taken else name: value for name, value in values.items()}
+    """Values by names that nothing else has: a name that is taken gets as many underscores as that needs."""
+    found = {}
+    for name, value in values.items():
+        free = name
+        while free in taken or (free != name and free in values):
+            free += "_"
+        found[free] = value
+    return found
 
 
 def _one_chain(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

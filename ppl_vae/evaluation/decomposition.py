@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
+from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.entries import NO_ERROR
 from ppl_vae.evaluation.intervals import Interval, two_sided
 from ppl_vae.wording import in_words
@@ -23,6 +24,7 @@ _FROM_SEARCH, _NEVER_NEGATIVE = (
     ("gap", "approximation", "amortisation", "richer_gain"),
 )
 _OF_EVIDENCE = ("log_evidence", "gap", "approximation")
+_ROUND_ALIKE = ("amortisation", "richer_gain")
 _ASTRAY = 2.0  # standard errors below zero
 
 
@@ -63,7 +65,14 @@ class GapDecomposition:
     richer_gain_stderr: np.ndarray
     """Monte Carlo standard error of `richer_gain`."""
     trusted: np.ndarray
-    """Whether log p(x) is exact, or the verdict on its weights and probes is not `unreliable`; else it is too low."""
+    """Whether log p(x) is exact, or the verdict on its weights and probes is not `unreliable`, else it is too low; and
+    the datum not `rounded`."""
+    rounded: np.ndarray
+    """Whether draws that round to the edge of a latent's support may have moved a part, to either side, as
+    `LogLikelihood.rounded`."""
+    rounding: np.ndarray
+    """The part that is rounding of the errors of `log_evidence` (where it is not exact), `elbo`, `gap` and
+    `approximation`, as `LogLikelihood.rounding`; the others are differences of ELBOs that round alike."""
     unseen: np.ndarray
     """Share of p(x) where no draw can have been, as `LogLikelihood.unseen`; 0 where log p(x) is exact."""
     late_gain: np.ndarray
@@ -126,8 +135,9 @@ class GapDecomposition:
         which is added on the upper side. What searches have left belongs to the amortisation gap, and is
         counted in the approximation gap. Of a datum that has converged it is about `late_gain`; of another, and
         where the family is no supremum, as much as all of its approximation gap. Where a log p(x) is not
-        trusted, the upper ends of what contains it are infinite; where a mean of log-weights has no error, so are both
-        ends. No gap is below zero.
+        trusted, the upper ends of what contains it are infinite; where a mean of log-weights has no error, or a datum
+        is `rounded`, so are both ends. Rounding may lean to the same side for all data: its mean widens the interval in
+        quadrature. No gap is below zero.
 
         Args:
             part: Name of the part.
@@ -135,7 +145,8 @@ class GapDecomposition:
             new_data: Whether it is of the mean over all data, of which these are a sample; NaN for one datum.
         """
         found, z = self.mean(part), two_sided(level)
-        error = z * (found.population_stderr if new_data else found.stderr)
+        rounding = self._rounding(part)
+        error = z * math.hypot(found.population_stderr if new_data else self._sampled(part), rounding.mean())
         low, high = found.value - error, found.value + error
         if part in _OF_EVIDENCE:
             low, high = low + self._bias.mean(), high + (self._bias + self._missed).mean()
@@ -147,13 +158,24 @@ class GapDecomposition:
             high = max(high, float(self.interval("approximation", level, new_data=new_data).high))
         if part in _OF_EVIDENCE and not self.trusted.all():
             high = math.inf
+        if self.rounded.any():
+            low, high = -math.inf, math.inf
         least = 0.0 if part in _NEVER_NEGATIVE else -math.inf
         return Interval(low=max(float(low), least), high=max(float(high), least))
 
     @property
     def _bias(self) -> np.ndarray:
         """By how much the logarithm of a mean is on average too low (N,)."""
-        return np.square(self.log_evidence_stderr) / 2
+        return (np.square(self.log_evidence_stderr) - np.square(self._rounding("log_evidence"))) / 2
+
+    def _rounding(self, part: Part) -> np.ndarray:
+        """The part that is rounding of the error of a part (N,)."""
+        return np.minimum(0.0 if part in _ROUND_ALIKE else self.rounding, getattr(self, f"{part}_stderr"))
+
+    def _sampled(self, part: Part) -> float:
+        """Standard error of the mean of a part without rounding."""
+        errors = np.square(getattr(self, f"{part}_stderr")) - np.square(self._rounding(part))
+        return mean_stderr(np.sqrt(errors))
 
     @property
     def _missed(self) -> np.ndarray:
@@ -172,19 +194,19 @@ class GapDecomposition:
 
     def __str__(self) -> str:
         of = ", ".join(dict.fromkeys(self.family.values()))
-        is_known = bool(self.trusted.all())
-        sign = "=" if is_known else "≥"
+        is_known, is_near = bool(self.trusted.all()), bool(self.rounded.any())
+        sign = "near" if is_near else "=" if is_known else "≥"
         lines = [
             f"log p(x) - ELBO {sign} {self._in_words('gap', is_known)} nats per datum ({len(self.elbo)} data, q: {of})"
         ]
-        at_least = "" if self.is_supremum else "at least "
+        at_least = "about " if is_near else "" if self.is_supremum else "at least "
         # A log p(x) that is too low makes the gap larger than is said, a q that is not the best makes it smaller.
         bound = {(True, True): "", (True, False): "at most ", (False, True): "at least ", (False, False): "about "}
-        approximation = bound[is_known, self.is_supremum] + self._in_words("approximation", is_known)
+        about = "about " if is_near else bound[is_known, self.is_supremum]
+        approximation = about + self._in_words("approximation", is_known)
         lines.append(f"  approximation gap  {approximation}  left by the best q of each datum")
-        lines.append(
-            f"  amortisation gap   {at_least}{self._in_words('amortisation')}  lost by one encoder for all data"
-        )
+        amortisation = at_least + self._in_words("amortisation", not is_near)
+        lines.append(f"  amortisation gap   {amortisation}  lost by one encoder for all data")
         if not self.no_richer:
             lines.append(f"  an affine map of q for each datum gains {self._in_words('richer_gain')}")
         return "\n".join(lines + self._cautions())
@@ -204,7 +226,9 @@ class GapDecomposition:
             )
         if late := int((~self.converged).sum()):
             found.append(f"  {late} of {num} searches have not converged: allow more rounds or steps")
-        if doubtful := int((~self.trusted).sum()):
+        if rounded := int(self.rounded.sum()):
+            found.append(f"  of {rounded} of {num} data {REASON}")
+        if doubtful := int((~self.trusted & ~self.rounded).sum()):
             found.append(
                 f"  {doubtful} of {num} log p(x) cannot be trusted, and are rather too low, by nobody knows how much: "
                 "so is the approximation gap"

@@ -25,7 +25,8 @@ from ppl_vae.evaluation.proposal import first_draw
 from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, Misses, misses, verdict
+from ppl_vae.evaluation.trust import trust
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, Misses, misses
 from ppl_vae.options import compile_choice, of_kind, seed_number, whole_number
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
@@ -278,9 +279,8 @@ def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | to
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "refined proposals", progress, attempts)
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
-    told = {name: s[name] for name in ("khat", "stderr", "ess", "unseen", "unseen_stderr")}
-    words = verdict(**told, num_samples=np.full(len(s["value"]), rounded_up(num_samples)))
-    no = np.zeros(len(words), dtype=bool)
+    nothing = np.zeros(len(s["value"]))
+    words, no = trust(s | {"at_edge": nothing}, np.full(len(nothing), rounded_up(num_samples)))
     found = _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], s["rounding"], no, no, words)
     return _Answer(found, misses(s["khat"], s["stderr"], s["unseen"], s["unseen_stderr"]), reasons)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ppl_vae.tape import Batch, Layout, run_program
 from ppl_vae.terms import outer_plates, run
 from ppl_vae.weights import not_a_weight
 
-__all__ = ["enumerate_latents", "exact_log_likelihood", "log_evidence"]
+__all__ = ["enumerate_latents", "exact_log_likelihood", "log_evidence", "site_of_values"]
 
 _ROWS = 16
 _MOST_VALUES, _AT_ONCE = 1 << 20, 1 << 18  # joint values of discrete latents; the same times data, in one run
@@ -130,15 +131,15 @@ def _of_block(pair: Pair, batch: Batch, layout: Layout, first: int, within_memor
         n = int(wrong.nonzero()[0])
         raise EstimateError(
             f"row {first + n}: expected a finite log p(x, z) at all values of the latents, found {float(found[n])}: "
-            f"{_at_fault(pair, rows_of(batch, range(n, n + 1)), layout)}; mend the density there, or use "
+            f"{site_of_values(pair, rows_of(batch, range(n, n + 1)), layout)}; mend the density there, or use "
             "log_likelihood, which asks for it at draws of the guide alone where they are fewer than all values"
         )
     return found
 
 
-def _at_fault(pair: Pair, row: Batch, layout: Layout) -> str:
+def site_of_values(pair: Pair, row: Batch, layout: Layout, is_bad: Callable[[Tensor], Tensor] = not_a_weight) -> str:
     """The site that has no density at some value of the latents of a datum, in words."""
     (size,) = outer_plates(math.prod(layout.cardinalities.values()), layout)
     guide = run_program(pair, pair.guide, row, size, layout, enumerated=layout.cardinalities)
     model = run_program(pair, pair.model, row, size, layout, guide.replay)
-    return site_at_fault([("model", model), ("guide", guide)], layout)
+    return site_at_fault([("model", model), ("guide", guide)], layout, is_bad=is_bad)

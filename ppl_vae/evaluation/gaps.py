@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ppl_vae.arrays import as_numpy
-from ppl_vae.errors import PairError
+from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.decomposition import GapDecomposition
-from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence
+from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence, site_of_values
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, is_enumerable
 from ppl_vae.evaluation.local import Found, LocalSearch, Searcher
-from ppl_vae.evaluation.parts import exact_parts, sampled_parts, without_errors
+from ppl_vae.evaluation.parts import exact_parts, known_evidence, sampled_parts, trusted_parts
 from ppl_vae.evaluation.probing import Prober, Unseen, looked, unseen_shares, widening
-from ppl_vae.evaluation.proposal import check_finite
+from ppl_vae.evaluation.proposal import check_finite, first_draw
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
+from ppl_vae.evaluation.tally import Frailty, Tally, size_of_terms
 from ppl_vae.options import compile_choice, of_kind, seed_number, whole_number
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.tape import Batch
@@ -30,7 +32,7 @@ __all__ = ["gap_decomposition"]
 
 _ROWS, _PARTICLES, _CONTEXT_DRAWS, _PROBE_ROWS, _PROBES = 256, 128, 256, 2, 64
 _SCALARS, _ROOT_SCALARS = 1 << 22, 1 << 22  # of a block: in the draws of a family, in its affine maps
-_SEARCH, _RICHER, _CONTEXT, _EVALUATION, _LOOK = range(5)
+_SEARCH, _RICHER, _CONTEXT, _EVALUATION, _LOOK, _ROUNDING = range(6)
 
 
 def gap_decomposition(
@@ -57,9 +59,10 @@ def gap_decomposition(
     optimised datum by datum, from where the encoder puts them. Where latents are continuous, a richer local family is
     tried too: q_n* pushed through an affine map of all latents, which for a normal guide gives the normals of full
     covariance. log p(x) is estimated by importance sampling with the best q that was found, on draws that no search
-    has seen, and is trusted as by `log_likelihood`: probes spread wider than that q look for what its draws cannot have
-    seen; of latents with finitely many values it is their sum. The guide, q_n* and the richer q are compared on the
-    same noise. Nothing of the pair is changed.
+    has seen, and is trusted as by `log_likelihood`: all data are judged together, probes spread wider than that q look
+    for what its draws cannot have seen, rounding is in errors, and where draws round to the edge of a support nothing
+    is trusted; of latents with finitely many values it is their sum. The guide, q_n* and the richer q are compared on
+    the same noise. Nothing of the pair is changed.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`; latents are reparametrised, or of finitely many
@@ -107,13 +110,22 @@ def gap_decomposition(
 
         swept = subject.sweep(splitter.num_rows, "gap decomposition", progress, work)
     return GapDecomposition(
-        **without_errors(swept.gathered(), num_samples),
+        **trusted_parts(swept.gathered(), num_samples),
         family=splitter.family.names,
         is_supremum=splitter.family.is_supremum,
         no_richer=splitter.no_richer,
         num_samples=num_samples,
         seconds=time.monotonic() - start,
     )
+
+
+class _Weights(NamedTuple):
+    """Log-weights of a q for a block of data."""
+
+    log_weight: np.ndarray
+    """log p(x, z) - log q(z) of K draws for each datum (K, N), in nats."""
+    tally: Tally
+    """The same, counted."""
 
 
 class _Splitter:
@@ -133,7 +145,8 @@ class _Splitter:
         self._pair, self._layout, self._device = pair, layout, subject.device
         self._num_samples, self._seed = num_samples, seed
         self._enumerable = is_enumerable(layout)
-        probe = rows.take(slice(0, _PROBE_ROWS), subject.device)
+        probe, one = (rows.take(slice(0, size), subject.device) for size in (_PROBE_ROWS, 1))
+        self._frailty = Frailty.of(pair, one, layout, first_draw(pair, one, layout))
         self.family = GuideFamily(pair, probe, layout)
         self._affine, self.no_richer = self._try_affine(probe) if richer else (None, "not asked for")
         most = _ROWS if self._affine is None else min(_ROWS, max(1, _ROOT_SCALARS // self._affine.size))
@@ -156,20 +169,52 @@ class _Splitter:
         found = self._best((), batch, key(seed, _SEARCH))
         start, late = torch.zeros_like(found.free), _about(found)
         if self._enumerable:
-            elbos = [self.family.elbo(free, (), batch, 1) for free in (start, found.free)]
+            elbos = [self._summed_elbo(free, batch, first) for free in (start, found.free)]
             return late | exact_parts(enumerate_latents(self._pair, batch, self._layout), *elbos)
-        guide, best = (self._log_weights(self.family, free, (), batch, first) for free in (start, found.free))
+        guide, best = (self._weights(self.family, free, (), batch, first) for free in (start, found.free))
         richer = None
         if self._affine is not None and self._richer is not None:
             reseed(key(seed, _CONTEXT), self._device)
             context = self._affine.context(found.free, batch, _CONTEXT_DRAWS)
             moved = self._richer(context, batch, key(seed, _RICHER))
-            richer = self._log_weights(self._affine, moved.free, context, batch, first)
+            richer = self._weights(self._affine, moved.free, context, batch, first)
             late["richer_converged"] = moved.converged.cpu().numpy()
             look = partial(self._unseen_by_richer, moved.free, context, batch, seed)
         else:
             look = partial(self._unseen_by_best, found.free, batch, seed)
-        return late | sampled_parts(guide, best, richer, known, first, torch.finfo(start.dtype).eps, look)
+        evidence = self._evidence(richer or best, known, look, seed)
+        return late | sampled_parts(
+            guide.log_weight,
+            best.log_weight,
+            None if richer is None else richer.log_weight,
+            evidence,
+            known is not None,
+            {"elbo": guide.tally.drawn_at_edge, "best_elbo": best.tally.drawn_at_edge},
+        )
+
+    def _summed_elbo(self, free: Tensor, batch: Batch, first: int) -> Tensor:
+        """ELBO of each datum (N,), summed over all values of the latents."""
+        elbo = self.family.elbo(free, (), batch, 1)
+        if bool((bad := ~elbo.isfinite()).any()):
+            n = int(bad.nonzero()[0])
+            row, own = tuple(array[n : n + 1] for array in batch), self.family.freed(free[n : n + 1])
+            raise EstimateError(
+                f"row {first + n}: expected a finite ELBO, summed over all values of the latents, found "
+                f"{float(elbo[n])}: {site_of_values(own, row, self._layout, lambda t: ~t.isfinite())}; give the guide "
+                "no value that the model excludes, or use log_likelihood, which counts such as zero"
+            )
+        return elbo
+
+    def _evidence(
+        self, proposal: _Weights, known: np.ndarray | None, look: Callable[[np.ndarray], Unseen], seed: int
+    ) -> dict[str, np.ndarray]:
+        """log p(x) of each datum as `value`, with what it is judged by."""
+        summary = proposal.tally.summary(key(seed, _ROUNDING))
+        if known is not None:
+            return known_evidence(known) | {"rounding": summary.rounding}
+        unseen = look(summary.value)
+        at_edge = proposal.tally.share_at_edge(summary.value)
+        return summary._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr, "at_edge": at_edge}
 
     def _unseen_by_best(self, free: Tensor, batch: Batch, seed: int, value: np.ndarray) -> Unseen:
         """Share of p(x) that draws of the best q of the guide's family cannot have seen (N,)."""
@@ -196,22 +241,24 @@ class _Splitter:
 
         return looked(look, Unseen.unknown(len(value)))
 
-    def _log_weights(
+    def _weights(
         self, family: LocalFamily, free: Tensor, context: tuple[Tensor, ...], batch: Batch, first: int
-    ) -> np.ndarray:
-        """log w of K draws for each datum (K, N) of a block, all finite; every family gets the same noise."""
+    ) -> _Weights:
+        """Weights of K draws for each datum of a block, all finite; every family gets the same noise."""
         seed = key(self._seed, first)
         largest = self.family.size if self._affine is None else max(self.family.size, self._affine.size)
         num_chunks = math.ceil(self._num_samples / max(2, min(_PARTICLES, _SCALARS // (len(batch[0]) * largest))))
-        parts = []
+        own = self.family.freed(context[0] if context else free)
+        parts, tally = [], Tally(own, batch, self._layout, self._frailty, self._num_samples, first)
         for i, draws in enumerate(np.array_split(np.arange(self._num_samples), num_chunks)):
             reseed(key(seed, _EVALUATION, i), self._device)
             proposal = family.propose(free, context, batch, len(draws))
             log_lik, log_prior = self._score(batch, proposal, len(draws))
             log_weight = log_lik + log_prior - proposal.log_guide
             check_finite(self._pair, batch, proposal, log_weight, self._layout, first)
+            tally.add(log_weight, size_of_terms(log_lik, log_prior, proposal), proposal)
             parts.append(log_weight.double().cpu().numpy())
-        return np.concatenate(parts)
+        return _Weights(np.concatenate(parts), tally)
 
 
 def _about(found: Found) -> dict[str, np.ndarray]:

@@ -53,7 +53,8 @@ def transition(
     Args:
         density: log f and its gradient.
         points: u, one point for each chain and datum.
-        step_size: epsilon of each datum (N,), in the unit of u. It may not depend on these chains.
+        step_size: epsilon of each datum (N,), in the unit of u, which each chain takes up to a fifth longer or shorter.
+            It may not depend on these chains.
         num_leapfrog: Leapfrog steps of a proposal.
         space: What the points are points of.
 
@@ -63,10 +64,10 @@ def transition(
     Reference:
         Neal (2011), MCMC Using Hamiltonian Dynamics.
     """
-    epsilon = step_size[None] * (1 + _JITTER * (2 * torch.rand((), dtype=step_size.dtype, device=step_size.device) - 1))
+    log_f, gradient = density(points)
+    epsilon = step_size * (1 + _JITTER * (2 * torch.rand_like(log_f) - 1))
     steps = {name: space.aligned(epsilon, name, u) for name, u in points.items()}
     momentum = {name: torch.randn_like(u) for name, u in points.items()}
-    log_f, gradient = density(points)
     density.check(log_f, points, torch.ones_like(log_f, dtype=torch.bool))
     energy, new_log_f = space.square(momentum) / 2 - log_f, log_f
     moved = dict(points)

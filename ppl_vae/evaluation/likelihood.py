@@ -9,9 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ppl_vae.evaluation.coarseness import rounds
 from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
-from ppl_vae.evaluation.edges import bounded_latents
 from ppl_vae.evaluation.enumerated import Enumerated, is_exact, made_exact
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober, Unseen, probes_enough
@@ -20,6 +18,7 @@ from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.scoring import Scorer, chunk_rows
 from ppl_vae.evaluation.subject import Subject, evaluating
+from ppl_vae.evaluation.tally import Frailty
 from ppl_vae.evaluation.weighing import Plan, Weigher, weigh
 from ppl_vae.options import compile_choice, positive_number, seed_number, whole_number
 from ppl_vae.pareto import FEW
@@ -211,8 +210,7 @@ def planned(
     # Data that need more samples than others are few: chunks of few data are full.
     narrow = max(1, chunk_rows(device) // plan.num_particles) if adaptive else None
     score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
-    coarse = rounds(pair, one, layout, guide)
-    return plan, Weigher(pair, layout, draw, score, device, bounded_latents(guide, layout), coarse)
+    return plan, Weigher(pair, layout, draw, score, device, Frailty.of(pair, one, layout, guide))
 
 
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:

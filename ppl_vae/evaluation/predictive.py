@@ -16,24 +16,25 @@ from ppl_vae.arrays import as_numpy
 from ppl_vae.coordinates import data_second
 from ppl_vae.errors import PairError
 from ppl_vae.evaluation.draws import LOG_LIK, DrawPlan, pick, put_in, resample, taken_out
-from ppl_vae.evaluation.edges import REASON, at_edge, bounded_latents, move_an_estimate
+from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.probing import Prober, probes_enough
 from ppl_vae.evaluation.proposal import Proposal, check_weights, first_draw, propose
 from ppl_vae.evaluation.scoring import Scorer
 from ppl_vae.evaluation.subject import Subject, evaluating
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, verdict
+from ppl_vae.evaluation.tally import Frailty, Tally, size_of_terms
+from ppl_vae.evaluation.trust import JUDGED, trust
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
 from ppl_vae.options import seed_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import FEW
 from ppl_vae.rng import generator_of, key, seeded
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import outer_plates
-from ppl_vae.weights import Stream
 
 __all__ = ["PosteriorPredictive", "posterior_predictive"]
 
 _ROWS = 64
-_LATENTS, _CHOICE, _DATA, _LOOK = range(4)
+_LATENTS, _CHOICE, _DATA, _LOOK, _ROUNDING = range(5)
 _PARTS = _LATENT, _MADE, _GIVEN = ("z ", "x ", "observed ")
 
 
@@ -154,10 +155,11 @@ def posterior_predictive(
     found = swept.gathered()
     posterior, predictive, observed = (taken_out(found, part) for part in _PARTS)
     log_lik = posterior.pop(LOG_LIK)
-    trust, rounded = _trust(found, np.full(log_lik.shape[1], plan.num_proposed)) if corrected else (None, None)
-    if trust is not None and rounded is not None and (said := _doubt_in_words(trust, rounded, plan.num_proposed)):
-        doubtful = int((trust == UNRELIABLE).sum())
-        warnings.warn(f"draws of {doubtful} of {len(trust)} data are unreliable: {said}", UserWarning, stacklevel=2)
+    counts = np.full(log_lik.shape[1], plan.num_proposed)
+    words, rounded = trust(found, counts) if corrected else (None, None)
+    if words is not None and rounded is not None and (said := _doubt_in_words(words, rounded, plan.num_proposed)):
+        doubtful = int((words == UNRELIABLE).sum())
+        warnings.warn(f"draws of {doubtful} of {len(words)} data are unreliable: {said}", UserWarning, stacklevel=2)
     return PosteriorPredictive(
         posterior,
         predictive,
@@ -166,22 +168,15 @@ def posterior_predictive(
         num_samples=plan.num_proposed,
         ess=found.get("ess"),
         khat=found.get("khat"),
-        verdict=trust,
+        verdict=words,
         rounded=rounded,
         seconds=time.monotonic() - start,
     )
 
 
-def _trust(found: Mapping[str, np.ndarray], num_samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The verdict on the draws of each datum (N,), and where it is unreliable because they round (N,)."""
-    rounded = move_an_estimate(found["at_edge"], found["stderr"], num_samples)
-    said = {name: found[name] for name in ("khat", "stderr", "ess", "unseen", "unseen_stderr")}
-    return np.where(rounded, UNRELIABLE, verdict(**said, num_samples=num_samples)), rounded
-
-
-def _doubt_in_words(trust: np.ndarray, rounded: np.ndarray, num_samples: int) -> str:
+def _doubt_in_words(words: np.ndarray, rounded: np.ndarray, num_samples: int) -> str:
     """What to do about data that are unreliable; nothing where none is."""
-    by_weights = _doubt_of_weights(num_samples) if ((trust == UNRELIABLE) & ~rounded).any() else ""
+    by_weights = _doubt_of_weights(num_samples) if ((words == UNRELIABLE) & ~rounded).any() else ""
     by_rounding = f"of {int(rounded.sum())} data {REASON}" if rounded.any() else ""
     return "; ".join(filter(None, (by_weights, by_rounding)))
 
@@ -210,8 +205,8 @@ class _Maker(NamedTuple):
     """What looks for latents that no draw of the guide can have been."""
     device: torch.device
     """Where."""
-    bounded: tuple[str, ...]
-    """Latents whose draws may round to the edge of their support."""
+    frailty: Frailty
+    """What weights may suffer from."""
 
     @classmethod
     def of(cls, subject: Subject, plan: DrawPlan, memory: int) -> _Maker:
@@ -221,24 +216,26 @@ class _Maker(NamedTuple):
         looks = plan.corrected and plan.num_proposed > FEW
         num_probes = probes_enough(len(rows), plan.num_proposed, plan.num_proposed) if looks else 0
         probe = Prober(pair, layout, score, num_probes, plan.num_proposed, device)
-        guide = first_draw(pair, rows.take(slice(0, 1), device), layout)
-        return cls(pair, layout, plan, score, probe, device, bounded_latents(guide, layout))
+        one = rows.take(slice(0, 1), device)
+        frailty = Frailty.of(pair, one, layout, first_draw(pair, one, layout))
+        return cls(pair, layout, plan, score, probe, device, frailty)
 
-    def judged(self, batch: Batch, proposal: Proposal, log_weight: Tensor, first: int) -> dict[str, np.ndarray]:
-        """What a verdict goes by, of weights (K, N) of a block whose first row is `first`.
+    def judged(
+        self, batch: Batch, proposal: Proposal, log_weight: Tensor, size: Tensor, first: int
+    ) -> dict[str, np.ndarray]:
+        """What trust goes by, of weights (K, N) and the size of their terms, of a block whose first row is `first`.
 
         Raises:
             EstimateError: All weights of a datum are zero.
         """
-        stream = Stream(len(batch[0]), self.plan.num_proposed, first)
-        stream.add(log_weight)
-        said, counts = stream.summary(), np.full(len(batch[0]), self.plan.num_proposed)
+        tally = Tally(self.pair, batch, self.layout, self.frailty, self.plan.num_proposed, first)
+        tally.add(log_weight, size, proposal)
+        said = tally.summary(key(self.plan.seed, first, _ROUNDING))
+        counts = np.full(len(batch[0]), self.plan.num_proposed)
         unseen = self.probe(batch, said.value, counts, key(self.plan.seed, first, _LOOK))
-        share, edge = np.zeros(len(batch[0])), at_edge(proposal, self.bounded, self.layout)
-        if edge is not None:
-            share = (log_weight.double().softmax(0) * edge).sum(0).cpu().numpy()
-        found = {"khat": said.khat, "stderr": said.stderr, "ess": said.ess, "at_edge": share}
-        return found | {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
+        found = said._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
+        found["at_edge"] = tally.share_at_edge(said.value)
+        return {name: found[name] for name in JUDGED}
 
 
 def _of_block(maker: _Maker, batch: Batch, first: int) -> tuple[dict[str, dict[str, Tensor]], dict[str, np.ndarray]]:
@@ -254,7 +251,7 @@ def _of_block(maker: _Maker, batch: Batch, first: int) -> tuple[dict[str, dict[s
     check_weights(pair, batch, proposal, log_weight, layout, first)
     choice, said = torch.arange(plan.num_proposed).unsqueeze(-1).expand(-1, len(batch[0])), {}
     if plan.corrected:
-        said = maker.judged(batch, proposal, log_weight, first)
+        said = maker.judged(batch, proposal, log_weight, size_of_terms(log_lik, log_prior, proposal), first)
         choice = resample(log_weight, plan.num_draws, generator_of(key(plan.seed, first, _CHOICE)))
     latents = _chosen(proposal, choice, layout)
     with seeded(key(plan.seed, first, _DATA), device):

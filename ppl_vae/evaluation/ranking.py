@@ -13,6 +13,7 @@ import numpy as np
 
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError
+from ppl_vae.evaluation.ranks import holm
 from ppl_vae.options import probability
 
 __all__ = ["Comparison", "Difference", "Estimate"]
@@ -51,7 +52,8 @@ class Difference(NamedTuple):
     worse: str
     """The other."""
     mean: float
-    """Mean over data of log p-hat(x) under `better` minus that under `worse`; at least 0."""
+    """Mean over data of log p-hat(x) under `better` minus that under `worse`; at least 0, infinite where only the
+    latter is minus infinity, NaN where both are."""
     stderr: float
     """Its standard error as an estimate for new data: the spread over data, Monte Carlo error included."""
     monte_carlo: float
@@ -73,6 +75,9 @@ class Comparison:
     anything above it: a positive d_n then counts as 0. k-hat misses some such data, so that half as many of the largest
     d_n among the trusted count as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is
     known well. A d_n below the rounding of the two estimates is 0.
+
+    A pair that gives a datum probability 0, exactly, is worse than one that gives none, whatever they say of the other
+    data: its mean is minus infinity. Of two such pairs neither is the better one.
 
     The level holds where errors can be believed of estimates that are trusted. A guide that misses a mode of its own,
     far away, is not seen by k-hat nor by probes, and its pair may be ranked too low.
@@ -124,8 +129,9 @@ class Comparison:
     def differences(self) -> tuple[Difference, ...]:
         """All pairs of pairs, in the order of `names`."""
         couples = list(combinations(self.names, 2))
-        p_values = _holm([_p_value(_credited(self.estimates[a], self.estimates[b], self.rounding)) for a, b in couples])
-        return tuple(self._difference(a, b, p) for (a, b), p in zip(couples, p_values, strict=True))
+        p_values = [_p_value(self.estimates[a], self.estimates[b], self.rounding) for a, b in couples]
+        adjusted = holm(np.array(p_values)).tolist()
+        return tuple(self._difference(a, b, p) for (a, b), p in zip(couples, adjusted, strict=True))
 
     @cached_property
     def ranks(self) -> dict[str, tuple[int, int]]:
@@ -181,15 +187,17 @@ class Comparison:
 
     def _difference(self, better: str, worse: str, p_value: float) -> Difference:
         a, b = self.estimates[better], self.estimates[worse]
-        gain = a.value - b.value
+        mean, gain = float(a.value.mean()) - float(b.value.mean()), _above(a.value, b.value)
         noise = mean_stderr(np.hypot(a.stderr, b.stderr))
-        return Difference(better, worse, float(gain.mean()), population_stderr(gain), noise, p_value)
+        return Difference(
+            better, worse, float(gain.mean()) if math.isfinite(mean) else mean, population_stderr(gain), noise, p_value
+        )
 
 
 def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
     """What a is above b for each datum, as far as both estimates bear it (N,): one that is rounded may be too high."""
     size = np.maximum(np.maximum(np.abs(a.value), np.abs(b.value)), 1.0)
-    gain = a.value - (b.value + np.square(np.nan_to_num(b.stderr)) / 2)
+    gain = _above(a.value, b.value + np.square(np.nan_to_num(b.stderr)) / 2)
     gain = np.where(np.abs(gain) <= np.minimum(_ROUNDINGS * rounding * size, _LARGEST_ROUNDING), 0.0, gain)
     num_missed = math.ceil(_MISSED * int((~b.trusted).sum()))
     largest_first = np.argsort(np.where(b.trusted, -gain, np.inf), kind="stable")
@@ -198,20 +206,22 @@ def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
     return np.where(doubted | getattr(a, "rounded", False), np.minimum(gain, 0.0), gain)
 
 
-def _p_value(gain: np.ndarray) -> float:
-    """Twice the one-sided p-value of a t-test for a positive mean; 1 where it cannot be told."""
+def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b of each datum (N,); 0 where both are minus infinity."""
+    same = a == b
+    return np.where(same, 0.0, a) - np.where(same, 0.0, b)
+
+
+def _p_value(a: Estimate, b: Estimate, rounding: float) -> float:
+    """Twice the one-sided p-value of a t-test for a positive mean of what a is above b; 1 where it cannot be told."""
     from scipy.stats import t
 
+    gain = _credited(a, b, rounding)
+    if np.isneginf(a.value).any():
+        return 1.0
+    if np.isposinf(gain).any():
+        return 0.0
     stderr, mean = population_stderr(gain), float(gain.mean())
     if mean <= 0 or math.isnan(stderr):
         return 1.0
     return 0.0 if stderr == 0 else float(min(1.0, 2 * t.sf(mean / stderr, len(gain) - 1)))
-
-
-def _holm(p_values: list[float]) -> list[float]:
-    """p-values adjusted for their number: the smallest times all, the next times one fewer, never falling."""
-    adjusted, largest = [1.0] * len(p_values), 0.0
-    for i, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        largest = max(largest, min(1.0, (len(p_values) - i) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.evaluation.coarseness import COARSE, ROUNDING
+from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.edges import REASON, move_an_estimate
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
-from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_some, verdict
+from ppl_vae.evaluation.trust import is_too_coarse, trust
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
 from ppl_vae.pareto import FEW, khat_threshold
 
 __all__ = ["LogLikelihood"]
@@ -89,9 +90,7 @@ class LogLikelihood(MeanLogLikelihood):
 
         It draws k-hat of a datum towards those of the other data: ask of all data together, not of one at a time.
         """
-        found = verdict(self.khat, self.stderr, self.ess, self.unseen, self.unseen_stderr, self.num_drawn)
-        found = np.where(self.too_coarse & (found == RELIABLE), NOISY, found)
-        return np.where(self.rounded, UNRELIABLE, found)
+        return trust(vars(self), self.num_drawn).verdict
 
     @property
     def rounded(self) -> np.ndarray:
@@ -104,7 +103,7 @@ class LogLikelihood(MeanLogLikelihood):
     @property
     def too_coarse(self) -> np.ndarray:
         """Whether rounding, which may lean to one side for all data, is more of the error than an interval bears."""
-        return ~self.exact & (self.rounding > COARSE) & misses_some(self.rounding, self.stderr)
+        return is_too_coarse(self.rounding, self.stderr)
 
     @property
     def any_rounded(self) -> bool:
@@ -144,7 +143,7 @@ class LogLikelihood(MeanLogLikelihood):
 
         Groups: `posterior` (latents, dimensions chain, draw, datum), `log_likelihood` (log p(x given z) of those
         draws) and `constant_data` (value, stderr, ess, khat per datum). A latent whose name is taken there, such as
-        "x", gets an underscore.
+        "x", gets underscores until it is free.
         """
         if not self.posterior:
             raise EstimateError("to_arviz needs posterior draws, found none: evaluate with num_draws of at least 1")

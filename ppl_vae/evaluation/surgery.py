@@ -94,8 +94,9 @@ def aggregate_draws(
     order = permutation(len(rows), seed, _SURGERY)
     made_by = order.repeat(math.ceil(num_draws / len(rows)))[:num_draws]
     own, others = [], []
-    for first in range(0, num_draws, _DRAWS):
-        index = made_by[first : first + _DRAWS]
+    step = layout.largest_batch(_DRAWS)
+    for first in range(0, num_draws, step):
+        index = made_by[first : first + step]
         batch = rows.take(index, device)
         with seeded(key(seed, _SURGERY, first), device):
             drawn = propose(pair, batch, 1, layout)

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import located
-from ppl_vae.evaluation.coarseness import rounding_of_terms
 from ppl_vae.evaluation.draws import PosteriorDraws
-from ppl_vae.evaluation.edges import at_edge
 from ppl_vae.evaluation.precision import pilot_needed, samples_needed
 from ppl_vae.evaluation.proposal import Proposal, check_weights
 from ppl_vae.evaluation.proposing import Proposer
 from ppl_vae.evaluation.scoring import Scorer
+from ppl_vae.evaluation.tally import Frailty, Tally, size_of_terms
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
@@ -74,10 +73,8 @@ class Weigher(NamedTuple):
     """What scores."""
     device: torch.device
     """Where."""
-    bounded: tuple[str, ...]
-    """Latents whose draws may round to the edge of their support."""
-    rounds: bool
-    """Whether the terms of log-weights may cancel, so that rounding within them counts."""
+    frailty: Frailty
+    """What weights may suffer from."""
 
     def unit(self, batch: Batch, first: int, j: int, count: int, seed: int, wanted: Tensor | None = None) -> Weighed:
         """Unit j of the samples of a block whose first datum is `first`; those of data not `wanted` are not scored.
@@ -90,7 +87,7 @@ class Weigher(NamedTuple):
             log_lik, log_prior = self.score(batch, proposal, count, wanted)
             log_weight = log_lik + log_prior - proposal.log_guide
             check_weights(self.pair, batch, proposal, log_weight, self.layout, first)
-        size = torch.maximum(torch.maximum(log_lik.abs(), log_prior.abs()), proposal.log_guide.abs())
+        size = size_of_terms(log_lik, log_prior, proposal)
         return Weighed(log_weight, log_lik, size, proposal, key(seed, first, j, 1))
 
 
@@ -117,28 +114,15 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
         start = 1  # of noise that no pilot has had: those count down
         num_samples, num_pilot = _ask_pilot(batch, first, plan, weigher, plan.target_stderr)
         wanted = torch.from_numpy(num_samples)
-    stream, draws = Stream(len(batch[0]), wanted, first), PosteriorDraws(plan.num_draws, weigher.layout)
-    log_edge = torch.full((len(batch[0]),), -torch.inf, dtype=torch.float64)
+    tally = Tally(weigher.pair, batch, weigher.layout, weigher.frailty, wanted, first)
+    draws = PosteriorDraws(plan.num_draws, weigher.layout)
     for j, drawn, count in _units(plan, int(wanted.max()), start):
         want = None if bool((wanted > drawn).all()) else wanted > drawn
         found = weigher.unit(batch, first, j, count, plan.seed, want)
-        stream.add(found.log_weight, want, found.size)
+        tally.add(found.log_weight, found.size, found.proposal, want)
         draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
-        if (edge := at_edge(found.proposal, weigher.bounded, weigher.layout)) is not None:
-            counted = edge if want is None else edge & want.to(edge.device)
-            log_edge = torch.logaddexp(log_edge, _log_sum(found.log_weight, counted))
-    summary = stream.summary()
-    if weigher.rounds:
-        noise = key(plan.seed, first, _ROUNDING)
-        rounding = rounding_of_terms(weigher.pair, batch, weigher.layout, noise, weigher.device)
-        summary = summary.with_rounding(rounding)
-    share = np.exp(log_edge.numpy() - summary.value) / wanted.numpy()
-    return Block(summary, draws.values(), wanted.numpy(), num_pilot, share)
-
-
-def _log_sum(log_weight: Tensor, counted: Tensor) -> Tensor:
-    """Log of the sum of the weights that count, (N,)."""
-    return torch.where(counted, log_weight, -torch.inf).double().logsumexp(0).cpu()
+    summary = tally.summary(key(plan.seed, first, _ROUNDING))
+    return Block(summary, draws.values(), wanted.numpy(), num_pilot, tally.share_at_edge(summary.value))
 
 
 def _ask_pilot(

@@ -83,7 +83,8 @@ def _whiskers(axes: Axes, gaps: list[Any], parts: Mapping[str, np.ndarray]) -> N
             ends = np.nan_to_num(np.abs(interval - found.mean(part).value), posinf=0.0)
             axes.errorbar(i + shift, top, ends[:, None], fmt="none", color=DARK, capsize=3, linewidth=1.2)
             end = max(end, top + ends[1])
-        text = f"{tops['amortisation']:.2f}" if found.trusted.all() else f"≥ {tops['amortisation']:.2f}"
+        sign = "≈ " if found.rounded.any() else "" if found.trusted.all() else "≥ "
+        text = f"{sign}{tops['amortisation']:.2f}"
         axes.annotate(text, (i, end), (0, 4), textcoords="offset points", ha="center", weight="bold")
 
 

@@ -1,0 +1,45 @@
+"""How far to trust the estimates of a call: by weights and probes, by rounding, by the edge of a support."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_vae.evaluation.coarseness import COARSE
+from ppl_vae.evaluation.edges import move_an_estimate
+from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_some, verdict
+
+__all__ = ["JUDGED", "Trust", "is_too_coarse", "trust"]
+
+_BY_VERDICT = ("khat", "stderr", "ess", "unseen", "unseen_stderr")
+JUDGED = (*_BY_VERDICT, "rounding", "at_edge")
+"""What trust goes by, arrays (N,) named as the fields of `LogLikelihood`."""
+
+
+class Trust(NamedTuple):
+    """What is said of the estimates of all data of a call; arrays (N,)."""
+
+    verdict: np.ndarray
+    """`reliable`, `noisy` or `unreliable`."""
+    rounded: np.ndarray
+    """Whether samples at the edge of a latent's support may have moved an estimate, to either side."""
+
+
+def trust(found: Mapping[str, Any], num_samples: np.ndarray) -> Trust:
+    """Judges all data of a call together: the verdict on a datum depends on its company.
+
+    Args:
+        found: What is `JUDGED`, and anything else.
+        num_samples: K of each datum (N,).
+    """
+    words = verdict(**{name: found[name] for name in _BY_VERDICT}, num_samples=num_samples)
+    words = np.where(is_too_coarse(found["rounding"], found["stderr"]) & (words == RELIABLE), NOISY, words)
+    rounded = move_an_estimate(found["at_edge"], found["stderr"], num_samples)
+    return Trust(np.where(rounded, UNRELIABLE, words), rounded)
+
+
+def is_too_coarse(rounding: np.ndarray, stderr: np.ndarray) -> np.ndarray:
+    """Whether rounding, which may lean to one side for all data, is more of an error than an interval bears, (N,)."""
+    return (rounding > COARSE) & misses_some(rounding, stderr)
