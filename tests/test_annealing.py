@@ -72,7 +72,7 @@ def test_a_transition_leaves_its_density_where_it_is():
     with seeded(1), torch.no_grad():
         points = {"z": q.sample()}
         for _ in range(3):
-            points, accepted = transition(path.density(1.0), points, torch.full((n,), 0.6).double(), 3, path.space)
+            points, accepted = transition(path.density(1.0), points, torch.full((n,), 0.6).double(), 2, path.space)
     assert 0.3 < float(accepted.mean()) < 0.9
     white = torch.linalg.solve_triangular(q.scale_tril, (points["z"] - q.loc)[..., None], upper=False)[..., 0]
     for i in range(2):
