@@ -37,7 +37,7 @@ class KCurve:
     """Variance of a weight in units of its mean, K / ESS - 1, for each datum (N,)."""
     khat: float
     """Pareto k-hat of the weights of all data together, each in units of the mean of its datum; -inf where too few
-    differ to tell."""
+    differ to tell. It is that of the largest of each datum: rough where very few data hold all of the tail."""
     seconds: float
     """Wall time."""
 
