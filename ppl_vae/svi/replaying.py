@@ -23,7 +23,7 @@ from ppl_vae.rundir import as_plain
 from ppl_vae.storage import Checkpoint, read, step_folder, steps
 from ppl_vae.storage.exact import of_exact
 from ppl_vae.svi import forms
-from ppl_vae.svi.gradient import Gradient, Metrics, binarized
+from ppl_vae.svi.gradient import Gradient, Metrics, binarized, check_gradients_enabled
 from ppl_vae.svi.kept import check_parameters, put_parameters
 from ppl_vae.svi.saving import BAD_STEPS
 from ppl_vae.svi.state import BATCH, ROWS
@@ -134,6 +134,7 @@ def replay(
     Raises:
         CheckpointError: There is no such step, or what was kept of it is damaged; or pair or objective are not those of
             the fit.
+        PplVaeError: Gradients are switched off outside.
 
     Example:
         >>> import tempfile, torch, ppl_vae as pv
@@ -146,6 +147,7 @@ def replay(
         ...         print(pv.replay(vae, run).reason)
         site 'x' of the model has a log-density that is not finite (rows [0, 1, 2, 3, 4] of the batch)
     """
+    check_gradients_enabled()
     kept, pair = _kept(Path(run_dir) / BAD_STEPS, step), as_pair(pair)
     target = _device(kept.plain["device"], device)
     if (wanted := kept.plain["objective"]) != (given := as_plain(objective)):
@@ -240,7 +242,7 @@ def _again(
     def again(act: Callable[..., T]) -> T:
         reseed(kept.plain["seed"], device)
         data = (binarized(batch[0]), *batch[1:]) if binary else batch
-        return act(pair, data, layout, objective.num_particles)
+        return act(pair, data, layout, objective)
 
     seen = Metrics(*metrics.tolist())
     finite = math.isfinite(seen.loss + seen.norm)
