@@ -18,7 +18,7 @@ __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
 _FEWEST, _CLOSE, _NOTHING = 4.0, 0.35, 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnnealedLogLikelihood(MeanLogLikelihood):
     """Annealed estimate of log p(x) for each datum; arrays (N,), in nats: in mean a lower bound."""
 
@@ -111,7 +111,7 @@ def interval_of_chains(
     return of_known_errors(Interval(value - half, np.where(trusted, value + half, np.inf)), stderr)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sandwich:
     """Bounds on log p(x) from both sides for data simulated from the model; arrays (N,), in nats."""
 

@@ -21,7 +21,7 @@ __all__ = ["LogLikelihood"]
 _COARSE = 1e-3  # nats; what rounding adds below it a mean may have, too
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogLikelihood(MeanLogLikelihood):
     """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
 
