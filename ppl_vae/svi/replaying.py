@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.checking import check, check_for_pyro
 from ppl_vae.device import choose_device
@@ -22,6 +23,7 @@ from ppl_vae.rng import reseed, seeded
 from ppl_vae.rundir import as_plain
 from ppl_vae.storage import Checkpoint, read, step_folder, steps
 from ppl_vae.storage.exact import of_exact
+from ppl_vae.supports import first_outside
 from ppl_vae.svi import forms
 from ppl_vae.svi.gradient import Gradient, Metrics, binarized, check_gradients_enabled
 from ppl_vae.svi.kept import check_parameters, put_parameters
@@ -191,7 +193,13 @@ def _checked(found: Checkpoint) -> _Step:
     shapes = [array.shape[:1] for array in kept.batch]
     if rows.dtype != torch.int64 or rows.dim() != 1 or not len(rows) or any(shape != rows.shape for shape in shapes):
         raise CheckpointError(f"{ROWS}: expected the positions of the rows of the batch, found others")
+    if kept.plain["binarize"] and not _are_probabilities(kept.batch[0]):
+        raise CheckpointError(f"{BATCH}/0: expected probabilities, from which binary data are drawn, found others")
     return kept
+
+
+def _are_probabilities(array: Tensor) -> bool:
+    return array.is_floating_point() and first_outside(constraints.unit_interval, array) is None
 
 
 def _device(kept: str, wanted: str | torch.device | None) -> torch.device:
