@@ -75,7 +75,14 @@ class Rows:
         return Rows(moved, self.dtype)
 
     def with_dtype(self, dtype: torch.dtype | None) -> Rows:
-        """The same rows, floating arrays converted to `dtype` when taken."""
+        """The same rows, floating arrays converted to `dtype` when taken.
+
+        Raises:
+            DataError: A number becomes infinite: the array and the row are named.
+        """
+        if dtype is not None:
+            for i, array in enumerate(self.arrays):
+                _check_range(array, dtype, f"data[{i}]" if len(self.arrays) > 1 else "data")
         return Rows(self.arrays, dtype)
 
     def _cast(self, array: Tensor, device: torch.device | None) -> Tensor:
@@ -271,6 +278,23 @@ def _gather(array: Tensor | np.ndarray, index: Tensor | slice) -> Tensor:
         return array[index] if isinstance(index, slice) else array.index_select(0, index.to(array.device))
     rows = index if isinstance(index, slice) else index.cpu().numpy()
     return torch.from_numpy(read_rows(array, rows) if isinstance(array, np.memmap) else np.array(array[rows]))
+
+
+def _check_range(array: Tensor | np.ndarray, dtype: torch.dtype, name: str) -> None:
+    most = torch.finfo(dtype).max
+    if (kind := _gather(array, slice(0, 1)).dtype) not in _FLOATS or torch.finfo(kind).max <= most:
+        return
+    for start in range(0, len(array), _BLOCK):
+        block = _gather(array, slice(start, start + _BLOCK))
+        bad = block.to(dtype).isinf().reshape(len(block), -1)
+        if bad.any():
+            row = int(bad.any(1).nonzero()[0])
+            found = float(block.reshape(len(block), -1)[row][bad[row]][0])
+            raise DataError(
+                f"{name}, row {start + row}: expected numbers that {dtype}, the type of the parameters, can hold, "
+                f"of size {most:.3g} at most, found {found:.6g}; rescale the data, or compute in more digits: "
+                "pair.double()"
+            )
 
 
 def _check_finite(array: Tensor | np.ndarray, name: str) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.objectives import Objective
 from ppl_vae.pair import Pair
 from ppl_vae.reductions import bounded_log_prob, sum_to_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, run_program
@@ -18,22 +19,24 @@ __all__ = ["NO_SITE", "SiteRange", "explain_non_finite", "site_ranges"]
 NO_SITE = "no single site is to blame: their sum overflows"
 
 
-def explain_non_finite(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> str:
-    """The first site (draws, then density) or parameter that is not finite, with the rows of the batch.
+def explain_non_finite(pair: Pair, batch: Batch, layout: Layout, objective: Objective) -> str:
+    """The first site (draws, then density), term or parameter that is not finite, with the rows of the batch.
 
     Args:
         pair: The pair, with the parameters the step started from and the gradients it found.
         batch: The batch of the step; the generators are in the state it began with.
         layout: Layout of the pair.
-        num_particles: K of the step.
+        objective: That of the step; what it adds to the terms of the sites is told by its `fault`, if it has one.
     """
     with torch.no_grad():
         for name, parameter in pair.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 return f"parameter {name!r} is not finite"
-        for role, name, site in _sites(pair, batch, layout, num_particles):
+        for role, name, site in _sites(pair, batch, layout, objective.num_particles):
             if what := _fault(site, layout):
                 return f"site {name!r} of the {role} {what}"
+        if (fault := getattr(objective, "fault", None)) is not None and (what := fault(pair, batch)):
+            return what
     for name, parameter in pair.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"the gradient of parameter {name!r} is not finite"
@@ -58,10 +61,10 @@ class SiteRange(NamedTuple):
 
 
 @torch.no_grad()
-def site_ranges(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> list[SiteRange]:
+def site_ranges(pair: Pair, batch: Batch, layout: Layout, objective: Objective) -> list[SiteRange]:
     """The ranges of every site in one run of both programs, of the first particles where they run one by one."""
     found: dict[tuple[str, str], SiteRange] = {}
-    for role, name, site in _sites(pair, batch, layout, num_particles):
+    for role, name, site in _sites(pair, batch, layout, objective.num_particles):
         score = bounded_log_prob(site, layout)
         found.setdefault((role, name), SiteRange(role, name, _range(site["value"]), _range(score)))
     return list(found.values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -44,7 +43,7 @@ class Record(NamedTuple):
     """-E log p(x given z) of the validation data."""
     validation_rate: float = math.nan
     """KL(q(z given x), p(z)) of the validation data."""
-    validation_kl: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    validation_kl: Mapping[str, tuple[float, ...]] = {}  # a read-only view could be neither copied nor pickled
     """KL of each latent scalar there, by site, where `fit(record_kl=True)` asked for it; see `History.kl`."""
 
 

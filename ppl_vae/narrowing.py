@@ -32,25 +32,17 @@ def check_narrowing(rows: Rows, among: Rows | None = None) -> None:
     Raises:
         DataError: Naming the array and the number of a datum.
     """
-    for words, _ in _lost(rows, among):
+    for words in _lost(rows, among):
         raise DataError(words)
 
 
 def narrowing_cautions(rows: Rows) -> tuple[str, ...]:
-    """What the conversion of rows takes from them, in words; how all data vary is not known of a part of them.
-
-    Raises:
-        DataError: A number becomes infinite.
-    """
-    found = list(_lost(rows))
-    for words, is_infinite in found:
-        if is_infinite:
-            raise DataError(words)
-    return tuple(words for words, _ in found)
+    """What the conversion of rows takes from them, in words; how all data vary is not known of a part of them."""
+    return tuple(_lost(rows))
 
 
-def _lost(rows: Rows, among: Rows | None = None) -> Iterator[tuple[str, bool]]:
-    """Of each array that loses what varies in it, the first such number, in words, and whether it is infinite."""
+def _lost(rows: Rows, among: Rows | None = None) -> Iterator[str]:
+    """Of each array that loses what varies in it, the first such number, in words."""
     if rows.dtype is None or len(rows) < _FEWEST:
         return
     precision = torch.finfo(rows.dtype).eps
@@ -64,19 +56,16 @@ def _lost(rows: Rows, among: Rows | None = None) -> Iterator[tuple[str, bool]]:
             spread = torch.maximum(spread, _moments(Rows([among.arrays[i]]), rows.dtype)[1])
         allowed = max(_MOVED, _OF_PRECISION * precision) * spread
         varies = spread > _OF_ROUNDING * torch.finfo(kind).eps * mean.abs()
-        bad = ((moved > allowed) & varies) | moved.isinf()
+        bad = (moved > allowed) & varies
         if bad.any():
             worst = int(bad.nonzero()[0])
             name = f"data[{i}]" if len(rows.arrays) > 1 else "data"
             where = f", number {worst} of a datum" if len(bad) > 1 else ""
             yield (
-                (
-                    f"{name}{where}: expected numbers that keep what varies in them in {rows.dtype}, the type of the "
-                    f"pair's parameters, found mean {mean[worst]:.6g} and spread {spread[worst]:.3g}, moved by up to "
-                    f"{moved[worst]:.3g}; subtract the mean (and divide by the spread), or compute in more digits: "
-                    "pair.double()"
-                ),
-                bool(moved.isinf().any()),
+                f"{name}{where}: expected numbers that keep what varies in them in {rows.dtype}, the type of the "
+                f"pair's parameters, found mean {mean[worst]:.6g} and spread {spread[worst]:.3g}, moved by up to "
+                f"{moved[worst]:.3g}; subtract the mean (and divide by the spread), or compute in more digits: "
+                "pair.double()"
             )
 
 

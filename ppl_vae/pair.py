@@ -164,10 +164,12 @@ def as_pair(pair: Any) -> Pair:
     """Returns `pair` itself, or the pair of `pair.model` and `pair.guide`, kept on the object so that it is made once.
 
     Raises:
-        PairError: If there is no `.model` and `.guide`, or the object cannot carry its pair.
+        PairError: If there is no `.model` and `.guide`, it is a class, or the object cannot carry its pair.
     """
     if isinstance(pair, Pair):
         return pair
+    if isinstance(pair, type):
+        raise PairError(f"expected a pair (an object with .model and .guide), found the class {pair.__name__}: call it")
     if not (hasattr(pair, "model") and hasattr(pair, "guide")):
         raise PairError(
             f"expected a pair (an object with .model and .guide), found {type(pair).__name__}: "

@@ -266,3 +266,18 @@ def test_from_pyro_is_pyros_objective_per_datum():
     x, pair = binary_rows(), ModuleVAE()
     assert_same(ours(pair, x, pv.from_pyro(Trace_ELBO())), of_pyro(pair, x, Trace_ELBO()))
     assert_same(ours(pair, x, pv.from_pyro(Trace_ELBO())), ours(pair, x, pv.ELBO(kl="sampled")))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Trace_ELBO, r"found the class Trace_ELBO: call it"),
+        (pyro.infer.ReweightedWakeSleep, "ReweightedWakeSleep cannot train in fit"),
+        (pyro.infer.ReweightedWakeSleep(), "ReweightedWakeSleep cannot train in fit"),
+        (3, r"such as Trace_ELBO\(\), found 3"),
+    ],
+    ids=["a class", "a refused class", "a refused ELBO", "no ELBO"],
+)
+def test_what_from_pyro_cannot_take(given, said):
+    with pytest.raises(ValueError, match=said):
+        pv.from_pyro(given)

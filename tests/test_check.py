@@ -31,6 +31,11 @@ MISMATCHES = {
         r"'w': expected no latent that the model lacks",
     ),
     "observed in the guide": (good_model, lambda x: (z_normal(x), x_normal(x)), r"'x'.*observed site in the guide"),
+    "factor in the guide": (
+        good_model,
+        lambda x: (z_normal(x), pyro.factor("f", x.sum(1), has_rsample=False)),
+        r"'f': expected no factor in the guide, found pyro.factor\(...\).*move it to the model",
+    ),
     "guide samples an observed site": (good_model, lambda x: (z_normal(x), z_normal(x, "x", 3)), r"'x'.*observed"),
     "two sites of one name": (lambda x: (good_model(x), z_normal(x)), z_normal, r"'z'.*found two"),
     "nothing observed": (z_normal, z_normal, r"at least one observed site"),

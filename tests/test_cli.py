@@ -127,6 +127,12 @@ def test_compare_puts_the_best_first_and_keeps_other_data_apart(run: Path, tmp_p
     result = call("compare", run, longer, short, "--format", "markdown")
     assert "2 tables: numbers on different test data do not compare" in result.stderr
     assert result.stdout.count("**log p(x), a probability, of digits, binarised") == 2
+    tables = json.loads(call("compare", run, longer, short, "--format", "json").stdout)
+    assert [[row["model"] for row in table["rows"]] for table in tables] == [["longer", "first"], ["short"]]
+    assert [table["title"].rpartition(", ")[2] for table in tables] == [
+        "random 30 of 360 test data",
+        "random 20 of 360 test data",
+    ]
 
 
 def test_a_density_never_stands_above_a_probability(tmp_path: Path):

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import shutil
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ import pytest
 import typer
 
 import ppl_vae as pv
+from ppl_vae.cli import comparison
 from ppl_vae.cli.inputs import random_rows
 from ppl_vae.cli.reopening import reopen
 from ppl_vae.cli.shell import _OPTIONS, _in_options
@@ -197,6 +199,20 @@ def test_runs_evaluated_anew_have_the_same_data_and_noise(run: Path, copy: Path,
     assert [row["num_samples"] for row in found["rows"]] == [30, 30]
     assert figure.read_bytes().startswith(b"\x89PNG")
     assert read(run / "evaluation.json") == before
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused_before_the_evaluations(
+    run: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(comparison, "compare", lambda *_, **__: pytest.fail("evaluated"))
+    anew = ["--num-samples", "30", "--limit", "25"]
+    for options in ([], anew):
+        said = call("compare", run, copy, *options, "--figure", tmp_path / "x.txt").stderr
+        assert "x.txt: expected a name that ends in .png, found '.txt'" in said
+    numbers = count()  # no two runs have the same data
+    monkeypatch.setattr(comparison, "fingerprint", lambda *_: next(numbers))
+    said = call("compare", run, copy, *anew, "--figure", tmp_path / "x.png").stderr
+    assert "x.png: expected one table, found 2: compare runs of the same data" in said
 
 
 def test_ranks_come_with_records_too(run: Path, copy: Path):

@@ -52,6 +52,27 @@ def test_a_closed_standard_output_is_no_terminal(command: list[str]):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_comparison_that_nobody_could_read_is_an_error(tmp_path: Path):
+    done = started(">&-", "compare", tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("ppl-vae: standard output: expected a place to print the comparison in")
+
+
+STREAMS = [
+    ({"PYTHONIOENCODING": "ascii"}, "utf-8", "≥"),
+    ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "utf-8", "≥"),
+    ({"PYTHONIOENCODING": "latin-1"}, "latin-1", ">="),
+]
+
+
+@pytest.mark.parametrize(("environment", "encoding", "sign"), STREAMS, ids=["ascii", "C", "latin-1"])
+def test_signs_that_a_stream_lacks_stop_no_command(run: Path, environment: dict[str, str], encoding: str, sign: str):
+    for options in ([], ["--format", "markdown"]):
+        done = started("", "compare", run, *options, **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"{sign} " in os.fsencode(done.stdout).decode(encoding)
+
+
 @pytest.mark.parametrize("command", [["check", "vae"], ["--version"], ["--help"]], ids=" ".join)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 def test_a_full_standard_output_is_named(command: list[str]):

@@ -254,3 +254,30 @@ def test_grey_images_with_labels_train_on_binary_draws(generator):
     objective = pv.ELBO(discrete="enumerate")
     result = pv.fit(vae, (x, y), objective=objective, binarize="dynamic", epochs=1, batch_size=10, progress=False)
     assert result.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        (lambda scores: scores.sum(), r"shape \(\)"),
+        (lambda scores: scores[:, None].expand(-1, 5), r"shape \(8, 5\)"),
+        (lambda scores: scores[:1], r"shape \(1,\)"),
+        (lambda scores: 0.0, "float"),
+    ],
+    ids=["scalar", "columns", "one row", "no tensor"],
+)
+def test_what_scores_labels_gives_a_number_a_row(truth, data, wrong, found):
+    vae = truth.semi_supervised()
+    objective = pv.Supervised(ENUMERATED, lambda x, y: wrong(vae.log_label(x, y)), weight=1.0)
+    with pytest.raises(PairError, match=rf"log_prob of Supervised: expected .* of shape \(8,\), found {found}"):
+        pv.fit(vae, data, objective=objective, steps=1, progress=False, compile=False)
+
+
+def test_labels_whose_score_is_not_finite_are_named_with_their_rows(truth, data, tmp_path):
+    vae, bad = truth.semi_supervised(), data[0][3]
+    at_bad = lambda x: torch.where((x == bad).all(1), torch.nan, 0.0)  # noqa: E731
+    objective = pv.Supervised(ENUMERATED, lambda x, y: vae.log_label(x, y) + at_bad(x), weight=1.0)
+    options = {"steps": 1, "batch_size": 8, "progress": False, "compile": False, "run_dir": tmp_path / "run"}
+    with pytest.raises(pv.EstimateError, match=r"log_prob of the labels is not finite \(rows \[\d\] of the batch\)"):
+        pv.fit(vae, data, objective=objective, **options)
+    assert "log_prob of the labels" in pv.replay(vae, tmp_path / "run", objective=objective).reason

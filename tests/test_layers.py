@@ -35,7 +35,7 @@ CORE = {
         "coordinates",
         "checking",
     ),
-    *("diagnosis", "weights", "schedules", "objectives", "rundir", "compile", "svi", "evaluation"),
+    *("weights", "schedules", "objectives", "diagnosis", "rundir", "compile", "svi", "evaluation"),
 }
 ZOO = {
     *("distributions", "networks", "flows", "drawing", "priors", "encoders", "decoders", "vae", "hierarchical"),
@@ -82,7 +82,7 @@ MAY_IMPORT = {
     "terms": FOUNDATION | {"pair", "tape", "reductions", "along"},
     "coordinates": FOUNDATION | {"tape"},
     "checking": FOUNDATION | {"pair", "tape", "reductions", "roundings", "terms"},
-    "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms"},
+    "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms", "objectives"},
     "rundir": FOUNDATION | {"belongings", "pair", "storage"},
     "weights": FOUNDATION,
     "schedules": FOUNDATION,

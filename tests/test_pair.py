@@ -363,3 +363,9 @@ def test_tensors_that_programs_make_are_made_beside_the_pair_or_its_batch(traine
 def test_a_tensor_that_stays_behind_is_named_with_what_helps():
     error = RuntimeError("Expected all tensors to be on the same device, but found at least two devices\nmore")
     assert re.search(r"two devices \(what programs keep .*register_buffer", first_line(error))
+
+
+@pytest.mark.parametrize("use", [as_pair, lambda pair: pv.fit(pair, torch.ones(3, 5)), lambda pair: pv.check(pair, [])])
+def test_a_class_is_no_pair(use):
+    with pytest.raises(pv.PairError, match=r"expected a pair .*found the class VAE: call it"):
+        use(pv.VAE)

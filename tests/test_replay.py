@@ -120,6 +120,7 @@ DAMAGE = {
     "beta of nothing": {"beta": {"float": "x"}},
     "device": {"device": 3},
     "binarize": {"binarize": "no"},
+    "binary draws from no probabilities": {"binarize": True},
     "reason": {"reason": None},
 }
 

@@ -11,7 +11,7 @@ import pytest
 
 import ppl_vae as pv
 from ppl_vae.cli import training
-from ppl_vae.errors import LockedError
+from ppl_vae.errors import LockedError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.rundir import RunDirectory, read_run
 from ppl_vae.storage import LOCK, Hold, lent, locked, steps
@@ -73,6 +73,26 @@ def test_a_fit_whose_directory_is_no_longer_its_own_writes_nothing_more(
     with pytest.raises(LockedError, match=rf"{root}: .*the directory was moved or replaced.*resume the run where"):
         run(ModuleVAE, binary, {}, run_dir=root, checkpoint_every=every)
     assert {path.name: content(path) for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("every", [1, 99], ids=["at-a-checkpoint", "at-the-end"])
+@pytest.mark.parametrize("name", ["checkpoints", "bad-steps"])
+def test_a_folder_that_becomes_a_link_in_the_middle_of_a_fit_ends_it(
+    name: str, every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """F16: what it leads to is another run's, and stays."""
+    root, other = tmp_path / "run", tmp_path / "other"
+    run(ModuleVAE, binary, {}, run_dir=other, checkpoint_every=1)
+    before = content(other)
+
+    def act() -> None:
+        shutil.rmtree(root / name, ignore_errors=True)
+        (root / name).symlink_to(other / "checkpoints")
+
+    after_epoch(1, act, monkeypatch)
+    with pytest.raises(StorageError, match=rf"{name}: expected a folder of the run, found a link"):
+        run(ModuleVAE, binary, {}, run_dir=root, checkpoint_every=every)
+    assert content(other) == before
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -240,6 +240,8 @@ def test_the_run_directory_explains_itself(tmp_path):
         ({"batch_size": True}, "batch_size: expected a whole number, found True"),
         ({"seed": "a"}, "seed: expected a whole number, found 'a'"),
         ({"objective": pv.ELBO}, r"objective.*expected.*ELBO.*call it, as in ELBO\(\)"),
+        ({"batch_size": None}, "batch_size: expected a whole number, found None"),
+        ({"learning_rate": None}, "learning_rate: expected a finite number, found None"),
         ({"batch_size": 2.5}, "batch_size: expected a whole number, found 2.5"),
         ({"learning_rate": math.nan}, "learning_rate: expected a finite number, found nan"),
         ({"learning_rate": math.inf}, "learning_rate: expected a finite number, found inf"),

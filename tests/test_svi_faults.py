@@ -160,6 +160,14 @@ def test_a_loss_that_reaches_nothing_that_trains():
         train(pair, binary_rows(8))
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode, lambda: torch.set_grad_enabled(False)])
+def test_gradients_that_are_switched_off_outside_are_said(off, tmp_path):
+    pair, x = ModuleVAE(), binary_rows(8)
+    with off(), pytest.raises(pv.PplVaeError, match=r"found them switched off where this is called: .*no_grad\(\)"):
+        train(pair, x, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("schedule", ["beta", "learning rate"])
 def test_a_schedule_that_is_not_a_number_is_named(schedule):
     broken = lambda step: math.nan if step == 2 else 1.0  # noqa: E731

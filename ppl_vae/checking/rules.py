@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -34,13 +35,21 @@ _MENDS = {
 }
 
 
+def _seen_in_guide(site: Site) -> str:
+    """What a site of the guide that draws nothing is, what was found, and what to do."""
+    if isinstance(getattr(site["fn"], "base_dist", site["fn"]), dist.Unit):
+        return (
+            "factor in the guide, found pyro.factor(...), which would make q(z | x) no density; move it to the model, "
+            "or leave it out"
+        )
+    return "observed site in the guide, found obs=...; observe it in the model"
+
+
 def check_sites(guide: Tape, model: Tape) -> None:
     """Model and guide have the same latent sites, and the model observes something."""
     for name, site in guide.sites.items():
         if site["is_observed"]:
-            raise PairError(
-                f"site {name!r}: expected no observed site in the guide, found obs=...; observe it in the model"
-            )
+            raise PairError(f"site {name!r}: expected no {_seen_in_guide(site)}")
     if not any(s["is_observed"] for s in model.sites.values()):
         raise PairError(
             "model: expected at least one observed site, found none; pass obs=x to the last sample statement"

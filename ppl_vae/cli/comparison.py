@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from ppl_vae.checking import kind_of_density
 from ppl_vae.cli.inputs import Splits, random_rows
 from ppl_vae.cli.pairs import naming_the_line
 from ppl_vae.cli.reopening import as_parameters, reopen_named
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, StorageError
 from ppl_vae.evaluation import Comparison, Difference, compare
 from ppl_vae.evaluation.ranking_text import notes
 from ppl_vae.pair import as_pair
@@ -81,21 +82,25 @@ class _Group(NamedTuple):
 
 def compare_records(roots: Sequence[Path], form: Form, level: float, figure: Path | None) -> None:
     """Print evaluated runs, the highest log-likelihood first, and how sure their order is."""
+    _check_places(figure)
     groups: dict[tuple[str, Kind], _Group] = {}
     for name, root in _named(roots).items():
         record, found = read_run(root), read_evaluation(root)
         group = groups.setdefault((found.data_sha256, found.kind), _Group(found.data, found.kind, found.event_size, {}))
         group.runs[name] = _recorded(name, root, record, found)
+    _check_number(len(groups), figure)
     _print_all(list(groups.values()), form, level, figure)
 
 
 def compare_anew(roots: Sequence[Path], form: Form, level: float, figure: Path | None, anew: Anew) -> None:
     """Evaluate runs on the same test data with the same noise, and print them in the same way; nothing is written."""
+    _check_places(figure)
     opened: dict[tuple[str, Kind], dict[str, tuple[Path, Any, Splits]]] = {}
     for name, root in _named(roots).items():
         pair, splits = reopen_named(root, anew.pairs, anew.data_dir, anew.device)
         kind = kind_of_density(as_pair(pair), as_parameters(pair, tuple(x[:1] for x in splits.test)))
         opened.setdefault((fingerprint(*splits.test), kind), {})[name] = root, pair, splits
+    _check_number(len(opened), figure)
     groups = []
     for (_, what), runs in opened.items():
         splits = next(iter(runs.values()))[2]
@@ -149,34 +154,67 @@ def _title(name: str, record: RunRecord) -> str:
     return name if record.status == "finished" else f"{name} ({record.status})"
 
 
+def _check_places(figure: Path | None) -> None:
+    """Refuses a comparison that nobody could read, and a figure whose name is that of something else.
+
+    Raises:
+        StorageError: Standard output is closed.
+        DataError: The suffix is another one.
+    """
+    if sys.stdout is None:
+        raise StorageError("standard output: expected a place to print the comparison in, found it closed: redirect it")
+    if figure is not None and figure.suffix != ".png":
+        raise DataError(f"{figure}: expected a name that ends in .png, found {figure.suffix!r}")
+
+
+def _check_number(tables: int, figure: Path | None) -> None:
+    """Refuses one figure of several tables.
+
+    Raises:
+        DataError: There are several.
+    """
+    if figure is not None and tables > 1:
+        raise DataError(f"{figure}: expected one table, found {tables}: compare runs of the same data")
+
+
 def _print_all(groups: Sequence[_Group], form: Form, level: float, figure: Path | None) -> None:
     if len(groups) > 1:
         kinds = len({group.kind for group in groups}) > 1
         what = "on different test data, or a probability with a density," if kinds else "on different test data"
         typer.echo(f"{len(groups)} tables: numbers {what} do not compare", err=True)
-    if figure is not None and (figure.suffix != ".png" or len(groups) > 1):
-        raise DataError(
-            f"{figure}: expected NAME.png and one table, found {len(groups)}: compare runs of the same data"
-        )
-    for group in groups:
-        found = Comparison({name: run.estimate for name, run in group.runs.items()}, level, _ROUNDING)
-        _print(group, found, form)
+    all_found = [Comparison({n: run.estimate for n, run in g.runs.items()}, level, _ROUNDING) for g in groups]
+    if form == "json":
+        typer.echo(_document([_as_json(*table) for table in zip(groups, all_found, strict=True)]), nl=False)
+    for group, found in zip(groups, all_found, strict=True):
+        if form != "json":
+            _print(group, found, form)
         if figure is not None:
             figures.save(figures.rank_intervals(found, group.title), figure)
             typer.echo(str(figure), err=form == "json")
 
 
-def _print(group: _Group, found: Comparison, form: Form) -> None:
-    rows = [_ranked(group.runs[name].row, found.ranks[name]) for name in found.names]
-    if form == "json":
-        order = {
-            "level": found.level,
-            "ranks": {name: list(rank) for name, rank in found.ranks.items()},
-            "differences": [d._asdict() for d in found.differences],
-            "notes": notes(found),
-        }
-        typer.echo(report.to_json(rows, group.num_dimensions or None, order), nl=False)
-        return
+def _document(tables: Sequence[str]) -> str:
+    """One table as it is, and several in a list: a document of JSON in any case."""
+    return tables[0] if len(tables) == 1 else f"[\n{','.join(tables)}]\n"
+
+
+def _as_json(group: _Group, found: Comparison) -> str:
+    order = {
+        "title": group.title,
+        "level": found.level,
+        "ranks": {name: list(rank) for name, rank in found.ranks.items()},
+        "differences": [d._asdict() for d in found.differences],
+        "notes": notes(found),
+    }
+    return report.to_json(_rows(group, found), group.num_dimensions or None, order)
+
+
+def _rows(group: _Group, found: Comparison) -> list[report.ModelRow]:
+    return [_ranked(group.runs[name].row, found.ranks[name]) for name in found.names]
+
+
+def _print(group: _Group, found: Comparison, form: Literal["table", "markdown"]) -> None:
+    rows = _rows(group, found)
     if form == "markdown":
         typer.echo(report.to_markdown(rows, group.num_dimensions or None, group.title))
     else:

@@ -353,4 +353,9 @@ TestDeviceOption = Annotated[
     Literal["auto", "cpu", "cuda"],
     typer.Option(help="What to test; auto is the CPU, and CUDA beside it where there is one."),
 ]
-FormatOption = Annotated[Literal["table", "markdown", "json"], _option(None, "--format", help="How to print it.")]
+FormatOption = Annotated[
+    Literal["table", "markdown", "json"],
+    _option(
+        None, "--format", help="How to print it; json is one table, or a list of tables where not all runs compare."
+    ),
+]

@@ -20,7 +20,7 @@ _FEWEST, _HALF, _NOTHING = 4.0, math.log(2), 1e-3
 _AGREE = 1 / 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AnnealedLogLikelihood(MeanLogLikelihood):
     """Annealed estimate of log p(x) for each datum; arrays (N,), in nats: in mean a lower bound."""
 
@@ -116,7 +116,7 @@ def interval_of_chains(
     return of_known_errors(Interval(value - half, np.where(trusted, value + half, np.inf)), stderr)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Sandwich:
     """Bounds on log p(x) from both sides for data simulated from the model; arrays (N,), in nats."""
 

@@ -46,7 +46,7 @@ class Coverage(NamedTuple):
     """Its standard error where the share due is right, (levels,)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """Ranks of the truth among draws for simulated data: uniform on 0..L where the draws are of the posterior."""
 

@@ -25,7 +25,7 @@ _FINITE_VARIANCE = 0.5  # of weights whose tail has a smaller Pareto shape
 _ROUNDING = 1e-6  # nats: a rise below it is that of a perfect guide
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KCurve:
     """Bounds L_k = E log 1/k sum w for k = 1, 2, 4, ..., K, all from the same K samples of each datum, in nats."""
 

@@ -39,7 +39,7 @@ class PartOfGap(NamedTuple):
     """Standard error as an estimate for new data: the spread over data, Monte Carlo error included."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GapDecomposition:
     """log p(x) - ELBO of each datum and its parts; every array has shape (N,), every number is in nats."""
 

@@ -25,7 +25,7 @@ NO_ERROR = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry(MeanOverData):
     """A term of the bound for each datum, in nats."""
 
@@ -49,7 +49,7 @@ class Entry(MeanOverData):
         return in_words(self.mean, self.mean_stderr, 0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentUse:
     """How a pair uses one latent site of D scalars."""
 
@@ -107,7 +107,7 @@ class LatentUse:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ledger:
     """The evidence lower bound of a pair on data, entry by entry; `print` gives all of it in words."""
 

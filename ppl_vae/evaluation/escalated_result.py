@@ -33,7 +33,7 @@ class Failure(NamedTuple):
         return f"{self.method}: not for {self.num_data} data, which stay as they were; row {self.row}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EscalatedLogLikelihood(MeanLogLikelihood):
     """Estimate of log p(x) for each datum, the most trustworthy that was found; every array has shape (N,), in nats."""
 

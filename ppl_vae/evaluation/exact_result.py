@@ -16,7 +16,7 @@ from ppl_vae.options import probability
 __all__ = ["ExactLogLikelihood"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExactLogLikelihood(MeanLogLikelihood):
     """log p(x) of each datum without an error; every array has shape (N,), every number is in nats."""
 

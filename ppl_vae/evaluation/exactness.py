@@ -26,7 +26,7 @@ class Bounded(Estimate, Protocol):
         """Intervals of log p(x), (N,) and (N,), in nats."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Agreement:
     """How far an estimate is from the exact log p(x); arrays (N,), in nats."""
 

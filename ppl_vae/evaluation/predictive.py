@@ -38,7 +38,7 @@ _LATENTS, _CHOICE, _DATA, _LOOK, _ROUNDING = range(5)
 _PARTS = _LATENT, _MADE, _GIVEN = ("z ", "x ", "observed ")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PosteriorPredictive:
     """Latents inferred from data, and data made anew of them: S draws for each of N data."""
 

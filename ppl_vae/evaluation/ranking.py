@@ -62,7 +62,7 @@ class Difference(NamedTuple):
     """Adjusted for all comparisons (Holm): told apart if at most 1 - level. See `Comparison`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     r"""Estimates of log p(x) of the same data under several pairs, and which of them can be told apart.
 

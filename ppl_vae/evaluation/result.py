@@ -20,7 +20,7 @@ from ppl_vae.pareto import FEW, khat_threshold
 __all__ = ["LogLikelihood"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LogLikelihood(MeanLogLikelihood):
     """Importance-sampled estimate of log p(x) for each datum; every array has shape (N,), every number is in nats."""
 

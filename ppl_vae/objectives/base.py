@@ -45,7 +45,8 @@ class Objective(Protocol):
     """What `fit` needs of an objective.
 
     One that keeps something with a pair, such as an average over steps, has a method `begin(pair)` too, which is called
-    before the first step.
+    before the first step. One that adds terms to those of the sites has `fault(pair, batch)`, which names in words the
+    first of them that is not finite, or gives empty text.
     """
 
     @property

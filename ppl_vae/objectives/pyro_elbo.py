@@ -75,18 +75,21 @@ def from_pyro(elbo: Any) -> FromPyro:
     """Lets any `pyro.infer` ELBO (Trace, TraceMeanField, TraceEnum, TraceGraph, TraceTMC, Renyi, ...) train in `fit`.
 
     Raises:
-        ValueError: For what is not a bound with one loss: wake-sleep, energy distance, tail-adaptive, TorchScript.
+        ValueError: For what is not a bound with one loss: wake-sleep, energy distance, tail-adaptive, TorchScript, and
+            for a class.
 
     Example:
         >>> from pyro.infer import TraceEnum_ELBO
         >>> from_pyro(TraceEnum_ELBO(max_plate_nesting=1)).num_particles
         1
     """
-    for family in type(elbo).__mro__:
+    given = elbo if isinstance(elbo, type) else type(elbo)
+    for family in given.__mro__:
         if (reason := _REFUSED.get(family.__name__)) is not None:
             raise ValueError(f"from_pyro: {family.__name__} cannot train in fit: {reason}")
-    if not hasattr(elbo, "loss_and_grads"):
-        raise ValueError(f"from_pyro: expected an ELBO of pyro.infer such as Trace_ELBO(), found {elbo!r}")
+    if isinstance(elbo, type) or not hasattr(elbo, "loss_and_grads"):
+        found = f"the class {elbo.__name__}: call it" if isinstance(elbo, type) else repr(elbo)
+        raise ValueError(f"from_pyro: expected an ELBO of pyro.infer such as Trace_ELBO(), found {found}")
     return FromPyro(elbo, int(getattr(elbo, "num_particles", 1)))
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ppl_vae.errors import PairError
 from ppl_vae.objectives.base import Objective, Values
 from ppl_vae.options import finite_number
 from ppl_vae.pair import Pair, kept_buffers
@@ -66,11 +69,30 @@ class Supervised:
             begin(pair)
 
     def evaluate(self, pair: Pair, batch: Batch, layout: Layout, beta: Tensor | float) -> Values:
-        """Runs the pair on a batch and returns loss, objective, true ELBO, distortion and rate."""
+        """Runs the pair on a batch and returns loss, objective, true ELBO, distortion and rate.
+
+        Raises:
+            PairError: `log_prob` returns no tensor (N,).
+        """
         values = self.objective.evaluate(pair, batch, layout, beta)
-        with pair.scope(), kept_buffers(pair):  # the statistics of a batch norm move once a step
-            term = self.weight * self.log_prob(*batch).mean()
+        term = self.weight * self._scored(pair, batch).mean()
         return values._replace(loss=values.loss - term, objective=values.objective + term.detach())
+
+    def fault(self, pair: Pair, batch: Batch) -> str:
+        """What the log-probability of the labels has that is not finite, in words; empty where nothing is."""
+        bad = (~torch.isfinite(self._scored(pair, batch))).nonzero()[:5, 0].tolist()
+        return f"log_prob of the labels is not finite (rows {bad} of the batch)" if bad else ""
+
+    def _scored(self, pair: Pair, batch: Batch) -> Tensor:
+        with pair.scope(), kept_buffers(pair):  # the statistics of a batch norm move once a step
+            found: Any = self.log_prob(*batch)
+        if not isinstance(found, Tensor) or found.shape != batch[0].shape[:1]:
+            what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise PairError(
+                f"log_prob of Supervised: expected log q of the label of each row, a tensor of shape "
+                f"({len(batch[0])},), found {what}: sum over all but the rows, and give zero where there is no label"
+            )
+        return found
 
     def judge(self) -> Objective:
         """The objective that judges held-out data, without the term."""

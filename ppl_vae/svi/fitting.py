@@ -24,6 +24,7 @@ from ppl_vae.rundir import RUN, check_free
 from ppl_vae.schedules import Schedule
 from ppl_vae.storage.files import where_links_lead
 from ppl_vae.svi.facts import facts_of
+from ppl_vae.svi.gradient import check_gradients_enabled
 from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validation_rows
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Course, Loop
@@ -169,7 +170,8 @@ def fit(
 
     Raises:
         ValueError: If an option has no meaning, or the optimiser needs a closure or has no learning rate.
-        PplVaeError: If another thread checks, fits or evaluates a pair: use processes.
+        PplVaeError: If another thread checks, fits or evaluates a pair: use processes. If gradients are switched off
+            outside.
         PairError: If the pair is not valid (see `check`), needs more rows than a batch has, or raises in a step, which
             is named; the error itself is the cause. If its parameters change during the fit in another way than in
             their numbers: one is frozen, replaced or added. If one, or a buffer, was expanded and may have to be put
@@ -214,6 +216,7 @@ def fit(
         on_nonfinite=on_nonfinite,
     )
     _check_watched(settings, validation)
+    check_gradients_enabled()
     check_options(resume, checkpoint_every, run_dir)
     start, group, target = time.monotonic(), current(), choose_device(device)
     root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()

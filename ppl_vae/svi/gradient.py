@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import PairError
+from ppl_vae.errors import PairError, PplVaeError
 from ppl_vae.objectives import Objective
 from ppl_vae.pair import Pair
 from ppl_vae.tape import Layout
@@ -103,6 +103,19 @@ class Gradient:
 
     def _name(self, parameter: Tensor) -> str:
         return next((name for name, p in self._pair.named_parameters() if p is parameter), "no longer in the pair")
+
+
+def check_gradients_enabled() -> None:
+    """Refuses to train where gradients are switched off outside.
+
+    Raises:
+        PplVaeError: They are.
+    """
+    if not torch.is_grad_enabled():
+        raise PplVaeError(
+            "expected gradients to train by, found them switched off where this is called: call it outside of "
+            "torch.no_grad(), torch.inference_mode() and torch.set_grad_enabled(False)"
+        )
 
 
 def binarized(probabilities: Tensor) -> Tensor:

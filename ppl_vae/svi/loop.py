@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -84,7 +83,7 @@ class HeldOut(NamedTuple):
     """-E log p(x given z), in nats per datum."""
     validation_rate: float = math.nan
     """KL(q, prior), in nats per datum."""
-    validation_kl: Mapping[str, tuple[float, ...]] = MappingProxyType({})
+    validation_kl: Mapping[str, tuple[float, ...]] = {}
     """KL of each latent scalar by site, where it is recorded."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -60,7 +59,7 @@ def _record(row: list[float], kl: Mapping[str, tuple[float, ...]]) -> Record:
 
 
 def _at(kl: Mapping[str, Tensor], epoch: int) -> Mapping[str, tuple[float, ...]]:
-    return {site: tuple(numbers[epoch].tolist()) for site, numbers in kl.items()} or MappingProxyType({})
+    return {site: tuple(numbers[epoch].tolist()) for site, numbers in kl.items()}
 
 
 def _matrix(tensors: Mapping[str, Tensor], name: str, columns: int | None, rows: int | None = None) -> Tensor:

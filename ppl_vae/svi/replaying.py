@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_vae.checking import check, check_for_pyro
 from ppl_vae.device import choose_device
@@ -22,8 +23,9 @@ from ppl_vae.rng import reseed, seeded
 from ppl_vae.rundir import as_plain
 from ppl_vae.storage import Checkpoint, read, step_folder, steps
 from ppl_vae.storage.exact import of_exact
+from ppl_vae.supports import first_outside
 from ppl_vae.svi import forms
-from ppl_vae.svi.gradient import Gradient, Metrics, binarized
+from ppl_vae.svi.gradient import Gradient, Metrics, binarized, check_gradients_enabled
 from ppl_vae.svi.kept import check_parameters, put_parameters
 from ppl_vae.svi.saving import BAD_STEPS
 from ppl_vae.svi.state import BATCH, ROWS
@@ -134,6 +136,7 @@ def replay(
     Raises:
         CheckpointError: There is no such step, or what was kept of it is damaged; or pair or objective are not those of
             the fit.
+        PplVaeError: Gradients are switched off outside.
 
     Example:
         >>> import tempfile, torch, ppl_vae as pv
@@ -146,6 +149,7 @@ def replay(
         ...         print(pv.replay(vae, run).reason)
         site 'x' of the model has a log-density that is not finite (rows [0, 1, 2, 3, 4] of the batch)
     """
+    check_gradients_enabled()
     kept, pair = _kept(Path(run_dir) / BAD_STEPS, step), as_pair(pair)
     target = _device(kept.plain["device"], device)
     if (wanted := kept.plain["objective"]) != (given := as_plain(objective)):
@@ -189,7 +193,13 @@ def _checked(found: Checkpoint) -> _Step:
     shapes = [array.shape[:1] for array in kept.batch]
     if rows.dtype != torch.int64 or rows.dim() != 1 or not len(rows) or any(shape != rows.shape for shape in shapes):
         raise CheckpointError(f"{ROWS}: expected the positions of the rows of the batch, found others")
+    if kept.plain["binarize"] and not _are_probabilities(kept.batch[0]):
+        raise CheckpointError(f"{BATCH}/0: expected probabilities, from which binary data are drawn, found others")
     return kept
+
+
+def _are_probabilities(array: Tensor) -> bool:
+    return array.is_floating_point() and first_outside(constraints.unit_interval, array) is None
 
 
 def _device(kept: str, wanted: str | torch.device | None) -> torch.device:
@@ -240,7 +250,7 @@ def _again(
     def again(act: Callable[..., T]) -> T:
         reseed(kept.plain["seed"], device)
         data = (binarized(batch[0]), *batch[1:]) if binary else batch
-        return act(pair, data, layout, objective.num_particles)
+        return act(pair, data, layout, objective)
 
     seen = Metrics(*metrics.tolist())
     finite = math.isfinite(seen.loss + seen.norm)

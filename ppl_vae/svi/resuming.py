@@ -19,11 +19,11 @@ from ppl_vae.errors import CheckpointError, DataError
 from ppl_vae.options import whole_number
 from ppl_vae.rundir import RunDirectory, is_of_evaluation
 from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
-from ppl_vae.storage.files import make_folder, refuse_link
+from ppl_vae.storage.files import make_folder
 from ppl_vae.svi.facts import Change, differences, other_programs
 from ppl_vae.svi.kept import moved_values, named
 from ppl_vae.svi.loop import Keeper
-from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving
+from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving, check_folders
 from ppl_vae.svi.signals import Signals, heard
 from ppl_vae.svi.state import State, check_plain, random_states
 from ppl_vae.svi.stepper import Stepper
@@ -78,8 +78,7 @@ def _opened(
         _refuse_nothing(root / CHECKPOINTS)  # before a folder is made
     make_folder(root)
     with locked(root) as hold:
-        for folder in (root / CHECKPOINTS, root / BAD_STEPS):
-            refuse_link(folder)
+        check_folders(root)
         found = _found(root / CHECKPOINTS, resume, facts)
         if found is None:
             _look_for_lost(RunDirectory(root))

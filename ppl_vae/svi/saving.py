@@ -14,13 +14,14 @@ from ppl_vae.history import Record
 from ppl_vae.rundir import RunDirectory, record_as_plain
 from ppl_vae.storage import Checkpoint, Hold, discard_after, newest, prune, steps, write
 from ppl_vae.storage.exact import of_exact
+from ppl_vae.storage.files import refuse_link
 from ppl_vae.svi.guard import NotFiniteError, OverflowedError
 from ppl_vae.svi.kept import put_back
 from ppl_vae.svi.loop import Keeper, Loop
 from ppl_vae.svi.signals import Signals
 from ppl_vae.svi.state import State, bundle, captured
 
-__all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Saving"]
+__all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Saving", "check_folders"]
 
 CHECKPOINTS, BAD_STEPS = "checkpoints", "bad-steps"
 Every = int | timedelta | None
@@ -62,7 +63,7 @@ class Saving(Keeper):
     def at_start(self, loop: Loop) -> None:
         """Takes back, in the directory, what came after the checkpoint; remembers what programs and optimiser keep."""
         _ = loop.stepper.values, loop.stepper.update.values  # to know later what they have changed
-        self._hold.check()
+        self._check_place()
         self._hold.begin()
         if self._found is not None:
             discard_after(self._found.path)
@@ -78,7 +79,7 @@ class Saving(Keeper):
 
     def after_bad_step(self, loop: Loop, error: NotFiniteError) -> None:
         """Leaves what it takes to do the step again, of the first few; nothing where its parameters are lost."""
-        self._hold.check()
+        self._check_place()
         folder = self.directory.root / BAD_STEPS
         if len(steps(folder)) < _BAD_STEPS_KEPT and not isinstance(error, OverflowedError):
             _write(folder, error.bad.step, bundle(loop, error.bad), {})
@@ -99,7 +100,7 @@ class Saving(Keeper):
 
     def close(self, loop: Loop) -> None:
         """Leaves parameters that belong together: none for who insists on an end at once, and waits for no disk."""
-        self._hold.check()
+        self._check_place()
         try:
             if not self._signals.insisted:
                 self._leave_parameters(loop)
@@ -124,8 +125,18 @@ class Saving(Keeper):
 
     def after_epoch(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
-        self._hold.check()
+        self._check_place()
         self.directory.append_history(record)
+
+    def _check_place(self) -> None:
+        """Refuses to leave anything where others may be at work, or where a link would lead it to another run.
+
+        Raises:
+            LockedError: The lock is lost, as `Hold.check` says.
+            StorageError: As `check_folders`.
+        """
+        self._hold.check()
+        check_folders(self.directory.root)
 
     def keep(self, loop: Loop, alone: bool = False) -> None:
         """Writes a checkpoint, reads it back, and removes older ones, and later ones if it is to be the last.
@@ -142,7 +153,7 @@ class Saving(Keeper):
             return
         start = time.monotonic()
         state = captured(loop)
-        self._hold.check()
+        self._check_place()
         path = _write(self.folder, loop.step, state, {"facts": self._facts})
         self._say_lost(state.plain["lost"])
         if alone:
@@ -192,6 +203,16 @@ class Following(Keeper):
         """Ends the fit if a signal has asked for it since the last step."""
         loop.stepper.consult()
         self._signals.obey("all steps are done")
+
+
+def check_folders(root: Path) -> None:
+    """Refuses links in the place of the folders that a fit writes and prunes in a run directory.
+
+    Raises:
+        StorageError: There is one, or the system does not tell.
+    """
+    for name in (CHECKPOINTS, BAD_STEPS):
+        refuse_link(root / name)
 
 
 def _write(folder: Path, step: int, state: State, more: Mapping[str, Any]) -> Path:

@@ -20,6 +20,7 @@ OptimizerFactory = Callable[..., torch.optim.Optimizer]
 OnNonfinite = Literal["stop", "skip", "rollback"]
 
 _DEFAULT_EPOCHS = 50
+_OPTIONAL = ("epochs", "steps", "patience", "clip_norm")
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,11 @@ class FitSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", seed_number("seed", self.seed))
-        for name in ("epochs", "steps", "batch_size", "patience"):
-            if getattr(self, name) is not None:
+        given = [name for name in _OPTIONAL if getattr(self, name) is not None] + ["batch_size", "learning_rate"]
+        for name in given:
+            if name not in ("clip_norm", "learning_rate"):
                 object.__setattr__(self, name, whole_number(name, getattr(self, name)))
-        for name in ("epochs", "steps", "batch_size", "learning_rate", "clip_norm", "patience"):
-            if getattr(self, name) is not None:
-                positive_number(name, getattr(self, name))
+            positive_number(name, getattr(self, name))
         if self.schedule is not None and not callable(self.schedule):
             raise ValueError(f"schedule: expected a function step -> factor, found {self.schedule!r}")
         if self.optimizer is not None and not callable(self.optimizer):
