@@ -143,7 +143,7 @@ def _as_named(path: Path, names: list[str]) -> list[Batch]:
 
 
 def _floating(path: Path, array: np.ndarray) -> Tensor:
-    """A copy in memory, its numbers as they are: in float64 if it was, or where float32 would round, else in float32."""
+    """A copy in memory, its numbers as they are: in float64 if it was, or where float32 rounds, else in float32."""
     if array.ndim < 2:
         raise DataError(
             f"{path}: expected one row per datum, (N, *event), found shape {array.shape}: reshape a column to (N, 1)"
