@@ -13,6 +13,7 @@ import ppl_vae as pv
 from ppl_vae import data
 from ppl_vae.cli.inputs import load_splits
 from ppl_vae.cli.work import free_directory
+from ppl_vae.errors import DataError
 from ppl_vae.rundir import DataSpec, Evaluation, read_evaluation
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
@@ -41,6 +42,26 @@ def test_rows_of_several_arrays_stay_together(tmp_path: Path):
     for first, second in (splits.train, splits.validation, splits.test):
         assert torch.equal(first[:, 0], 2.0 * second)
         assert second.dtype == torch.int64
+
+
+def test_whole_numbers_are_not_rounded_before_they_are_judged(tmp_path: Path):
+    """Of a thousand million and some, float32 has one in 64."""
+    some = np.arange(60).reshape(30, 2)
+    for start, dtype in ((0, torch.float32), (10**9, torch.float64)):
+        np.save(tmp_path / "x.npy", start + some)
+        parts = load_splits(DataSpec(str(tmp_path / "x.npy")))
+        found = torch.cat([part[0] for part in (parts.train, parts.validation, parts.test)])
+        assert sorted(found.long().flatten().tolist()) == (start + some).flatten().tolist()
+        assert found.dtype == dtype
+    result = call("fit", "gaussian-vae", "--data", tmp_path / "x.npy", *TINY, "--run-dir", tmp_path / "run")
+    assert (result.exit_code, "expected numbers that keep what varies in them in torch.float32" in result.stderr) == (
+        1,
+        True,
+    )
+    some[7, 1] = 2**53 + 1
+    np.save(tmp_path / "x.npy", some)
+    with pytest.raises(DataError, match=r"x\.npy, row 7: expected whole numbers from -2\^53 to 2\^53"):
+        load_splits(DataSpec(str(tmp_path / "x.npy")))
 
 
 def test_dequantised_digits_are_densities_of_the_levels():

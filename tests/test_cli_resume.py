@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import ppl_vae as pv
-from ppl_vae.cli import evaluating
+from ppl_vae.cli import evaluating, training
+from ppl_vae.cli.reopening import made_again
 from ppl_vae.rundir import RunDirectory, read_evaluation, read_run
 from ppl_vae.storage import steps
 from tests.commands import SMALL_VAE, USERS_PAIR, call, read, rewritten, succeed
@@ -83,10 +84,34 @@ def test_an_evaluation_of_what_the_run_leaves_behind_is_set_aside(tmp_path: Path
     root = stopped(tmp_path / "run", *SMALL_VAE, *OPTIONS)
     succeed("evaluate", root, "--num-samples", "20", "--limit", "30")
     before = read(root / "evaluation.json")
-    kept = root / "evaluation-K20-N30-seed0-step20.json"
-    assert str(kept) in succeed("resume", root)
+    kept = root / "evaluation-K20-N30-seed0-step21.json"
+    with pytest.warns(UserWarning, match=f"{kept}: of the parameters that the run goes on from"):
+        succeed("resume", root)
     assert read(kept) == before
     assert read(root / "evaluation.json")["mean"] > before["mean"]
+
+
+def test_what_was_said_of_a_commands_run_that_a_fit_prolongs_is_said_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = tmp_path / "run"
+    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "20", "--eval-limit", "30", "--run-dir", root)
+    before, seen = read(root / "evaluation.json"), stopped_after(99, monkeypatch)
+
+    def longer(*arguments: Any, **options: Any) -> pv.Fit:
+        return pv.fit(*arguments, **options | {"epochs": 3, "resume": "auto"})
+
+    monkeypatch.setattr(training, "fit", longer)
+    record = read_run(root)
+    pair, splits = made_again(root, record, None, None)
+    training._use_first(pair, record.pair, record.data, splits)
+    with pytest.warns(UserWarning, match="evaluation-K20-N30-seed0-step10.json: of the parameters that the run goes"):
+        training._fit(training._Run(root, record, record.training, pair, splits), "auto")
+    found = read_run(root)
+    assert (seen, found.status, found.steps, found.best_step) == (["training"] * 2, "finished", 30, 30)
+    assert found.seconds > record.seconds
+    assert read(root / "evaluation-K20-N30-seed0-step10.json") == before
+    assert not (root / "evaluation.json").exists()
 
 
 def test_an_evaluation_that_ends_when_the_run_has_gone_on_is_set_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

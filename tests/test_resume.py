@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae.errors import CheckpointError, LockedError, PplVaeError
+from ppl_vae.errors import CheckpointError, EstimateError, LockedError, PplVaeError
 from ppl_vae.rundir import RunDirectory
 from ppl_vae.storage import locked, newest, steps, write
 from ppl_vae.svi import loop, saving
@@ -191,6 +191,31 @@ def test_a_signal_after_the_last_step_is_obeyed(where: str, number: int, tmp_pat
     assert len(calls) == count
     assert steps(tmp_path / "run/checkpoints") == [9]
     assert same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path / "run", resume=True)))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_step_that_fails_is_obeyed(number: int, tmp_path: Path, monkeypatch, interrupts):
+    """Whoever asks a process to end waits for that, not for what its script does next."""
+
+    class Struck(pv.ELBO):
+        def evaluate(self, pair, batch, layout, beta):
+            values = super().evaluate(pair, batch, layout, beta)
+            os.kill(os.getpid(), number)
+            return values._replace(loss=values.loss * float("nan"))
+
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else Terminated) as raised:
+        run(ModuleVAE, binary, {"objective": Struck()}, run_dir=tmp_path / "run")
+    assert isinstance(raised.value.__context__, EstimateError)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_that_is_none_of_pythons_is_left_alone(monkeypatch, interrupts):
+    """As where a program in C embeds Python and hears SIGTERM itself."""
+    heard_now, before = signal.getsignal, signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signal, "getsignal", lambda n: None if n == signal.SIGTERM else heard_now(n))
+    with heard():
+        assert heard_now(signal.SIGTERM) is before
+        assert heard_now(signal.SIGINT) is not signal.default_int_handler
 
 
 def test_what_is_ignored_stays_ignored(interrupts):

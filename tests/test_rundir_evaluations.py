@@ -8,16 +8,19 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ppl_vae.cli.comparison import _Recorded
 from ppl_vae.errors import DataError, LockedError, StorageError
 from ppl_vae.evaluation import ranking
 from ppl_vae.rundir import (
     RunDirectory,
+    described_estimate,
     outdate_evaluation,
     read_arrays,
     read_evaluation,
@@ -114,20 +117,47 @@ def test_what_has_rounded_is_kept_and_wins_no_comparison(tmp_path: Path):
     assert ranking._credited(kept, sound, 0.0).tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize("act", ["write", "outdate"])
+def test_an_evaluation_with_an_impossible_draw_is_kept(tmp_path: Path):
+    """Its weights are averaged, among which a zero counts; its ELBO is minus infinity, for which JSON has no word."""
+    found = SimpleNamespace(
+        **vars(result(-1.0)), elbo=np.array([-1.0, -np.inf, -1.0]), num_dimensions=4, share_untrusted=0.0, seconds=1.0
+    )
+    record = described_estimate(found, (torch.zeros(3, 4),), "data", "density", 0)
+    write_evaluation(tmp_path, record, found)
+    assert read_evaluation(tmp_path).elbo is None
+    assert read_arrays(tmp_path, ["elbo"])[0].tolist() == [-1.0, -np.inf, -1.0]
+
+
+def test_a_record_that_no_file_can_hold_is_refused_before_anything_is_written(tmp_path: Path):
+    evaluated(tmp_path, mean=-1.0)
+    before = files.listed(tmp_path)
+    for settings in ("the guide as proposal", "another proposal"):
+        with pytest.raises(StorageError, match="mean: expected finite numbers"):
+            evaluated(tmp_path, settings, -np.inf)
+        assert files.listed(tmp_path) == before
+    assert pairs(tmp_path) == {"evaluation": (-1.0, -1.0)}
+
+
+@pytest.mark.parametrize("act", ["write", "write the same", "outdate"])
 def test_a_kill_or_a_refusal_at_any_call_loses_no_earlier_evaluation(act: str, fast_path: Path):
     old, new = (-1.0, -1.0), (-2.0, -2.0)
 
     def work(root: Path) -> None:
-        if act == "write":
-            evaluated(root, "new", new[0])
-        else:
+        if act == "outdate":
             outdate_evaluation(root, 7)
+        else:
+            evaluated(root, "new" if act == "write" else "old", new[0])
 
     def fresh(name: str) -> Path:
         (fast_path / name).mkdir()
         evaluated(fast_path / name, "old", old[0])
         return fast_path / name
+
+    def assert_kept(root: Path, when: str) -> None:
+        found = pairs(root)
+        replaced = act == "write the same" and found.get("evaluation") == new
+        assert replaced or old in found.values(), when
+        assert {*found.values()} <= {old, new}, when
 
     root = fresh("all")
     total = count(lambda: work(root))
@@ -136,13 +166,12 @@ def test_a_kill_or_a_refusal_at_any_call_loses_no_earlier_evaluation(act: str, f
         root = fresh(f"killed-{at}")
         with fault(Kill(at)):
             assert forked(lambda root=root: work(root)) == KILLED
-        assert old in pairs(root).values(), f"killed at call {at} of {total}"
-        assert {*pairs(root).values()} <= {old, new}
+        assert_kept(root, f"killed at call {at} of {total}")
         assert no_debris_after_the_next(root)
         root = fresh(f"refused-{at}")
         with fault(Fail(at, errno.ENOSPC, forever=True)), suppress(StorageError):
             work(root)
-        assert old in pairs(root).values(), f"refused at call {at} of {total}"
+        assert_kept(root, f"refused at call {at} of {total}")
 
 
 def no_debris_after_the_next(root: Path) -> bool:

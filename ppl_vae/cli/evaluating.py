@@ -101,11 +101,11 @@ def evaluate_run(root: Path, pair: Any, splits: Splits, settings: EvaluationSett
         exact = log_evidence(pair, batch, device=device) if settings.against_exact else None
     if not group.leads:
         return
-    kept = _write(root, pair, batch, title, settings, result)
-    typer.echo(f"{title}: {result}")
+    typer.echo(f"{title}: {result}")  # first, so that a disk that refuses does not take it away
     typer.echo(_bits(result))
     if exact is not None:
         typer.echo(str(agreement(result, exact)))
+    kept = _write(root, pair, batch, title, settings, result)
     if kept is not None:
         typer.echo(f"{kept}: the evaluation before this one")
 

@@ -19,6 +19,7 @@ __all__ = ["Batch", "Splits", "load_splits", "random_rows"]
 Batch = tuple[Tensor, ...]
 
 _HELD_OUT = 10  # one row in ten for validation, one for test
+_WHOLE_IN_SINGLE, _WHOLE_IN_DOUBLE = 2**24, 2**53  # up to here a floating type has every whole number
 _PARTS = ("train", "validation", "test")
 
 
@@ -142,12 +143,26 @@ def _as_named(path: Path, names: list[str]) -> list[Batch]:
 
 
 def _floating(path: Path, array: np.ndarray) -> Tensor:
-    """A copy in memory: float64 stays, everything else becomes float32, its numbers as they are."""
+    """A copy in memory, its numbers as they are: in float64 if it was, or where float32 rounds, else in float32."""
     if array.ndim < 2:
         raise DataError(
             f"{path}: expected one row per datum, (N, *event), found shape {array.shape}: reshape a column to (N, 1)"
         )
-    return torch.from_numpy(np.array(array, dtype=np.float64 if array.dtype == np.float64 else np.float32))
+    return torch.from_numpy(np.array(array, dtype=_type_for(path, array)))
+
+
+def _type_for(path: Path, array: np.ndarray) -> type[np.floating]:
+    """The floating type that takes numbers as they are; what it costs the pair to round them is judged later."""
+    if array.dtype.kind not in "iu":
+        return np.float64 if array.dtype == np.float64 else np.float32
+    lowest, highest = int(array.min()), int(array.max())
+    if max(-lowest, highest) > _WHOLE_IN_DOUBLE:
+        row = int(np.argmax((array > _WHOLE_IN_DOUBLE) | (array < -_WHOLE_IN_DOUBLE))) // (array.size // len(array))
+        raise DataError(
+            f"{path}, row {row}: expected whole numbers from -2^53 to 2^53, which float64 has, found one beyond: "
+            "subtract a number from all of them"
+        )
+    return np.float64 if max(-lowest, highest) > _WHOLE_IN_SINGLE else np.float32
 
 
 def _value_range(x: Tensor) -> tuple[float, float]:

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,7 +38,6 @@ from ppl_vae.rundir import (
     described,
     described_again,
     fingerprint,
-    outdate_evaluation,
     read_run,
     write_run,
 )
@@ -126,15 +124,8 @@ def resume(
                 pass
         pair, splits = made_again(root, record, pair_name, data_dir)
         _use_first(pair, record.pair, record.data, splits)
-    at_start = partial(_set_evaluation_aside, root, record)
-    description = described_again(root, record, at_start) if group.leads else nullcontext()
+    description = described_again(root, record) if group.leads else nullcontext()
     _train(_Run(root, record, training, pair, splits), group, description, resume="auto")
-
-
-def _set_evaluation_aside(root: Path, record: RunRecord) -> None:
-    """Set aside what tells nothing of the parameters of a fit that goes on."""
-    for kept in outdate_evaluation(root, record.steps):
-        typer.echo(f"{kept}: of the parameters that the run goes on from")
 
 
 def replay(root: Path, step: int | None, pair_name: str | None, data_dir: str | None, device: str) -> None:

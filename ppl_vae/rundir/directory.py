@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ppl_vae.errors import DataError, PplVaeError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir.parameters import load_parameters, parameters_of
-from ppl_vae.rundir.records import RUN, RunRecord, write_json, write_run
+from ppl_vae.rundir.records import RUN, RunRecord, read_run, write_json, write_run
 from ppl_vae.storage import EVALUATION_LOCK, LOCK, Hold, calls, files, lent, plain, tensors
 from ppl_vae.storage.versions import version_of
 
@@ -80,6 +80,12 @@ class RunDirectory:
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file of the run."""
         write_json(self.root / name, value)
+
+    def describe(self, **changes: Any) -> None:
+        """Changes fields of the description that a command has left of the run, where there is one that can be read."""
+        if files.is_file(self.root / RUN):
+            with suppress(DataError):  # of another version, or damaged: not ours to mend
+                write_run(self.root, replace(read_run(self.root), **changes))
 
     def append_history(self, record: Record) -> None:
         """Adds the line of an epoch to the history, which ends in its own SHA-256."""
@@ -188,7 +194,7 @@ def described(root: Path, record: RunRecord) -> Iterator[Hold]:
 
 
 @contextmanager
-def described_again(root: Path, record: RunRecord, at_start: Callable[[], None] = lambda: None) -> Iterator[Hold]:
+def described_again(root: Path, record: RunRecord) -> Iterator[Hold]:
     """Context of a fit that goes on in `root`: it trains again, whatever ends it.
 
     A fit that is refused before it begins changes nothing. One that finds another process at work there leaves the
@@ -197,7 +203,6 @@ def described_again(root: Path, record: RunRecord, at_start: Callable[[], None] 
     Args:
         root: The run directory.
         record: Its description.
-        at_start: Is called when the fit begins, after the description is written.
 
     Raises:
         LockedError: Another process is at work there.
@@ -207,7 +212,6 @@ def described_again(root: Path, record: RunRecord, at_start: Callable[[], None] 
     def begin() -> None:
         begun.append(record)
         write_run(root, replace(record, status="training"))
-        at_start()
 
     with lent(root, begin) as hold:
         try:

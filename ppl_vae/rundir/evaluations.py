@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError, StorageError
 from ppl_vae.rundir.directory import RunDirectory
-from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, write_record
+from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, record_as_bytes
 from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked, remove_debris
 
 __all__ = [
@@ -30,8 +30,6 @@ __all__ = [
     "write_bounds",
     "write_evaluation",
 ]
-
-T = TypeVar("T", Evaluation, Bounds)
 
 _NAME, _BOUNDS = "evaluation", "bounds"
 _SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its arrays
@@ -98,8 +96,8 @@ def write_evaluation(
 ) -> Path | None:
     """Write an evaluation as the latest one of a run, with the arrays of its data (those of `result`).
 
-    One by another method, or with other settings, another K, seed or other data, is kept under a name of its own; the
-    same one is replaced.
+    An earlier one by another method, or with other settings, another K, seed or other data, is kept under a name of its
+    own; the same one is replaced, and goes when the new one is whole.
 
     Args:
         root: The run directory.
@@ -114,12 +112,14 @@ def write_evaluation(
         LockedError: Another process has been writing one for a minute.
         DataError: The parameters are no longer those that were evaluated: the evaluation is kept under a name of its
             own.
+        StorageError: The disk refuses, or a number of the record is not finite; the earlier evaluation stays.
     """
-    found = {name: getattr(result, name) for name in _ARRAYS if hasattr(result, name)}
+    contents = _contents(record, {name: getattr(result, name) for name in _ARRAYS if hasattr(result, name)})
     with _alone(root):
-        _refuse_outdated(root, _name_of(record), record, found)
-        kept = _set_aside(root, record)
-        _write(root, _NAME, record, found)
+        _refuse_outdated(root, _name_of(record), record, contents)
+        old = _old(root)
+        is_same = old is not None and _identity(old) == _identity(record)
+        kept = _put_in_place(root, _NAME, contents, _name_of(old), is_kept=not is_same)
         draw()
     return kept
 
@@ -128,20 +128,20 @@ def write_bounds(root: Path, record: Bounds, lower: np.ndarray, upper: np.ndarra
     """Write bounds on data simulated from the model: `bounds.json` and `.npz`. Earlier ones are replaced.
 
     Raises:
-        LockedError, DataError: As with `write_evaluation`.
+        LockedError, DataError, StorageError: As with `write_evaluation`.
     """
-    found = {"lower": lower, "upper": upper}
+    contents = _contents(record, {"lower": lower, "upper": upper})
     with _alone(root):
-        _refuse_outdated(root, _BOUNDS, record, found)
-        _write(root, _BOUNDS, record, found)
+        _refuse_outdated(root, _BOUNDS, record, contents)
+        _put_in_place(root, _BOUNDS, contents, f"{_BOUNDS}-earlier", is_kept=False)
 
 
-def _refuse_outdated(root: Path, name: str, record: T, found: Mapping[str, np.ndarray]) -> None:
+def _refuse_outdated(root: Path, name: str, record: Evaluation | Bounds, contents: Mapping[str, bytes]) -> None:
     """Keeps what was found of parameters that a run has left behind meanwhile, and says that it is not the run's."""
     if _is_current(root, record):
         return
     name = _free(root, f"{name}-of-other-parameters")
-    _write(root, name, record, found)
+    _write(root, name, contents)
     raise DataError(
         f"{root}: expected the parameters that were evaluated, found others or none: the training has gone on "
         f"meanwhile; what was found of the earlier ones is kept in {name}.json; evaluate again when the training is "
@@ -190,7 +190,7 @@ def described_estimate(
         mean=float(result.value.mean()),
         mean_stderr=finite_or_none(mean_stderr(result.stderr)),
         population_stderr=finite_or_none(population_stderr(result.value)),
-        elbo=None if elbo is None else float(elbo.mean()),
+        elbo=None if elbo is None else finite_or_none(elbo.mean()),
         ess=None if ess is None else float(np.median(ess)),
         khat_threshold=finite_or_none(khat_threshold),
         share_untrusted=result.share_untrusted,
@@ -213,11 +213,30 @@ def _alone(root: Path) -> Iterator[None]:
         yield
 
 
-def _write(root: Path, name: str, record: T, found: Mapping[str, np.ndarray]) -> None:
-    """Writes arrays, then the record with their hash: what stops it between leaves a pair that is seen to be none."""
+def _contents(record: Evaluation | Bounds, found: Mapping[str, np.ndarray]) -> dict[str, bytes]:
+    """What the files of a pair hold, by suffix; a record that no file can hold is refused before any is written."""
     content = arrays.to_bytes(found)
-    files.replace(root / f"{name}.npz", [content])
-    write_record(root / f"{name}.json", replace(record, arrays_sha256=calls.summed([content]).sha256))
+    told = record_as_bytes(replace(record, arrays_sha256=calls.summed([content]).sha256))
+    return dict(zip(_SUFFIXES, (content, told), strict=True))
+
+
+def _write(root: Path, name: str, contents: Mapping[str, bytes]) -> None:
+    """Writes arrays, then the record with their hash: what stops it between leaves a pair that is seen to be none."""
+    for suffix in _SUFFIXES:
+        files.replace(root / f"{name}{suffix}", [contents[suffix]])
+
+
+def _put_in_place(root: Path, name: str, contents: Mapping[str, bytes], earlier: str, is_kept: bool) -> Path | None:
+    """Writes a pair in the place of an earlier one, of which a copy stands at least until the new one is whole."""
+    if not files.is_file(root / f"{name}.json"):
+        _write(root, name, contents)
+        return None
+    copy = _copy(root, name, earlier)
+    _write(root, name, contents)
+    if is_kept:
+        return copy
+    _remove(root, copy.stem)
+    return None
 
 
 def finite_or_none(value: float) -> float | None:
@@ -238,15 +257,12 @@ def outdate_evaluation(root: Path, steps: int) -> list[Path]:
 def _outdated(root: Path, name: str, steps: int) -> Path:
     described = _name_of(_old(root)) if name == _NAME else name
     kept = _copy(root, name, f"{described}-step{steps}")
-    files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{name}{suffix}")])
+    _remove(root, name)
     return kept
 
 
-def _set_aside(root: Path, new: Evaluation) -> Path | None:
-    if not files.is_file(root / f"{_NAME}.json"):
-        return None
-    old = _old(root)
-    return None if old is not None and _identity(old) == _identity(new) else _copy(root, _NAME, _name_of(old))
+def _remove(root: Path, name: str) -> None:
+    files.remove([path for suffix in _SUFFIXES[::-1] if files.is_file(path := root / f"{name}{suffix}")])
 
 
 def _old(root: Path) -> Evaluation | None:

@@ -29,6 +29,7 @@ __all__ = [
     "fingerprint",
     "read_record",
     "read_run",
+    "record_as_bytes",
     "write_json",
     "write_record",
     "write_run",
@@ -118,7 +119,7 @@ class Evaluation:
     population_stderr: float | None
     """Its standard error as an estimate for new data; absent where N = 1."""
     elbo: float | None
-    """Mean ELBO; absent where the method does not tell."""
+    """Mean ELBO; absent where the method does not tell, or where it is minus infinity, since a draw was impossible."""
     ess: float | None
     """Median effective sample size; absent where it is exact."""
     khat_threshold: float | None
@@ -213,9 +214,18 @@ def write_record(path: Path, record: RunRecord | Evaluation | Bounds) -> None:
     """Write the fields of a record, and their SHA-256, that `read_record` compares.
 
     Raises:
-        StorageError: The disk refuses; the file is whole, as with `files.replace`.
+        StorageError: The disk refuses, or a number is not finite; the file is whole, as with `files.replace`.
     """
-    files.replace(path, [plain.seal(asdict(record), _INDENT)])
+    files.replace(path, [record_as_bytes(record)])
+
+
+def record_as_bytes(record: RunRecord | Evaluation | Bounds) -> bytes:
+    """Return what `write_record` writes.
+
+    Raises:
+        StorageError: A number is not finite; its field is named.
+    """
+    return plain.seal(asdict(record), _INDENT)
 
 
 def write_json(path: Path, value: Any) -> None:

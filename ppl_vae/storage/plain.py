@@ -62,11 +62,21 @@ def seal(fields: dict[str, Any], indent: int | None = None) -> bytes:
         fields: What `encode` takes, by name; tuples become lists.
         indent: Spaces for each level; None writes one line.
 
+    Raises:
+        StorageError: It holds what JSON does not know, such as an infinite number; its name is said.
+
     Example:
         >>> unseal(seal({"step": 3}, indent=2), Path("run.json"), indent=2)
         {'step': 3}
     """
-    return _text(fields | {_SEAL: hashlib.sha256(_text(fields, None)).hexdigest()}, indent)
+    try:
+        return _text(fields | {_SEAL: hashlib.sha256(_text(fields, None)).hexdigest()}, indent)
+    except ValueError as error:
+        wrong = [name for name, value in fields.items() if type(value) is float and not math.isfinite(value)]
+        raise StorageError(
+            f"{', '.join(wrong) or 'fields'}: expected finite numbers, found what JSON has no word for ({error}): "
+            "nothing is written"
+        ) from error
 
 
 def unseal(content: bytes, path: Path, indent: int | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
-from ppl_vae.rundir import RunDirectory, record_as_plain
+from ppl_vae.rundir import RunDirectory, outdate_evaluation, record_as_plain
 from ppl_vae.storage import Checkpoint, Hold, discard_after, newest, prune, steps, write
 from ppl_vae.storage.exact import of_exact
 from ppl_vae.storage.files import refuse_link
@@ -58,14 +58,21 @@ class Saving(Keeper):
         self._every, self._facts, self._signals = every, dict(facts), signals
         self._last: tuple[int, int] = (0, 0) if found is None else (found.plain["step"], found.plain["epoch"])
         self._lost: set[str] = set()
+        self._is_done = False
         self._last_time, self._cost = time.monotonic(), _LEAST_SECONDS / _SHARE
 
     def at_start(self, loop: Loop) -> None:
-        """Takes back, in the directory, what came after the checkpoint; remembers what programs and optimiser keep."""
+        """Takes back, in the directory, what came after the checkpoint; remembers what programs and optimiser keep.
+
+        What was said there of the parameters until then is not of those to come: evaluations are set aside, and the
+        description of a command's run says that it trains.
+        """
         _ = loop.stepper.values, loop.stepper.update.values  # to know later what they have changed
         self._check_place()
         self._hold.begin()
         if self._found is not None:
+            self._set_evaluation_aside(loop.step)
+            self.directory.describe(status="training")
             discard_after(self._found.path)
             self.directory.write_history([record_as_plain(record) for record in loop.history])
 
@@ -97,6 +104,7 @@ class Saving(Keeper):
         """Ends the fit if a signal has asked for it since the last step."""
         loop.stepper.consult()
         self._signals.obey(f"all steps are done and saved in {self.folder}")
+        self._is_done = True
 
     def close(self, loop: Loop) -> None:
         """Leaves parameters that belong together: none for who insists on an end at once, and waits for no disk."""
@@ -107,6 +115,9 @@ class Saving(Keeper):
         finally:
             if self._signals.insisted:
                 self.directory.remove_parameters()
+        if self._is_done:
+            best = loop.step if loop.best is None else loop.best.step
+            self.directory.describe(status="finished", steps=loop.step, best_step=best, seconds=loop.seconds)
 
     def _leave_parameters(self, loop: Loop) -> None:
         """Writes those of the pair; within a step, or not finite, it gets those of the newest checkpoint before.
@@ -173,6 +184,10 @@ class Saving(Keeper):
                 UserWarning,
                 stacklevel=2,
             )
+
+    def _set_evaluation_aside(self, step: int) -> None:
+        for kept in outdate_evaluation(self.directory.root, step):
+            warnings.warn(f"{kept}: of the parameters that the run goes on from", UserWarning, stacklevel=2)
 
     def _is_due(self, step: int) -> bool:
         waited = time.monotonic() - self._last_time

@@ -75,22 +75,26 @@ class Signals:
 def heard(alone: bool = True) -> Iterator[Signals]:
     """Context in which SIGINT and SIGTERM wait for the end of a step, of all processes if this one is not alone.
 
-    One that nobody has obeyed by then is obeyed at the end of the context, whose work is done. Only the main thread of
-    a process receives signals: in another one nothing changes. One that is ignored stays so, as SIGINT is by jobs in
-    the background.
+    One that nobody has obeyed by then is obeyed at the end of the context, whose work is done, or has failed: the error
+    is then the context of what is raised. Only the main thread of a process receives signals: in another one nothing
+    changes. One that is ignored stays so, as SIGINT is by jobs in the background, and so does one that a program in C
+    hears, around this Python.
 
     Raises:
-        KeyboardInterrupt: SIGINT was received after the last step.
-        Terminated: SIGTERM was received after the last step.
+        KeyboardInterrupt: SIGINT was received after the last step, or in one that failed.
+        Terminated: SIGTERM was, likewise.
     """
     signals = Signals(alone)
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    heeded = [number for number in _HEARD if signal.getsignal(number) is not signal.SIG_IGN]
+    heeded = [number for number in _HEARD if signal.getsignal(number) not in (signal.SIG_IGN, None)]
     before = {number: signal.signal(number, signals.receive) for number in heeded}
     try:
         yield signals
+    except Exception:
+        signals.obey("the fit has failed", by_itself=True)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
