@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppl_vae.attributes import ABSENT, Attributes, Place, registered_with, reorder
 from ppl_vae.contents import ArrayContent, SetContent, TensorContent, is_same, memory
 from ppl_vae.discovery import LARGEST_CONTAINER
+from ppl_vae.naming import is_named, is_text
 from ppl_vae.portable import ARRAY, GONE, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
 from ppl_vae.storage.plain import HALVES
 
@@ -167,7 +168,8 @@ class Belongings:
         added = place.added()
         in_order = isinstance(place.holder.source, list | deque)
         for key in sorted(added) if in_order else added:
-            if len(added) > LARGEST_CONTAINER or _key(place, place.label(key)) != key:
+            found = _key(place, place.label(key))
+            if len(added) > LARGEST_CONTAINER or found is ABSENT or found != key:
                 yield _Name(VALUE, number, place.holder.name or place.label(key)), _Lost()
                 return
             name, value = _named(number, place, key, own)
@@ -198,10 +200,10 @@ class Belongings:
         except (LookupError, ValueError):
             return False
         if place.holder.registered:  # a buffer of the module
-            is_buffer = key in place.keys and not isinstance(place.now(key), nn.Parameter)
+            is_buffer = place.had(key) and not isinstance(place.now(key), nn.Parameter)
             if not is_buffer or not (value is None or isinstance(value, Tensor) or name.kind == GONE):
                 return False
-        return key is not ABSENT and (name.kind != GONE or key in place.keys) and fits(name.kind, value)
+        return key is not ABSENT and (name.kind != GONE or place.had(key)) and fits(name.kind, value)
 
     def _content(self, name: _Name) -> TensorContent | ArrayContent | SetContent:
         own = self._attributes
@@ -253,7 +255,9 @@ class _Name(NamedTuple):
 
 
 def _can_be_name(text: str, value: Any) -> bool:
-    """Whether a value may have a name in JSON, or a tensor in a file of such, see `check_storable`."""
+    """Whether a value has a name, which JSON may hold, or that of a tensor a file of such, see `check_storable`."""
+    if not is_named(text):
+        return False
     if not isinstance(value, Tensor):
         return HALVES.search(text) is None
     return len(text) <= _LONGEST and text == text.encode(errors="replace").decode()
@@ -268,14 +272,14 @@ def _named(number: int, place: Place, key: Any, own: set[int | None]) -> tuple[_
 
 
 def _key(place: Place, label: str) -> Any:
-    """The key of a place that a label names, or would name once it is there; `ABSENT` if none does, or two."""
+    """The key of a place that a label names, or would name there if it is a text or a number; `ABSENT` if none does."""
     if label in place.labelled:
         return place.labelled[label]
     last = label.removeprefix(place.holder.name).removeprefix(".")
     if place.size is None or place.label(last) != label:
         return ABSENT
     if isinstance(place.holder.source, MutableMapping):
-        return last if place.holder.counts(last) else ABSENT
+        return last if place.holder.counts(last) and is_text(last) else ABSENT
     return int(last) if last.isdecimal() and int(last) >= place.size else ABSENT
 
 

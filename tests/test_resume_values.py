@@ -64,7 +64,7 @@ LOST = {
     "another list": (list, lambda own: keep(own, [*own.kept, 1.0])),
     "keys that are no text": (dict, lambda own: own.kept.update({len(own.kept): 1.0})),
     "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
-    "keys of one text": (lambda: {1: 0.0, "1": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
+    "keys of one name": (lambda: {1: 0.0, "[1]": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
     "a key that no file can name": (lambda: {UNNAMEABLE: torch.zeros(1)}, lambda own: own.kept[UNNAMEABLE].add_(1.0)),
     "a key of two halves": (lambda: {HIGH + LOW: 0.0}, lambda own: own.kept.update({HIGH + LOW: 1.0})),
     "a sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: own.kept.mul_(1.1)),
@@ -149,14 +149,14 @@ def test_what_is_equal_and_has_other_bits_is_kept(kind: str):
     assert repr(other.kept) == repr(one.kept) != repr(make())
 
 
-def test_of_two_keys_of_one_text_neither_takes_the_place_of_the_other():
-    one, other = (fresh(0, lambda: Keeper({1: 0.0, "1": 0.0, "x": 0.0}, None, None)) for _ in range(2))
+def test_of_two_keys_of_one_name_neither_takes_the_place_of_the_other():
+    one, other = (fresh(0, lambda: Keeper({1: 0.0, "[1]": 0.0, "x": 0.0}, None, None)) for _ in range(2))
     belongings, again = (Belongings(as_pair(own)) for own in (one, other))
-    one.kept.update({1: 5.0, "1": 7.0, "x": 9.0})
+    one.kept.update({1: 5.0, "[1]": 7.0, "x": 9.0})
     taken = belongings.taken()
     again.put(taken.plain, taken.tensors)
-    assert other.kept == {1: 0.0, "1": 0.0, "x": 9.0}
-    assert taken.lost == ("self.kept.1",)
+    assert other.kept == {1: 0.0, "[1]": 0.0, "x": 9.0}
+    assert taken.lost == ("self.kept.[1]",)
 
 
 def test_buffers_that_are_replaced_are_saved_as_buffers():
