@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ppl_vae.contents import PLAIN, Change, TensorContent, content_of, is_same, memory, spelled
+from ppl_vae.errors import CheckpointError
 from ppl_vae.holders import Holder, holders
 from ppl_vae.naming import is_named
 
@@ -199,6 +200,11 @@ class Place:
             self._source[key] = value
         elif key == len(self._source):
             self._source.append(value)
+        else:
+            raise CheckpointError(
+                f"{self.label(key)}: expected a place in a list of {len(self._source)} entries or at its end: what "
+                "stands before it is missing; take another checkpoint"
+            )
 
     def take_away(self, key: Any) -> None:
         """Leaves no value in a place."""
@@ -215,6 +221,12 @@ class Place:
             self.put(key, self._before[key])
         elif self.holder.owner is not None:
             self.take_away(key)
+
+    def refill(self, size: Any) -> None:
+        """Puts back what has gone from a list, up to a size: a value has its place behind those before it."""
+        if isinstance(self._source, list | deque) and self.size is not None:
+            for key in range(len(self._source), min(self.size, size)):
+                self.put(key, self.before[key])
 
     def had(self, key: Any) -> bool:
         """Whether there was a value."""

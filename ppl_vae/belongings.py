@@ -56,10 +56,10 @@ class Belongings:
         registered = (place for place in self._places if place.holder.registered)
         self._forms = {(id(p.holder.source), key): _form(p.now(key)) for p in registered for key in p.keys}
         self._device = next((t.device for t in registered_with(root)), torch.device("cpu"))
-        self._before: set[str] = set()  # names of what another process had changed
+        self._before: set[str] = set()  # names of what has been other than it was, here or in another process
 
     def taken(self) -> Taken:
-        """What is not as it was, or was not when it was put here."""
+        """What is not as it was, or was not when it was `taken` before or put here."""
         plain: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         lost: list[str] = []
@@ -70,6 +70,7 @@ class Belongings:
                 tensors[str(name)] = value
             else:
                 plain[str(name)] = value
+        self._before |= {*plain, *tensors}
         return Taken(plain, tensors, tuple(dict.fromkeys(lost)))
 
     def misplaced(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -103,6 +104,9 @@ class Belongings:
             elif name.kind in _VALUES:
                 place = self._places[name.number]
                 place.undo(_key(place, name.label))
+        sizes = {name.number: size for name, size in _sizes(plain)}
+        for number, place in enumerate(self._places):
+            place.refill(sizes.get(number, place.size))
         self._put({**plain, **tensors}, (*_INTO, *_VALUES))
 
     def _put(self, values: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
@@ -269,6 +273,11 @@ def _named(number: int, place: Place, key: Any, own: set[int | None]) -> tuple[_
     found = entry(now, memory(now) in own if type(now) is Tensor else True)
     name = _Name(VALUE if found is None else found.kind, number, place.label(key))
     return name, _Lost() if found is None else found.value
+
+
+def _sizes(plain: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
+    named = [(_Name.of(text), value) for text, value in plain.items()]
+    return [(name, value) for name, value in named if name.kind == _SIZE]
 
 
 def _key(place: Place, label: str) -> Any:

@@ -363,3 +363,16 @@ def test_tensors_that_programs_make_are_made_beside_the_pair_or_its_batch(traine
 def test_a_tensor_that_stays_behind_is_named_with_what_helps():
     error = RuntimeError("Expected all tensors to be on the same device, but found at least two devices\nmore")
     assert re.search(r"two devices \(what programs keep .*register_buffer", first_line(error))
+
+
+def test_names_of_pyro_that_differ_in_a_dot_and_a_slash_are_two_parameters():
+    def model(x):
+        return [pyro.param(name, torch.tensor(float(value))) for value, name in enumerate(names, 1)]
+
+    names = ("a.b", "a/b", "a/b.c", "a/b/c", "a/b%2Ec", "a..b", "a//b")
+    pair = pv.Pair(model, lambda x: None)
+    assert [float(v.detach()) for v in pair(model, torch.zeros(2))] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    again = pv.Pair(model, lambda x: None)
+    again.load_state_dict(pair.state_dict())
+    assert [float(again.param(name).detach()) for name in names] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert "store.param:a/b" in pair.state_dict()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ppl_vae.belongings import Belongings
+from ppl_vae.errors import CheckpointError
 from ppl_vae.pair import as_pair
 from ppl_vae.storage import newest, read, step_folder, write
 from ppl_vae.svi import saving
@@ -157,6 +158,29 @@ def test_of_two_keys_of_one_name_neither_takes_the_place_of_the_other():
     again.put(taken.plain, taken.tensors)
     assert other.kept == {1: 0.0, "[1]": 0.0, "x": 9.0}
     assert taken.lost == ("self.kept.[1]",)
+
+
+def test_a_place_beyond_the_end_of_a_list_is_refused():
+    own = fresh(0, lambda: Keeper([0.0], None, None))
+    belongings = Belongings(as_pair(own))
+    own.kept += [1.0, 2.0]
+    plain = {name: value for name, value in belongings.taken().plain.items() if not name.endswith("kept.1")}
+    with pytest.raises(CheckpointError, match=r"self\.kept\.2: expected a place in a list of 1 entries or at its end"):
+        belongings.put(plain, {})
+
+
+def test_what_has_gone_from_a_list_since_is_put_back():
+    own = fresh(0, lambda: Keeper([0.0, 1.0, 2.0], None, None))
+    belongings = Belongings(as_pair(own))
+    own.kept[2] = 5.0
+    judged = belongings.taken()
+    del own.kept[:]
+    belongings.put_back(judged.plain, judged.tensors)
+    assert own.kept == [0.0, 1.0, 5.0]
+    del own.kept[1:]
+    shorter = belongings.taken()
+    belongings.put_back(shorter.plain, shorter.tensors)
+    assert own.kept == [0.0]
 
 
 def test_buffers_that_are_replaced_are_saved_as_buffers():
