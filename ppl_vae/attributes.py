@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ppl_vae.contents import PLAIN, Change, TensorContent, content_of, is_same, memory, spelled
+from ppl_vae.errors import CheckpointError
 from ppl_vae.holders import Holder, holders
+from ppl_vae.naming import is_named
 
 __all__ = ["ABSENT", "PLAIN", "Attributes", "Change", "Place", "registered_with", "reorder"]
 
@@ -137,17 +139,21 @@ class Place:
         self.size = len(self._source) if holder.whole else None
         self._registered = _names_registered(holder.owner)
 
+    @cached_property
+    def _before(self) -> dict[Any, Any]:
+        return dict(zip(self.keys, self.before, strict=True))
+
     def label(self, key: Any) -> str:
         """The names that lead to a value."""
-        return f"{self.holder.name}.{key}".strip(".")
+        return f"{self.holder.name}.{self.holder.spell(key)}".strip(".")
 
     @cached_property
     def labelled(self) -> dict[str, Any]:
-        """The keys by `label`; `ABSENT` where one text is that of two keys, such as 1 and "1"."""
+        """The keys by `label`; `ABSENT` where it is that of two keys, or of one that has no name."""
         found: dict[str, Any] = {}
         for key in self.keys:
             label = self.label(key)
-            found[label] = ABSENT if label in found else key
+            found[label] = key if label not in found and is_named(label) else ABSENT
         return found
 
     def change(self) -> Change | None:
@@ -194,6 +200,11 @@ class Place:
             self._source[key] = value
         elif key == len(self._source):
             self._source.append(value)
+        else:
+            raise CheckpointError(
+                f"{self.label(key)}: expected a place in a list of {len(self._source)} entries or at its end: what "
+                "stands before it is missing; take another checkpoint"
+            )
 
     def take_away(self, key: Any) -> None:
         """Leaves no value in a place."""
@@ -206,13 +217,25 @@ class Place:
 
     def undo(self, key: Any) -> None:
         """Puts back what was there; leaves no attribute that was not."""
-        if key in self.keys:
-            self.put(key, self.before[self.keys.index(key)])
+        if self.had(key):
+            self.put(key, self._before[key])
         elif self.holder.owner is not None:
             self.take_away(key)
 
+    def refill(self, size: Any) -> None:
+        """Puts back what has gone from a list, up to a size: a value has its place behind those before it."""
+        if isinstance(self._source, list | deque) and self.size is not None:
+            for key in range(len(self._source), min(self.size, size)):
+                self.put(key, self.before[key])
+
+    def had(self, key: Any) -> bool:
+        """Whether there was a value."""
+        return key in self._before
+
     def now(self, key: Any) -> Any:
         """The value as it is; `ABSENT` where there is none."""
+        if isinstance(self._source, dict):
+            return _entry(self._source, key)
         try:
             return self._source.cell_contents if isinstance(self._source, CellType) else self._source[key]
         except (LookupError, ValueError):
@@ -251,7 +274,14 @@ def _reader(source: Any, keys: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]
         return lambda _: ()
     if isinstance(source, CellType):
         return attrgetter("cell_contents", "cell_contents")
+    if hasattr(type(source), "__missing__"):
+        return lambda source: tuple(_entry(source, key) for key in keys)
     return itemgetter(*keys) if len(keys) > 1 else itemgetter(*keys, *keys)
+
+
+def _entry(source: dict[Any, Any], key: Any) -> Any:
+    """What stands in a dictionary, which is not asked to make what does not, as a `defaultdict` would."""
+    return dict.get(source, key, ABSENT)
 
 
 def _names_registered(owner: Any) -> list[str]:

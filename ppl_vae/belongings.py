@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ppl_vae.attributes import ABSENT, Attributes, Place, registered_with, reorder
 from ppl_vae.contents import ArrayContent, SetContent, TensorContent, is_same, memory
 from ppl_vae.discovery import LARGEST_CONTAINER
+from ppl_vae.naming import is_named, is_text
 from ppl_vae.portable import ARRAY, GONE, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
 from ppl_vae.storage.plain import HALVES
 
@@ -55,10 +56,10 @@ class Belongings:
         registered = (place for place in self._places if place.holder.registered)
         self._forms = {(id(p.holder.source), key): _form(p.now(key)) for p in registered for key in p.keys}
         self._device = next((t.device for t in registered_with(root)), torch.device("cpu"))
-        self._before: set[str] = set()  # names of what another process had changed
+        self._before: set[str] = set()  # names of what has been other than it was, here or in another process
 
     def taken(self) -> Taken:
-        """What is not as it was, or was not when it was put here."""
+        """What is not as it was, or was not when it was `taken` before or put here."""
         plain: dict[str, Any] = {}
         tensors: dict[str, Tensor] = {}
         lost: list[str] = []
@@ -69,6 +70,7 @@ class Belongings:
                 tensors[str(name)] = value
             else:
                 plain[str(name)] = value
+        self._before |= {*plain, *tensors}
         return Taken(plain, tensors, tuple(dict.fromkeys(lost)))
 
     def misplaced(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -102,6 +104,9 @@ class Belongings:
             elif name.kind in _VALUES:
                 place = self._places[name.number]
                 place.undo(_key(place, name.label))
+        sizes = {name.number: size for name, size in _sizes(plain)}
+        for number, place in enumerate(self._places):
+            place.refill(sizes.get(number, place.size))
         self._put({**plain, **tensors}, (*_INTO, *_VALUES))
 
     def _put(self, values: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
@@ -167,7 +172,8 @@ class Belongings:
         added = place.added()
         in_order = isinstance(place.holder.source, list | deque)
         for key in sorted(added) if in_order else added:
-            if len(added) > LARGEST_CONTAINER or _key(place, place.label(key)) != key:
+            found = _key(place, place.label(key))
+            if len(added) > LARGEST_CONTAINER or found is ABSENT or found != key:
                 yield _Name(VALUE, number, place.holder.name or place.label(key)), _Lost()
                 return
             name, value = _named(number, place, key, own)
@@ -198,10 +204,10 @@ class Belongings:
         except (LookupError, ValueError):
             return False
         if place.holder.registered:  # a buffer of the module
-            is_buffer = key in place.keys and not isinstance(place.now(key), nn.Parameter)
+            is_buffer = place.had(key) and not isinstance(place.now(key), nn.Parameter)
             if not is_buffer or not (value is None or isinstance(value, Tensor) or name.kind == GONE):
                 return False
-        return key is not ABSENT and (name.kind != GONE or key in place.keys) and fits(name.kind, value)
+        return key is not ABSENT and (name.kind != GONE or place.had(key)) and fits(name.kind, value)
 
     def _content(self, name: _Name) -> TensorContent | ArrayContent | SetContent:
         own = self._attributes
@@ -253,7 +259,9 @@ class _Name(NamedTuple):
 
 
 def _can_be_name(text: str, value: Any) -> bool:
-    """Whether a value may have a name in JSON, or a tensor in a file of such, see `check_storable`."""
+    """Whether a value has a name, which JSON may hold, or that of a tensor a file of such, see `check_storable`."""
+    if not is_named(text):
+        return False
     if not isinstance(value, Tensor):
         return HALVES.search(text) is None
     return len(text) <= _LONGEST and text == text.encode(errors="replace").decode()
@@ -267,15 +275,20 @@ def _named(number: int, place: Place, key: Any, own: set[int | None]) -> tuple[_
     return name, _Lost() if found is None else found.value
 
 
+def _sizes(plain: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
+    named = [(_Name.of(text), value) for text, value in plain.items()]
+    return [(name, value) for name, value in named if name.kind == _SIZE]
+
+
 def _key(place: Place, label: str) -> Any:
-    """The key of a place that a label names, or would name once it is there; `ABSENT` if none does, or two."""
+    """The key of a place that a label names, or would name there if it is a text or a number; `ABSENT` if none does."""
     if label in place.labelled:
         return place.labelled[label]
     last = label.removeprefix(place.holder.name).removeprefix(".")
     if place.size is None or place.label(last) != label:
         return ABSENT
     if isinstance(place.holder.source, MutableMapping):
-        return last if place.holder.counts(last) else ABSENT
+        return last if place.holder.counts(last) and is_text(last) else ABSENT
     return int(last) if last.isdecimal() and int(last) >= place.size else ABSENT
 
 

@@ -30,13 +30,19 @@ def choose_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise PplVaeError(f"device: expected auto, cpu or cuda, found {device!r}") from error
+        raise _other(device) from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise _other(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise PplVaeError(
             f"device: expected a CUDA device {device!r}, found {torch.cuda.device_count()} that torch can use: take "
             'device "cpu", or a build of torch for your GPU'
         )
     return torch.device("cuda", torch.cuda.current_device()) if chosen == torch.device("cuda") else chosen
+
+
+def _other(device: str | torch.device) -> PplVaeError:
+    return PplVaeError(f"device: expected auto, cpu or cuda, found {str(device)!r}")
 
 
 @contextmanager

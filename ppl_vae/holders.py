@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ppl_vae.discovery import LARGEST_CONTAINER, globals_in, names_in, variables
 from ppl_vae.libraries import is_known, is_library, is_ours, is_standard
+from ppl_vae.naming import Names, is_named
 
 __all__ = ["Holder", "hides", "holders", "is_option", "is_users", "reached"]
 
@@ -46,6 +47,8 @@ class Holder(NamedTuple):
     """Whether what is added counts too."""
     registered: bool = False
     """Whether these are parameters or buffers that belong to what was started from, and are kept with it."""
+    spell: Callable[[Any], str] = str
+    """What a key is called."""
 
     def counts(self, key: Any) -> bool:
         """Whether a key is neither machinery nor a cache, such as transforms keep of their last pair."""
@@ -112,29 +115,50 @@ def holders(root: nn.Module | Optimizer, name: str = "") -> list[Holder]:
         root: Where to start.
         name: What its names begin with.
     """
-    everything = reached(root, name)
+    names = Names(root)
+    everything = _reached(root, name, names)
     spaces: dict[int, tuple[dict[str, Any], set[str]]] = {}
-    for space, names in (space for _, value in everything for space in _spaces_of(value)):
-        spaces.setdefault(id(space), (space, set()))[1].update(names)
+    for space, used in (space for _, value in everything for space in _spaces_of(value)):
+        spaces.setdefault(id(space), (space, set()))[1].update(used)
     own = _own(root)
-    found = [holder for name, value in everything for holder in _holders_of(name, value, own)]
-    return found + [Holder("", space, sorted(names), whole=False) for space, names in spaces.values()]
+    found = [_below_unnamed(name, holder) for name, value in everything for holder in _holders_of(name, value, own)]
+    found = [h._replace(spell=names.of) if isinstance(h.source, dict) else h for h in found]
+    in_order = sorted(spaces.values(), key=lambda space: str(space[0].get("__name__")))
+    return found + [Holder("", space, sorted(used), whole=False) for space, used in in_order]
 
 
 def reached(root: nn.Module | Optimizer, name: str = "") -> list[tuple[str, Any]]:
-    """Everything within reach, by the names that lead there, in the same order in every process."""
+    """Everything within reach, by the names that lead there: what is named in the same order in every process."""
+    return _reached(root, name, Names(root))
+
+
+def _reached(root: nn.Module | Optimizer, name: str, names: Names) -> list[tuple[str, Any]]:
     left: deque[tuple[str, Any]] = deque([(name, root)])
+    unnamed: deque[tuple[str, Any]] = deque()  # what is only reached through what has no name comes last
     seen: dict[int, Any] = {}
     found: list[tuple[str, Any]] = []
-    while left:
-        name, value = left.popleft()
+    while left or unnamed:
+        name, value = (left or unnamed).popleft()
         if id(value) in seen:
             continue
         seen[id(value)] = value
         found.append((name, value))
-        left += _reached_from(name, value)
-        left += [(key, space[key]) for space, names in _spaces_of(value) for key in sorted(names)]
+        inside = _reached_from(name, value, names)
+        inside += [(key, space[key]) for space, used in _spaces_of(value) for key in sorted(used)]
+        if is_named(name):
+            left += (entry for entry in inside if is_named(entry[0]))
+            unnamed += (entry for entry in inside if not is_named(entry[0]))
+        else:
+            unnamed += ((_under(name, label), entry) for label, entry in inside)
     return found
+
+
+def _under(name: str, label: str) -> str:
+    return label if not is_named(label) else f"{name}.{label}"
+
+
+def _below_unnamed(name: str, holder: Holder) -> Holder:
+    return holder if is_named(name) else holder._replace(name=_under(name, holder.name))
 
 
 def _own(root: nn.Module | Optimizer) -> Callable[[nn.Module], bool]:
@@ -172,7 +196,7 @@ def _holders_of(name: str, value: Any, own: Callable[[nn.Module], bool]) -> Iter
         yield from (Holder(key, cell, [""], whole=False) for key, cell in _cells(value))
 
 
-def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
+def _reached_from(name: str, value: Any, names: Names) -> list[tuple[str, Any]]:
     if isinstance(value, functools.partial):
         return [(name, value.func), (name, value.args), (name, value.keywords)]
     if inspect.ismethod(value):
@@ -184,8 +208,7 @@ def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
         own = _below(name, vars(value).items())
         return [*variables(value), *((name, d) for d in defaults), *own] if _is_entered(value.__module__) else []
     if isinstance(value, dict | list | tuple | deque | set | frozenset):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return _below(name, items) if len(value) <= LARGEST_CONTAINER else []
+        return _below(name, _items(value, names)) if len(value) <= LARGEST_CONTAINER else []
     if not _has_attributes(value):
         return []
     homes = _named_homes(name, value)
@@ -202,6 +225,12 @@ def _reached_from(name: str, value: Any) -> list[tuple[str, Any]]:
         ]
     classes = value.__bases__ if isinstance(value, type) else (type(value),)
     return inside + [(c.__name__, c) for c in classes]
+
+
+def _items(container: Any, names: Names) -> Iterator[tuple[Any, Any]]:
+    if isinstance(container, dict):
+        return ((names.of(key), item) for key, item in container.items())
+    return names.entries(container) if isinstance(container, set | frozenset) else iter(enumerate(container))
 
 
 def _below(name: str, inside: Iterable[tuple[Any, Any]]) -> list[tuple[str, Any]]:

@@ -138,7 +138,7 @@ class Pair(nn.Module):
         alias = self._aliases.get(name)
         if alias is not None and alias is init:
             return alias
-        key = "param:" + name.replace(".", "/")
+        key = _key(name)
         constraint = self._constraints.setdefault(name, constraints.real if constraint is None else constraint)
         unconstrained = self.store._parameters.get(key)
         if unconstrained is None:
@@ -158,6 +158,13 @@ class Pair(nn.Module):
         value = transform_to(constraint)(unconstrained)
         value.unconstrained = weakref.ref(unconstrained)  # as Pyro has it; PyroModules ask for it
         return value
+
+
+def _key(name: str) -> str:
+    """Where the store keeps a parameter: a name of its own, without dots, for each name that Pyro takes."""
+    if "/" not in name:
+        return "param:" + name.replace(".", "/")
+    return "path:" + name.replace("%", "%25").replace(".", "%2E")
 
 
 def as_pair(pair: Any) -> Pair:

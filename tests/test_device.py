@@ -27,6 +27,14 @@ def test_a_device_that_is_not_there_is_refused(name: str, message: str, monkeypa
         choose_device(name)
 
 
+@pytest.mark.parametrize("name", ["meta", "mps", "xpu", "vulkan"])
+def test_a_device_of_another_type_is_refused(name: str):
+    """On meta, which torch has everywhere, the numbers of parameters would be gone."""
+    for device in (name, torch.device(name)):
+        with pytest.raises(PplVaeError, match=f"expected auto, cpu or cuda, found '{name}'"):
+            choose_device(device)
+
+
 def test_a_device_that_is_there_is_taken(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == torch.device("cuda", 1)

@@ -369,3 +369,16 @@ def test_a_tensor_that_stays_behind_is_named_with_what_helps():
 def test_a_class_is_no_pair(use):
     with pytest.raises(pv.PairError, match=r"expected a pair .*found the class VAE: call it"):
         use(pv.VAE)
+
+
+def test_names_of_pyro_that_differ_in_a_dot_and_a_slash_are_two_parameters():
+    def model(x):
+        return [pyro.param(name, torch.tensor(float(value))) for value, name in enumerate(names, 1)]
+
+    names = ("a.b", "a/b", "a/b.c", "a/b/c", "a/b%2Ec", "a..b", "a//b")
+    pair = pv.Pair(model, lambda x: None)
+    assert [float(v.detach()) for v in pair(model, torch.zeros(2))] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    again = pv.Pair(model, lambda x: None)
+    again.load_state_dict(pair.state_dict())
+    assert [float(again.param(name).detach()) for name in names] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+    assert "store.param:a/b" in pair.state_dict()

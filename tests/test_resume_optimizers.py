@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -222,6 +223,43 @@ def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
     with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.kept', .*option', .*3', .*new', which"):
         run(ModuleVAE, binary, options, run_dir=tmp_path)
     assert newest(tmp_path / "checkpoints").plain["lost"] == names
+
+
+class Measuring(torch.optim.SGD):
+    """Keeps of each parameter what no checkpoint holds, a number and a dictionary beside it."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state.setdefault("norms", np.zeros(3))[0] += 1.0
+            state.setdefault("sparse", torch.eye(2).to_sparse())
+            state[0] = torch.ones(1)
+            state["n"], state["seen"] = state.get("n", np.int64(0)) + 1, {"n": int(state["norms"][0])}
+        super().step()
+
+
+def test_what_an_optimiser_keeps_of_each_parameter_and_no_checkpoint_holds_is_lost(tmp_path: Path):
+    options = OPTIONS | {"optimizer": Measuring, "epochs": 1}
+    with pytest.warns(
+        UserWarning, match=r"do not hold 'optimizer\.entries\[0\]\.norms', .*sparse', .*0', .*entries\[1"
+    ):
+        run(ModuleVAE, binary, options, run_dir=tmp_path)
+    with pytest.warns(UserWarning, match=r"norms"):
+        run(ModuleVAE, binary, options | {"epochs": 2}, run_dir=tmp_path, resume=True)
+    entries = newest(tmp_path / "checkpoints").plain["optimizer"]["entries"]
+    assert entries[0].keys() == {"norms", "sparse", "n", "seen"}
+    assert entries[0]["seen"] == {"n": 3}  # counted anew
+    update = make_update(Measuring, parameters := [torch.nn.Parameter(torch.zeros(2))], 0.1)
+    own, first = update.optimizer.state[parameters[0]], moments(update)
+    update(parameters, [torch.ones(2)], None)
+    found = moments(update)
+    update(parameters, [torch.ones(2)], None)
+    check_moments(update, found.tensors, found.plain)
+    put_moments(update, found.tensors, found.plain)
+    assert (own["n"], own["norms"][0]) == (1, 2.0)
+    put_moments(update, first.tensors, first.plain)
+    assert own.keys() == {0}
 
 
 def test_an_option_that_no_checkpoint_holds_is_not_overwritten():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -70,6 +71,41 @@ def test_whole_numbers_of_numpy_are_whole_numbers(tmp_path: Path):
     found = run(ModuleVAE, binary, of_numpy, run_dir=tmp_path, checkpoint_every=np.int64(4))
     assert same(whole, numbers(*found))
     assert steps(tmp_path / "checkpoints") == [4, 6]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Table:
+    """A schedule with a field."""
+
+    entries: Any
+
+    def __call__(self, step: int) -> float:
+        return 1.0
+
+
+def nested(levels: int) -> list:
+    return [nested(levels - 1)] if levels else []
+
+
+CYCLE: dict[str, Any] = {}
+CYCLE["self"] = CYCLE
+
+
+@pytest.mark.parametrize(
+    "entries", [10**5000, chr(0xD83D) + chr(0xDE00), nested(40), CYCLE], ids=["digits", "halves", "levels", "cycle"]
+)
+def test_options_that_no_checkpoint_holds_are_refused_before_the_first_step(entries: Any, tmp_path: Path):
+    with pytest.raises(CheckpointError, match=r"no checkpoint could hold the options: .* leave out run_dir"):
+        run(ModuleVAE, binary, ONE | {"schedule": Table(entries)}, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    run(ModuleVAE, binary, ONE | {"schedule": Table(entries)})
+
+
+@pytest.mark.parametrize("resume", [1, 0, np.True_, "yes"])
+def test_resume_is_one_of_its_values(resume: Any, tmp_path: Path):
+    """1 equals True, and would begin anew where True is refused."""
+    with pytest.raises(ValueError, match=r"resume: expected 'auto', True or False, found"):
+        run(ModuleVAE, binary, ONE, run_dir=tmp_path / "run", resume=resume)
 
 
 class Expanded(ModuleVAE):

@@ -15,9 +15,10 @@ from torch import nn
 import ppl_vae as pv
 from ppl_vae.errors import CheckpointError
 from ppl_vae.pair import as_pair
+from ppl_vae.storage import newest
 from ppl_vae.svi.programs import facts_of_programs
 from tests.pairs import ModuleVAE
-from tests.resuming import Moody, binary, run
+from tests.resuming import Moody, binary, numbers, run, same
 from tests.training import fresh
 
 SCALE = 1.0
@@ -265,6 +266,29 @@ def test_another_choice_of_compiling_is_not_resumed(tmp_path: Path):
     run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path)
     with pytest.raises(CheckpointError, match="began with compile = False, found 'auto'"):
         run(ModuleVAE, binary, {}, run_dir=tmp_path, resume=True, compile="auto")
+
+
+class Alternating(ModuleVAE):
+    """Is in one of two phases, of which evaluations know nothing."""
+
+    phase = 0
+
+    def model(self, x):
+        if self.training:
+            self.phase = (self.phase + 1) % 2
+        return super().model(x)
+
+
+def test_what_the_fit_had_changed_and_put_back_may_be_other_when_it_goes_on(tmp_path: Path):
+    """The checkpoint has the value that it began with, the best pair, which the object is left as, the other one."""
+    options = {"validation": binary[:5], "learning_rate": 0.3, "seed": 8}
+    whole = run(Alternating, binary, options | {"steps": 12, "epochs": None})
+    pair = fresh(0, Alternating)
+    run(lambda: pair, binary, options | {"steps": 4, "epochs": None}, run_dir=tmp_path)
+    assert (pair.phase, newest(tmp_path / "checkpoints").step) == (1, 4)
+    for own in (lambda: pair, Alternating):
+        found = run(own, binary, options | {"steps": 12, "epochs": None}, run_dir=tmp_path, resume=True)
+        assert same(numbers(*whole), numbers(*found))
 
 
 def test_what_the_fit_has_changed_may_be_other_when_it_goes_on(tmp_path: Path):

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ppl_vae.belongings import Belongings
+from ppl_vae.errors import CheckpointError
 from ppl_vae.pair import as_pair
 from ppl_vae.storage import newest, read, step_folder, write
 from ppl_vae.svi import saving
@@ -64,7 +65,7 @@ LOST = {
     "another list": (list, lambda own: keep(own, [*own.kept, 1.0])),
     "keys that are no text": (dict, lambda own: own.kept.update({len(own.kept): 1.0})),
     "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
-    "keys of one text": (lambda: {1: 0.0, "1": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
+    "keys of one name": (lambda: {1: 0.0, "[1]": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
     "a key that no file can name": (lambda: {UNNAMEABLE: torch.zeros(1)}, lambda own: own.kept[UNNAMEABLE].add_(1.0)),
     "a key of two halves": (lambda: {HIGH + LOW: 0.0}, lambda own: own.kept.update({HIGH + LOW: 1.0})),
     "a sparse tensor": (lambda: torch.eye(2).to_sparse(), lambda own: own.kept.mul_(1.1)),
@@ -149,14 +150,37 @@ def test_what_is_equal_and_has_other_bits_is_kept(kind: str):
     assert repr(other.kept) == repr(one.kept) != repr(make())
 
 
-def test_of_two_keys_of_one_text_neither_takes_the_place_of_the_other():
-    one, other = (fresh(0, lambda: Keeper({1: 0.0, "1": 0.0, "x": 0.0}, None, None)) for _ in range(2))
+def test_of_two_keys_of_one_name_neither_takes_the_place_of_the_other():
+    one, other = (fresh(0, lambda: Keeper({1: 0.0, "[1]": 0.0, "x": 0.0}, None, None)) for _ in range(2))
     belongings, again = (Belongings(as_pair(own)) for own in (one, other))
-    one.kept.update({1: 5.0, "1": 7.0, "x": 9.0})
+    one.kept.update({1: 5.0, "[1]": 7.0, "x": 9.0})
     taken = belongings.taken()
     again.put(taken.plain, taken.tensors)
-    assert other.kept == {1: 0.0, "1": 0.0, "x": 9.0}
-    assert taken.lost == ("self.kept.1",)
+    assert other.kept == {1: 0.0, "[1]": 0.0, "x": 9.0}
+    assert taken.lost == ("self.kept.[1]",)
+
+
+def test_a_place_beyond_the_end_of_a_list_is_refused():
+    own = fresh(0, lambda: Keeper([0.0], None, None))
+    belongings = Belongings(as_pair(own))
+    own.kept += [1.0, 2.0]
+    plain = {name: value for name, value in belongings.taken().plain.items() if not name.endswith("kept.1")}
+    with pytest.raises(CheckpointError, match=r"self\.kept\.2: expected a place in a list of 1 entries or at its end"):
+        belongings.put(plain, {})
+
+
+def test_what_has_gone_from_a_list_since_is_put_back():
+    own = fresh(0, lambda: Keeper([0.0, 1.0, 2.0], None, None))
+    belongings = Belongings(as_pair(own))
+    own.kept[2] = 5.0
+    judged = belongings.taken()
+    del own.kept[:]
+    belongings.put_back(judged.plain, judged.tensors)
+    assert own.kept == [0.0, 1.0, 5.0]
+    del own.kept[1:]
+    shorter = belongings.taken()
+    belongings.put_back(shorter.plain, shorter.tensors)
+    assert own.kept == [0.0]
 
 
 def test_buffers_that_are_replaced_are_saved_as_buffers():

@@ -7,6 +7,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,7 +30,7 @@ from ppl_vae.svi.inputs import check_held_out, checked, training_rows, validatio
 from ppl_vae.svi.joint import begin_together
 from ppl_vae.svi.loop import Course, Loop
 from ppl_vae.svi.moving import check_own_memory
-from ppl_vae.svi.resuming import Resume, check_options, keeping, shared
+from ppl_vae.svi.resuming import Resume, check_options, keeping, shared, storable
 from ppl_vae.svi.saving import Every
 from ppl_vae.svi.settings import FitSettings, OnNonfinite, OptimizerFactory
 from ppl_vae.svi.state import restore
@@ -232,7 +233,8 @@ def fit(
             data_read = (ready.rows, ready.held_out)
             facts: dict[str, Any] = {}
             if root is not None:
-                facts = facts_of(ready.stepper.pair, settings, compile, data_read, target, group)
+                told = partial(facts_of, ready.stepper.pair, settings, compile, data_read, target, group)
+                facts = storable(root, told)
             keeper = stack.enter_context(keeping(root, ready.stepper, facts, resume, checkpoint_every))
         begin_together(group, ready.stepper.pair, ready.report.layout, settings, data_read, target)
         state = shared(keeper.state, group, target)

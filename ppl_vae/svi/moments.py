@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ppl_vae.errors import CheckpointError
 from ppl_vae.holders import is_option
+from ppl_vae.storage import check_storable
+from ppl_vae.storage.exact import exact
+from ppl_vae.storage.plain import encode
 from ppl_vae.storage.tensors import under
 from ppl_vae.svi.forms import HOW_TO_GO_ON, fitting
 from ppl_vae.svi.update import Update
@@ -18,6 +22,7 @@ from ppl_vae.svi.update import Update
 __all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", "overflowed", "put_moments"]
 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
+_LOST = {"lost": True}  # and for what nothing holds
 _SEQUENCES: dict[str, type] = {"tuple": tuple, "list": list}  # by the only key of what stands there for one
 _OPTIMIZER, _GROUP, _VALUE = "optimizer", "optimizer/group", "optimizer/value/"
 _CPU = torch.device("cpu")
@@ -37,13 +42,14 @@ class Moments(NamedTuple):
 def moments(update: Update) -> Moments:
     """What the optimiser keeps now."""
     states, groups, values = _states_of(update), [*map(_options_of, update.groups)], update.values.taken()
+    lost = (*values.lost, *_lost_entries(states), *_lost_options(update))
     packed = {
-        kind: [{n: _packed(v) for n, v in place.items()} for place in found]
+        kind: [{n: _packed(v) for n, v in place.items() if isinstance(n, str)} for place in found]
         for kind, found in (("entries", states), ("groups", groups))
     }
     tensors = _tensors_of(_OPTIMIZER, states) | _tensors_of(_GROUP, groups)
     others = {f"{_VALUE}{name}": tensor for name, tensor in values.tensors.items()}
-    return Moments(tensors | others, {**packed, "values": values.plain}, (*values.lost, *_lost_options(update)))
+    return Moments(tensors | others, {**packed, "values": values.plain}, lost)
 
 
 def overflowed(update: Update) -> str:
@@ -71,7 +77,7 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
         if count != len(plain[name]):
             raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {HOW_TO_GO_ON}")
     for number, (there, entry) in enumerate(zip(states, plain["entries"], strict=True)):
-        for name in entry.keys() & there.keys():
+        for name in (name for name in entry.keys() & there.keys() if entry[name] != _LOST):
             if isinstance(there[name], Tensor) or (there[name] is not None and entry[name] is not None):
                 where = f"{_OPTIMIZER}.entries[{number}].{name}"
                 _check(where, _place(_OPTIMIZER, number, name), there[name], entry[name], tensors)
@@ -93,9 +99,11 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
     places = [(o.state, p, group) for o in update.optimizers for group in o.param_groups for p in group["params"]]
     for number, ((state, parameter, group), entry) in enumerate(zip(places, plain["entries"], strict=True)):
         own = state.setdefault(parameter, {})
-        for name in own.keys() - entry.keys():  # made by steps after that state
+        for name in [n for n in own if isinstance(n, str) and n not in entry]:  # made by steps after that state
             del own[name]
         for name, value in entry.items():
+            if value == _LOST:
+                continue  # what the optimiser has made anew stays
             place = _place(_OPTIMIZER, number, name)
             if value == TENSOR and isinstance(own.get(name), Tensor):
                 own[name].copy_(tensors[place])
@@ -129,23 +137,47 @@ def _check(where: str, place: str, own: Any, found: Any, tensors: Mapping[str, T
 
 
 def _kind(value: Any) -> str:
-    if value == TENSOR:
-        return "a tensor"
+    if value in (TENSOR, _LOST):
+        return "a tensor" if value == TENSOR else "what no checkpoint holds"
     if kind := _sequence(value):
         return f"a tuple of {len(value[kind])}" if kind == "tuple" else "a list"
     if isinstance(value, list):  # as earlier versions packed one
         return "a list"
     if isinstance(value, bool):
         return "true or false"
-    return "a number" if isinstance(value, int | float) else repr(value)[:40]
+    return "a number" if isinstance(value, int | float | np.number) else type(value).__name__
 
 
 def _packed(value: Any) -> Any:
     """A value in the plain part."""
+    if not _is_entry(value):
+        return _LOST
     if isinstance(value, Tensor):
         return TENSOR
     kind = next((kind for kind, sequence in _SEQUENCES.items() if type(value) is sequence), None)
     return value if kind is None else {kind: [*map(_packed, value)]}
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether the value of a state can be held: a tensor, what JSON holds, or a list or tuple of such."""
+    if type(value) in _SEQUENCES.values():
+        return all(map(_is_entry, value))
+    try:
+        check_storable({"tensor": value}) if isinstance(value, Tensor) else encode(exact(value))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lost_entries(states: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Names of what the optimiser keeps of each parameter and no checkpoint holds."""
+    found = (
+        (n, name)
+        for n, state in enumerate(states)
+        for name in state
+        if not (isinstance(name, str) and _is_entry(state[name]))
+    )
+    return [f"{_OPTIMIZER}.entries[{n}].{name}" for n, name in found]
 
 
 def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
@@ -180,7 +212,7 @@ def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_kept(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and is_option(value)
+    return isinstance(name, str) and is_option(value) and _is_entry(value)
 
 
 def _lost_options(update: Update) -> list[str]:
@@ -196,12 +228,18 @@ def _place(kind: str, number: int, name: str) -> str:
     return f"{kind}/{number}/{name}"
 
 
-def _tensors_of(kind: str, places: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    held = ((_place(kind, n, name), value) for n, place in enumerate(places) for name, value in place.items())
+def _tensors_of(kind: str, places: Sequence[Mapping[Any, Any]]) -> dict[str, Tensor]:
+    found = (
+        (_place(kind, n, name), value)
+        for n, place in enumerate(places)
+        for name, value in place.items()
+        if isinstance(name, str)
+    )
+    held = ((where, value) for where, value in found if _is_entry(value))
     return {where: v for place, value in held for where, v in _parts(place, value) if isinstance(v, Tensor)}
 
 
-def _states_of(update: Update) -> list[Mapping[str, Any]]:
+def _states_of(update: Update) -> list[Mapping[Any, Any]]:
     """The state of each parameter in each optimiser."""
     return [optimizer.state.get(p, {}) for optimizer in update.optimizers for p in _parameters_of(optimizer)]
 

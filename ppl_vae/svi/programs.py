@@ -30,6 +30,7 @@ _NO_OPERATORS = {
 _WRAPPED = (staticmethod, classmethod, property, functools.cached_property, functools.partial, MethodType)
 _LARGEST, _LONGEST = 1 << 20, 60
 _Function = tuple[str, FunctionType, frozenset[str]]  # its name; it is used where one of the words is mentioned
+_KEY = re.compile(r"(?s)\[.*?\](?=\.|$)")
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|auto)(:\d+)?")
 
 
@@ -107,8 +108,8 @@ def _class(owner: Any) -> type:
 
 
 def _last(name: str) -> str:
-    """The last part of a name that is no number: entries of a list go by the name of the list."""
-    parts = [part for part in name.split(".") if not part.isdecimal()]
+    """The last part of a name that code may mention: entries of a list, or of keys that are no text, go by its name."""
+    parts = [part for part in _KEY.sub("", name).split(".") if part and not part.isdecimal()]
     return parts[-1] if parts else ""
 
 

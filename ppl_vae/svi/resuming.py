@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from ppl_vae.distributed import Group
-from ppl_vae.errors import CheckpointError, DataError
+from ppl_vae.errors import CheckpointError, DataError, PplVaeError, first_line
 from ppl_vae.options import whole_number
 from ppl_vae.rundir import RunDirectory, is_of_evaluation
 from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
 from ppl_vae.storage.files import make_folder
+from ppl_vae.storage.plain import encode
 from ppl_vae.svi.facts import Change, differences, other_programs
 from ppl_vae.svi.kept import moved_values, named
 from ppl_vae.svi.loop import Keeper
@@ -28,7 +29,7 @@ from ppl_vae.svi.signals import Signals, heard
 from ppl_vae.svi.state import State, check_plain, random_states
 from ppl_vae.svi.stepper import Stepper
 
-__all__ = ["Resume", "check_options", "keeping", "shared"]
+__all__ = ["Resume", "check_options", "keeping", "shared", "storable"]
 
 Resume = Literal["auto"] | bool
 
@@ -91,6 +92,25 @@ def _opened(
         yield Saving(directory, hold, every, facts, signals, found)
 
 
+def storable(root: Path, facts: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The facts of a run, see `facts_of`, which a checkpoint can hold.
+
+    Raises:
+        CheckpointError: None could: an option is no text, has too many levels or digits, or stands in itself.
+    """
+    try:
+        found = facts()
+        encode({"facts": found})
+    except PplVaeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{root}: no checkpoint could hold the options: {first_line(error)}; keep whole characters, at most 4300 "
+            "digits and few levels in the fields of objective, schedule and optimizer, or leave out run_dir"
+        ) from error
+    return found
+
+
 def check_options(resume: Resume, every: Every, run_dir: str | Path | None) -> None:
     """Refuses options of checkpoints that mean nothing.
 
@@ -100,7 +120,7 @@ def check_options(resume: Resume, every: Every, run_dir: str | Path | None) -> N
     """
     if not isinstance(run_dir, str | os.PathLike | None):
         raise ValueError(f"run_dir: expected a path as text or a pathlib.Path, found {run_dir!r}")
-    if resume not in (True, False, "auto"):
+    if resume is not True and resume is not False and resume != "auto":  # 1 equals True, and is not True below
         raise ValueError(f"resume: expected 'auto', True or False, found {resume!r}")
     if run_dir is None and (resume or every is not None):
         raise ValueError("resume, checkpoint_every: expected run_dir=..., where checkpoints are kept, found none")
