@@ -271,7 +271,9 @@ def test_another_choice_of_compiling_is_not_resumed(tmp_path: Path):
 class Alternating(ModuleVAE):
     """Is in one of two phases, of which evaluations know nothing."""
 
-    phase = 0
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = 0
 
     def model(self, x):
         if self.training:
