@@ -124,10 +124,10 @@ def test_what_cannot_be_probed_is_not_known():
     ll = estimate(ppca, x, 50, num_probes=0)
     assert np.isnan(ll.unseen).all()
     assert (ll.verdict != "reliable").all()
-    assert np.isnan(estimate(mixed(0.0), x[:, 0], 20, num_probes=1).unseen).all()
     assert np.isnan(estimate(ppca, ppca.sample(5), 10).unseen).all()
-    with pytest.raises(ValueError, match="num_probes: expected at least 0"):
-        estimate(ppca, ppca.sample(5), 50, num_probes=-1)
+    for wrong, said in ((-1, "expected at least 0"), (1, "expected 0, or at least 2")):
+        with pytest.raises(ValueError, match=f"num_probes: {said}"):
+            estimate(ppca, ppca.sample(5), 50, num_probes=wrong)
 
 
 @pytest.mark.parametrize(("rate", "k"), [(0.01, 5000), (0.05, 500)])
