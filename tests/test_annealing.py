@@ -123,10 +123,10 @@ def test_temperatures_go_from_zero_to_one():
 def test_adaptive_temperatures_make_every_step_change_as_much():
     path = path_of(small_ppca(dim=30), small_ppca(dim=30).sample(20), 16)
     with seeded(0), torch.no_grad():
-        frozen = steps.tune(path, pv.Annealing(num_temperatures=20, schedule="adaptive"), 20)
+        frozen = steps.tune(path, pv.Annealing(num_temperatures=40, schedule="adaptive"), 20)
     widths = np.diff(frozen.temperatures)
     assert (widths > 0).all()
-    assert widths[0] < widths[-1] / 1.5  # the likelihood says most when it is let in first: 1.9 to 2.4 by the seed
+    assert widths[0] < widths[-1] / 10  # the likelihood says most when it is let in first: 37 to 51 by the seed
 
 
 @pytest.mark.parametrize("length", [[0, 0, 0, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1], [0, 1, 0, 1, 0, 1]])

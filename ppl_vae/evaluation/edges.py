@@ -61,10 +61,10 @@ def tied(numbers: Tensor, counted: Tensor | None = None) -> Tensor:
 
     Masked numbers, which are not `counted`, are no ratio of densities.
     """
-    among = torch.ones_like(numbers, dtype=torch.bool) if counted is None else counted
+    low, high = (numbers if counted is None else numbers.where(counted, beyond) for beyond in (torch.inf, -torch.inf))
     found = torch.zeros_like(numbers[..., 0], dtype=torch.bool)
-    for end in (numbers.where(among, torch.inf).amin(0), numbers.where(among, -torch.inf).amax(0)):
-        same = among & (numbers == end)
+    for end in (low.amin(0), high.amax(0)):
+        same = numbers == end if counted is None else counted & (numbers == end)
         found |= (same & (same.sum(0) > 1)).any(-1)
     return found
 

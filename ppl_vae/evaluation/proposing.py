@@ -53,7 +53,6 @@ class Proposer:
     def _as_tensors(self, *batch: Tensor) -> tuple[Tensor, ...]:
         proposal = propose(self._pair, batch, self._num_particles, self._layout)
         self._event_dims, self._masked = proposal.event_dims, tuple(proposal.masks[0])
-        masks = (
-            mask.to(proposal.log_guide.dtype) for mask in proposal.masks[0].values()
-        )  # what is compiled is numbers
+        kind = proposal.log_guide.dtype  # what is compiled returns numbers
+        masks = (mask.to(kind) for mask in proposal.masks[0].values())
         return proposal.log_guide, *proposal.latents[0].values(), *masks
