@@ -271,13 +271,13 @@ STUDY = Study(
         seeds=(0, 1),
         latent_dim=6,
         hidden=(64,),
-        epochs=10,
+        epochs=2,
         num_labels=(50, 500),
         num_test=200,
         map_side=6,
         betas=(1.0, 4.0),
         sprite_hidden=(32,),
-        sprite_steps=200,
+        sprite_steps=30,
     ),
 )
 

@@ -290,10 +290,10 @@ STUDY = Study(
         num_test=50,
         latent_dim=4,
         hidden=(32,),
-        num_steps=40,
+        num_steps=10,
         num_samples=20,
         num_counts=500,
-        count_steps=40,
+        count_steps=10,
         seeds=(0, 1),
     ),
 )
