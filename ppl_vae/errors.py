@@ -18,6 +18,7 @@ __all__ = [
     "first_line",
     "is_lack_of_memory",
     "located",
+    "refusal",
 ]
 
 
@@ -84,6 +85,20 @@ def is_lack_of_memory(error: BaseException | None) -> bool:
         return False
     told = isinstance(error, RuntimeError) and any(lack in str(error) for lack in _LACKS)
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError) or is_lack_of_memory(error.__cause__)
+
+
+def refusal(error: BaseException | None) -> str:
+    """What the system refuses, in its words, where an error says that; empty where it says something else.
+
+    Example:
+        >>> refusal(OSError(24, "Too many open files")), refusal(MemoryError()), refusal(OSError("not a gzip file"))
+        ('Too many open files', 'memory ran out', '')
+    """
+    if is_lack_of_memory(error):
+        return "memory ran out"
+    if isinstance(error, OSError) and error.errno is not None:  # libraries raise some of their own without one
+        return error.strerror or str(error)
+    return ""
 
 
 _TENSOR = re.compile(r"\s*\btensor\(([^()]*)\)")

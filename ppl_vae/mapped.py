@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from ppl_vae.errors import DataError
 
 __all__ = ["read_rows"]
+
+_files: WeakKeyDictionary[mmap.mmap, tuple[int, int]] = WeakKeyDictionary()  # which file each mapping was first read as
 
 
 def read_rows(array: np.memmap, index: slice | np.ndarray) -> np.ndarray:
@@ -23,7 +26,8 @@ def read_rows(array: np.memmap, index: slice | np.ndarray) -> np.ndarray:
         index: A slice with step 1, or row numbers.
 
     Raises:
-        DataError: The file cannot be read, or is no longer as long as it was.
+        DataError: The file cannot be read, is no longer as long as it was, or another one has taken its name since the
+            first read.
     """
     first = _offset_in_file(array)
     if first is None:
@@ -38,6 +42,7 @@ def read_rows(array: np.memmap, index: slice | np.ndarray) -> np.ndarray:
     assert array.filename is not None
     try:
         with open(array.filename, "rb", buffering=0) as file:  # noqa: PTH123 (numpy gives str or Path)
+            _refuse_another(array._mmap, file.fileno())  # type: ignore[attr-defined]
             for piece, row in pieces:
                 _read(file.fileno(), piece, first + row * array.strides[0])
     except OSError as error:
@@ -46,6 +51,12 @@ def read_rows(array: np.memmap, index: slice | np.ndarray) -> np.ndarray:
             "put the file back as it was"
         ) from error
     return picked
+
+
+def _refuse_another(pages: mmap.mmap, file: int) -> None:
+    found = os.fstat(file)
+    if _files.setdefault(pages, (found.st_dev, found.st_ino)) != (found.st_dev, found.st_ino):
+        raise OSError("another file of that name")
 
 
 def _read(file: int, target: np.ndarray, position: int) -> None:

@@ -161,3 +161,15 @@ def test_a_file_that_was_cut_is_an_error(tmp_path):
         file.truncate(300)
     with pytest.raises(DataError, match=r"x.npy: expected data .* end before byte 608: put the file back"):
         read_rows(mapped, np.array([9]))
+
+
+def test_a_file_that_another_one_has_replaced_is_an_error(tmp_path):
+    """Its first rows were those of the file before; a file that is read for the first time is its own."""
+    np.save(tmp_path / "x.npy", np.zeros((10, 6)))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert not read_rows(mapped, slice(0, 3)).any()
+    np.save(tmp_path / "y.npy", np.ones((10, 6)))
+    (tmp_path / "y.npy").replace(tmp_path / "x.npy")
+    with pytest.raises(DataError, match=r"x.npy: expected data .* found another file of that name: put the file back"):
+        read_rows(mapped, slice(3, 6))
+    assert read_rows(np.load(tmp_path / "x.npy", mmap_mode="r"), slice(3, 6)).all()

@@ -17,7 +17,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.errors import CheckpointError, EstimateError, LockedError, PplVaeError
-from ppl_vae.rundir import RunDirectory
+from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, RunRecord, read_run, write_run
 from ppl_vae.storage import locked, newest, steps, write
 from ppl_vae.svi import loop, saving
 from ppl_vae.svi.signals import Terminated, heard
@@ -191,6 +191,21 @@ def test_a_signal_after_the_last_step_is_obeyed(where: str, number: int, tmp_pat
     assert len(calls) == count
     assert steps(tmp_path / "run/checkpoints") == [9]
     assert same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path / "run", resume=True)))
+
+
+def test_a_run_whose_end_was_not_waited_for_is_none_that_is_finished(tmp_path: Path, monkeypatch, interrupts):
+    """It has no parameters, which a run that resumes would leave."""
+
+    def struck(*_):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    write_run(tmp_path, RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3))
+    monkeypatch.setattr(loop.Loop, "_restore_best", struck)
+    with pytest.raises(KeyboardInterrupt):
+        run(ModuleVAE, binary, {"validation": binary[:5]}, run_dir=tmp_path)
+    assert read_run(tmp_path).status == "training"
+    assert not RunDirectory(tmp_path).has_parameters
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

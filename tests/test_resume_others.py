@@ -134,6 +134,7 @@ MACHINES = {
     "precision of float32": (torch, "get_float32_matmul_precision", lambda: "medium"),
     "build of torch": (torch.version, "git_version", "abc"),
     "default type": (torch, "get_default_dtype", lambda: torch.float64),
+    "kernels of oneDNN": (torch.backends.mkldnn, "enabled", False),
     "search for kernels of cuDNN": (torch.backends.cudnn, "benchmark", True),
 }
 

@@ -359,3 +359,6 @@ def test_fingerprints_tell_values_shapes_and_order():
     prints = {fingerprint(x), fingerprint(x.reshape(2, 4)), fingerprint(x, y), fingerprint(y, x), fingerprint(x + 1e-6)}
     assert len(prints) == 5
     assert fingerprint(x) == fingerprint(x.double())
+    large = torch.tensor([2**53])
+    assert fingerprint(large - 1) == fingerprint((large - 1).double())
+    assert len({fingerprint(large), fingerprint(large + 1), fingerprint(large + 2), fingerprint(-large - 1)}) == 4

@@ -245,3 +245,36 @@ def test_an_evaluation_waits_for_another_one_and_not_for_ever(tmp_path: Path, mo
         evaluated(tmp_path)
     with locked(tmp_path, EVALUATION_LOCK), pytest.raises(LockedError):
         outdate_evaluation(tmp_path, 1)
+
+
+def test_the_figure_of_an_evaluation_goes_with_it(tmp_path: Path):
+    (figures := tmp_path / "figures").mkdir()
+    for name in ("log-likelihood.png", "samples.png"):
+        (figures / name).touch()
+    evaluated(tmp_path, "1000 temperatures")
+    outdate_evaluation(tmp_path, 7)
+    assert files.listed(figures) == ["samples.png"]
+
+
+def test_debris_among_figures_goes_and_none_behind_a_link(tmp_path: Path):
+    (run := tmp_path / "run").mkdir()
+    (figures := tmp_path / "figures").mkdir()
+    own, other = (files.temporary(figures / name).name for name in ("log-likelihood.png", "samples.png"))
+    for name in (own, other):
+        (figures / name).touch()
+    (run / "figures").symlink_to(figures)
+    evaluated(run, "1000 temperatures")
+    assert files.listed(figures) == sorted([own, other])
+    (run / "figures").unlink()
+    figures.replace(run / "figures")
+    evaluated(run, "2000 temperatures")
+    assert files.listed(run / "figures") == [other]
+
+
+def test_arrays_are_those_of_the_record_that_was_read(tmp_path: Path):
+    """Another evaluation is written between the two."""
+    evaluated(tmp_path, "1000 temperatures", -1.0)
+    record = read_evaluation(tmp_path)
+    evaluated(tmp_path, "2000 temperatures", -2.0)
+    with pytest.raises(DataError, match=r"of evaluation\.json"):
+        read_arrays(tmp_path, ["value"], record)

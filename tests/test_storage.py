@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from ppl_vae import storage
 from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.storage import checkpoint, files, plain, tensors
+from ppl_vae.storage.exact import exact, of_exact
 from ppl_vae.storage.manifest import FORMAT, Manifest
 from tests.faults import holds, save
 
@@ -126,6 +127,19 @@ def test_plain_values_are_equal_to_the_last_digit(tmp_path: Path):
     found = storage.newest(tmp_path).plain
     assert found == values
     assert math.copysign(1, found["x"][3]) == -1
+
+
+@pytest.mark.parametrize("name", ["float", "complex", "bytes", "whole", "text", "dict"])
+def test_a_dictionary_that_looks_like_a_number_stays_one(name: str):
+    for value in (
+        {name: "1.5"},
+        {name: {name: math.inf}},
+        [{name: ["<f4", "0000803f"]}],
+        {name: {}},
+        {name: 1, "x": 2},
+    ):
+        assert of_exact(exact(value)) == value
+    assert of_exact({"float": "-inf"}) == -math.inf  # as earlier versions wrote it
 
 
 def test_the_newest_is_that_of_the_largest_step_whatever_the_clock_says(tmp_path: Path):

@@ -255,3 +255,10 @@ def test_what_cannot_be_locked_is_a_typed_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(lock.fcntl, "flock", unsupported)
     with pytest.raises(StorageError, match=r"cannot be locked .*file system with flock"):
         locked(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("elsewhere")], ids=["folder", "link"])
+def test_what_is_no_file_in_the_place_of_the_lock_is_said_to_be_none(make, tmp_path: Path):
+    make(tmp_path / LOCK)
+    with pytest.raises(StorageError, match=r"\.lock: expected a regular file, found something else: remove it"):
+        takes(tmp_path)

@@ -125,7 +125,7 @@ def _named(roots: Sequence[Path]) -> dict[str, Path]:
 
 
 def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
-    estimate = _Recorded(*read_arrays(root, _Recorded._fields))
+    estimate = _Recorded(*read_arrays(root, _Recorded._fields, e))
     if e.method == "exact":
         estimate = estimate._replace(exact=np.ones_like(estimate.exact))
     stderr = None if estimate.is_exact else math.nan if e.mean_stderr is None else e.mean_stderr

@@ -15,6 +15,7 @@ from ppl_vae.cli.inputs import Splits, random_rows
 from ppl_vae.drawing import Drawing
 from ppl_vae.errors import DataError, EstimateError
 from ppl_vae.history import History
+from ppl_vae.rundir import EVALUATION_FIGURE, FIGURES
 from ppl_vae.storage.calls import failing
 from ppl_vae.storage.files import make_folder, refuse_link, replace
 
@@ -54,7 +55,7 @@ def has_mean(vae: Drawing) -> bool:
 
 def draw_evaluation(root: Path, value: np.ndarray, trusted: np.ndarray | None, title: str) -> None:
     """Draw the distribution of the log-likelihood over the data, exact where nothing is said of trust."""
-    _save(figures.log_likelihood_histogram(value, trusted, title), root, "log-likelihood")
+    _save(figures.log_likelihood_histogram(value, trusted, title), root, EVALUATION_FIGURE)
 
 
 def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:
@@ -80,7 +81,7 @@ def save_images(x: Tensor, splits: Splits, out: Path, title: str) -> None:
 
 def _save(figure: Figure, root: Path, name: str) -> None:
     """Writes a figure of a run; where a link leads, nothing is written."""
-    refuse_link(folder := root / "figures")
+    refuse_link(folder := root / FIGURES)
     make_folder(folder)
     content = BytesIO()
     figures.save(figure, content)

@@ -163,7 +163,7 @@ def _train(
             hold.check()
             write_run(root, _finished(record, result))
     kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
-    with saying_what_is_saved(kept):
+    with saying_what_is_saved(kept), saying_what_is_left(lambda: kept):
         _after_training(run, result, group, kept)
 
 
@@ -180,8 +180,7 @@ def _after_training(run: _Run, result: Fit, group: Group, kept: str) -> None:
             run.training.device,
             parameters_sha256=RunDirectory(root).parameters_sha256(),
         )
-        with saying_what_is_left(lambda: kept):
-            evaluate_run(root, run.pair, run.splits, settings, group)
+        evaluate_run(root, run.pair, run.splits, settings, group)
     if group.leads:
         typer.echo(f"{root}: {', '.join(sorted(path.name for path in root.iterdir()))}")
 

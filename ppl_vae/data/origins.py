@@ -88,15 +88,14 @@ def files_of(name: str) -> list[tuple[str, ...]]:
 
 def read_idx(folder: Path, name: str, origin: IdxOrigin) -> np.ndarray:
     """Read folder/name or folder/name.gz, downloaded if neither is there; the bytes are checked by their hash."""
-    found = [path for path in (folder / name, folder / f"{name}.gz") if path.exists()]
-    path = found[0] if found else folder / f"{name}.gz"
+    path = next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), folder / f"{name}.gz")
 
     def read(source: Path) -> np.ndarray:
         content = bounded_bytes(source, _MAX_IDX)
         _check_hash(hashlib.sha256(content).hexdigest(), origin.sha256[name], source)
         return parse_idx(content, source)
 
-    return read(path) if found else _download(origin.url + path.name, path, read)
+    return _found_or_downloaded(origin.url + path.name, path, read)
 
 
 def omniglot(folder: Path) -> Drawings:
@@ -105,9 +104,9 @@ def omniglot(folder: Path) -> Drawings:
     if path.exists():
         return _checked(Drawings(*(load_array(path, key) for key in Drawings._fields)), path)
     zips = [folder / "images_background.zip", folder / "images_evaluation.zip"]
-    background, evaluation = (_download(_OMNIGLOT_URL + path.name, path, _read_zip) for path in zips)
+    background, evaluation = (_found_or_downloaded(_OMNIGLOT_URL + zip.name, zip, _read_zip) for zip in zips)
     drawings = _checked(_drawings(background, evaluation), path)
-    with _complete_or_absent(path) as part:
+    with as_data_error(path), _complete_or_absent(path) as part:
         np.savez_compressed(part, **drawings._asdict())
     return drawings
 
@@ -149,6 +148,10 @@ def _averaged(png: bytes) -> np.ndarray:
     quarters = np.clip(np.minimum(edges[1:], right) - np.maximum(edges[:-1], left), 0, 4)
     sixteenths = quarters @ ink @ quarters.T
     return ((34 * sixteenths + 15) // 30).astype(np.uint8)
+
+
+def _found_or_downloaded(url: str, path: Path, read: Callable[[Path], T]) -> T:
+    return read(path) if path.exists() else _download(url, path, read)
 
 
 def _download(url: str, path: Path, read: Callable[[Path], T]) -> T:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ppl_vae.arrays import as_rows
-from ppl_vae.errors import DataError, StorageError
+from ppl_vae.errors import DataError, StorageError, refusal
 from ppl_vae.storage.arrays import check_archive, check_header
 from ppl_vae.storage.files import is_file
 
@@ -128,10 +128,12 @@ def existing(path: Path) -> Path:
 
 @contextmanager
 def as_data_error(path: Path) -> Iterator[None]:
-    """Turn whatever a damaged file makes its reader raise into one `DataError` that names the file."""
+    """Turn what a damaged file makes its reader raise, or the system refuses, into one `DataError` that names it."""
     try:
         yield
     except (DataError, StorageError) as error:
         raise DataError(f"{path}: {error}") from None
     except Exception as error:  # zlib.error, struct.error, BadZipFile, TokenError, ...: the list has no end
+        if refused := refusal(error):
+            raise DataError(f"{path}: refused by the system ({refused}): the file may be good") from error
         raise DataError(f"{path}: expected a readable file, found damage ({error}): get the file anew") from error

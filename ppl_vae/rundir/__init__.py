@@ -1,14 +1,17 @@
 """What a run leaves on disk: its description, configuration, history, parameters and evaluations."""
 
 from ppl_vae.rundir.directory import (
+    FIGURES,
     RunDirectory,
     as_plain,
     check_free,
     described,
     described_again,
     record_as_plain,
+    tidy,
 )
 from ppl_vae.rundir.evaluations import (
+    EVALUATION_FIGURE,
     described_estimate,
     finite_or_none,
     is_of_evaluation,
@@ -31,6 +34,8 @@ from ppl_vae.rundir.records import (
 from ppl_vae.rundir.specs import Binarization, DataSpec, EvaluationSpec, PairSpec, TrainingSpec
 
 __all__ = [
+    "EVALUATION_FIGURE",
+    "FIGURES",
     "RUN",
     "Binarization",
     "Bounds",
@@ -55,6 +60,7 @@ __all__ = [
     "read_evaluation",
     "read_run",
     "record_as_plain",
+    "tidy",
     "write_bounds",
     "write_evaluation",
     "write_run",

@@ -7,7 +7,7 @@ import functools
 import math
 import os
 import platform
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +27,17 @@ from ppl_vae.storage import EVALUATION_LOCK, LOCK, Hold, calls, files, lent, pla
 from ppl_vae.storage.versions import version_of
 
 __all__ = [
+    "FIGURES",
     "RunDirectory",
     "as_plain",
     "check_free",
     "described",
     "described_again",
     "record_as_plain",
+    "tidy",
 ]
+
+FIGURES = "figures"
 
 _CONFIG, _HISTORY, _PARAMETERS = "config.json", "history.jsonl", "parameters.safetensors"
 _LOCKS = {LOCK, EVALUATION_LOCK}
@@ -114,11 +118,14 @@ class RunDirectory:
             files.remove([path])
 
     def parameters_sha256(self) -> str:
-        """SHA-256 of the file of the parameters; empty where none can be read."""
-        try:
-            return calls.summed(calls.pieces(self.root / _PARAMETERS, tensors.MAX_BYTES)).sha256
-        except StorageError:
+        """SHA-256 of the file of the parameters; empty where there is none.
+
+        Raises:
+            StorageError: The system does not let it be read.
+        """
+        if not self.has_parameters:
             return ""
+        return calls.summed(calls.pieces(self.root / _PARAMETERS, tensors.MAX_BYTES)).sha256
 
     def read_parameters(self, pair: Any) -> None:
         """Loads the parameters of the run into a new pair of the same programs, a `Pair` or anything that `fit` takes.
@@ -245,6 +252,21 @@ def check_free(root: Path, allowed: Collection[str] = ()) -> None:
     """
     if os.path.lexists(root) and (not files.is_folder(root) or _names_in(root) - set(allowed) - _LOCKS):
         raise PplVaeError(f"run directory {root}: expected a new or empty directory, found files; choose another name")
+
+
+def tidy(root: Path, of: Callable[[str], bool]) -> None:
+    """Removes what processes that were killed have left half-written in a run directory and among its figures.
+
+    Args:
+        root: The run directory.
+        of: What only this process writes there, by name, which a lock makes sure of.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    for folder in (root, root / FIGURES):
+        if folder == root or not folder.is_symlink():  # a link leads to what is not of the run
+            files.remove_debris(folder, of)
 
 
 def _names_in(root: Path) -> set[str]:

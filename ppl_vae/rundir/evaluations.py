@@ -16,11 +16,12 @@ from torch import Tensor
 
 from ppl_vae.averages import mean_stderr, population_stderr
 from ppl_vae.errors import DataError, StorageError
-from ppl_vae.rundir.directory import RunDirectory
+from ppl_vae.rundir.directory import FIGURES, RunDirectory, tidy
 from ppl_vae.rundir.records import Bounds, Evaluation, Kind, Method, fingerprint, read_record, record_as_bytes
-from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked, remove_debris
+from ppl_vae.storage import EVALUATION_LOCK, arrays, as_name, calls, files, locked
 
 __all__ = [
+    "EVALUATION_FIGURE",
     "described_estimate",
     "finite_or_none",
     "is_of_evaluation",
@@ -31,6 +32,7 @@ __all__ = [
     "write_evaluation",
 ]
 
+EVALUATION_FIGURE = "log-likelihood"
 _NAME, _BOUNDS = "evaluation", "bounds"
 _SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its arrays
 _MAX_BYTES = 2**30
@@ -65,13 +67,18 @@ def _is_current(root: Path, record: Evaluation | Bounds) -> bool:
     return record.parameters_sha256 in ("", RunDirectory(root).parameters_sha256())
 
 
-def read_arrays(root: Path, names: Sequence[str]) -> list[np.ndarray]:
+def read_arrays(root: Path, names: Sequence[str], record: Evaluation | None = None) -> list[np.ndarray]:
     """Read arrays of the latest evaluation, with NaN where an error cannot be told.
+
+    Args:
+        root: The run directory.
+        names: Of the arrays.
+        record: The evaluation, where it has been read: its arrays and no others.
 
     Raises:
         DataError: The file is missing, damaged, not that of `evaluation.json`, or without one of them.
     """
-    path, record = root / f"{_NAME}.npz", _read(root)
+    path, record = root / f"{_NAME}.npz", record or _read(root)
     try:
         content = files.read(path, _MAX_BYTES)
         if (found := calls.summed([content]).sha256) != record.arrays_sha256:
@@ -202,14 +209,14 @@ def described_estimate(
 
 def is_of_evaluation(name: str) -> bool:
     """Whether a file of a run is of an evaluation: those have a lock of their own, and are written while it trains."""
-    return name.startswith((_NAME, _BOUNDS))
+    return name.startswith((_NAME, _BOUNDS, EVALUATION_FIGURE))
 
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
     """Context in which no other process writes evaluations of the run; it may train meanwhile."""
     with locked(root, EVALUATION_LOCK, patience=_PATIENCE):
-        remove_debris(root, is_of_evaluation)
+        tidy(root, is_of_evaluation)
         yield
 
 
@@ -247,6 +254,8 @@ def finite_or_none(value: float) -> float | None:
 def outdate_evaluation(root: Path, steps: int) -> list[Path]:
     """Set evaluation and bounds aside whose parameters the run will leave behind, those after some steps.
 
+    The figure of the evaluation goes.
+
     Returns:
         Their new names.
     """
@@ -258,6 +267,9 @@ def _outdated(root: Path, name: str, steps: int) -> Path:
     described = _name_of(_old(root)) if name == _NAME else name
     kept = _copy(root, name, f"{described}-step{steps}")
     _remove(root, name)
+    picture = root / FIGURES / f"{EVALUATION_FIGURE}.png"
+    if name == _NAME and not picture.parent.is_symlink() and files.is_file(picture):
+        files.remove([picture])
     return kept
 
 

@@ -44,6 +44,7 @@ RUN = "run.json"
 _MAX_BYTES = 2**24
 _INDENT = 2
 _MOST = sys.float_info.max
+_EXACT = 2.0**53  # below it double precision holds every whole number
 _SPECS: dict[str, type] = {"pair": PairSpec, "data": DataSpec}
 _OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": EvaluationSpec}
 
@@ -238,11 +239,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def fingerprint(*arrays: Tensor) -> str:
-    """Return a hash of shapes and values, the same for the same data only."""
+    """Return a hash of shapes and values, the same for the same data only, of whatever type they are."""
     digest = hashlib.sha256()
     for x in arrays:
         digest.update(str(tuple(x.shape)).encode())
-        digest.update(x.to("cpu", torch.float64).contiguous().numpy().tobytes())
+        values = x.to("cpu", torch.float64)
+        digest.update(values.contiguous().numpy().tobytes())
+        if x.dtype == torch.int64 and bool((values.abs() >= _EXACT).any()):
+            digest.update(x.to("cpu").contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from ppl_vae.errors import StorageError
+from ppl_vae.errors import StorageError, refusal
 from ppl_vae.storage.calls import inflated
 
 __all__ = ["check_archive", "check_header", "from_bytes", "to_bytes"]
@@ -63,6 +63,8 @@ def from_bytes(
     except StorageError as error:
         raise StorageError(f"{path}: {error}") from None
     except Exception as error:  # zlib.error, struct.error, BadZipFile, TokenError, ...: the list has no end
+        if refused := refusal(error):
+            raise StorageError(f"{path}: cannot be read ({refused})") from error
         raise StorageError(f"{path}: expected readable arrays, found damage ({error})") from error
 
 
@@ -100,6 +102,7 @@ def check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:
     version = np.lib.format.read_magic(stream)
     if version not in readers:
         raise StorageError(f"expected .npy format 1.0 or 2.0, found {version}")
+    _refuse_long_header(stream, version)
     shape, _, dtype = readers[version](stream)
     if dtype.kind not in "fiub":
         raise StorageError(f"expected real numbers, found dtype {dtype} (objects are never unpickled)")
@@ -107,6 +110,14 @@ def check_header(stream: IO[bytes], size: int) -> tuple[int, ...]:
     if min(shape, default=0) < 0 or expected != size:
         raise StorageError(f"the header claims {dtype} {shape}, {expected} bytes, found {size}: the file is damaged")
     return shape
+
+
+def _refuse_long_header(stream: IO[bytes], version: tuple[int, int]) -> None:
+    """Before NumPy reads it, which refuses it too, with advice to trust the file."""
+    start, size = stream.tell(), int.from_bytes(stream.read(2 * version[0]), "little")
+    stream.seek(start)
+    if size > _MAX_HEADER:
+        raise StorageError(f"expected a header of at most {_MAX_HEADER} bytes, found {size}: the file is damaged")
 
 
 def _end_of_header(stream: IO[bytes], version: tuple[int, int]) -> int:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from ppl_vae.errors import StorageError
+from ppl_vae.errors import StorageError, is_lack_of_memory, refusal
 
 __all__ = [
     "NEW",
@@ -50,13 +50,15 @@ def do(operation: Callable[..., T], *arguments: Any) -> T:
 
 @contextmanager
 def failing(what: str, path: Path) -> Iterator[None]:
-    """Context in which an error of the system, or of a name, becomes one of storage that says what could not be."""
+    """Context in which what the system refuses, or a bad name, becomes an error of storage: it says what failed."""
     if "\0" in str(path):
         raise StorageError(f"{str(path)!r}: {what}: expected a name without NUL")
     try:
         yield
-    except OSError as error:
-        raise StorageError(f"{path}: {what} ({error.strerror or error})") from error
+    except (OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_lack_of_memory(error):
+            raise
+        raise StorageError(f"{path}: {what} ({refusal(error) or error})") from error
     except UnicodeEncodeError as error:
         raise StorageError(
             f"{str(path)!r}: {what}: expected a name that the system can have ({error.reason})"

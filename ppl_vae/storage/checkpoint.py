@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ppl_vae.errors import CheckpointError, StorageError
+from ppl_vae.errors import CheckpointError, StorageError, refusal
 from ppl_vae.options import whole_number
 from ppl_vae.storage import calls, files, plain, tensors
 from ppl_vae.storage.manifest import FORMAT, MAX_MANIFEST, Manifest, NewerFormatError
@@ -167,20 +167,16 @@ def read(path: Path) -> Checkpoint:
         UnreadableError: The system does not let it be read.
     """
     try:
-        manifest = _manifest(path)
-        state = plain.decode(_verified(path, STATE, manifest, MAX_STATE), path / STATE)
-        if type(state) is not dict:
-            raise StorageError(f"{path / STATE}: expected values by name, found {type(state).__name__}")
-        named = tensors.from_bytes(_verified(path, TENSORS, manifest, tensors.MAX_BYTES), path / TENSORS)
+        with calls.failing("cannot be read", path):
+            return _read(path)
     except CheckpointError:
         raise
     except StorageError as error:
-        if isinstance(cause := error.__cause__, OSError) and cause.errno not in _NOT_A_FILE:
+        if refusal(cause := error.__cause__) and getattr(cause, "errno", None) not in _NOT_A_FILE:
             raise UnreadableError(
                 f"{error}: the checkpoint may be good: try again, or move {path} away to go on from the one before it"
             ) from error
         raise CheckpointError(str(error)) from error
-    return Checkpoint(manifest.step, named, state, path, manifest.library)
 
 
 def prune(folder: Path, keep_last: int = 2) -> list[Path]:
@@ -254,6 +250,15 @@ def _chunks(named: Mapping[str, Tensor]) -> Iterable[Any]:
             "run_dir, or train a smaller pair"
         )
     return chunks
+
+
+def _read(path: Path) -> Checkpoint:
+    manifest = _manifest(path)
+    state = plain.decode(_verified(path, STATE, manifest, MAX_STATE), path / STATE)
+    if type(state) is not dict:
+        raise StorageError(f"{path / STATE}: expected values by name, found {type(state).__name__}")
+    named = tensors.from_bytes(_verified(path, TENSORS, manifest, tensors.MAX_BYTES), path / TENSORS)
+    return Checkpoint(manifest.step, named, state, path, manifest.library)
 
 
 def _manifest(path: Path) -> Manifest:

@@ -12,8 +12,8 @@ from ppl_vae.storage.plain import HALVES
 
 __all__ = ["exact", "of_exact"]
 
-# A dictionary of one such key stands for a number or a text.
-_FLOAT, _COMPLEX, _BYTES, _WHOLE, _TEXT = "float", "complex", "bytes", "whole", "text"
+# A dictionary of one such key stands for a number or a text, or holds a dictionary that looks as if it did.
+_FLOAT, _COMPLEX, _BYTES, _WHOLE, _TEXT, _DICT = _MARKS = "float", "complex", "bytes", "whole", "text", "dict"
 _LONGEST_WHOLE = 2000  # bits, which Python writes in decimal whatever limit it has been given
 _KINDS = "biufc"
 
@@ -27,11 +27,14 @@ def exact(value: Any) -> Any:
     Example:
         >>> exact({"best": float("-inf"), "seen": 3})
         {'best': {'float': '-inf'}, 'seen': 3}
+        >>> exact({"float": "32"})
+        {'dict': {'float': '32'}}
         >>> of_exact(exact([float("-inf"), 1 + 2j, np.float32(0.1)])) == [float("-inf"), 1 + 2j, np.float32(0.1)]
         True
     """
     if isinstance(value, dict):
-        return {name: exact(entry) for name, entry in value.items()}
+        packed = {name: exact(entry) for name, entry in value.items()}
+        return {_DICT: packed} if len(packed) == 1 and not packed.keys().isdisjoint(_MARKS) else packed
     if isinstance(value, list):
         return [exact(entry) for entry in value]
     if isinstance(value, np.generic) and value.dtype.kind in _KINDS:
@@ -71,6 +74,8 @@ def _of_exact(value: Any) -> Any:
             return complex(_of_exact(real), _of_exact(imaginary))
         case {"bytes": [str(dtype), str(digits)]} if len(value) == 1:
             return _scalar(np.dtype(dtype), bytes.fromhex(digits))
+        case {"dict": dict(entries)} if len(value) == 1:
+            return {name: _of_exact(entry) for name, entry in entries.items()}
         case dict():
             return {name: _of_exact(entry) for name, entry in value.items()}
         case list():

@@ -12,11 +12,12 @@ import re
 import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ppl_vae.errors import StorageError
 from ppl_vae.storage import calls
@@ -44,6 +45,8 @@ __all__ = [
     "where_links_lead",
     "write_folder",
 ]
+
+T = TypeVar("T")
 
 _TEMPORARY = ".tmp-"
 _DEBRIS = re.compile(re.escape(_TEMPORARY) + "[0-9a-f]{16}-(.+)", re.DOTALL)
@@ -100,22 +103,22 @@ def write_folder(path: Path, contents: Mapping[str, Iterable[Any]], last: str, o
     part = temporary(path)
     with _discarded_unless_done(part):
         with calls.failing("cannot be written", path), ExitStack() as opened, ThreadPoolExecutor() as pool:
-            sums = {name: pool.submit(calls.summed, chunks) for name, chunks in contents.items()}
-            syncing: list[Future[None]] = []
+            sums = {name: _meanwhile(pool, calls.summed, chunks) for name, chunks in contents.items()}
+            syncing: list[Callable[[], None]] = []
 
             def write(name: str, chunks: Iterable[Any]) -> None:
                 file = opened.enter_context(calls.opened(part / name, calls.NEW))
                 calls.write(file, chunks)
-                syncing.append(pool.submit(calls.do, os.fsync, file))
+                syncing.append(_meanwhile(pool, calls.do, os.fsync, file))
                 _read_back(part / name, chunks)
 
             calls.do(os.mkdir, part)
             for name, chunks in contents.items():
                 write(name, chunks)
-            write(last, [of({name: found.result() for name, found in sums.items()})])
-            syncing.append(pool.submit(sync_folder, part))
+            write(last, [of({name: found() for name, found in sums.items()})])
+            syncing.append(_meanwhile(pool, sync_folder, part))
             for done in syncing:
-                done.result()
+                done()
         move(part, path)
 
 
@@ -139,7 +142,8 @@ def read(path: Path, max_bytes: int) -> bytes:
     Raises:
         StorageError: There is none, it is something else, it has more bytes, or the disk refuses.
     """
-    return b"".join(calls.pieces(path, max_bytes))
+    with calls.failing("cannot be read", path):
+        return b"".join(calls.pieces(path, max_bytes))
 
 
 def is_file(path: Path) -> bool:
@@ -297,6 +301,14 @@ def _mode(path: Path) -> int:
     with calls.failing("cannot be read", path), suppress(FileNotFoundError, NotADirectoryError):
         return calls.do(os.stat, path).st_mode
     return 0
+
+
+def _meanwhile(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+    """Begins work in a thread, and returns what waits for it; where the system gives no thread, what does it then."""
+    try:
+        return pool.submit(work, *arguments).result
+    except RuntimeError:  # no thread to be had, or the interpreter ends
+        return partial(work, *arguments)
 
 
 def _read_back(path: Path, chunks: Iterable[Any]) -> None:

@@ -21,6 +21,7 @@ __all__ = ["EVALUATION_LOCK", "LOCK", "Hold", "lent", "locked"]
 
 LOCK, EVALUATION_LOCK = ".lock", ".lock-evaluation"
 _PAUSE = 0.05  # seconds between two tries
+_NO_FILE = "expected a regular file, found something else: remove it"
 _held: set[int] = set()
 
 
@@ -168,10 +169,14 @@ def _opened(path: Path) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         file = calls.do(os.open, path, flags, 0o666)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be made ({error.strerror}): a run needs a directory to write in") from error
+        if error.errno in (errno.EISDIR, errno.ELOOP):  # a folder, a link
+            raise StorageError(f"{path}: {_NO_FILE}") from error
+        raise StorageError(
+            f"{path}: cannot be made or opened ({error.strerror}): a run needs a directory to write in"
+        ) from error
     if not stat.S_ISREG(os.fstat(file).st_mode):
         _close(file)
-        raise StorageError(f"{path}: expected a regular file, found something else: remove it")
+        raise StorageError(f"{path}: {_NO_FILE}")
     return file
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ppl_vae.errors import StorageError
-from ppl_vae.storage.calls import summed
+from ppl_vae.storage.calls import failing, summed
 from ppl_vae.storage.plain import decode, encode
 
 __all__ = ["MAX_BYTES", "from_bytes", "from_sealed", "sealed", "to_chunks", "under"]
@@ -76,11 +76,12 @@ def from_bytes(content: bytes, path: Path) -> dict[str, Tensor]:
     """Returns the tensors of a safetensors file, on the processor, bit by bit as they were.
 
     Raises:
-        StorageError: The header is damaged, or does not describe exactly the bytes behind it.
+        StorageError: The header is damaged, or does not describe exactly the bytes behind it; or memory ran out.
     """
     _check_header(content, path)
     try:
-        return load(content)
+        with failing("cannot be read", path):
+            return load(content)
     except (SafetensorError, ValueError, RuntimeError, OverflowError) as error:
         raise StorageError(f"{path}: expected readable tensors, found damage ({error})") from error
 

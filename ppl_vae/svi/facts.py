@@ -53,6 +53,7 @@ def facts_of(
         "precision of float32": _precision(),
         "default type": str(torch.get_default_dtype()),
         "subnormal numbers": bool(torch.full((1,), _SUBNORMAL, dtype=torch.float32) * 1.0 > 0),
+        "kernels of oneDNN": torch.backends.mkldnn.enabled,
         "search for kernels of cuDNN": torch.backends.cudnn.benchmark,
         "threads": torch.get_num_threads(),
         "processes": group.size,

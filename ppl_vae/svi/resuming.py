@@ -17,7 +17,7 @@ from torch import Tensor
 from ppl_vae.distributed import Group
 from ppl_vae.errors import CheckpointError, DataError, PplVaeError, first_line
 from ppl_vae.options import whole_number
-from ppl_vae.rundir import RunDirectory, is_of_evaluation
+from ppl_vae.rundir import RunDirectory, is_of_evaluation, tidy
 from ppl_vae.storage import Checkpoint, check_storable, locked, newest, remove_debris, steps
 from ppl_vae.storage.files import make_folder
 from ppl_vae.storage.plain import encode
@@ -86,7 +86,7 @@ def _opened(
             directory = RunDirectory.create(root, stepper.settings, stepper.device, again=resume == "auto")
         else:
             directory = RunDirectory(root)
-        remove_debris(root, lambda name: not is_of_evaluation(name))
+        tidy(root, lambda name: not is_of_evaluation(name))
         for folder in (root / CHECKPOINTS, root / BAD_STEPS):
             remove_debris(folder)
         yield Saving(directory, hold, every, facts, signals, found)

@@ -115,7 +115,7 @@ class Saving(Keeper):
         finally:
             if self._signals.insisted:
                 self.directory.remove_parameters()
-        if self._is_done:
+        if self._is_done and not self._signals.insisted:
             best = loop.step if loop.best is None else loop.best.step
             self.directory.describe(status="finished", steps=loop.step, best_step=best, seconds=loop.seconds)
 
