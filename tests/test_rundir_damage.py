@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from ppl_vae.errors import DataError
+from ppl_vae.errors import DataError, PplVaeError
 from ppl_vae.history import Record
 from ppl_vae.pair import Pair, as_pair
 from ppl_vae.rundir import (
@@ -29,6 +32,7 @@ from ppl_vae.rundir import (
     write_run,
 )
 from ppl_vae.rundir.records import write_record
+from ppl_vae.storage import plain
 from tests.evaluations import evaluated, evaluation, result
 
 RECORD = RunRecord(("ppl-vae",), PairSpec("vae"), DataSpec("digits"), "0" * 64, "cpu", 3)
@@ -130,9 +134,9 @@ def test_every_other_length_and_every_exchange_of_bytes_is_noticed(file: tuple[P
 
 
 def test_bodies_of_two_files_exchanged_are_noticed(tmp_path: Path):
-    for name, settings, mean in (("a", "one", -1.0), ("b", "two", -2.0)):
+    for name, words, mean in (("a", "one", -1.0), ("b", "two", -2.0)):
         (tmp_path / name).mkdir()
-        evaluated(tmp_path / name, settings, mean)
+        evaluated(tmp_path / name, words, mean)
     (tmp_path / "a" / "evaluation.npz").replace(tmp_path / "b" / "evaluation.npz")
     with pytest.raises(DataError, match=r"of evaluation\.json, found damage .*: run `ppl-vae evaluate"):
         read_arrays(tmp_path / "b", ARRAYS)
@@ -158,3 +162,37 @@ def test_arrays_of_another_form_are_refused(changes: dict[str, Any], message: st
     write_evaluation(tmp_path, evaluation(), SimpleNamespace(**vars(result()) | changes))
     with pytest.raises(DataError, match=message):
         read_arrays(tmp_path, ARRAYS)
+
+
+NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(max_size=8),
+    lambda j: st.lists(j) | st.dictionaries(st.text(), j),
+    max_leaves=8,
+)
+SEALED = {
+    "run.json": (2, read_run),
+    "evaluation.json": (2, read_evaluation),
+    "history.jsonl": (None, lambda root: RunDirectory(root).read_history()),
+}
+
+
+@pytest.mark.parametrize("name", SEALED)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_sealed_file_says_it_is_read_or_refused_by_a_typed_error(name: str, fast_path: Path, data: Any):
+    """Whoever writes it puts the right hash in, and anything in the place of any field, at any depth."""
+    indent, read = SEALED[name]
+    write_run(fast_path, RECORD)
+    evaluated(fast_path)
+    RunDirectory(fast_path).write_history([])
+    RunDirectory(fast_path).append_history(Record(1, 2, 0.1, *([-1.0] * (len(Record._fields) - 3))))
+    path = fast_path / name
+    place = fields = plain.unseal(path.read_bytes(), path, indent)
+    key = data.draw(st.sampled_from(sorted(fields)))
+    if isinstance(place[key], dict) and data.draw(st.booleans()):
+        place, key = place[key], data.draw(st.sampled_from(sorted(place[key])))
+    place[key] = data.draw(JSON)
+    path.write_bytes(plain.seal(fields, indent))
+    with suppress(PplVaeError):
+        read(fast_path)
