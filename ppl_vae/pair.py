@@ -121,7 +121,7 @@ class Pair(nn.Module):
             PairError: The state is that of another pair, or in another dtype; the first entry in which they differ is
                 named.
         """
-        if strict and (found := misfit(self, state_dict)):
+        if strict and (found := misfit(self.state_dict(), state_dict)):
             raise PairError(f"load_state_dict: {found}; give the pair the state of a pair of the same programs")
         for key, value in state_dict.items():
             name = key.removeprefix("store.")
@@ -197,9 +197,9 @@ def as_pair(pair: Any) -> Pair:
     return made
 
 
-def misfit(pair: Pair, state: Mapping[str, Any], apart: Collection[str] = ()) -> str:
+def misfit(own_state: Mapping[str, Any], state: Mapping[str, Any], apart: Collection[str] = ()) -> str:
     """The first entry, but for some, in which a state differs from that of the pair, in words; empty if none does."""
-    expected, found = ({n: _form(value) for n, value in entries.items()} for entries in (pair.state_dict(), state))
+    expected, found = ({n: _form(value) for n, value in entries.items()} for entries in (own_state, state))
     for name in sorted((expected.keys() | found.keys()) - {*apart}):
         own, other = expected.get(name), found.get(name)
         # What `pyro.param` makes on first use may be missing in a pair that has not run.
@@ -267,13 +267,18 @@ def frozen_modes(module: nn.Module, training: bool = False) -> Iterator[None]:
 
 
 @contextmanager
-def kept_buffers(module: nn.Module) -> Iterator[None]:
-    """Context after which every buffer is the tensor that it was, with the numbers it had."""
+def kept_buffers(module: nn.Module, unseen: bool = False) -> Iterator[None]:
+    """Context after which every buffer is the tensor that it was, with the numbers it had.
+
+    Args:
+        module: The module.
+        unseen: Also where torch does not see a write, as through `buffer.data`.
+    """
     homes = [(m._buffers, dict(m._buffers)) for m in module.modules() if m._buffers]
     before = [(b, b._version, b.clone()) for b in module.buffers()]
     # A batch norm in training moves its statistics without a new version: autograd has no use for them.
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
-    silent = {id(b) for m in norms for b in m.buffers()}
+    silent = {id(b) for m in ([module] if unseen else norms) for b in m.buffers()}
     try:
         yield
     finally:
@@ -298,7 +303,7 @@ def kept_state(module: nn.Module) -> Iterator[None]:
     programs reach by name. What a first run makes and what is added to containers stays.
     """
     attributes = Attributes(module)
-    with kept_buffers(module):
+    with kept_buffers(module, unseen=True):
         try:
             yield
         finally:

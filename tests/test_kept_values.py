@@ -15,6 +15,7 @@ from ppl_vae.belongings import Belongings
 from ppl_vae.errors import DataError
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
+from ppl_vae.storage import files, tensors
 from tests.keeping import Keeper, keeper
 from tests.pairs import ModuleVAE
 from tests.resuming import binary, run
@@ -131,3 +132,36 @@ def test_the_best_pair_is_the_one_that_was_judged(resumed: bool, make: type[Foll
     RunDirectory(tmp_path).read_parameters(opened)
     values = [pv.log_likelihood(pair, binary, 20, progress=False).mean for pair in (best, stopped, opened)]
     assert len(set(values)) == 1
+
+
+class Counting(ModuleVAE):
+    """Two buffers that `state_dict` leaves out; one gets another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+        self.register_buffer("shares", torch.zeros(1), persistent=False)
+
+    def model(self, x: torch.Tensor) -> None:
+        if self.training:
+            self.seen += 1.0
+            self.shares = torch.cat([self.shares, self.seen[None]])
+        super().model(x)
+
+
+def test_buffers_that_no_state_holds_are_in_the_file_of_parameters(tmp_path: Path):
+    trained, _ = run(Counting, binary, {"epochs": 1}, run_dir=tmp_path)
+    again = fresh(1, Counting)
+    RunDirectory(tmp_path).read_parameters(again)
+    assert trained.seen > 0
+    assert torch.equal(again.seen, trained.seen)
+    assert torch.equal(again.shares, trained.shares)
+    with pytest.raises(DataError, match=r"expected no programs.*seen, found programs.*seen"):
+        RunDirectory(tmp_path).read_parameters(fresh(1))
+
+
+def test_a_file_of_before_has_no_such_buffers_and_is_read(tmp_path: Path):
+    pair = as_pair(Counting())
+    files.replace(tmp_path / "parameters.safetensors", tensors.sealed(pair.state_dict()))
+    RunDirectory(tmp_path).read_parameters(again := fresh(1, Counting))
+    assert not again.seen

@@ -204,7 +204,7 @@ def test_a_run_whose_end_was_not_waited_for_is_none_that_is_finished(tmp_path: P
     monkeypatch.setattr(loop.Loop, "_restore_best", struck)
     with pytest.raises(KeyboardInterrupt):
         run(ModuleVAE, binary, {"validation": binary[:5]}, run_dir=tmp_path)
-    assert read_run(tmp_path).status == "training"
+    assert read_run(tmp_path).status == "interrupted"
     assert not RunDirectory(tmp_path).has_parameters
 
 

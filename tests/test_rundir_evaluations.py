@@ -94,6 +94,7 @@ def test_what_is_found_of_parameters_that_a_run_has_left_behind_is_not_the_runs(
             write_bounds(tmp_path, bounds(parameters_sha256=was), np.zeros(3), np.ones(3))
     assert pairs(tmp_path) == {
         "evaluation": (-2.0, -2.0),
+        "evaluation-ais-K10-N3-seed0": (-1.5, -1.5),  # of the first parameters
         "evaluation-ais-K10-N3-seed0-of-other-parameters": (-1.0, -1.0),
         "evaluation-ais-K10-N3-seed0-of-other-parameters-2": (-1.0, -1.0),
     }

@@ -8,6 +8,7 @@ from ppl_vae.rundir.directory import (
     described,
     described_again,
     record_as_plain,
+    status_after,
     tidy,
 )
 from ppl_vae.rundir.evaluations import (
@@ -60,6 +61,7 @@ __all__ = [
     "read_evaluation",
     "read_run",
     "record_as_plain",
+    "status_after",
     "tidy",
     "write_bounds",
     "write_evaluation",

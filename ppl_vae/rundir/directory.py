@@ -34,6 +34,7 @@ __all__ = [
     "described",
     "described_again",
     "record_as_plain",
+    "status_after",
     "tidy",
 ]
 
@@ -109,13 +110,20 @@ class RunDirectory:
         Args:
             pair: The pair.
             kept: What training has changed of what its programs keep beside them, if anything.
+
+        Raises:
+            StorageError: The disk refuses, or there is a tensor that no file can hold; its name is said.
         """
-        files.replace(self.root / _PARAMETERS, tensors.sealed(parameters_of(as_pair(pair), kept)))
+        path = self.root / _PARAMETERS
+        try:
+            chunks = tensors.sealed(parameters_of(as_pair(pair), kept))
+        except ValueError as error:
+            raise StorageError(f"{path}: not written: {error}") from error
+        files.replace(path, chunks)
 
     def remove_parameters(self) -> None:
         """Removes the file of the parameters, if there is one: they would be those of an earlier step."""
-        if os.path.lexists(path := self.root / _PARAMETERS):
-            files.remove([path])
+        files.remove_if_there(self.root / _PARAMETERS)
 
     def parameters_sha256(self) -> str:
         """SHA-256 of the file of the parameters; empty where there is none.
@@ -281,10 +289,17 @@ def _make(root: Path) -> list[Path]:
         raise StorageError(f"run directory {error}: choose another run_dir") from error
 
 
+def status_after(error: BaseException | None) -> Literal["interrupted", "failed"]:
+    """The status of a run that did not finish."""
+    return "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"  # by SIGINT, by SIGTERM
+
+
 def _ended(root: Path, record: RunRecord, error: BaseException) -> RunRecord:
-    """The description of a run that did not finish: its parameters are those of the moment, or there are none."""
-    asked = isinstance(error, KeyboardInterrupt | SystemExit)  # by SIGINT, by SIGTERM
-    status: Literal["interrupted", "failed"] = "interrupted" if asked else "failed"
+    """The description of a run that did not finish: what the fit has written of itself, else what its history tells."""
+    status = status_after(error)
+    with suppress(DataError):
+        if (told := read_run(root)).status != "training":
+            return replace(told, status=status)
     with suppress(DataError, LookupError):  # of a damaged history: what has ended the fit is the news
         if history := RunDirectory(root).read_history():
             step, seconds = history[-1]["step"], history[-1]["seconds"]

@@ -103,8 +103,8 @@ def write_evaluation(
 ) -> Path | None:
     """Write an evaluation as the latest one of a run, with the arrays of its data (those of `result`).
 
-    An earlier one by another method, or with other settings, another K, seed or other data, is kept under a name of its
-    own; the same one is replaced, and goes when the new one is whole.
+    An earlier one by another method, or with other settings, another K, seed, other data or parameters, is kept under a
+    name of its own; the same one is replaced, and goes when the new one is whole.
 
     Args:
         root: The run directory.
@@ -119,7 +119,8 @@ def write_evaluation(
         LockedError: Another process has been writing one for a minute.
         DataError: The parameters are no longer those that were evaluated: the evaluation is kept under a name of its
             own.
-        StorageError: The disk refuses, or a number of the record is not finite; the earlier evaluation stays.
+        StorageError: The disk refuses, or a number of the record is not finite; the earlier evaluation stays, under a
+            name of its own where the arrays of the new one have taken the place of its.
     """
     contents = _contents(record, {name: getattr(result, name) for name in _ARRAYS if hasattr(result, name)})
     with _alone(root):
@@ -254,13 +255,16 @@ def finite_or_none(value: float) -> float | None:
 def outdate_evaluation(root: Path, steps: int) -> list[Path]:
     """Set evaluation and bounds aside whose parameters the run will leave behind, those after some steps.
 
-    The figure of the evaluation goes.
+    The figure of the evaluation and the parameters go: an evaluation of these that is written from now on is seen to be
+    of others.
 
     Returns:
         Their new names.
     """
     with _alone(root):
-        return [_outdated(root, name, steps) for name in (_NAME, _BOUNDS) if files.is_file(root / f"{name}.json")]
+        kept = [_outdated(root, name, steps) for name in (_NAME, _BOUNDS) if files.is_file(root / f"{name}.json")]
+        RunDirectory(root).remove_parameters()
+    return kept
 
 
 def _outdated(root: Path, name: str, steps: int) -> Path:
@@ -316,11 +320,12 @@ def _copy_file(path: Path, target: Path) -> None:
         files.replace(target, [content])
 
 
-def _identity(evaluation: Evaluation) -> tuple[str, str, int | None, int, str]:
+def _identity(evaluation: Evaluation) -> tuple[str, str, int | None, int, str, str]:
     return (
         evaluation.method,
         evaluation.settings,
         evaluation.num_samples,
         evaluation.seed,
         evaluation.data_sha256,
+        evaluation.parameters_sha256,
     )

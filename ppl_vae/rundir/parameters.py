@@ -19,12 +19,12 @@ from ppl_vae.storage.tensors import under
 
 __all__ = ["load_parameters", "parameters_of"]
 
-_VALUES, _VALUE = "values", "value/"  # no name of a state begins like these: see `Pair`
+_VALUES, _VALUE, _BUFFER = "values", "value/", "buffer/"  # no name of a state begins like these: see `Pair`
 
 
 def parameters_of(pair: Pair, kept: Taken | None) -> dict[str, Tensor]:
     """Parameters and buffers, and what a fit has changed of what the programs keep; nothing else where it has not."""
-    state: dict[str, Tensor] = pair.state_dict()
+    state = {**pair.state_dict(), **{f"{_BUFFER}{name}": buffer for name, buffer in _unsaved(pair).items()}}
     if kept is None:
         return state
     if kept.plain or kept.lost:
@@ -33,6 +33,7 @@ def parameters_of(pair: Pair, kept: Taken | None) -> dict[str, Tensor]:
     return state | {f"{_VALUE}{name}": tensor for name, tensor in kept.tensors.items()}
 
 
+@torch.no_grad()
 def load_parameters(pair: Pair, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Gives a pair what `parameters_of` made of another one; what a file cannot hold a warning names.
 
@@ -40,13 +41,15 @@ def load_parameters(pair: Pair, tensors: Mapping[str, Tensor], path: Path) -> No
         DataError: They are those of another pair; the first entry that differs is named.
         StorageError: The values are of another form.
     """
-    kept = under(_VALUE, tensors)
-    state = {name: t for name, t in tensors.items() if name != _VALUES and not name.startswith(_VALUE)}
+    kept, buffers = under(_VALUE, tensors), under(_BUFFER, tensors)
+    state = {name: t for name, t in tensors.items() if name != _VALUES and not name.startswith((_VALUE, _BUFFER))}
     plain, lost = _plain(tensors, path)
     belongings = Belongings(pair) if plain or kept else None
     unknown = "" if belongings is None else belongings.misplaced(plain, kept)
     remade = set() if belongings is None or unknown else belongings.remade(pair, [*plain, *kept])
-    if found := misfit(pair, state, remade):
+    own = _unsaved(pair)
+    apart = remade | (own.keys() - buffers.keys())  # which earlier versions did not write
+    if found := misfit(pair.state_dict(), state, remade) or misfit(own, buffers, apart):
         raise DataError(f"{path}: these parameters do not fit the pair: {found}; give it the pair that was trained")
     if unknown:
         raise DataError(
@@ -56,6 +59,9 @@ def load_parameters(pair: Pair, tensors: Mapping[str, Tensor], path: Path) -> No
     if belongings is not None:
         belongings.put(plain, kept)
     pair.load_state_dict(state)
+    for name, buffer in _unsaved(pair).items():
+        if name in buffers:
+            buffer.copy_(buffers[name])
     if lost:
         warnings.warn(
             f"{path} does not hold {', '.join(map(repr, lost[:5]))}, which the programs had changed in training: what "
@@ -63,6 +69,17 @@ def load_parameters(pair: Pair, tensors: Mapping[str, Tensor], path: Path) -> No
             UserWarning,
             stacklevel=3,
         )
+
+
+def _unsaved(pair: Pair) -> dict[str, Tensor]:
+    """Buffers that `state_dict` leaves out, which steps may move, but for those of objectives: they begin anew."""
+    found = {
+        f"{where}.{name}".removeprefix("."): module._buffers.get(name)
+        for where, module in pair.named_modules()
+        if module is not pair.store
+        for name in sorted(module._non_persistent_buffers_set)
+    }
+    return {name: buffer for name, buffer in found.items() if buffer is not None}
 
 
 def _plain(tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, Any], list[str]]:

@@ -76,7 +76,7 @@ class RunRecord:
     status: Literal["training", "finished", "interrupted", "failed"] = "training"
     """How far the training came; one that was killed stays at "training"."""
     steps: int = 0
-    """Steps done; of an interrupted run, those of its whole epochs."""
+    """Steps done; of a run that did not finish, those of its parameters, or of its newest checkpoint."""
     best_step: int = 0
     """Step of the parameters kept."""
     seconds: float = 0.0

@@ -39,6 +39,7 @@ __all__ = [
     "remove",
     "remove_debris",
     "remove_empty",
+    "remove_if_there",
     "replace",
     "sync_folder",
     "temporary",
@@ -253,6 +254,16 @@ def remove(paths: Iterable[Path]) -> None:
         sync_folder(folder)
     for path in gone:
         _unlink(path)
+
+
+def remove_if_there(path: Path) -> None:
+    """Removes a file, or a folder with what is in it, at once; nothing where there is none.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    if os.path.lexists(path):
+        remove([path])
 
 
 def remove_empty(path: Path) -> None:

@@ -24,7 +24,7 @@ from ppl_vae.storage.plain import encode
 from ppl_vae.svi.facts import Change, differences, other_programs
 from ppl_vae.svi.kept import moved_values, named
 from ppl_vae.svi.loop import Keeper
-from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving, check_folders
+from ppl_vae.svi.saving import BAD_STEPS, CHECKPOINTS, Every, Following, Saving, check_folders, say_skipped
 from ppl_vae.svi.signals import Signals, heard
 from ppl_vae.svi.state import State, check_plain, random_states
 from ppl_vae.svi.stepper import Stepper
@@ -143,8 +143,7 @@ def _found(folder: Path, resume: Resume, facts: Mapping[str, Any]) -> Checkpoint
     if resume is False or not steps(folder):
         return None
     found = newest(folder)
-    for reason in found.skipped:
-        warnings.warn(f"a checkpoint was skipped: {reason}", UserWarning, stacklevel=2)
+    say_skipped(found)
     known = found.plain.pop("facts", {})
     _refuse_another(found.path, differences(known, facts, "run"))
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,17 +12,17 @@ from typing import Any
 
 from ppl_vae.errors import CheckpointError
 from ppl_vae.history import Record
-from ppl_vae.rundir import RunDirectory, outdate_evaluation, record_as_plain
+from ppl_vae.rundir import RunDirectory, outdate_evaluation, record_as_plain, status_after
 from ppl_vae.storage import Checkpoint, Hold, discard_after, newest, prune, steps, write
 from ppl_vae.storage.exact import of_exact
-from ppl_vae.storage.files import refuse_link
+from ppl_vae.storage.files import refuse_link, remove_if_there
 from ppl_vae.svi.guard import NotFiniteError, OverflowedError
 from ppl_vae.svi.kept import put_back
 from ppl_vae.svi.loop import Keeper, Loop
 from ppl_vae.svi.signals import Signals
 from ppl_vae.svi.state import State, bundle, captured
 
-__all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Saving", "check_folders"]
+__all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Saving", "check_folders", "say_skipped"]
 
 CHECKPOINTS, BAD_STEPS = "checkpoints", "bad-steps"
 Every = int | timedelta | None
@@ -70,7 +71,9 @@ class Saving(Keeper):
         _ = loop.stepper.values, loop.stepper.update.values  # to know later what they have changed
         self._check_place()
         self._hold.begin()
-        if self._found is not None:
+        if self._found is None:
+            remove_if_there(self.directory.root / BAD_STEPS)  # of a run that was given up
+        else:
             self._set_evaluation_aside(loop.step)
             self.directory.describe(status="training")
             discard_after(self._found.path)
@@ -88,7 +91,9 @@ class Saving(Keeper):
         """Leaves what it takes to do the step again, of the first few; nothing where its parameters are lost."""
         self._check_place()
         folder = self.directory.root / BAD_STEPS
-        if len(steps(folder)) < _BAD_STEPS_KEPT and not isinstance(error, OverflowedError):
+        known = steps(folder)
+        is_new = error.bad.step not in known  # to a run that met it before and was started again
+        if is_new and len(known) < _BAD_STEPS_KEPT and not isinstance(error, OverflowedError):
             _write(folder, error.bad.step, bundle(loop, error.bad), {})
 
     def after_roll_back(self, loop: Loop) -> None:
@@ -109,30 +114,40 @@ class Saving(Keeper):
     def close(self, loop: Loop) -> None:
         """Leaves parameters that belong together: none for who insists on an end at once, and waits for no disk."""
         self._check_place()
+        left = 0
         try:
             if not self._signals.insisted:
-                self._leave_parameters(loop)
+                left = self._leave_parameters(loop)
         finally:
             if self._signals.insisted:
                 self.directory.remove_parameters()
         if self._is_done and not self._signals.insisted:
             best = loop.step if loop.best is None else loop.best.step
             self.directory.describe(status="finished", steps=loop.step, best_step=best, seconds=loop.seconds)
+        else:
+            status = status_after(sys.exception())
+            reached = left or max(steps(self.folder), default=0)
+            self.directory.describe(status=status, steps=reached, best_step=reached, seconds=loop.seconds)
 
-    def _leave_parameters(self, loop: Loop) -> None:
-        """Writes those of the pair; within a step, or not finite, it gets those of the newest checkpoint before.
+    def _leave_parameters(self, loop: Loop) -> int:
+        """Writes those of the pair, and returns after how many steps they are; 0 where none are left.
 
-        Parameters without a checkpoint would be lost to a run that begins anew: the first one is written beside them,
-        and where it cannot be, none are left.
+        Within a step, or not finite, the pair gets those of the newest checkpoint before. Parameters without a
+        checkpoint would be lost to a run that begins anew: the first one is written beside them, and where it cannot
+        be, none are left.
         """
         if loop.is_whole and loop.stepper.is_settled() and not steps(self.folder):
             self.keep(loop)
         if not steps(self.folder):
-            return
+            return 0
+        left = loop.step
         if not (loop.is_whole and loop.stepper.is_finite()):
             found = newest(self.folder)
+            say_skipped(found)
             put_back(loop.stepper, found.tensors, of_exact(found.plain["values"]))
+            left = found.step
         self.directory.write_parameters(loop.pair, loop.stepper.values.taken())
+        return left
 
     def after_epoch(self, record: Record) -> None:
         """Adds the line of an epoch to the history."""
@@ -218,6 +233,12 @@ class Following(Keeper):
         """Ends the fit if a signal has asked for it since the last step."""
         loop.stepper.consult()
         self._signals.obey("all steps are done")
+
+
+def say_skipped(found: Checkpoint) -> None:
+    """Warns of newer checkpoints that were damaged."""
+    for reason in found.skipped:
+        warnings.warn(f"a checkpoint was skipped: {reason}", UserWarning, stacklevel=2)
 
 
 def check_folders(root: Path) -> None:
