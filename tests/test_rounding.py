@@ -163,6 +163,75 @@ def test_a_fitted_proposal_is_noisy_for_rounding_as_well():
     assert (after.verdict[refined] == "noisy").all()
 
 
+def waits():
+    """Twenty waits of Gamma(10^6, 10^6), whose log-density is a difference of numbers of 10^7; z or k says nothing."""
+
+    class Waits(torch.nn.Module):
+        def __init__(self, discrete):
+            super().__init__()
+            self.discrete = discrete
+
+        def latent(self, x):
+            if self.discrete:
+                pyro.sample("k", dist.Categorical(logits=torch.zeros(3).to(x)))
+            else:
+                pyro.sample("z", dist.Normal(torch.zeros(len(x)).to(x), 1.0))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                self.latent(x)
+                pyro.sample("x", dist.Gamma(torch.full_like(x, 1e6), 1e6).to_event(1), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                self.latent(x)
+
+    x = torch.from_numpy(stats.gamma.rvs(1e6, scale=1e-6, size=(12, 20), random_state=0)).float()
+    return Waits, x, stats.gamma.logpdf(x.double().numpy(), 1e6, scale=1e-6).sum(1)
+
+
+def test_annealed_estimates_know_of_terms_that_cancel():
+    """Both starts share their rounding, and agree."""
+    make, x, truth = waits()
+    chains = pv.Annealing(num_chains=4, num_temperatures=5)
+    found = pv.annealed_importance_sampling(make(False), x, chains, progress=False)
+    error = np.abs(found.value - truth)
+    assert error.max() > 0.5
+    assert (error < 4 * found.rounding).all()
+    assert (found.stderr >= found.rounding).all()
+    assert not found.trusted.any()
+    assert found.interval().low < truth.mean()
+    assert re.search(r"the error of 12 is rounding: use double precision", str(found))
+    fine = pv.annealed_importance_sampling(make(False), x.double(), chains, progress=False)
+    assert fine.trusted.all()
+    assert not fine.rounding.any()
+
+
+@pytest.mark.parametrize(
+    ("result", "discrete", "what"),
+    [
+        (pv.log_evidence, False, "exact log p"),
+        (pv.log_evidence, True, "exact log p"),
+        (pv.ledger, False, "ledger"),
+        (pv.gap_decomposition, True, "gap decomposition"),
+        (pv.bidirectional_monte_carlo, False, "bounds from both sides"),
+    ],
+)
+def test_results_without_an_error_warn_of_terms_that_cancel(result, discrete, what):
+    make, x, _ = waits()
+    with pytest.warns(UserWarning, match=rf"{what}.*: off by about [\d.]+ nats for a datum, .*pair\.double"):
+        result(make(discrete), x, progress=False)
+    result(make(discrete), x.double(), progress=False)  # warns of nothing
+
+
+def test_an_escalation_says_what_is_rounding():
+    pair, x, _ = heads(10_000)
+    found = estimate(pair, x[:20], 1000, num_draws=0)
+    after = pv.escalate(found, pair, x[:20], compile=False, progress=False)
+    assert (after.method == "guide").all()
+    assert re.search(r"the error of (19|20) is rounding: use double precision", str(after))
+
+
 def test_small_counts_round_no_error():
     pair, x, _ = heads(20)
     found = estimate(pair, x, 500)

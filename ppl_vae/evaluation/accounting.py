@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ppl_vae.coordinates import Form, by_datum, scalar_kl
 from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.coarseness import warn_of_rounding
 from ppl_vae.evaluation.entries import Entry, LatentUse, Ledger
 from ppl_vae.evaluation.subject import Subject, evaluating
 from ppl_vae.evaluation.surgery import Surgery, aggregate_draws
@@ -82,6 +83,8 @@ def ledger(
         _check(subject.layout)
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            if not first:
+                warn_of_rounding(subject.pair, batch, subject.layout, "ledger")
             block = _Block(num_samples, first)
             for j, drawn in enumerate(range(0, num_samples, _PARTICLES)):
                 with seeded(key(seed, first, j), subject.device):

@@ -15,6 +15,7 @@ from ppl_vae.arrays import as_numpy
 from ppl_vae.errors import EstimateError, PplVaeError, is_lack_of_memory
 from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood, Sandwich
 from ppl_vae.evaluation.annealing import Annealing, Frozen, forward, reverse, tune
+from ppl_vae.evaluation.coarseness import rounding_of_terms, warn_of_rounding
 from ppl_vae.evaluation.path import Path, num_values
 from ppl_vae.evaluation.simulation import simulate
 from ppl_vae.evaluation.subject import Subject, evaluating
@@ -25,11 +26,12 @@ from ppl_vae.weights import Stream, Summary
 
 __all__ = ["ESTIMATES", "Chains", "annealed_importance_sampling", "bidirectional_monte_carlo", "num_rows"]
 
-ESTIMATES = ("value", "stderr", "ess", "acceptance", "other", "other_stderr", "other_ess")
+ESTIMATES = ("value", "stderr", "ess", "acceptance", "other", "other_stderr", "other_ess", "rounding")
 
 _ROWS = 64
 # What noise is for: chains begin from other draws than those that importance sampling weighs under the same seed.
 _TUNING, _FORWARD, _REVERSE, _OTHER_TUNING, _OTHER_FORWARD = range(0xA150, 0xA155)
+_ROUNDING = 0xA155
 _DATA = 1 << 21  # no noise of an evaluation of simulated data is that which made them
 
 
@@ -134,6 +136,8 @@ def bidirectional_monte_carlo(
         def work(given: Batch, first: int) -> dict[str, np.ndarray]:
             with seeded(key(seed, first, _DATA), subject.device):
                 batch, latents = simulate(subject.pair, given, subject.layout)
+            if not first:
+                warn_of_rounding(subject.pair, batch, subject.layout, "bounds from both sides")
             lower, upper = Chains(subject, batch, first).both_ways(annealing, seed, latents)
             arrays = {f"x{i}": as_numpy(array) for i, array in enumerate(batch)}
             return {"lower": lower, "upper": upper} | arrays
@@ -163,7 +167,9 @@ class Chains:
         keys = self._key(seed, _OTHER_TUNING), self._key(seed, _OTHER_FORWARD)
         other = self._other_chains(annealing, *keys) if compare_starts else None
         own = self._summary(log_weight, annealing)
-        numbers = (own.value, own.stderr, own.ess, accepted.double().cpu().numpy(), *self._of_other(other))
+        rounding = rounding_of_terms(self._pair, self._batch, self._layout, self._key(seed, _ROUNDING), self._device)
+        stderr, rate = np.hypot(own.stderr, rounding), accepted.double().cpu().numpy()
+        numbers = (own.value, stderr, own.ess, rate, *self._of_other(other), rounding)
         return dict(zip(ESTIMATES, numbers, strict=True))
 
     def both_ways(

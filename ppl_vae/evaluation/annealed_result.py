@@ -9,8 +9,10 @@ import numpy as np
 
 from ppl_vae.averages import population_stderr
 from ppl_vae.evaluation.annealing import Annealing
+from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.intervals import Interval, interval_of_mean, of_known_errors, two_sided
 from ppl_vae.evaluation.means import MeanLogLikelihood
+from ppl_vae.evaluation.trust import is_too_coarse
 
 __all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
 
@@ -27,7 +29,8 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
     value: np.ndarray
     """log 1/K sum_k w_k over K chains."""
     stderr: np.ndarray
-    """Monte Carlo standard error of `value` (delta method), itself an estimate from K chains: see `intervals`."""
+    """Monte Carlo standard error of `value` (delta method), itself an estimate from K chains: see `intervals`; with
+    `rounding`."""
     ess: np.ndarray
     """Effective number of the K chains."""
     acceptance: np.ndarray
@@ -44,6 +47,8 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
     """D, how many numbers of a datum the model observes."""
     seconds: float
     """Wall time."""
+    rounding: np.ndarray | float = 0.0
+    """The part of `stderr` that is rounding within log-densities, in nats."""
 
     @property
     def trusted(self) -> np.ndarray:
@@ -77,7 +82,9 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
         """
         nothing, chains = np.zeros_like(self.value), self.annealing.num_chains
         return self._borne(
-            interval_of_mean(self.value, self.stderr, 1.5 * self.stderr, nothing, level, max(1, chains - 1))
+            interval_of_mean(
+                self.value, self.stderr, 1.5 * self.stderr, nothing, level, max(1, chains - 1), self.rounding
+            )
         )
 
     def __str__(self) -> str:
@@ -87,6 +94,8 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
         )
         if doubtful := int((~self.trusted).sum()):
             text += f"; {doubtful} of {len(self.value)} data are untrusted, {self._doubt()}"
+        if coarse := int(is_too_coarse(np.asarray(self.rounding), self.stderr).sum()):
+            text += f"; the error of {coarse} is {ROUNDING}"
         return text
 
     def _doubt(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,14 +15,14 @@ from ppl_vae.roundings import cancels, of_data, off_by
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["COARSE", "ROUNDING", "rounding_of_terms", "rounds"]
+__all__ = ["COARSE", "ROUNDING", "rounding_of_terms", "rounds", "warn_of_rounding"]
 
 ROUNDING = "rounding: use double precision (pair.double(), and data of it)"
 
 COARSE = 1e-3
 """Nats; what rounding adds below it a mean may have, too."""
 
-_DRAWS = 4
+_DRAWS, _LOOKED_AT = 4, 16
 _FINE = 1e-10  # of double precision
 
 
@@ -45,6 +47,25 @@ def rounding_of_terms(pair: Pair, batch: Batch, layout: Layout, seed: int, devic
         return off.square().mean(0).sqrt().cpu().numpy()
 
     return np.nan_to_num(looked(look, np.zeros(len(batch[0]))), posinf=0.0)
+
+
+def warn_of_rounding(pair: Pair, batch: Batch, layout: Layout, what: str) -> None:
+    """Warns where single data are off by rounding within log-densities that a result has no error for.
+
+    Args:
+        pair: The pair.
+        batch: Data, of which a few are looked at.
+        layout: Of the pair.
+        what: The result, in words.
+    """
+    some = tuple(x[:_LOOKED_AT] for x in batch)
+    off = rounding_of_terms(pair, some, layout, 0, batch[0].device)
+    if (typical := float(np.sqrt(np.square(off).mean()))) > COARSE:
+        warnings.warn(
+            f"{what}: off by about {typical:.2g} nats for a datum, which no error in it tells, from {ROUNDING}",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _off(pair: Pair, batch: Batch, layout: Layout, size: int | None) -> Tensor:

@@ -8,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ppl_vae.evaluation.annealed_result import interval_of_chains
+from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
+from ppl_vae.evaluation.trust import is_too_coarse
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
 
 __all__ = ["METHODS", "EscalatedLogLikelihood", "Failure"]
@@ -46,7 +48,7 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
     unseen: np.ndarray
     """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
     rounding: np.ndarray
-    """The part of `stderr` that is rounding, in nats. 0 where chains were annealed."""
+    """The part of `stderr` that is rounding, in nats."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself."""
     rounded: np.ndarray
@@ -125,4 +127,6 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
             *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
             *(str(failure) for failure in self.failures),
         ]
+        if coarse := int(is_too_coarse(self.rounding, self.stderr).sum()):
+            lines[0] += f"; the error of {coarse} is {ROUNDING}"
         return "\n".join(lines)

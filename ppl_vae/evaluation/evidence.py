@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.coarseness import warn_of_rounding
 from ppl_vae.evaluation.exact_result import ExactLogLikelihood
 from ppl_vae.evaluation.proposal import site_at_fault
 from ppl_vae.evaluation.quadrature import integrate
@@ -33,8 +34,8 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
     r"""Exact log p(x) of every datum, (N,), in nats, where it can be had.
 
     Latents of finitely many values are summed over; one or two continuous numbers, beside discrete ones or alone, are
-    integrated by adaptive quadrature, to 1e-4 nats and the rounding of p(x, z); without latents it is what the model
-    says.
+    integrated by adaptive quadrature, to 1e-4 nats and the rounding of p(x, z), of which a warning tells where it is
+    more than 1e-3 nats; without latents it is what the model says.
 
     Quadrature knows no more of p(x, z) than where it has looked: around draws of the prior, given each value of
     discrete latents and each component of a `MixtureSameFamily`, and of the guide, and up the slopes from a grid that
@@ -78,6 +79,8 @@ def exact_log_likelihood(
         within_memory = Shrinking("the sum over all values of the latents")
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
+            if not first:
+                warn_of_rounding(subject.pair, batch, subject.layout, "exact log p(x)")
             with seeded(0, subject.device):
                 value = _of_block(subject.pair, batch, subject.layout, first, within_memory)
             return {"value": value.double().cpu().numpy()}

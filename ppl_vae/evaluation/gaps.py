@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ppl_vae.arrays import as_numpy
 from ppl_vae.errors import EstimateError, PairError
+from ppl_vae.evaluation.coarseness import warn_of_rounding
 from ppl_vae.evaluation.decomposition import GapDecomposition
 from ppl_vae.evaluation.evidence import enumerate_latents, log_evidence, site_of_values
 from ppl_vae.evaluation.families import AffineFamily, GuideFamily, LocalFamily, is_enumerable
@@ -169,6 +170,8 @@ class _Splitter:
         found = self._best((), batch, key(seed, _SEARCH))
         start, late = torch.zeros_like(found.free), _about(found)
         if self._enumerable:
+            if not first:
+                warn_of_rounding(self._pair, batch, self._layout, "gap decomposition")
             elbos = [self._summed_elbo(free, batch, first) for free in (start, found.free)]
             return late | exact_parts(enumerate_latents(self._pair, batch, self._layout), *elbos)
         guide, best = (self._weights(self.family, free, (), batch, first) for free in (start, found.free))
