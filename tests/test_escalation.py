@@ -13,7 +13,6 @@ import ppl_vae as pv
 from ppl_vae.checking import check
 from ppl_vae.evaluation import escalation, refining
 from ppl_vae.evaluation.path import Path
-from ppl_vae.evaluation.refining import refine
 from ppl_vae.evaluation.verdict import Misses
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
@@ -26,7 +25,7 @@ from tests.pairs import (
     scaled_guide,
     small_ppca,
 )
-from tests.running import estimate
+from tests.running import estimate, refined_block
 from tests.statistical import assert_estimates, assert_mean, assert_within
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -35,9 +34,7 @@ CPU = torch.device("cpu")
 
 
 def refined(pair, x, k):
-    pair = as_pair(pair)
-    with torch.no_grad():
-        return refine(pair, (x,), check(pair, (x,)).layout, 0, k, 0, CPU).summary
+    return refined_block(pair, x, k).summary
 
 
 @pytest.mark.parametrize(("s", "dim"), [(0.4, 2), (0.6, 10), (2.5, 10)])
