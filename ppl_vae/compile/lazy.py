@@ -37,7 +37,7 @@ class Lazy:
         work: str,
     ) -> None:
         self._function, self._module = function, module
-        self._payback, self._calls_left = Payback(choice), num_calls
+        self._payback, self._calls_left, self._tried = Payback(choice), num_calls, False
         self._num_varied, self._work = num_varied, work
         self._shapes: list[tuple[int, ...]] = []
         self._compiled: Compiled | None = None
@@ -56,7 +56,14 @@ class Lazy:
         with self._payback.watching():
             return self._function(*arguments)
 
+    def expect(self, num_calls: int) -> None:
+        """So many calls are left, as is better known now: whether compiling pays is decided anew."""
+        self._calls_left = num_calls
+        if not self._tried:
+            self._payback.reopen()
+
     def _compile(self, arguments: Sequence[Tensor]) -> None:
+        self._tried = True
         varied = [a.flip(0) for a in arguments[: self._num_varied]]
         try:
             self._compiled = compile_function(

@@ -22,7 +22,7 @@ class Proposer:
         pair: The pair, in evaluation mode.
         layout: Layout of the pair.
         compile: Whether to compile the guide: at once, never, or once it pays.
-        num_blocks: How many blocks of draws there will be, about.
+        num_blocks: How many blocks of draws there will be, as far as that is known.
         num_particles: Draws for each datum of a usual block.
     """
 
@@ -35,6 +35,11 @@ class Proposer:
         self._usual = layout.vectorized and num_particles > 1
         self._choice, self._num_blocks = compile, num_blocks
         self._draw: Lazy | None = None
+
+    def expect(self, num_blocks: int) -> None:
+        """So many blocks of draws are left, as is better known now."""
+        if self._draw is not None:
+            self._draw.expect(num_blocks)
 
     def __call__(self, batch: Batch, count: int) -> Proposal:
         """Draws `count` values for each datum of a block."""
