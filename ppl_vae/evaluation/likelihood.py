@@ -87,9 +87,10 @@ def log_likelihood(
         memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
             at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
-        compile: Whether to compile guide and model: True at once, "auto" if the draws that are left (with a target, those
-            that pilots ask for) will earn back what compiling costs. Changes no number beyond rounding; what cannot be
-            compiled runs as written, and a warning says why. Programs that change with their calls in a way that `fit` names as unseen need False.
+        compile: Whether to compile guide and model: True at once, "auto" if the draws that are left (with a target,
+            those that pilots ask for) will earn back what compiling costs. Changes no number beyond rounding; what
+            cannot be compiled runs as written, and a warning says why. Programs that change with their calls in a way
+            that `fit` names as unseen need False.
         progress: Show a progress bar where there is a terminal.
 
     Returns:

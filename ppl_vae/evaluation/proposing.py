@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ppl_vae.compile import Lazy
+from ppl_vae.compile import Lazy, flipped
 from ppl_vae.evaluation.proposal import Proposal, propose
 from ppl_vae.pair import Pair
 from ppl_vae.shrinking import undivided
@@ -47,7 +47,12 @@ class Proposer:
             return propose(self._pair, batch, count, self._layout)
         if self._draw is None:
             self._draw = Lazy(
-                self._as_tensors, self._pair, self._choice, self._num_blocks, len(batch), "the guide of this evaluation"
+                self._as_tensors,
+                self._pair,
+                self._choice,
+                self._num_blocks,
+                flipped(len(batch)),
+                "the guide of this evaluation",
             )
         with undivided(f"{count} draws of the guide for each of {len(batch[0])} data"):
             log_guide, *tensors = self._draw(*batch)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppl_vae.compile import Lazy
+from ppl_vae.compile import Lazy, flipped
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model
 from ppl_vae.operations import Operations
 from ppl_vae.options import whole_number
@@ -112,7 +112,7 @@ class Scorer:
 
         self._usual_size = rows * particles
         calls = self._num_scores // self._usual_size
-        return Lazy(score, self._pair, self._choice, calls, len(names), "the model of this evaluation")
+        return Lazy(score, self._pair, self._choice, calls, flipped(len(names)), "the model of this evaluation")
 
     def _chunk_shape(self, batch: Batch, proposal: Proposal, count: int) -> tuple[int, int]:
         """Rows and particles that one run of the model handles: as even as may be, so that most have one shape."""
