@@ -20,6 +20,7 @@ from ppl_vae.evaluation.attempts import Attempts, reason_of, row_of
 from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.escalated_result import METHODS, EscalatedLogLikelihood, Failure
+from ppl_vae.evaluation.identity import check_same
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.proposal import first_draw
 from ppl_vae.evaluation.refining import refine, rounded_up
@@ -122,7 +123,7 @@ def escalate(
 
     Raises:
         ValueError: An option is out of its range, or `ll` is no result of `log_likelihood`.
-        DataError: The data are not as many as were evaluated.
+        DataError: The data are not those that were evaluated, in the same order.
 
     Reference:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling; Owen and Zhou (2000), Safe
@@ -148,6 +149,7 @@ def escalate(
     start, rows = time.monotonic(), in_kind_of(as_pair(pair), as_rows(data))
     if len(rows) != len(ll.value):
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
+    check_same(ll.signature, rows)
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
     course, failures = _Course(ll), _of_rounded(_MORE, np.arange(len(rows)), ll.rounded)
     if until == RELIABLE:

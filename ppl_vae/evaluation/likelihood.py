@@ -11,6 +11,7 @@ import torch
 
 from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.enumerated import Enumerated, is_exact, made_exact
+from ppl_vae.evaluation.identity import signatures
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober, Unseen, probes_enough
 from ppl_vae.evaluation.proposal import first_draw
@@ -182,6 +183,7 @@ class _Evaluator:
             "num_drawn": drawn,
             "num_pilot": found.num_pilot,
             "at_edge": np.where(summed, 0.0, found.at_edge),
+            "signature": signatures(batch),
         }
         return values | put_in(found.draws)
 
