@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_vae.options import whole_number
 
-__all__ = ["bits_per_dimension", "mean_stderr", "population_stderr"]
+__all__ = ["above", "bits_per_dimension", "mean_stderr", "population_stderr"]
 
 
 def mean_stderr(stderr: np.ndarray) -> float:
@@ -48,3 +48,9 @@ def bits_per_dimension(log_p: float, num_dimensions: int) -> float:
     """
     whole_number("num_dimensions", num_dimensions, least=1)
     return -log_p / (num_dimensions * math.log(2))
+
+
+def above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a - b of each datum (N,); 0 where both are minus infinity."""
+    same = a == b
+    return np.where(same, 0.0, a) - np.where(same, 0.0, b)

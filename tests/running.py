@@ -7,6 +7,9 @@ import torch
 from pyro import poutine
 
 import ppl_vae as pv
+from ppl_vae.evaluation.proposal import first_draw
+from ppl_vae.evaluation.refining import refine
+from ppl_vae.evaluation.tally import Frailty
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key, seeded
 
@@ -59,3 +62,12 @@ def log_weights(model, guide, x, num_particles):
 def estimate(pair, x, k, seed=0, **options):
     """The log-likelihood with K = k, without a progress bar."""
     return pv.log_likelihood(pair, x, k, seed, progress=False, **options)
+
+
+def refined_block(pair, x, k, seed=0):
+    """What samples of a fitted proposal say of one block of data."""
+    pair, batch, device = as_pair(pair), (x,), torch.device("cpu")
+    layout = pv.check(pair, batch).layout
+    with torch.no_grad():
+        frailty = Frailty.of(pair, batch, layout, first_draw(pair, batch, layout))
+        return refine(pair, batch, layout, frailty, 0, k, seed, device)

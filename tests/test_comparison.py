@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import combinations
 from typing import NamedTuple
@@ -14,7 +15,10 @@ import torch
 from scipy import stats
 
 import ppl_vae as pv
+from ppl_vae import figures
+from ppl_vae.cli.comparison import _in_words
 from ppl_vae.evaluation.ranks import holm
+from ppl_vae.report import ModelRow, to_json, to_markdown
 from tests.pairs import DiscreteVAE, ModuleVAE, binary_rows, chi_square, scaled_guide, small_ppca
 from tests.statistical import Z_MAX, assert_close
 from tests.training import fresh
@@ -363,6 +367,35 @@ def test_a_datum_of_probability_zero_makes_a_pair_the_worse_one():
     assert "order: good > never = twice" in str(found)
     one = pv.Comparison({"good": known(good[3:4]), "never": known(never[3:4])})
     assert one.groups == (("good",), ("never",))
+
+
+def test_pairs_that_both_exclude_a_datum_are_shown_as_that(tmp_path):
+    """Their difference there is no number: exports warned of it, the table said nan, and the figure nothing."""
+    good = np.linspace(-1.0, -0.5, 8)
+    never, twice = good + 0.7, good + 0.9
+    never[3], twice[[3, 4]] = -np.inf, -np.inf
+    both = pv.Comparison({"never": known(never), "twice": known(twice)})
+    assert both.ranks == {"never": (1, 2), "twice": (1, 2)}
+    assert "both -inf" in str(both)
+    assert "nan" not in str(both)
+    assert _in_words(both.differences[0]).startswith("never and twice both have mean -inf")
+    behind = both.to_arviz()["constant_data"]["behind_best"].values
+    assert behind[0].tolist() == [0.0] * 8
+    np.testing.assert_allclose(behind[1], [-0.2, -0.2, -0.2, 0.0, np.inf, -0.2, -0.2, -0.2])
+    all_three = pv.Comparison({"good": known(good), "never": known(never), "twice": known(twice)})
+    figure = figures.rank_intervals(all_three)
+    figure.savefig(tmp_path / "ranks.png")
+    words = [text for text in figure.axes[0].texts if text.get_text()]
+    assert ["inf" in text.get_text() for text in words] == [False, True, True]
+    size = figure.get_window_extent().bounds
+    assert all(0 <= text.get_window_extent().x0 <= size[2] for text in words)
+    order = {"differences": [d._asdict() for d in both.differences]}
+    rows = [
+        ModelRow(model=name, num_parameters=3, log_likelihood=both.estimates[name].value.mean()) for name in both.names
+    ]
+    read = json.loads(to_json(rows, 1, order))
+    assert (read["differences"][0]["mean"], read["rows"][1]["log_likelihood"]) == ("nan", "-inf")
+    assert "-inf" in to_markdown(rows, 1)
 
 
 def test_options_and_estimates_are_checked():

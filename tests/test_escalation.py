@@ -12,8 +12,8 @@ from scipy import stats
 import ppl_vae as pv
 from ppl_vae.checking import check
 from ppl_vae.evaluation import escalation, refining
+from ppl_vae.evaluation.identity import signatures
 from ppl_vae.evaluation.path import Path
-from ppl_vae.evaluation.refining import refine
 from ppl_vae.evaluation.verdict import Misses
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import seeded
@@ -26,7 +26,7 @@ from tests.pairs import (
     scaled_guide,
     small_ppca,
 )
-from tests.running import estimate
+from tests.running import estimate, refined_block
 from tests.statistical import assert_estimates, assert_mean, assert_within
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -35,9 +35,7 @@ CPU = torch.device("cpu")
 
 
 def refined(pair, x, k):
-    pair = as_pair(pair)
-    with torch.no_grad():
-        return refine(pair, (x,), check(pair, (x,)).layout, 0, k, 0, CPU).summary
+    return refined_block(pair, x, k).summary
 
 
 @pytest.mark.parametrize(("s", "dim"), [(0.4, 2), (0.6, 10), (2.5, 10)])
@@ -283,6 +281,33 @@ def test_what_cannot_be_escalated():
         pv.escalate(ll, ppca, x, until="sure")
     with pytest.raises(ValueError, match="factor: expected at least 1"):
         pv.escalate(ll, ppca, x, factor=0)
+
+
+def test_data_in_another_order_than_the_result_are_refused():
+    """The estimates of some rows stood for those of others."""
+    ppca = small_ppca()
+    x = ppca.sample(5)
+    pair, ll = scaled_guide(ppca, 0.4), estimate(scaled_guide(ppca, 0.4), x, 50)
+    with pytest.raises(pv.DataError, match=r"row 0: expected the data .* same order, found the one that was row 4: "):
+        pv.escalate(ll, pair, x.flip(0))
+    with pytest.raises(
+        pv.DataError, match=r"row 3: .* found one that was not among them: pass them as .*evaluate these"
+    ):
+        pv.escalate(ll, pair, torch.cat([x[:3], ppca.sample(2, seed=7)]))
+    ll.__dict__.pop("signature")  # as pickled by another version
+    few = {"annealing": pv.Annealing(2, 2, 1), "progress": False}
+    assert len(pv.escalate(ll, pair, x.flip(0), **few).value) == 5
+
+
+def test_data_are_known_again_whatever_their_type():
+    ppca = small_ppca()
+    x = ppca.sample(3).float()
+    pair, ll = scaled_guide(ppca, 1.0), estimate(scaled_guide(ppca, 1.0), x, 50)
+    for same in (x.double(), x.numpy(), x.numpy().astype(np.float64)):
+        assert (pv.escalate(ll, pair, same, progress=False).value == ll.value).all()
+    fine = torch.randn(3, 2)
+    assert (signatures((fine,)) == signatures((fine.float(),))).all()
+    assert len(set(signatures((fine, torch.arange(3))))) == 3
 
 
 def test_intervals_of_annealed_data_are_those_of_students_t():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.compile import CaptureError, lazy
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.intervals import interval_of_mean
 from ppl_vae.evaluation.local import _Said
@@ -35,6 +36,27 @@ def off_by_one(diagonal: bool = True) -> tuple[pv.Pair, torch.Tensor]:
                 pyro.sample("z", dist.MultivariateNormal(q.loc + q.stddev, scale_tril=q.scale_tril))
 
     return pv.Pair(ppca.model, guide), ppca.sample(2, seed=1)
+
+
+def test_a_compiled_step_of_the_search_is_compared_away_from_the_guide(monkeypatch):
+    """Turned around, numbers that are all zero are the same: the second trial was the first one again."""
+    tried = []
+
+    def compiled(function, examples, module):
+        tried.append([example[0].clone() for example in examples])
+        raise CaptureError("no need")
+
+    monkeypatch.setattr(lazy, "compile_function", compiled)
+    pair, x = off_by_one()
+    state = torch.get_rng_state()
+    with pytest.warns(UserWarning, match="no need"):
+        pv.gap_decomposition(pair, x, 50, search=pv.LocalSearch(2, 1), richer=True, compile=True, progress=False)
+    assert torch.equal(state, torch.get_rng_state())
+    searches = [example for example in tried if not example[0].any()]
+    assert [len(first[0]) for first, _ in searches] == [4, 6]  # of the guide, of an affine map
+    for first, second in searches:
+        assert (first != second).all()
+        assert (second.abs() < 1).all()
 
 
 @pytest.mark.slow

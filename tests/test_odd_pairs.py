@@ -13,9 +13,9 @@ from scipy import stats
 from torch import Tensor
 
 import ppl_vae as pv
-from ppl_vae.evaluation.refining import _root, refine
-from ppl_vae.pair import as_pair
+from ppl_vae.evaluation.refining import _root
 from tests.pairs import small_ppca
+from tests.running import refined_block
 from tests.statistical import assert_close, assert_within
 
 NONE_THERE = (
@@ -180,9 +180,7 @@ def test_a_posterior_narrow_in_single_precision_is_refined():
             pyro.sample("z", dist.MultivariateNormal(torch.stack([x / 2, -x / 2], -1), scale_tril=root))
 
     pair, x = pv.Pair(model, guide), torch.randn(5, generator=torch.Generator().manual_seed(0))
-    layout = pv.check(pair, x).layout
-    with torch.no_grad():
-        found = refine(as_pair(pair), (x,), layout, 0, 512, 0, torch.device("cpu"))
+    found = refined_block(pair, x, 512)
     assert_within(
         found.summary.value, stats.norm.logpdf(x, 0, math.sqrt(2)), absolute=1.0, reason="estimates of a ridge"
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
+from ppl_vae.compile import Lazy
 from ppl_vae.evaluation import scoring, weighing
 from ppl_vae.evaluation.precision import samples_needed
 from ppl_vae.weights import Stream
@@ -24,7 +25,7 @@ from tests.pairs import (
     small_ppca,
 )
 from tests.running import estimate
-from tests.statistical import assert_mean
+from tests.statistical import assert_mean, assert_within
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -53,6 +54,27 @@ def test_the_cap_holds():
     ppca = small_ppca()
     ll = estimate(scaled_guide(ppca, 1.5), ppca.sample(20, seed=1), 1003, target_stderr=1e-4)
     assert (ll.num_drawn == 1003).all()
+
+
+@pytest.mark.parametrize(("width", "target"), [(1.0, 0.1), (1.5, 1e-4)])
+def test_compiling_is_decided_on_what_pilots_ask_for(width, target, monkeypatch):
+    """It was on the cap, ten times what an easy guide needs; a hard one needs all of it, ten times what is sure."""
+    asked: list[int] = []
+
+    class Asked(Lazy):
+        def __call__(self, *arguments):
+            asked.append(self._calls_left)
+            return super().__call__(*arguments)
+
+    monkeypatch.setattr(scoring, "Lazy", Asked)
+    ppca = small_ppca()
+    pair, x = scaled_guide(ppca, width), ppca.sample(600, seed=1)
+    ll = estimate(pair, x, 2000, num_probes=0, target_stderr=target)
+    assert (ll.num_drawn == (100 if width == 1.0 else 2000)).all()
+    assert asked[0] <= len(asked)
+    after_pilot = next((i for i in range(1, len(asked)) if asked[i] > asked[i - 1]), 0)
+    reason = "chunks of the last block are not full"
+    assert_within(float(asked[after_pilot]), float(len(asked) - after_pilot), relative=0.1, reason=reason)
 
 
 def test_memory_and_chunks_change_no_number_of_a_precise_evaluation(monkeypatch):

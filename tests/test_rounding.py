@@ -13,7 +13,7 @@ from scipy import special, stats
 import ppl_vae as pv
 from ppl_vae.evaluation import LocalSearch
 from ppl_vae.weights import Stream
-from tests.running import estimate
+from tests.running import estimate, refined_block
 from tests.splitting import split
 
 
@@ -230,6 +230,26 @@ def test_an_escalation_says_what_is_rounding():
     after = pv.escalate(found, pair, x[:20], compile=False, progress=False)
     assert (after.method == "guide").all()
     assert re.search(r"the error of (19|20) is rounding: use double precision", str(after))
+
+
+def test_a_fitted_proposal_knows_of_large_terms_that_cancel():
+    """log p(x) is near zero, a prior and a likelihood of a million nats: single precision is off by a tenth."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 0.001))
+            pyro.sample("x", dist.Normal(z, 0.0005), obs=x)
+            pyro.factor("constant", torch.full((len(x),), 1.6e6))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.8 * x, 0.0003))
+
+    x = 2.0 + 1e-4 * torch.arange(8.0)
+    summary = refined_block(pv.Pair(model, guide), x, 1024).summary
+    error = np.abs(summary.value - stats.norm.logpdf(x.double().numpy(), 0, np.hypot(0.001, 0.0005)) - 1.6e6)
+    assert (error > 0.03).any()
+    assert (error < 3 * summary.stderr).all()
 
 
 def test_small_counts_round_no_error():

@@ -42,12 +42,13 @@ def test_means_of_an_epoch_and_of_held_out_data_are_means_over_rows():
 def test_the_bound_of_held_out_data_comes_in_two_terms():
     pair = ExactPPCA()
     x, held_out = pair.ppca.sample(5, seed=1), pair.ppca.sample(700, seed=2)
-    record = train(pair, x, epochs=1, validation=held_out, learning_rate=1e-14).history[0]
+    record, later = train(pair, x, epochs=2, validation=held_out, learning_rate=1e-14).history
     prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     divergence = torch.distributions.kl_divergence(pair.ppca.posterior(held_out), prior)
     assert_close(record.validation_rate, divergence.mean())
     assert_close(record.validation_elbo, -(record.validation_distortion + record.validation_rate))
-    assert record.validation_kl == {}
+    assert record.validation_kl == later.validation_kl == {}
+    assert record.validation_kl is not later.validation_kl
 
 
 @pytest.mark.usefixtures("float64")

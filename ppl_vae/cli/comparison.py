@@ -236,6 +236,8 @@ def _ranked(row: report.ModelRow, ranks: tuple[int, int]) -> report.ModelRow:
 
 
 def _in_words(d: Difference) -> str:
+    if math.isnan(d.mean):
+        return f"{d.better} and {d.worse} both have mean -inf: each gives a datum probability 0"
     over_data = "" if math.isnan(d.stderr) else f" ± {d.stderr:.3f}"
     errors = ["standard error over the data"] * bool(over_data)
     errors += [f"of Monte Carlo alone {d.monte_carlo:.3f}"] * (not math.isnan(d.monte_carlo))

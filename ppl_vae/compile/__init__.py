@@ -2,8 +2,8 @@
 
 from ppl_vae.compile.build import Compiled, compile_function
 from ppl_vae.compile.capture import CaptureError, capture
-from ppl_vae.compile.lazy import Lazy
+from ppl_vae.compile.lazy import Lazy, flipped
 from ppl_vae.compile.payback import Payback
 from ppl_vae.compile.snapshot import Snapshot
 
-__all__ = ["CaptureError", "Compiled", "Lazy", "Payback", "Snapshot", "capture", "compile_function"]
+__all__ = ["CaptureError", "Compiled", "Lazy", "Payback", "Snapshot", "capture", "compile_function", "flipped"]

@@ -38,7 +38,8 @@ class Payback:
 
     def __init__(self, choice: Literal["auto"] | bool) -> None:
         compile_choice(choice)
-        self._decided, self._at_once = choice is False, choice is True
+        self._never, self._at_once = choice is False, choice is True
+        self._decided = self._never
         self._operations: Operations | None = None
 
     def due(self, calls_left: int) -> bool:
@@ -47,6 +48,10 @@ class Payback:
             return False
         self._decided = True
         return self._at_once or calls_left * self._saved() > _COST_SECONDS
+
+    def reopen(self) -> None:
+        """What was decided was decided on a wrong number of calls, and is asked again."""
+        self._decided = self._never
 
     @contextmanager
     def watching(self) -> Iterator[None]:

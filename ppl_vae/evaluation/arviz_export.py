@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ppl_vae.averages import above
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -47,7 +49,7 @@ def comparison_to_arviz(comparison: Comparison) -> Any:
     """Builds the group of `Comparison.to_arviz`."""
     found = [comparison.estimates[name] for name in comparison.names]
     arrays = {name: np.stack([getattr(e, name) for e in found]) for name in ("value", "stderr", "trusted")}
-    arrays["behind_best"] = arrays["value"][:1] - arrays["value"]
+    arrays["behind_best"] = above(arrays["value"][:1], arrays["value"])
     dims = {name: ["model", "datum"] for name in arrays}
     return _export({"constant_data": arrays}, dims, {"model": list(comparison.names)})
 

@@ -17,14 +17,16 @@ from ppl_vae.evaluation.annealed import ESTIMATES, Chains, num_rows
 from ppl_vae.evaluation.annealed_result import AnnealedLogLikelihood
 from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.attempts import Attempts, reason_of, row_of
-from ppl_vae.evaluation.coarseness import ROUNDING, rounding_of_terms, rounds
+from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.escalated_result import METHODS, EscalatedLogLikelihood, Failure
+from ppl_vae.evaluation.identity import check_same
 from ppl_vae.evaluation.likelihood import log_likelihood
 from ppl_vae.evaluation.proposal import first_draw
 from ppl_vae.evaluation.refining import refine, rounded_up
 from ppl_vae.evaluation.result import LogLikelihood
 from ppl_vae.evaluation.subject import evaluating
+from ppl_vae.evaluation.tally import Frailty
 from ppl_vae.evaluation.trust import trust
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, Misses, misses
 from ppl_vae.options import compile_choice, of_kind, seed_number, whole_number
@@ -98,8 +100,8 @@ def escalate(
     * What is lower than an earlier estimate by more than three standard errors has missed what that one saw, and is
       unreliable.
 
-    * Where samples round to the edge of a latent's support (`ll.rounded`), or data are noisy for rounding
-      (`ll.too_coarse`), no method is tried: all of them would round.
+    * Where samples round to the edge of a latent's support (`ll.rounded`, or those of a method), or data are noisy for
+      rounding (`ll.too_coarse`), no further method is tried: all of them would round.
 
     A method that does not serve a datum leaves its estimate as it is, and the report says why: `failures`. Fitted
     proposals need latents that Pyro maps to R^n, with discrete ones of at most 256 joint values and no mask beside them
@@ -121,7 +123,7 @@ def escalate(
 
     Raises:
         ValueError: An option is out of its range, or `ll` is no result of `log_likelihood`.
-        DataError: The data are not as many as were evaluated.
+        DataError: The data are not those that were evaluated, in the same order.
 
     Reference:
         Vehtari, Simpson, Gelman, Yao and Gabry (2024), Pareto Smoothed Importance Sampling; Owen and Zhou (2000), Safe
@@ -147,8 +149,9 @@ def escalate(
     start, rows = time.monotonic(), in_kind_of(as_pair(pair), as_rows(data))
     if len(rows) != len(ll.value):
         raise DataError(f"expected the {len(ll.value)} data that were evaluated, found {len(rows)}")
+    check_same(ll.signature, rows)
     enough = (RELIABLE,) if until == RELIABLE else (RELIABLE, NOISY)
-    course, failures = _Course(ll), _of_rounded(ll.rounded)
+    course, failures = _Course(ll), _of_rounded(_MORE, np.arange(len(rows)), ll.rounded)
     if until == RELIABLE:
         failures += _of_coarse(course.coarse)
 
@@ -173,6 +176,7 @@ def escalate(
         if answer.reasons:
             place, reason = next(iter(answer.reasons.items()))
             failures.append(Failure(name, len(answer.reasons), int(left[place]), reason))
+        failures += _of_rounded(name, left, answer.found.rounded)
         course.take(name, left, answer)
     return EscalatedLogLikelihood(
         *course.best,
@@ -190,8 +194,9 @@ def _of_guide(ll: LogLikelihood) -> _Answer:
     return _Answer(found, misses(ll.khat, ll.stderr, ll.unseen, ll.unseen_stderr), {})
 
 
-def _of_rounded(rounded: np.ndarray) -> list[Failure]:
-    return [Failure(_MORE, int(rounded.sum()), int(rounded.argmax()), REASON)] if rounded.any() else []
+def _of_rounded(method: str, left: np.ndarray, rounded: np.ndarray) -> list[Failure]:
+    """That a method, of the data that were left to it, does not serve those that are rounded (n,)."""
+    return [Failure(method, int(rounded.sum()), int(left[rounded][0]), REASON)] if rounded.any() else []
 
 
 def _of_coarse(coarse: np.ndarray) -> list[Failure]:
@@ -227,6 +232,7 @@ class _Course:
         missing[left] = answer.misses.much | (np.isnan(answer.found.unseen) & missing[left])
         after = _in_view_of(before, missed[left], missing[left], answer.found)
         missed[left] |= answer.misses.some
+        self._rounded[left] |= answer.found.rounded
         stays = _is_better(after, before)
         for known, found in zip(self.best, after, strict=True):
             known[left[stays]] = found[stays]
@@ -267,21 +273,19 @@ def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | to
     with evaluating(pair, data, device) as subject:
         known, rows, layout, where, _ = subject
         one = rows.take(slice(0, 1), where)
-        coarse = rounds(known, one, layout, first_draw(known, one, layout))
+        frailty = Frailty.of(known, one, layout, first_draw(known, one, layout))
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
-            summary, unseen = refine(known, batch, layout, first, num_samples, seed, where)
-            if coarse:
-                summary = summary.with_rounding(rounding_of_terms(known, batch, layout, key(seed, first), where))
-            return summary._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
+            summary, unseen, at_edge = refine(known, batch, layout, frailty, first, num_samples, seed, where)
+            return summary._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr, "at_edge": at_edge}
 
-        attempts = Attempts(work, (*Summary._fields, "unseen", "unseen_stderr"))
+        attempts = Attempts(work, (*Summary._fields, "unseen", "unseen_stderr", "at_edge"))
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "refined proposals", progress, attempts)
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
-    nothing = np.zeros(len(s["value"]))
-    words, no = trust(s | {"at_edge": nothing}, np.full(len(nothing), rounded_up(num_samples)))
-    found = _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], s["rounding"], no, no, words)
+    words, rounded = trust(s, np.full(len(s["value"]), rounded_up(num_samples)))
+    no = np.zeros_like(rounded)
+    found = _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], s["rounding"], no, rounded, words)
     return _Answer(found, misses(s["khat"], s["stderr"], s["unseen"], s["unseen_stderr"]), reasons)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ppl_vae.evaluation.draws import LOG_LIK, put_in, taken_out
 from ppl_vae.evaluation.enumerated import Enumerated, is_exact, made_exact
+from ppl_vae.evaluation.identity import signatures
 from ppl_vae.evaluation.precision import LEAST_UNIT, NUM_UNITS
 from ppl_vae.evaluation.probing import Prober, Unseen, probes_enough
 from ppl_vae.evaluation.proposal import first_draw
@@ -87,9 +88,10 @@ def log_likelihood(
         memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
             at once for the rest of the call, down to one of one datum; the numbers are the same, and a warning says so.
         device: Where to evaluate; "auto" is where the parameters are. The pair is put back afterwards.
-        compile: Whether to compile guide and model: True at once, "auto" if the draws that are left will earn back what
-            compiling costs. Changes no number beyond rounding; what cannot be compiled runs as written, and a warning
-            says why. Programs that change with their calls in a way that `fit` names as unseen need False.
+        compile: Whether to compile guide and model: True at once, "auto" if the draws that are left (with a target,
+            those that pilots ask for) will earn back what compiling costs. Changes no number beyond rounding; what
+            cannot be compiled runs as written, and a warning says why. Programs that change with their calls in a way
+            that `fit` names as unseen need False.
         progress: Show a progress bar where there is a terminal.
 
     Returns:
@@ -181,6 +183,7 @@ class _Evaluator:
             "num_drawn": drawn,
             "num_pilot": found.num_pilot,
             "at_edge": np.where(summed, 0.0, found.at_edge),
+            "signature": signatures(batch),
         }
         return values | put_in(found.draws)
 
@@ -205,12 +208,14 @@ def planned(
     shape = _block_shape(unit if adaptive else most, size, layout)
     plan = Plan(most, *shape, num_draws, seed, target_stderr if adaptive else None)
     blocks, own = subject.blocks(plan.num_rows)
-    num_units = math.ceil(most / plan.num_particles)
+    # Of samples that pilots decide on, no more than a pilot and as many afresh is sure; `weigh` hears of the others.
+    sure = 2 * plan.num_particles if adaptive else most
+    num_units = math.ceil(sure / plan.num_particles)
     draw = Proposer(pair, layout, compile, len(blocks) * num_units, plan.num_particles)
     # Data that need more samples than others are few: chunks of few data are full.
     narrow = max(1, chunk_rows(device) // plan.num_particles) if adaptive else None
-    score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * most, narrow)
-    return plan, Weigher(pair, layout, draw, score, device, Frailty.of(pair, one, layout, guide))
+    score = Scorer(pair, layout, memory, compile, (own.stop - own.start) * sure, narrow)
+    return plan, Weigher(pair, layout, draw, score, device, Frailty.of(pair, one, layout, guide), own.stop)
 
 
 def _block_shape(num_samples: int, latent_size: int, layout: Layout) -> tuple[int, int]:

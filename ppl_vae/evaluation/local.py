@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -21,6 +22,7 @@ __all__ = ["Found", "LocalSearch", "Searcher"]
 _CHECKS, _STANDARD_ERRORS = 16, 2.0
 _CHECKED = 4  # steps of a round for one check, of two ELBOs, at most
 _LAST_RATE = 0.2
+_ELSEWHERE = 0.1  # in units of the scale of q
 # A free number that goes farther in a round is lost: exp(30) is where densities are rounding, and look like gains.
 _FARTHEST = 30.0
 # Free numbers have no unit, so that curvatures are about 1: gradients far below this are no direction to go.
@@ -102,7 +104,7 @@ class Searcher:
     ) -> None:
         self._family, self._search = family, search
         calls = num_blocks * search.max_rounds * search.num_steps
-        self._step = Lazy(self._gradient, pair, compile, calls, 1, "the search for the best q of each datum")
+        self._step = Lazy(self._gradient, pair, compile, calls, _elsewhere, "the search for the best q of each datum")
         self._num_context = 0
 
     def __call__(self, context: tuple[Tensor, ...], batch: Batch, seed: int) -> Found:
@@ -182,6 +184,13 @@ class Searcher:
 def _fall(share: float) -> float:
     """Factor of the learning rate: it falls in the first half of a round, and stays in the second."""
     return _LAST_RATE + (1 - _LAST_RATE) * (1 + math.cos(math.pi * min(1.0, 2 * share))) / 2
+
+
+def _elsewhere(arguments: Sequence[Tensor]) -> list[Tensor]:
+    """Arguments of a step at other free numbers, such as a search comes to: the first are all zero, the guide's own."""
+    free, *others = arguments
+    noise = torch.randn(free.shape, generator=torch.Generator().manual_seed(0), dtype=free.dtype)
+    return [free + _ELSEWHERE * noise.to(free.device), *others]
 
 
 def _rows(tensors: Batch, rows: Tensor) -> tuple[Tensor, ...]:

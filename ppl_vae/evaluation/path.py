@@ -14,7 +14,7 @@ from torch.distributions import Independent, MixtureSameFamily
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.edges import beyond_numbers, reason, tied
 from ppl_vae.evaluation.hamiltonian import Density
-from ppl_vae.evaluation.proposal import site_at_fault, site_where
+from ppl_vae.evaluation.proposal import Proposal, site_at_fault, site_where
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained, refuse_masks
 from ppl_vae.pair import Pair, Program
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
@@ -127,10 +127,20 @@ class Path:
 
     def ends(self, points: Mapping[str, Tensor]) -> Ends:
         """Log-densities of both ends, whatever they are."""
-        runs, log_det = self._runs(points)
-        terms = Terms(runs, self._batch, self._layout, scaled=False)
-        start = terms.log_guide if self._start == "guide" else terms.log_prior
-        return Ends(self._summed(start) + log_det, self._summed(terms.log_lik + terms.log_prior) + log_det)
+        return self._ends(*self._terms(points))
+
+    def sized_ends(self, points: Mapping[str, Tensor]) -> tuple[Ends, Tensor]:
+        """Log-densities of both ends, and the size of the largest term that they are made of (K, N)."""
+        terms, log_det = self._terms(points)
+        sizes = torch.broadcast_tensors(*(t.abs() for t in (self._start_of(terms), terms.log_lik, terms.log_prior)))
+        size = self._most_probable(torch.stack(sizes).amax(0), terms.log_lik + terms.log_prior)
+        return self._ends(terms, log_det), torch.maximum(size, log_det.abs())
+
+    def proposal(self, points: Mapping[str, Tensor], log_density: Tensor) -> Proposal:
+        """Draws of some density (K, N) at given points, as an evaluation has them."""
+        values, _ = self.space.values(points)
+        event_dims = {name: self._model.sites[name]["fn"].event_dim for name in values}
+        return Proposal([values], event_dims, True, log_density, [{}])
 
     def sure_ends(self, points: Mapping[str, Tensor]) -> Ends:
         """Log-densities of both ends, which are densities.
@@ -196,6 +206,18 @@ class Path:
         """log f_t with its gradient."""
         return _Tempered(self, temperature)
 
+    def _terms(self, points: Mapping[str, Tensor]) -> tuple[Terms, Tensor]:
+        """Terms of all chains at points, for every value of discrete latents, and log |dz / du|."""
+        runs, log_det = self._runs(points)
+        return Terms(runs, self._batch, self._layout, scaled=False), log_det
+
+    def _ends(self, terms: Terms, log_det: Tensor) -> Ends:
+        joint = terms.log_lik + terms.log_prior
+        return Ends(self._summed(self._start_of(terms)) + log_det, self._summed(joint) + log_det)
+
+    def _start_of(self, terms: Terms) -> Tensor:
+        return terms.log_guide if self._start == "guide" else terms.log_prior
+
     def _runs(self, points: Mapping[str, Tensor]) -> tuple[list[tuple[Tape, Tape]], Tensor]:
         """Runs of guide and model at points, and log |dz / du|; from the prior the guide need not be run."""
         values, log_det = self.space.values(points)
@@ -218,8 +240,19 @@ class Path:
         """Log of the sum over the values of discrete latents, (K, N)."""
         if self._num_values == 1:
             return log_density
-        every = log_density.expand(self._num_chains * self._num_values, -1)
-        return every.unflatten(0, (self._num_chains, self._num_values)).logsumexp(1)
+        return self._by_value(log_density).logsumexp(1)
+
+    def _most_probable(self, of_each: Tensor, log_joint: Tensor) -> Tensor:
+        """What is said of each value of discrete latents, of that with the largest density, (K, N)."""
+        if self._num_values == 1:
+            return of_each
+        largest = self._by_value(log_joint).argmax(1, keepdim=True)
+        return self._by_value(of_each).gather(1, largest)[:, 0]
+
+    def _by_value(self, of_each: Tensor) -> Tensor:
+        """(K, values of discrete latents, N)."""
+        every = of_each.expand(self._num_chains * self._num_values, -1)
+        return every.unflatten(0, (self._num_chains, self._num_values))
 
     def _run(
         self, program: Program, values: Mapping[str, Tensor] | None = None, summed: bool = False

@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ppl_vae.compile import Lazy
+from ppl_vae.compile import Lazy, flipped
 from ppl_vae.evaluation.proposal import Proposal, propose
 from ppl_vae.pair import Pair
 from ppl_vae.shrinking import undivided
@@ -22,7 +22,7 @@ class Proposer:
         pair: The pair, in evaluation mode.
         layout: Layout of the pair.
         compile: Whether to compile the guide: at once, never, or once it pays.
-        num_blocks: How many blocks of draws there will be, about.
+        num_blocks: How many blocks of draws there will be, as far as that is known.
         num_particles: Draws for each datum of a usual block.
     """
 
@@ -36,13 +36,23 @@ class Proposer:
         self._choice, self._num_blocks = compile, num_blocks
         self._draw: Lazy | None = None
 
+    def expect(self, num_blocks: int) -> None:
+        """So many blocks of draws are left, as is better known now."""
+        if self._draw is not None:
+            self._draw.expect(num_blocks)
+
     def __call__(self, batch: Batch, count: int) -> Proposal:
         """Draws `count` values for each datum of a block."""
         if not self._usual or count != self._num_particles:
             return propose(self._pair, batch, count, self._layout)
         if self._draw is None:
             self._draw = Lazy(
-                self._as_tensors, self._pair, self._choice, self._num_blocks, len(batch), "the guide of this evaluation"
+                self._as_tensors,
+                self._pair,
+                self._choice,
+                self._num_blocks,
+                flipped(len(batch)),
+                "the guide of this evaluation",
             )
         with undivided(f"{count} draws of the guide for each of {len(batch[0])} data"):
             log_guide, *tensors = self._draw(*batch)

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ppl_vae.averages import mean_stderr, population_stderr
+from ppl_vae.averages import above, mean_stderr, population_stderr
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation.ranks import holm
 from ppl_vae.options import probability
 
-__all__ = ["Comparison", "Difference", "Estimate"]
+__all__ = ["Comparison", "Difference", "Estimate", "above"]
 
 
 _MOST = 0.5  # with a larger share of untrusted data a mean has no place among means
@@ -187,7 +187,7 @@ class Comparison:
 
     def _difference(self, better: str, worse: str, p_value: float) -> Difference:
         a, b = self.estimates[better], self.estimates[worse]
-        mean, gain = float(a.value.mean()) - float(b.value.mean()), _above(a.value, b.value)
+        mean, gain = float(a.value.mean()) - float(b.value.mean()), above(a.value, b.value)
         noise = mean_stderr(np.hypot(a.stderr, b.stderr))
         return Difference(
             better, worse, float(gain.mean()) if math.isfinite(mean) else mean, population_stderr(gain), noise, p_value
@@ -197,19 +197,13 @@ class Comparison:
 def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
     """What a is above b for each datum, as far as both estimates bear it (N,): one that is rounded may be too high."""
     size = np.maximum(np.maximum(np.abs(a.value), np.abs(b.value)), 1.0)
-    gain = _above(a.value, b.value + np.square(np.nan_to_num(b.stderr)) / 2)
+    gain = above(a.value, b.value + np.square(np.nan_to_num(b.stderr)) / 2)
     gain = np.where(np.abs(gain) <= np.minimum(_ROUNDINGS * rounding * size, _LARGEST_ROUNDING), 0.0, gain)
     num_missed = math.ceil(_MISSED * int((~b.trusted).sum()))
     largest_first = np.argsort(np.where(b.trusted, -gain, np.inf), kind="stable")
     doubted = ~b.trusted
     doubted[largest_first[:num_missed]] = True
     return np.where(doubted | getattr(a, "rounded", False), np.minimum(gain, 0.0), gain)
-
-
-def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a - b of each datum (N,); 0 where both are minus infinity."""
-    same = a == b
-    return np.where(same, 0.0, a) - np.where(same, 0.0, b)
 
 
 def _p_value(a: Estimate, b: Estimate, rounding: float) -> float:

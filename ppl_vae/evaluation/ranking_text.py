@@ -66,7 +66,7 @@ def _row(comparison: Comparison, name: str) -> tuple[str, ...]:
         f"{best}" if best == worst else f"{best} to {worst}",
         name,
         in_words(float(estimate.value.mean()), None if name in comparison.exact else stderr, share),
-        "" if behind is None else in_words(behind.mean, behind.stderr, 0.0),
+        "" if behind is None else "both -inf" if math.isnan(behind.mean) else in_words(behind.mean, behind.stderr, 0.0),
         "" if behind is None or math.isnan(behind.monte_carlo) else f"{behind.monte_carlo:.2g}",
         f"{share:.1%}",
     )

@@ -11,12 +11,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ppl_vae.evaluation.edges import at_edge
 from ppl_vae.evaluation.path import Ends, Path
 from ppl_vae.evaluation.probing import Unseen, looked, unseen_shares, widening
+from ppl_vae.evaluation.tally import Frailty, Tally
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, seeded
 from ppl_vae.tape import Batch, Layout
-from ppl_vae.weights import Stream, Summary
+from ppl_vae.weights import Summary
 
 __all__ = ["Refined", "refine", "rounded_up"]
 
@@ -48,10 +50,19 @@ class Refined(NamedTuple):
     """Of their weights."""
     unseen: Unseen
     """Share of p(x) where none of them can have been, by 256 draws of the proposal, spread out; see `Prober`."""
+    at_edge: np.ndarray
+    """Share of the weight on samples that round to the edge of a latent's support (N,)."""
 
 
 def refine(
-    pair: Pair, batch: Batch, layout: Layout, first: int, num_samples: int, seed: int, device: torch.device
+    pair: Pair,
+    batch: Batch,
+    layout: Layout,
+    frailty: Frailty,
+    first: int,
+    num_samples: int,
+    seed: int,
+    device: torch.device,
 ) -> Refined:
     r"""Weighs K samples of each datum from a mixture of the guide and a t fitted to its posterior.
 
@@ -65,6 +76,7 @@ def refine(
         pair: The pair, in evaluation mode.
         batch: A block of data.
         layout: Layout of the pair.
+        frailty: What its weights may suffer from.
         first: Row of its first datum.
         num_samples: K, rounded up to a multiple of 256.
         seed: Of the samples.
@@ -82,14 +94,14 @@ def refine(
         path = Path(pair, batch, layout, _CHUNK, "guide", first)
         fitted = _fit(path)
     chunks = rounded_up(num_samples) // _CHUNK
-    stream = Stream(len(batch[0]), chunks * _CHUNK, first)
+    tally = Tally(pair, batch, layout, frailty, chunks * _CHUNK, first)
     for j in range(chunks):
         with seeded(key(seed, first, _FIRST + j), device):
-            stream.add(_defensive_weights(path, fitted))
-    summary = stream.summary()
+            _weigh(path, fitted, frailty, layout, tally)
+    summary = tally.summary(key(seed, first))
     with seeded(key(seed, first, _FIRST + chunks), device):
         unseen = looked(lambda: _unseen(path, fitted, summary.value, chunks * _CHUNK), Unseen.unknown(len(batch[0])))
-    return Refined(summary, unseen)
+    return Refined(summary, unseen, tally.share_at_edge(summary.value))
 
 
 def rounded_up(num_samples: int) -> int:
@@ -163,14 +175,29 @@ def _covariance(points: Tensor, weight: Tensor, mean: Tensor) -> Tensor:
     return torch.einsum("kn,knd,kne->nde", weight, centred, centred)
 
 
-def _defensive_weights(path: Path, fitted: Fitted) -> Tensor:
-    """Log-weights of a chunk of samples, (k, N)."""
+def _weigh(path: Path, fitted: Fitted, frailty: Frailty, layout: Layout, tally: Tally) -> None:
+    """Counts a chunk of samples."""
     pattern = path.draw()
     points = _proposed(path, fitted, pattern)
-    joint, mixture = _densities(path, fitted, points, pattern)
-    for log_density in (joint, mixture):
-        path.check(log_density, path.space.from_flat(points, pattern))
-    return joint - mixture
+    found = _densities(path, fitted, points, pattern)
+    here = path.space.from_flat(points, pattern)
+    for log_density in (found.joint, found.mixture):
+        path.check(log_density, here)
+    proposal, log_weight = path.proposal(here, found.mixture), found.log_weight
+    edge = at_edge(proposal, frailty.bounded, layout)
+    if edge is not None and bool(edge.any()):
+        log_weight = torch.where(edge, _of_their_values(path, fitted, proposal.latents[0], log_weight), log_weight)
+    tally.add(log_weight, found.size, proposal)
+
+
+def _of_their_values(path: Path, fitted: Fitted, values: Mapping[str, Tensor], log_weight: Tensor) -> Tensor:
+    """Log-weights (k, N) at the points of latent values, where those are larger.
+
+    Beyond the last number before the edge of a support only |dz / du| still falls, which hides what is there.
+    """
+    points = path.space.points(values)
+    found = _densities(path, fitted, path.space.flat(points), points)
+    return torch.where(found.log_weight.isfinite(), torch.maximum(found.log_weight, log_weight), log_weight)
 
 
 def _proposed(path: Path, fitted: Fitted, pattern: Mapping[str, Tensor]) -> Tensor:
@@ -179,11 +206,26 @@ def _proposed(path: Path, fitted: Fitted, pattern: Mapping[str, Tensor]) -> Tens
     return torch.cat([own, fitted.distribution().sample((_CHUNK - len(own),))])
 
 
-def _densities(path: Path, fitted: Fitted, points: Tensor, pattern: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """log p(x, u) and the log-density of the mixture, (k, N)."""
-    share, ends = _GUIDE_CHUNK / _CHUNK, _ends(path, points, pattern)
+class _Densities(NamedTuple):
+    """Of the points of a chunk, each (k, N), in nats."""
+
+    joint: Tensor
+    """log p(x, u)."""
+    mixture: Tensor
+    """Log-density of the mixture of guide and t."""
+    size: Tensor
+    """Size of the largest term that they are made of."""
+
+    @property
+    def log_weight(self) -> Tensor:
+        return self.joint - self.mixture
+
+
+def _densities(path: Path, fitted: Fitted, points: Tensor, pattern: Mapping[str, Tensor]) -> _Densities:
+    share, (ends, size) = _GUIDE_CHUNK / _CHUNK, path.sized_ends(path.space.from_flat(points, pattern))
     log_t = fitted.distribution().log_prob(points)
-    return ends.joint, torch.logaddexp(math.log(share) + ends.start, math.log1p(-share) + log_t)
+    mixture = torch.logaddexp(math.log(share) + ends.start, math.log1p(-share) + log_t)
+    return _Densities(ends.joint, mixture, torch.maximum(size, mixture.abs()))
 
 
 def _unseen(path: Path, fitted: Fitted, value: np.ndarray, num_samples: int) -> Unseen:
@@ -193,9 +235,9 @@ def _unseen(path: Path, fitted: Fitted, value: np.ndarray, num_samples: int) -> 
     size = drawn.shape[-1]
     factor = widening(size)
     probes = fitted.loc + factor * (drawn - fitted.loc)
-    log_wide = _densities(path, fitted, drawn, pattern)[1] - size * math.log(factor)
-    joint, mixture = _densities(path, fitted, probes, pattern)
-    return Unseen.of(unseen_shares(joint, log_wide, mixture, value, num_samples))
+    log_wide = _densities(path, fitted, drawn, pattern).mixture - size * math.log(factor)
+    found = _densities(path, fitted, probes, pattern)
+    return Unseen.of(unseen_shares(found.joint, log_wide, found.mixture, value, num_samples))
 
 
 def _ends(path: Path, points: Tensor, pattern: Mapping[str, Tensor]) -> Ends:

@@ -83,6 +83,8 @@ class LogLikelihood(MeanLogLikelihood):
     """
     posterior_log_lik: np.ndarray
     """log p(x given z) of those draws, (draws, N)."""
+    signature: np.ndarray | None = None
+    """A number of each datum (N,) by which `escalate` knows it again; None in results of before."""
 
     @property
     def verdict(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ppl_vae.compile import Lazy
+from ppl_vae.compile import Lazy, flipped
 from ppl_vae.evaluation.proposal import Proposal, evaluate_model
 from ppl_vae.operations import Operations
 from ppl_vae.options import whole_number
@@ -33,7 +33,7 @@ class Scorer:
         layout: Layout of the pair.
         memory: Bytes that one run of the model may make; where less is left, runs score fewer draws.
         compile: Whether to compile the model: at once, never, or once it pays.
-        num_scores: How many draws will be scored in all, over particles and data.
+        num_scores: How many draws will be scored in all, over particles and data, as far as that is known.
         rows: Data of a chunk, at most; None sets no limit. Few, where draws of part of the data of a block will be
             scored.
     """
@@ -53,6 +53,13 @@ class Scorer:
         self._limit = 0
         self._usual: int | None = None
         self._score_usual: Lazy | None = None
+        self._usual_size = 1
+
+    def expect(self, num_scores: int) -> None:
+        """So many draws are left to be scored, as is better known now."""
+        self._num_scores = num_scores
+        if self._score_usual is not None:
+            self._score_usual.expect(num_scores // self._usual_size)
 
     def __call__(
         self, batch: Batch, proposal: Proposal, count: int, wanted: Tensor | None = None
@@ -103,8 +110,9 @@ class Scorer:
             latents, batch = dict(zip(names, tensors, strict=False)), tensors[len(names) :]
             return evaluate_model(self._pair, batch, [latents], self._layout, particles)
 
-        calls = self._num_scores // (rows * particles)
-        return Lazy(score, self._pair, self._choice, calls, len(names), "the model of this evaluation")
+        self._usual_size = rows * particles
+        calls = self._num_scores // self._usual_size
+        return Lazy(score, self._pair, self._choice, calls, flipped(len(names)), "the model of this evaluation")
 
     def _chunk_shape(self, batch: Batch, proposal: Proposal, count: int) -> tuple[int, int]:
         """Rows and particles that one run of the model handles: as even as may be, so that most have one shape."""

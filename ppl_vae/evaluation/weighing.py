@@ -75,6 +75,8 @@ class Weigher(NamedTuple):
     """Where."""
     frailty: Frailty
     """What weights may suffer from."""
+    end: int
+    """Row after the last of this process."""
 
     def unit(self, batch: Batch, first: int, j: int, count: int, seed: int, wanted: Tensor | None = None) -> Weighed:
         """Unit j of the samples of a block whose first datum is `first`; those of data not `wanted` are not scored.
@@ -113,6 +115,7 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
     if plan.target_stderr is not None:
         start = 1  # of noise that no pilot has had: those count down
         num_samples, num_pilot = _ask_pilot(batch, first, plan, weigher, plan.target_stderr)
+        _expect(num_samples, num_pilot, first, plan, weigher)
         wanted = torch.from_numpy(num_samples)
     tally = Tally(weigher.pair, batch, weigher.layout, weigher.frailty, wanted, first)
     draws = PosteriorDraws(plan.num_draws, weigher.layout)
@@ -142,6 +145,14 @@ def _ask_pilot(
         needed = _needed(weights, pilot, first, plan, target_stderr)
         longer = pilot < pilot_needed(needed, unit)
     return needed, pilot
+
+
+def _expect(num_samples: np.ndarray, num_pilot: np.ndarray, first: int, plan: Plan, weigher: Weigher) -> None:
+    """What is left to draw and score, for compiling to pay, if the data after a block are like those of it (N,)."""
+    left = (weigher.end - first) / len(num_samples) - 1
+    weigher.score.expect(int(num_samples.sum() + left * (num_samples + num_pilot).sum()))
+    units = num_samples.max() + left * (num_samples.max() + num_pilot.max())
+    weigher.draw.expect(math.ceil(units / plan.num_particles))
 
 
 def _needed(weights: list[Tensor], pilot: np.ndarray, first: int, plan: Plan, target_stderr: float) -> np.ndarray:

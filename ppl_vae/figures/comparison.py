@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from ppl_vae.averages import mean_stderr
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 __all__ = ["rank_intervals"]
 
 _INTERVAL = 1.96
+_BORDER = 0.02  # of the width
 
 
 def rank_intervals(found: Any, title: str = "Held-out data") -> Figure:
     """Draw how far each pair is behind that of the highest mean, with 95 % intervals over data and of Monte Carlo.
 
     A filled marker is a pair that is known to be worse than the best, an open one is not told apart from it; an arrow
-    says that some data are untrusted, so that the mean is a lower bound: the pair may be better than drawn.
+    says that some data are untrusted, so that the mean is a lower bound: the pair may be better than drawn. Of a pair
+    whose mean is minus infinity no more than that is written, at the border, unless it is the first.
 
     Args:
         found: A `Comparison`.
@@ -66,10 +69,13 @@ def _draw(axes: Axes, found: Any, name: str, place: int) -> None:
         axes.plot(x, place, "o", color=DARK, markerfacecolor=DARK if told else "white", markersize=6)
     else:
         axes.plot(x, place, "D", color=DARK, markersize=6)
+    # What is infinitely far behind has its words at the border.
+    at, side = ((x, place), "center") if math.isfinite(x) else ((_BORDER, place), "left")
+    where = axes.transData if math.isfinite(x) else axes.get_yaxis_transform()
     if is_lower_bound(found.share_untrusted(name)):  # the truth is further on
-        axes.annotate("", (x, place), (26, 0), textcoords="offset points", arrowprops={"arrowstyle": "<-"})
+        axes.annotate("", at, (26, 0), xycoords=where, textcoords="offset points", arrowprops={"arrowstyle": "<-"})
     text = in_words(mean, None if name in found.exact else stderr, found.share_untrusted(name)).replace("-", "−")
-    axes.annotate(text, (x, place), (0, 8), textcoords="offset points", ha="center", fontsize=8)
+    axes.annotate(text, at, (0, 8), xycoords=where, textcoords="offset points", ha=side, fontsize=8)
 
 
 def _label(found: Any, name: str) -> str:

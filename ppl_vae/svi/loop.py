@@ -77,14 +77,14 @@ class Course(NamedTuple):
 class HeldOut(NamedTuple):
     """What the held-out data say after an epoch, by the names of `Record`; NaN without them."""
 
+    validation_kl: Mapping[str, tuple[float, ...]]
+    """KL of each latent scalar by site, where it is recorded; a dictionary of its own for each epoch."""
     validation_elbo: float = math.nan
     """True ELBO, in nats per datum."""
     validation_distortion: float = math.nan
     """-E log p(x given z), in nats per datum."""
     validation_rate: float = math.nan
     """KL(q, prior), in nats per datum."""
-    validation_kl: Mapping[str, tuple[float, ...]] = {}
-    """KL of each latent scalar by site, where it is recorded."""
 
 
 class Loop:
@@ -217,7 +217,7 @@ class Loop:
 
     def _judged(self, step: int) -> HeldOut:
         if self.held_out is None:
-            return HeldOut()
+            return HeldOut({})
         with seeded(0, self.device), torch.no_grad(), frozen_modes(self.pair), kept_state(self.pair):
             watched, found = self._validate(step)
             if self.settings.record_kl:
@@ -249,7 +249,7 @@ class Loop:
                 f"step {step}: the bound of the validation data is not finite: look for values there that training "
                 "data lack, or give scales a lower bound"
             )
-        return watched, HeldOut(*terms)
+        return watched, HeldOut({}, *terms)
 
     def _restore_best(self, step: int) -> int:
         if self.best is None:
