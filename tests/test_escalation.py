@@ -342,3 +342,29 @@ def test_the_interval_of_the_mean_knows_which_errors_are_of_few_chains():
     low, high = interval("annealing", "guide")
     of_one = stats.t.ppf(0.975, 5 * (0.3**2 + 0.1**2) ** 2 / 0.3**4)
     assert_within((high - low) / np.hypot(*error), of_one, relative=0.01, reason="the guide's datum leans a little")
+
+
+def test_a_datum_that_a_method_fails_for_is_no_obstacle_to_others():
+    """The density of row 3 is NaN where only many samples come."""
+    x = 1.5 * torch.randn(12, 2, generator=torch.Generator().manual_seed(0)).double()
+    x[:, 1] = 0.0
+    x[3] = torch.tensor([0.0, 1.0])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x)).to(x), 1.0))
+            loc = torch.where((x[:, 1] > 0) & (z > 1.45), torch.nan, z)
+            pyro.sample("x", dist.Normal(loc, 1.0, validate_args=False), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x[:, 0], 0.4))
+
+    pair = pv.Pair(model, guide)
+    ll = pv.log_likelihood(pair, x, 200, num_draws=0, num_probes=0, progress=False)
+    found = pv.escalate(ll, pair, x, until="reliable", factor=100, compile=False, progress=False)
+    (failure, *_) = (f for f in found.failures if f.method == "more samples")
+    assert (failure.num_data, failure.row) == (1, 3)
+    assert "nan" in failure.reason
+    assert found.method[3] != "more samples"
+    assert (np.delete(found.method, 3) != "guide").any()

@@ -73,7 +73,7 @@ def reason_of(error: Exception) -> str:
     return _ROW.sub("", first_line(error))
 
 
-def row_of(error: Exception) -> int:
-    """The row that an error names, or the first of those, among the data of the call; 0 where it names none."""
+def row_of(error: Exception) -> int | None:
+    """The row that an error names, or the first of those, among the data of the call; None where it names none."""
     found = _ROW.match(first_line(error))
-    return int(found[1]) if found else 0
+    return int(found[1]) if found else None

@@ -32,6 +32,7 @@ from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, Misses, miss
 from ppl_vae.options import compile_choice, of_kind, seed_number, whole_number
 from ppl_vae.pair import as_pair
 from ppl_vae.rng import key
+from ppl_vae.shrinking import rows_of
 from ppl_vae.tape import Batch
 from ppl_vae.weights import Summary
 
@@ -43,6 +44,7 @@ Reasons = Mapping[int, str]
 _GUIDE, _MORE, _REFINED, _ANNEALED = METHODS
 _ROWS = 16
 _FEWEST = 1024  # samples of a fitted proposal
+_TRIES = 8  # of a method, each without the datum that the one before has failed for
 _STANDARD_ERRORS = 3.0  # by which lower bounds of the same number differ by chance, at most
 
 
@@ -239,15 +241,43 @@ class _Course:
         self.method[left[stays]] = name
 
 
-def _tried(method: Callable[[Any, int], _Answer], some: Any, seed: int) -> _Answer:
-    """What a method finds of some data; NaN with the reason where it fails, as it does alike in every process."""
-    try:
-        return method(some, seed)
-    except (PairError, EstimateError) as error:
-        size, reason = len(some[0]), reason_of(error)
-        none, no = np.full(size, np.nan), np.zeros(size, dtype=bool)
-        found = _Found(none, none, none, none, none, no, no, np.full(size, UNRELIABLE))
-        return _Answer(found, Misses(no, no), {row_of(error): reason} | dict.fromkeys(range(size), reason))
+def _tried(method: Callable[[Any, int], _Answer], some: Batch, seed: int) -> _Answer:
+    """What a method finds of some data; NaN with the reason where it fails, as it does alike in every process.
+
+    It is tried again without a datum that its error names, some times.
+    """
+    left, reasons = np.arange(len(some[0])), dict[int, str]()
+    for _ in range(_TRIES):
+        try:
+            answer = method(rows_of(some, torch.from_numpy(left)), seed)
+            return _spread(answer, left, len(some[0]), reasons)
+        except (PairError, EstimateError) as error:
+            row, reason = row_of(error), reason_of(error)
+        if row is None:
+            break
+        reasons[int(left[row])] = reason
+        if not len(left := np.delete(left, row)):
+            break
+    return _spread(None, left[:0], len(some[0]), reasons | dict.fromkeys(left.tolist(), reason))
+
+
+def _spread(answer: _Answer | None, left: np.ndarray, size: int, reasons: dict[int, str]) -> _Answer:
+    """An answer about some of the data as one about all of them, with NaN for the others."""
+    none, no = np.full(size, np.nan), np.zeros(size, dtype=bool)
+    found, missed = _Found(none, none, none, none, none, no, no, np.full(size, UNRELIABLE)), Misses(no, no)
+    if answer is None:
+        return _Answer(found, missed, reasons)
+
+    def put(whole: np.ndarray, part: np.ndarray) -> np.ndarray:
+        whole = whole.copy()
+        whole[left] = part
+        return whole
+
+    return _Answer(
+        _Found(*map(put, found, answer.found)),
+        Misses(*map(put, missed, answer.misses)),
+        reasons | {int(left[n]): reason for n, reason in answer.reasons.items()},
+    )
 
 
 def _in_view_of(before: _Found, missed: np.ndarray, missing: np.ndarray, after: _Found) -> _Found:
