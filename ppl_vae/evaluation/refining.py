@@ -66,9 +66,10 @@ def refine(
 ) -> Refined:
     r"""Weighs K samples of each datum from a mixture of the guide and a t fitted to its posterior.
 
-    Draws of the guide, spread out, give weighted moments of the posterior; a multivariate t with these moments gives
-    better ones, and so on. Weights of which few would count are flattened to w^b, 0 < b < 1: each round comes as near
-    to the posterior as its draws allow. Fresh samples then come in fixed shares from the guide and from the last t:
+    Draws of the guide, spread out, give weighted moments of the posterior; a multivariate t with the mean as location
+    and the covariance as scale, which is wider, gives better ones, and so on. Weights of which few would count are
+    flattened to w^b, 0 < b < 1: each round comes as near to the posterior as its draws allow. Fresh samples then come
+    in fixed shares from the guide and from the last t:
 
     .. math:: \log w = \log p(x, u) - \log [0.2 \, q(u \mid x) + 0.8 \, t(u)]
 
