@@ -216,7 +216,7 @@ def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
         def step(self, closure=None):
             super().step()
             self.kept, self.param_groups[0]["option"] = SimpleNamespace(), SimpleNamespace()
-            self.param_groups[0] |= {"new": [], 3: 0.5}
+            self.param_groups[0] |= {3: 0.5, "new": SimpleNamespace()}
 
     options = OPTIONS | {"optimizer": Replacing, "epochs": 1}
     names = ["optimizer.kept", "optimizer.param_groups.0.option", "optimizer.groups[0].3", "optimizer.groups[0].new"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", 
 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
 _LOST = {"lost": True}  # and for what nothing holds
+_OTHER = object()
 _SEQUENCES: dict[str, type] = {"tuple": tuple, "list": list}  # by the only key of what stands there for one
 _OPTIMIZER, _GROUP, _VALUE = "optimizer", "optimizer/group", "optimizer/value/"
 _CPU = torch.device("cpu")
@@ -41,8 +43,8 @@ class Moments(NamedTuple):
 
 def moments(update: Update) -> Moments:
     """What the optimiser keeps now."""
-    states, groups, values = _states_of(update), [*map(_options_of, update.groups)], update.values.taken()
-    lost = (*values.lost, *_lost_entries(states), *_lost_options(update))
+    states, groups, values = _states_of(update), _options_of(update), update.values.taken()
+    lost = (*values.lost, *_lost_in("entries", states), *_lost_in("groups", groups))
     packed = {
         kind: [{n: _packed(v) for n, v in place.items() if isinstance(n, str)} for place in found]
         for kind, found in (("entries", states), ("groups", groups))
@@ -72,8 +74,8 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
     Raises:
         CheckpointError: It is that of another optimiser; the first thing that differs is named.
     """
-    states, groups = _states_of(update), update.groups
-    for name, count in {"entries": len(states), "groups": len(groups)}.items():
+    states = _states_of(update)
+    for name, count in {"entries": len(states), "groups": len(update.groups)}.items():
         if count != len(plain[name]):
             raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {HOW_TO_GO_ON}")
     for number, (there, entry) in enumerate(zip(states, plain["entries"], strict=True)):
@@ -81,14 +83,15 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
             if isinstance(there[name], Tensor) or (there[name] is not None and entry[name] is not None):
                 where = f"{_OPTIMIZER}.entries[{number}].{name}"
                 _check(where, _place(_OPTIMIZER, number, name), there[name], entry[name], tensors)
-    for number, (group, found, known) in enumerate(zip(groups, plain["groups"], update.options, strict=False)):
-        own = {name: value for name, value in _options_of(group).items() if name in known}  # steps may add others
+    for number, (begun, found) in enumerate(zip(update.options, plain["groups"], strict=False)):
+        others = _others(begun)
+        own = {name: value for name, value in begun.items() if name not in others}  # steps may add others
         for name in [*own, *found]:
             where = f"{_OPTIMIZER}.groups[{number}].{name}"
-            if name not in found or name == "params" or (name in known and name not in own):
+            if name not in found or name in others:
                 raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {HOW_TO_GO_ON}")
-            if name in own:
-                _check(where, _place(_GROUP, number, name), own[name], found[name], tensors)
+            if name in own and found[name] != _LOST:
+                _check_option(where, _place(_GROUP, number, name), own[name], found[name], tensors)
     if unknown := update.values.misplaced(plain["values"], under(_VALUE, tensors)):
         raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {HOW_TO_GO_ON}")
 
@@ -109,19 +112,26 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
                 own[name].copy_(tensors[place])
             else:
                 own[name] = _unpacked(place, value, tensors, _home(name, parameter, group))
-    for number, (options, known) in enumerate(zip(update.groups, plain["groups"], strict=True)):
-        for name in _options_of(options).keys() - known.keys():
+    for number, (options, begun, found) in enumerate(zip(update.groups, update.options, plain["groups"], strict=True)):
+        for name in [name for name in options if name not in found and name not in _others(begun)]:
             del options[name]
-        for name, value in known.items():
-            own = options.get(name)
-            device = own.device if isinstance(own, Tensor) else _CPU
-            options[name] = _unpacked(_place(_GROUP, number, name), value, tensors, device)
+        for name, value in found.items():
+            if value != _LOST:
+                own = options.get(name)
+                device = own.device if isinstance(own, Tensor) else _CPU
+                options[name] = _unpacked(_place(_GROUP, number, name), value, tensors, device)
 
 
 def _home(name: str, parameter: Tensor, group: Mapping[str, Any]) -> torch.device:
     """Where torch puts a tensor that an optimiser keeps of a parameter, in `Optimizer.load_state_dict`."""
     counted_there = group.get("fused") or group.get("capturable")
     return _CPU if name == "step" and not counted_there else parameter.device
+
+
+def _check_option(where: str, place: str, own: Any, found: Any, tensors: Mapping[str, Tensor]) -> None:
+    """An option that is None before the first step may become anything, and anything may become None."""
+    if own is not None and found is not None:
+        _check(where, place, own, found, tensors)
 
 
 def _check(where: str, place: str, own: Any, found: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -169,15 +179,15 @@ def _is_entry(value: Any) -> bool:
     return True
 
 
-def _lost_entries(states: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """Names of what the optimiser keeps of each parameter and no checkpoint holds."""
+def _lost_in(kind: str, places: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Names of what the optimiser keeps of each parameter, or group, and no checkpoint holds."""
     found = (
         (n, name)
-        for n, state in enumerate(states)
-        for name in state
-        if not (isinstance(name, str) and _is_entry(state[name]))
+        for n, place in enumerate(places)
+        for name in place
+        if not (isinstance(name, str) and _is_entry(place[name]))
     )
-    return [f"{_OPTIMIZER}.entries[{n}].{name}" for n, name in found]
+    return [f"{_OPTIMIZER}.{kind}[{n}].{name}" for n, name in found]
 
 
 def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
@@ -207,21 +217,28 @@ def _parts(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _parts(f"{place}.{number}", part)
 
 
-def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params" and _is_kept(name, value)}
+def _options_of(update: Update) -> list[dict[Any, Any]]:
+    """The options of each group, `_OTHER` in the place of those that an optimiser made anew would be refused."""
+    groups = zip(update.groups, chain(update.options, repeat({})), strict=False)
+    return [
+        {n: v if _may_become(begun.get(n), v) else _OTHER for n, v in group.items() if n not in _others(begun)}
+        for group, begun in groups
+    ]
 
 
-def _is_kept(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and is_option(value) and _is_entry(value)
+def _others(begun: Mapping[Any, Any]) -> set[Any]:
+    """Names in a group of what is no option in this sense: parameters, and what `Update.values` follows."""
+    return {name for name, value in begun.items() if name == "params" or not is_option(value)}
 
 
-def _lost_options(update: Update) -> list[str]:
-    """Names of options that have come with the steps and that no checkpoint holds."""
-    groups = enumerate(zip(update.groups, update.options, strict=False))
-    found = (
-        (n, name) for n, (group, known) in groups for name in group.keys() - known if not _is_kept(name, group[name])
-    )
-    return sorted(f"{_OPTIMIZER}.groups[{n}].{name}" for n, name in found)
+def _may_become(begun: Any, now: Any) -> bool:
+    """Whether `check_moments` would take an option for what was there at the beginning."""
+    tensors = {where: part for where, part in _parts("", now) if isinstance(part, Tensor)}
+    try:
+        _check_option("", "", begun, _packed(now), tensors)
+    except CheckpointError:
+        return False
+    return True
 
 
 def _place(kind: str, number: int, name: str) -> str:

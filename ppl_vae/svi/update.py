@@ -23,7 +23,7 @@ class Update:
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self.optimizer = optimizer
         self._rates = [group["lr"] for group in optimizer.param_groups]
-        self.options = [frozenset(group) for group in self.groups]
+        self.options = [dict(group) for group in self.groups]
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -38,7 +38,7 @@ class Update:
 
     @property
     def groups(self) -> list[MutableMapping[str, Any]]:
-        """The groups of parameters of each of them; `options` are the names of what is in these at the beginning."""
+        """The groups of parameters of each of them; `options` is what is in these at the beginning."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
     @cached_property

@@ -1,0 +1,100 @@
+"""What an optimiser keeps comes back in the form that it had, or is named: options, empty states, dictionaries."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppl_vae.svi.moments import check_moments, moments, put_moments
+from ppl_vae.svi.update import make_update
+from tests.pairs import ModuleVAE
+from tests.resuming import binary, numbers, run, same
+
+OPTIONS = {"learning_rate": 0.1}
+
+
+class Stretched(torch.optim.Optimizer):
+    """Steps whose length an option of the group tells, and a value of the state of each parameter."""
+
+    first = None
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr, "last": self.first})
+
+    def next(self, last):
+        """The option after a step."""
+        return last
+
+    def look(self, state):
+        """A number that a state leads to."""
+        return 0.0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["last"] = last = self.next(group["last"])
+            stretch = 1.0 + float(sum(last) if isinstance(last, list) else last or 0.0)
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"] * (stretch + self.look(self.state[p])))
+
+
+class ToNumber(Stretched):
+    def next(self, last):
+        return 0.1 + (last or 0.0)
+
+
+class ToTensor(Stretched):
+    def next(self, last):
+        return torch.tensor(0.1) if last is None else last * 1.1
+
+
+class ToList(Stretched):
+    def next(self, last):
+        return [0.1, *(last or ())]
+
+
+class ToNone(Stretched):
+    first = 1.0
+
+    def next(self, last):
+        return None
+
+
+class ToAnotherKind(ToNumber):
+    first = False
+
+
+def resumed(optimizer, tmp_path: Path) -> bool:
+    """Whether a fit in two pieces ends with the numbers of one."""
+    options = OPTIONS | {"optimizer": optimizer}
+    whole = numbers(*run(ModuleVAE, binary, options))
+    run(ModuleVAE, binary, options | {"epochs": 1}, run_dir=tmp_path)
+    return same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path, resume=True)))
+
+
+@pytest.mark.parametrize("optimizer", [ToNumber, ToTensor, ToList, ToNone])
+def test_an_option_that_was_none_or_becomes_none_changes_no_bit(optimizer, tmp_path: Path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert resumed(optimizer, tmp_path)
+
+
+def test_an_option_that_becomes_another_kind_is_named_at_the_first_save(tmp_path: Path):
+    with pytest.warns(UserWarning, match=r"checkpoints do not hold 'optimizer\.groups\[0\]\.last'"):
+        run(ModuleVAE, binary, OPTIONS | {"optimizer": ToAnotherKind, "epochs": 1}, run_dir=tmp_path)
+    with pytest.warns(UserWarning, match=r"groups\[0\]\.last"):
+        run(ModuleVAE, binary, OPTIONS | {"optimizer": ToAnotherKind}, run_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("optimizer", [ToNumber, ToTensor, ToList, ToNone, ToAnotherKind])
+def test_an_option_of_another_kind_is_rolled_back(optimizer):
+    parameters = [torch.nn.Parameter(torch.zeros(2))]
+    update = make_update(optimizer, parameters, 0.1)
+    before = moments(update)
+    update(parameters, [torch.ones(2)], None)
+    check_moments(update, before.tensors, before.plain)
+    put_moments(update, before.tensors, before.plain)
+    assert update.optimizer.param_groups[0]["last"] is optimizer.first
