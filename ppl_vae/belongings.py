@@ -93,7 +93,7 @@ class Belongings:
         self._put({**plain, **tensors}, (*_CONTENTS, *_IN_PLACES, _SIZE))
 
     def put_back(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Gives numbers, text, tensors and arrays the values that they had when this was `taken` here.
+        """Gives numbers, text, tensors and arrays the values that they had when this was `taken` here, those gone too.
 
         Records stay: what has come to containers since, and what no name can be given.
         """
@@ -101,13 +101,15 @@ class Belongings:
         for name in map(_Name.of, (*now.plain, *now.tensors)):
             if name.kind in _INTO:
                 self._content(name).restore()
-            elif name.kind in _VALUES:
+            elif name.kind in _IN_PLACES:
                 place = self._places[name.number]
                 place.undo(_key(place, name.label))
         sizes = {name.number: size for name, size in _sizes(plain)}
         for number, place in enumerate(self._places):
             place.refill(sizes.get(number, place.size))
-        self._put({**plain, **tensors}, (*_INTO, *_VALUES))
+        self._put({**plain, **tensors}, (*_INTO, *_IN_PLACES))
+        for number, place in enumerate(self._places):
+            place.arrange(sizes.get(number, place.size))
 
     def _put(self, values: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
         """Fills what is there, then puts values in places, those of a list in order; sizes come last."""
