@@ -98,3 +98,33 @@ def test_an_option_of_another_kind_is_rolled_back(optimizer):
     check_moments(update, before.tensors, before.plain)
     put_moments(update, before.tensors, before.plain)
     assert update.optimizer.param_groups[0]["last"] is optimizer.first
+
+
+class Beginning(torch.optim.SGD):
+    """Begins the state of a parameter where there is none."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in (p for p in self.param_groups[0]["params"] if p.grad is not None):
+            if p not in self.state:
+                self.state[p] = {"n": 0}
+            self.state[p]["n"] += 1
+            p.sub_(p.grad, alpha=0.1 / self.state[p]["n"])
+
+
+def test_a_parameter_that_no_step_had_reached_gets_no_state():
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    update = make_update(Beginning, parameters, 0.1)
+    first = moments(update)
+    update(parameters[:1], [torch.ones(2)], None)
+    second = moments(update)
+    update(parameters, [torch.ones(2)] * 2, None)
+    again = make_update(Beginning, parameters, 0.1)
+    for one in (update, again):
+        check_moments(one, second.tensors, second.plain)
+        put_moments(one, second.tensors, second.plain)
+        assert [p is parameters[0] for p in one.optimizer.state] == [True]
+        put_moments(one, first.tensors, first.plain)
+        assert not one.optimizer.state
+        one(parameters, [torch.ones(2)] * 2, None)
+        assert [state["n"] for state in one.optimizer.state.values()] == [1, 1]

@@ -101,8 +101,9 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
     update.values.put(plain["values"], under(_VALUE, tensors))
     places = [(o.state, p, group) for o in update.optimizers for group in o.param_groups for p in group["params"]]
     for number, ((state, parameter, group), entry) in enumerate(zip(places, plain["entries"], strict=True)):
-        own = state.setdefault(parameter, {})
-        for name in [n for n in own if isinstance(n, str) and n not in entry]:  # made by steps after that state
+        own = state.get(parameter, {})
+        later = [n for n in own if isinstance(n, str) and n not in entry]  # made by steps after that state
+        for name in later:
             del own[name]
         for name, value in entry.items():
             if value == _LOST:
@@ -112,6 +113,10 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
                 own[name].copy_(tensors[place])
             else:
                 own[name] = _unpacked(place, value, tensors, _home(name, parameter, group))
+        if own:
+            state[parameter] = own
+        elif later:
+            del state[parameter]  # an optimiser may take an empty one for one that it has begun
     for number, (options, begun, found) in enumerate(zip(update.groups, update.options, plain["groups"], strict=True)):
         for name in [name for name in options if name not in found and name not in _others(begun)]:
             del options[name]
