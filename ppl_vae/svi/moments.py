@@ -26,6 +26,8 @@ TENSOR = {"tensor": True}  # stands in the plain part for what is among the tens
 _LOST = {"lost": True}  # and for what nothing holds
 _OTHER = object()
 _SEQUENCES: dict[str, type] = {"tuple": tuple, "list": list}  # by the only key of what stands there for one
+_DICT = "dict"  # the only key of what stands there for a dictionary that looks like one of these
+_MARKS = {*TENSOR, *_LOST, *_SEQUENCES, _DICT}
 _OPTIMIZER, _GROUP, _VALUE = "optimizer", "optimizer/group", "optimizer/value/"
 _CPU = torch.device("cpu")
 
@@ -90,8 +92,8 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
             where = f"{_OPTIMIZER}.groups[{number}].{name}"
             if name not in found or name in others:
                 raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {HOW_TO_GO_ON}")
-            if name in own and found[name] != _LOST:
-                _check_option(where, _place(_GROUP, number, name), own[name], found[name], tensors)
+            if own.get(name) is not None and found[name] != _LOST:  # what begins as None may become anything
+                _check(where, _place(_GROUP, number, name), own[name], found[name], tensors)
     if unknown := update.values.misplaced(plain["values"], under(_VALUE, tensors)):
         raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {HOW_TO_GO_ON}")
 
@@ -133,12 +135,6 @@ def _home(name: str, parameter: Tensor, group: Mapping[str, Any]) -> torch.devic
     return _CPU if name == "step" and not counted_there else parameter.device
 
 
-def _check_option(where: str, place: str, own: Any, found: Any, tensors: Mapping[str, Tensor]) -> None:
-    """An option that is None before the first step may become anything, and anything may become None."""
-    if own is not None and found is not None:
-        _check(where, place, own, found, tensors)
-
-
 def _check(where: str, place: str, own: Any, found: Any, tensors: Mapping[str, Tensor]) -> None:
     """A number may become another number, true may become false; nothing becomes something else."""
     wanted, given = _kind(_packed(own)), _kind(found)
@@ -169,19 +165,36 @@ def _packed(value: Any) -> Any:
         return _LOST
     if isinstance(value, Tensor):
         return TENSOR
+    if type(value) is dict:
+        return {_DICT: value} if len(value) == 1 and not _MARKS.isdisjoint(value) else value
     kind = next((kind for kind, sequence in _SEQUENCES.items() if type(value) is sequence), None)
     return value if kind is None else {kind: [*map(_packed, value)]}
 
 
 def _is_entry(value: Any) -> bool:
     """Whether the value of a state can be held: a tensor, what JSON holds, or a list or tuple of such."""
-    if type(value) in _SEQUENCES.values():
-        return all(map(_is_entry, value))
     try:
-        check_storable({"tensor": value}) if isinstance(value, Tensor) else encode(exact(value))
+        return _is_held(value)
     except (ValueError, RecursionError):
         return False
-    return True
+
+
+def _is_held(value: Any) -> bool:
+    if type(value) in _SEQUENCES.values():
+        return all(map(_is_held, value))
+    if isinstance(value, Tensor):
+        check_storable({"tensor": value})
+    else:
+        encode(exact(value))
+    return _is_of_json(value)
+
+
+def _is_of_json(value: Any) -> bool:
+    """Whether dictionaries and lists are no others, such as a `defaultdict`, which JSON would not give back."""
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return type(value) in (dict, list) and all(map(_is_of_json, inside))
 
 
 def _lost_in(kind: str, places: Sequence[Mapping[Any, Any]]) -> list[str]:
@@ -200,7 +213,7 @@ def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: tor
         return tensors[place].clone().to(device)
     kind = "list" if isinstance(value, list) else _sequence(value)
     if not kind:
-        return value
+        return value[_DICT] if isinstance(value, dict) and [*value] == [_DICT] else value
     return _SEQUENCES[kind](_unpacked(f"{place}.{n}", part, tensors, device) for n, part in enumerate(_inside(value)))
 
 
@@ -238,9 +251,12 @@ def _others(begun: Mapping[Any, Any]) -> set[Any]:
 
 def _may_become(begun: Any, now: Any) -> bool:
     """Whether `check_moments` would take an option for what was there at the beginning."""
-    tensors = {where: part for where, part in _parts("", now) if isinstance(part, Tensor)}
+    if begun is None:
+        return True
     try:
-        _check_option("", "", begun, _packed(now), tensors)
+        _check(
+            "", "", begun, _packed(now), {where: part for where, part in _parts("", now) if isinstance(part, Tensor)}
+        )
     except CheckpointError:
         return False
     return True
