@@ -161,3 +161,38 @@ def test_a_dictionary_comes_back_as_it_was(value):
 )
 def test_a_dictionary_of_another_class_is_lost(value):
     assert moments(with_state(value)).lost == ("optimizer.entries[0].value",)
+
+
+class Shared(torch.optim.SGD):
+    """One count in the states of all parameters, and views of one tensor, and of the parameter."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        own = self.param_groups[0]["params"]
+        if not self.state:
+            count, mean = torch.zeros(()), torch.zeros(len(own))
+            for number, p in enumerate(own):
+                self.state[p] |= {"count": count, "mean": [mean[number]], "now": p.data, "apart": torch.zeros(())}
+        super().step()
+
+
+def test_tensors_that_share_memory_are_lost():
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    update = make_update(Shared, parameters, 0.1)
+    update(parameters, [torch.ones(2)] * 2, None)
+    found = moments(update)
+    assert found.lost == tuple(f"optimizer.entries[{n}].{name}" for n in (0, 1) for name in ("count", "mean", "now"))
+    assert found.tensors.keys() == {"optimizer/0/apart", "optimizer/1/apart"}
+
+
+def test_tensors_that_share_memory_from_the_start_are_held():
+    """As the count of the default optimiser, which a new one shares, too."""
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    update, again = (make_update(None, parameters, 0.1) for _ in range(2))
+    for _ in range(3):
+        update(parameters, [torch.ones(2)] * 2, None)
+    found = moments(update)
+    assert not found.lost
+    put_moments(again, found.tensors, found.plain)
+    assert [float(again.optimizer.state[p]["step"]) for p in parameters] == [3.0, 3.0]
+    assert again.optimizer.state[parameters[0]]["step"] is again.optimizer.state[parameters[1]]["step"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppl_vae.contents import memory
 from ppl_vae.errors import CheckpointError
 from ppl_vae.holders import is_option
 from ppl_vae.storage import check_storable
@@ -45,7 +47,7 @@ class Moments(NamedTuple):
 
 def moments(update: Update) -> Moments:
     """What the optimiser keeps now."""
-    states, groups, values = _states_of(update), _options_of(update), update.values.taken()
+    states, groups, values = _entries_of(update), _options_of(update), update.values.taken()
     lost = (*values.lost, *_lost_in("entries", states), *_lost_in("groups", groups))
     packed = {
         kind: [{n: _packed(v) for n, v in place.items() if isinstance(n, str)} for place in found]
@@ -280,6 +282,23 @@ def _tensors_of(kind: str, places: Sequence[Mapping[Any, Any]]) -> dict[str, Ten
 def _states_of(update: Update) -> list[Mapping[Any, Any]]:
     """The state of each parameter in each optimiser."""
     return [optimizer.state.get(p, {}) for optimizer in update.optimizers for p in _parameters_of(optimizer)]
+
+
+def _entries_of(update: Update) -> list[dict[Any, Any]]:
+    """The same, `_OTHER` in the place of tensors that came with the steps and share memory: each would be a copy."""
+    states = _states_of(update)
+    held = Counter(memory(tensor) for state in states for value in state.values() for tensor in _tensors_in(value))
+    parameters = {memory(p) for optimizer in update.optimizers for p in _parameters_of(optimizer)}
+    shared = ({where for where, count in held.items() if count > 1} | parameters) - {None, 0}
+
+    def is_shared(value: Any) -> bool:
+        return any(memory(tensor) in shared and not update.had(tensor) for tensor in _tensors_in(value))
+
+    return [{name: _OTHER if is_shared(value) else value for name, value in state.items()} for state in states]
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    return [part for _, part in _parts("", value) if isinstance(part, Tensor)] if _is_entry(value) else []
 
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,8 @@ class Update:
         self.optimizer = optimizer
         self._rates = [group["lr"] for group in optimizer.param_groups]
         self.options = [dict(group) for group in self.groups]
+        states = [state for o in self.optimizers for state in o.state.values() if isinstance(state, dict)]
+        self._begun = [weakref.ref(t) for state in states for t in state.values() if isinstance(t, Tensor)]
 
     @property
     def optimizers(self) -> list[torch.optim.Optimizer]:
@@ -40,6 +43,10 @@ class Update:
     def groups(self) -> list[MutableMapping[str, Any]]:
         """The groups of parameters of each of them; `options` is what is in these at the beginning."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def had(self, tensor: Tensor) -> bool:
+        """Whether a tensor was in the state of a parameter at the beginning."""
+        return any(begun() is tensor for begun in self._begun)
 
     @cached_property
     def values(self) -> Belongings:
@@ -88,14 +95,15 @@ class Adam(Update):
     """The default: torch's fused Adam called directly, which saves what `Optimizer.step` does around it."""
 
     def __init__(self, parameters: Sequence[Tensor], learning_rate: float) -> None:
-        super().__init__(torch.optim.Adam(parameters, lr=learning_rate, fused=True))
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
         self._step = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
         for p in parameters:
-            self.optimizer.state[p] = {
+            optimizer.state[p] = {
                 "step": self._step,
                 "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
             }
+        super().__init__(optimizer)
 
     @torch.no_grad()
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
