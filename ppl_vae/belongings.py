@@ -25,6 +25,7 @@ _INTO, _VALUES = (_INTO_TENSOR, _INTO_ARRAY), (VALUE, TENSOR, ON_DEVICE, ARRAY)
 _CONTENTS, _IN_PLACES = (_SET, *_INTO), (GONE, *_VALUES)
 _NAME = re.compile(r"(?s)([a-z ]+) ([0-9]{1,9}):(.*)")
 _LONGEST = 900  # of the names of tensors in a file
+_LONGEST_PLACE = 9  # digits of a place in a list; Python reads no text of thousands
 
 
 class Taken(NamedTuple):
@@ -279,7 +280,7 @@ class _Name(NamedTuple):
     def rank(self) -> tuple[bool, bool, bool, int, int]:
         """Contents come first, sizes last; what goes goes from the end of a list, what comes comes to it in order."""
         last = self.label.rpartition(".")[2]
-        place = int(last) if last.isdecimal() else 0
+        place = int(last) if last.isdecimal() and len(last) <= _LONGEST_PLACE else 0  # a longer one is a key
         gone = self.kind == GONE
         return self.kind == _SIZE, self.kind in _IN_PLACES, not gone, self.number, -place if gone else place
 
