@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from operator import attrgetter, is_, itemgetter
@@ -171,8 +171,7 @@ class Place:
 
     def is_reordered(self) -> bool:
         """Whether a dictionary gives the entries that it had in another order."""
-        order = [self._all[key] for key in self._source if key in self._all] if self.is_dictionary else []
-        return any(first > second for first, second in pairwise(order))
+        return self.is_dictionary and _is_out_of_order(self._source, self._all)
 
     def has_grown(self) -> bool:
         """Whether the owner, a module, has registered something since."""
@@ -223,10 +222,21 @@ class Place:
             self.take_away(key)
 
     def refill(self, size: Any) -> None:
-        """Puts back what has gone from a list, up to a size: a value has its place behind those before it."""
+        """Puts back what has gone since a list had a size, or a dictionary these keys; a number stands for all."""
         if isinstance(self._source, list | deque) and self.size is not None:
-            for key in range(len(self._source), min(self.size, size)):
+            for key in range(len(self._source), min(self.size, size)):  # a value has its place behind those before it
                 self.put(key, self.before[key])
+        elif self.is_dictionary:
+            for key in size if isinstance(size, list) else self.keys:
+                if self.had(key) and self.now(key) is ABSENT:
+                    self.put(key, self._before[key])
+
+    def arrange(self, size: Any) -> None:
+        """Puts the entries of a dictionary in the order of these keys, or that of before; what came since is last."""
+        if self.is_dictionary and not self.holder.registered:
+            keys = size if isinstance(size, list) else [*self._all]
+            if _is_out_of_order(self._source, {key: number for number, key in enumerate(keys)}):
+                reorder(self._source, keys)
 
     def had(self, key: Any) -> bool:
         """Whether there was a value."""
@@ -254,6 +264,10 @@ def reorder(source: MutableMapping[Any, Any], keys: Iterable[Any]) -> None:
     """Puts the entries of a dictionary in an order; others than those named come last."""
     for key in [key for key in dict.fromkeys([*keys, *source]) if key in source]:
         source[key] = source.pop(key)
+
+
+def _is_out_of_order(source: Iterable[Any], places: Mapping[Any, int]) -> bool:
+    return any(first > second for first, second in pairwise(places[key] for key in source if key in places))
 
 
 def registered_with(root: nn.Module | Optimizer) -> Iterator[Tensor]:

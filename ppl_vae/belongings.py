@@ -25,6 +25,7 @@ _INTO, _VALUES = (_INTO_TENSOR, _INTO_ARRAY), (VALUE, TENSOR, ON_DEVICE, ARRAY)
 _CONTENTS, _IN_PLACES = (_SET, *_INTO), (GONE, *_VALUES)
 _NAME = re.compile(r"(?s)([a-z ]+) ([0-9]{1,9}):(.*)")
 _LONGEST = 900  # of the names of tensors in a file
+_LONGEST_PLACE = 9  # digits of a place in a list; Python reads no text of thousands
 
 
 class Taken(NamedTuple):
@@ -53,8 +54,7 @@ class Belongings:
     def __init__(self, root: nn.Module | torch.optim.Optimizer, name: str = "") -> None:
         self._attributes = Attributes(root, name)
         self._places = sorted(self._attributes.places, key=lambda place: place.holder.registered)
-        registered = (place for place in self._places if place.holder.registered)
-        self._forms = {(id(p.holder.source), key): _form(p.now(key)) for p in registered for key in p.keys}
+        self._forms = self._forms_now()
         self._device = next((t.device for t in registered_with(root)), torch.device("cpu"))
         self._before: set[str] = set()  # names of what has been other than it was, here or in another process
 
@@ -93,7 +93,7 @@ class Belongings:
         self._put({**plain, **tensors}, (*_CONTENTS, *_IN_PLACES, _SIZE))
 
     def put_back(self, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Gives numbers, text, tensors and arrays the values that they had when this was `taken` here.
+        """Gives numbers, text, tensors and arrays the values that they had when this was `taken` here, those gone too.
 
         Records stay: what has come to containers since, and what no name can be given.
         """
@@ -101,13 +101,15 @@ class Belongings:
         for name in map(_Name.of, (*now.plain, *now.tensors)):
             if name.kind in _INTO:
                 self._content(name).restore()
-            elif name.kind in _VALUES:
+            elif name.kind in _IN_PLACES:
                 place = self._places[name.number]
                 place.undo(_key(place, name.label))
         sizes = {name.number: size for name, size in _sizes(plain)}
         for number, place in enumerate(self._places):
             place.refill(sizes.get(number, place.size))
-        self._put({**plain, **tensors}, (*_INTO, *_VALUES))
+        self._put({**plain, **tensors}, (*_INTO, *_IN_PLACES))
+        for number, place in enumerate(self._places):
+            place.arrange(sizes.get(number, place.size))
 
     def _put(self, values: Mapping[str, Any], kinds: tuple[str, ...]) -> None:
         """Fills what is there, then puts values in places, those of a list in order; sizes come last."""
@@ -129,9 +131,12 @@ class Belongings:
         """Names and values of what is not as it was; `_Lost` for those that no other process can be given."""
         shared = Counter(memory(v) for p in self._attributes.places for v in _values(p) if type(v) is Tensor)
         own = {where for where, count in shared.items() if count == 1} - self._attributes.registered | {None, 0}
+        forms = self._forms_now()
         for number, place in enumerate(self._places):
             changes = (
-                self._remade_in(number, place) if place.holder.registered else self._changes_of(number, place, own)
+                self._remade_in(number, place, forms)
+                if place.holder.registered
+                else self._changes_of(number, place, own)
             )
             yield from changes
         for kind, held in self._contents():
@@ -146,13 +151,27 @@ class Belongings:
         for number, found in enumerate(self._attributes.contents):
             yield _SET if isinstance(found, SetContent) else _INTO_ARRAY, (number, found)
 
-    def _remade_in(self, number: int, place: Place) -> Iterator[tuple[_Name, Any]]:
-        """Buffers of a module that have another shape or type than they had, or are gone, or come where none was."""
+    def _forms_now(self) -> dict[tuple[int, Any], Any]:
+        """Of what is registered with the module: shape and type, and the places where the same tensor stands."""
+        registered = [place for place in self._places if place.holder.registered]
+        found = {(id(place.holder.source), key): place.now(key) for place in registered for key in place.keys}
+        places: dict[int, list[tuple[int, Any]]] = {}
+        for where, value in found.items():
+            places.setdefault(id(value), []).append(where)
+        return {where: _form(value, places[id(value)]) for where, value in found.items()}
+
+    def _remade_in(self, number: int, place: Place, forms: Mapping[Any, Any]) -> Iterator[tuple[_Name, Any]]:
+        """Buffers of a module that have another shape or type than they had, or are gone, or come where none was.
+
+        So do those that were one tensor and no longer are; two that come to be one would be two again, which is said.
+        """
         for key in place.keys:
-            now = place.now(key)
+            where, now = (id(place.holder.source), key), place.now(key)
             name, value = _named(number, place, key, {memory(now)} if isinstance(now, Tensor) else set())
-            if _form(now) != self._forms[id(place.holder.source), key] or self._again(name):
+            if forms[where] != self._forms[where] or self._again(name):
                 yield name, value
+                if isinstance(now, Tensor) and len(forms[where].places) > 1:
+                    yield name, _Lost()
 
     def _changes_of(self, number: int, place: Place, own: set[int | None]) -> Iterator[tuple[_Name, Any]]:
         """What has changed in a place; of a container that is of another size or order, whatever stands in it."""
@@ -217,8 +236,16 @@ class Belongings:
         return found
 
 
-def _form(value: Any) -> Any:
-    return (value.shape, value.dtype) if isinstance(value, Tensor) else value
+class _Form(NamedTuple):
+    """What a tensor is beside its numbers."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    places: list[tuple[int, Any]]
+
+
+def _form(value: Any, places: list[tuple[int, Any]]) -> Any:
+    return _Form(value.shape, value.dtype, places) if isinstance(value, Tensor) else value
 
 
 class _Lost:
@@ -253,7 +280,7 @@ class _Name(NamedTuple):
     def rank(self) -> tuple[bool, bool, bool, int, int]:
         """Contents come first, sizes last; what goes goes from the end of a list, what comes comes to it in order."""
         last = self.label.rpartition(".")[2]
-        place = int(last) if last.isdecimal() else 0
+        place = int(last) if last.isdecimal() and len(last) <= _LONGEST_PLACE else 0  # a longer one is a key
         gone = self.kind == GONE
         return self.kind == _SIZE, self.kind in _IN_PLACES, not gone, self.number, -place if gone else place
 

@@ -18,6 +18,7 @@ __all__ = [
     "give",
     "is_same",
     "memory",
+    "same_numbers",
     "spelled",
     "writes",
 ]
@@ -61,7 +62,7 @@ class TensorContent:
         """Whether it was written to."""
         if self._before is None:
             return writes(self.tensor) != self._version
-        return not _same_numbers(self.tensor, self._before)
+        return not same_numbers(self.tensor, self._before)
 
     def restore(self) -> None:
         """Puts the numbers back, of a large or sparse one none."""
@@ -175,7 +176,8 @@ def give(tensor: Tensor, numbers: Tensor) -> None:
     tensor.data.copy_(numbers)
 
 
-def _same_numbers(tensor: Tensor, copy: Tensor) -> bool:
+def same_numbers(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether a dense tensor has the shape, the type and the numbers of another one, to the last bit."""
     if tensor.shape != copy.shape or tensor.dtype != copy.dtype:
         return False
     return bool((_bits(tensor) == _bits(copy)).all())

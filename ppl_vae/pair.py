@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from ppl_vae.attributes import Attributes
-from ppl_vae.contents import give
+from ppl_vae.contents import give, same_numbers
 from ppl_vae.discovery import Program, reachable
 from ppl_vae.errors import PairError
 from ppl_vae.rng import own_noise, seeded
@@ -278,7 +278,7 @@ def kept_buffers(module: nn.Module, unseen: bool = False) -> Iterator[None]:
     before = [(b, b._version, b.clone()) for b in module.buffers()]
     # A batch norm in training moves its statistics without a new version: autograd has no use for them.
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
-    silent = {id(b) for m in ([module] if unseen else norms) for b in m.buffers()}
+    silent = {id(b) for m in norms for b in m.buffers()}
     try:
         yield
     finally:
@@ -290,9 +290,13 @@ def kept_buffers(module: nn.Module, unseen: bool = False) -> Iterator[None]:
                     give(buffer, value)
                 elif buffer._version != version:  # autograd may hold one that did not move
                     buffer.copy_(value)
-                elif id(buffer) in silent:
+                elif id(buffer) in silent or (unseen and _differ(buffer, value)):
                     with torch.autograd._unsafe_preserve_version_counter(buffer):
                         buffer.copy_(value)
+
+
+def _differ(buffer: Tensor, value: Tensor) -> bool:
+    return value.layout is torch.strided and not same_numbers(buffer, value)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from torch import nn
 
 import ppl_vae as pv
 from ppl_vae.belongings import Belongings
@@ -108,6 +109,34 @@ def test_what_has_come_since_goes_and_records_stay():
     assert own.seen == {"runs": 0}
     assert not hasattr(own, "last")
     assert len(own.runs) == 1
+
+
+class Leaving(nn.Module):
+    """Attributes, entries of dictionaries and a buffer that go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flag, self.early, self.entries, self.mixed = 1.0, 2.0, dict.fromkeys("abcd", 0.0), {"a": 1.0, 3: 2.0}
+        self.register_buffer("mean", torch.ones(2))
+
+    def parts(self):
+        return self.flag, hasattr(self, "early"), [*self.entries.items()], [*self.mixed.items()], self.mean.tolist()
+
+
+def test_what_has_gone_since_comes_back():
+    own = Leaving()
+    belongings = Belongings(own)
+    belongings.taken()
+    del own.early, own.entries["b"]
+    own.entries |= {"c": 5.0, "new": 6.0}
+    then, taken = own.parts(), belongings.taken()
+    del own.flag, own.mean, own.entries["a"], own.entries["new"], own.mixed[3], own.mixed["a"]
+    own.entries["later"] = 1.0
+    belongings.put_back(taken.plain, taken.tensors)
+    assert own.entries.pop("later") == 1.0  # a record
+    assert own.parts() == then
+    belongings.put_back(taken.plain, taken.tensors)
+    assert own.parts() == then
 
 
 OPTIONS = {"validation": binary[:5], "learning_rate": 0.3, "epochs": 4}

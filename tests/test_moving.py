@@ -65,6 +65,31 @@ def test_a_buffer_is_put_back_whenever_it_began_to_move(size: int, first: int, a
     assert not moving.overflowed()
 
 
+@pytest.mark.parametrize(
+    "resized", [torch.full((5,), 7.0), torch.full((1,), 7.0), torch.full((3,), 0.1, dtype=torch.float64)]
+)
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_a_buffer_that_was_resized_in_place_is_put_back_as_it_then_was(size: int, resized: torch.Tensor):
+    module = Buffers(size)
+    moving = Moving(module)
+    for step in range(1, 8):
+        moving.look()
+        moving.remember()
+        before, tensor = module.moves.detach().clone(), module.moves
+        if step == 4:
+            tensor.data = resized.clone()
+            moving.put_back()
+            assert torch.equal(module.moves, before)
+        if step >= 4:
+            tensor.data = resized.clone()
+        if step > 5:
+            write_uncounted(module)
+            assert moving.marks() == [False, True]
+            moving.put_back()
+            assert module.moves is tensor
+            assert torch.equal(module.moves, resized)
+
+
 def test_a_small_buffer_is_remembered_though_nobody_has_seen_it_move():
     module = Buffers(3)
     moving = Moving(module)

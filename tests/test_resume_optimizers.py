@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -128,6 +130,34 @@ class Twice(Wrapping):
         self.inner = self.optimizer = self.base
 
 
+class InDictionary(Wrapping):
+    """Keeps the other one in a dictionary of an object."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.held = SimpleNamespace(base={"a": self.base})
+        del self.base
+
+    def step(self, closure=None):
+        self.held.base["a"].step()
+
+
+class Sharing(Wrapping):
+    """Shows the states of the other one as its own."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.state = self.base.state
+
+
+def hooked(parameters, lr):
+    """One of torch's own classes: another one that nothing but a hook knows."""
+    optimizer = torch.optim.SGD(parameters, lr=lr)
+    inner = torch.optim.Adam(optimizer.param_groups[0]["params"], lr=0.01)
+    optimizer.register_step_post_hook(lambda optimizer, arguments, options: inner.step())
+    return optimizer
+
+
 def scheduled(parameters, lr):
     """One of torch's own classes: a scheduler among its attributes, stepped by a hook."""
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9)
@@ -164,21 +194,57 @@ class Gaining(torch.optim.SGD):
 
 
 def test_an_optimiser_under_two_names_is_kept_once(tmp_path: Path):
-    for optimizer in (Wrapping, Twice):
+    for optimizer in (Wrapping, Twice, Sharing):
         run(ModuleVAE, binary, OPTIONS | {"epochs": 1, "optimizer": optimizer}, run_dir=tmp_path / optimizer.__name__)
-    plains = [newest(tmp_path / name / "checkpoints").plain["optimizer"] for name in ("Wrapping", "Twice")]
-    assert plains[0]["entries"] == plains[1]["entries"]
+    names = ("Wrapping", "Twice", "Sharing")
+    wrapping, twice, sharing = (newest(tmp_path / name / "checkpoints").plain["optimizer"]["entries"] for name in names)
+    assert wrapping == twice
+    assert sharing == wrapping[len(sharing) :]
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 @pytest.mark.parametrize(
-    "optimizer", [Pulled, Slowing, Wrapping, Twice, Easing, Weighted, Listing, Cycling, Gaining, scheduled, counting]
+    "optimizer",
+    [
+        *(Pulled, Slowing, Wrapping, Twice, InDictionary, Sharing, Easing, Weighted, Listing, Cycling, Gaining),
+        *(hooked, scheduled, counting),
+    ],
 )
 def test_what_an_optimiser_keeps_changes_no_bit(optimizer, tmp_path: Path):
     options = OPTIONS | {"optimizer": optimizer}
     whole = numbers(*run(ModuleVAE, binary, options))
     run(ModuleVAE, binary, options | {"epochs": 1}, run_dir=tmp_path)
     assert same(whole, numbers(*run(ModuleVAE, binary, options, seed=1, run_dir=tmp_path, resume=True)))
+
+
+class Tuned(ModuleVAE):
+    """A pair whose model moves a number by an optimiser of its own, whose rate falls, in every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.zeros(1)
+        self.tuner = torch.optim.Adam([self.shift], lr=0.1)
+        self.decay = torch.optim.lr_scheduler.ExponentialLR(self.tuner, 0.8)
+
+    def model(self, x):
+        if self.training:
+            self.shift.grad = x.mean().reshape(1) - self.shift
+            self.tuner.step()
+            self.decay.step()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Bernoulli(logits=self.decoder(z) + self.shift.clone()).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("optimizer", [None, Wrapping])
+def test_what_an_optimiser_of_the_programs_keeps_changes_no_bit(optimizer, tmp_path: Path):
+    options = OPTIONS | {"optimizer": optimizer}
+    whole, _ = run(Tuned, binary, options)
+    run(Tuned, binary, options | {"epochs": 1}, run_dir=tmp_path)
+    pieces, _ = run(Tuned, binary, options, seed=1, run_dir=tmp_path, resume=True)
+    assert all(map(torch.equal, whole.parameters(), pieces.parameters()))
+    assert torch.equal(whole.shift, pieces.shift)
+    assert whole.tuner.param_groups[0]["lr"] == pieces.tuner.param_groups[0]["lr"]
 
 
 def test_lists_that_an_optimiser_keeps_are_rolled_back():
@@ -216,7 +282,7 @@ def test_what_else_an_optimiser_changes_is_named(tmp_path: Path):
         def step(self, closure=None):
             super().step()
             self.kept, self.param_groups[0]["option"] = SimpleNamespace(), SimpleNamespace()
-            self.param_groups[0] |= {"new": [], 3: 0.5}
+            self.param_groups[0] |= {3: 0.5, "new": SimpleNamespace()}
 
     options = OPTIONS | {"optimizer": Replacing, "epochs": 1}
     names = ["optimizer.kept", "optimizer.param_groups.0.option", "optimizer.groups[0].3", "optimizer.groups[0].new"]

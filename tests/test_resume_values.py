@@ -202,3 +202,13 @@ def test_large_tensors_are_seen_to_be_written_to():
     assert not belongings.taken().tensors
     own.kept[3] = 1.0
     assert belongings.taken().tensors
+
+
+def test_a_key_of_thousands_of_digits_is_no_number():
+    one, other = (fresh(0, lambda: Keeper({"7" * 5000: 1.0}, None, None)) for _ in range(2))
+    belongings, again = (Belongings(as_pair(own)) for own in (one, other))
+    one.kept["7" * 5000] = one.kept["8" * 5000] = 2.0
+    taken = belongings.taken()
+    assert not again.misplaced(taken.plain, taken.tensors)
+    again.put(taken.plain, taken.tensors)
+    assert other.kept == one.kept

@@ -79,7 +79,7 @@ def put_back(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[st
 def names_of_kept(stepper: Stepper, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> set[str]:
     """The tensors that belong to a pair."""
     remade = _remade(stepper, tensors, values)
-    own = {*named(stepper.pair)} - remade | (remade & tensors.keys())
+    own = {*_named_in(tensors, stepper.pair)} - remade | (remade & tensors.keys())
     return own | {name for name in tensors if name.startswith(f"{_VALUE}/")}
 
 
@@ -100,9 +100,16 @@ def check_parameters(pair: Pair, tensors: Mapping[str, Tensor], prefix: str = ""
     Raises:
         CheckpointError: They are those of another pair; the first entry that differs is named, after the prefix.
     """
-    own = {name: tensor for name, tensor in named(pair).items() if name not in apart}
+    own = {name: tensor for name, tensor in _named_in(tensors, pair).items() if name not in apart}
+    first: dict[int, str] = {}
     for name, tensor in own.items():
         fitting(tensors, name, tensor, prefix)
+        other = first.setdefault(id(tensor), name)
+        if other != name and not _has_numbers(tensors[name], tensors[other]):
+            raise CheckpointError(
+                f"{prefix}{name}: expected the numbers of {other}, which is the same tensor, found others; "
+                f"{HOW_TO_GO_ON}"
+            )
     found = (name for name in tensors if name.startswith((f"{_PARAMETER}/", f"{_BUFFER}/")) and name not in apart)
     if more := [name for name in found if name not in own]:
         raise CheckpointError(f"{prefix}{more[0]}: expected no such tensor, found one; {HOW_TO_GO_ON}")
@@ -116,11 +123,27 @@ def put_parameters(pair: Pair, tensors: Mapping[str, Tensor]) -> None:
         CheckpointError: See `check_parameters`.
     """
     check_parameters(pair, tensors)
-    for name, own in named(pair).items():
+    for name, own in _named_in(tensors, pair).items():
         own.copy_(tensors[name])
 
 
 def named(pair: Pair) -> dict[str, Tensor]:
-    """Parameters and buffers of a pair, by the names that they have in a state."""
+    """Parameters and buffers of a pair, by the names that they have in a state.
+
+    Buffers of two names that are one tensor have both: a step may make them two.
+    """
     parameters = {f"{_PARAMETER}/{name}": tensor for name, tensor in pair.named_parameters()}
-    return parameters | {f"{_BUFFER}/{name}": tensor for name, tensor in pair.named_buffers()}
+    homes = ((where, module._buffers) for where, module in pair.named_modules())
+    buffers = {f"{where}.{key}".lstrip("."): b for where, home in homes for key, b in home.items() if b is not None}
+    return parameters | {f"{_BUFFER}/{name}": tensor for name, tensor in buffers.items()}
+
+
+def _has_numbers(tensor: Tensor, numbers: Tensor) -> bool:
+    return bool(((tensor == numbers) | ((tensor != tensor) & (numbers != numbers))).all())
+
+
+def _named_in(tensors: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor]:
+    """The same, but for second names of a tensor that a state does not have: earlier versions wrote the first."""
+    first: dict[int, str] = {}
+    own = named(pair)
+    return {name: t for name, t in own.items() if first.setdefault(id(t), name) == name or name in tensors}

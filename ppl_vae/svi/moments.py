@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ppl_vae.contents import memory
 from ppl_vae.errors import CheckpointError
 from ppl_vae.holders import is_option
 from ppl_vae.storage import check_storable
@@ -23,7 +26,10 @@ __all__ = ["TENSOR", "Moments", "check_moments", "moments", "names_of_moments", 
 
 TENSOR = {"tensor": True}  # stands in the plain part for what is among the tensors
 _LOST = {"lost": True}  # and for what nothing holds
+_OTHER = object()
 _SEQUENCES: dict[str, type] = {"tuple": tuple, "list": list}  # by the only key of what stands there for one
+_DICT = "dict"  # the only key of what stands there for a dictionary that looks like one of these
+_MARKS = {*TENSOR, *_LOST, *_SEQUENCES, _DICT}
 _OPTIMIZER, _GROUP, _VALUE = "optimizer", "optimizer/group", "optimizer/value/"
 _CPU = torch.device("cpu")
 
@@ -41,8 +47,8 @@ class Moments(NamedTuple):
 
 def moments(update: Update) -> Moments:
     """What the optimiser keeps now."""
-    states, groups, values = _states_of(update), [*map(_options_of, update.groups)], update.values.taken()
-    lost = (*values.lost, *_lost_entries(states), *_lost_options(update))
+    states, groups, values = _entries_of(update), _options_of(update), update.values.taken()
+    lost = (*values.lost, *_lost_in("entries", states), *_lost_in("groups", groups))
     packed = {
         kind: [{n: _packed(v) for n, v in place.items() if isinstance(n, str)} for place in found]
         for kind, found in (("entries", states), ("groups", groups))
@@ -72,8 +78,8 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
     Raises:
         CheckpointError: It is that of another optimiser; the first thing that differs is named.
     """
-    states, groups = _states_of(update), update.groups
-    for name, count in {"entries": len(states), "groups": len(groups)}.items():
+    states = _states_of(update)
+    for name, count in {"entries": len(states), "groups": len(update.groups)}.items():
         if count != len(plain[name]):
             raise CheckpointError(f"optimizer.{name}: expected {count}, found {len(plain[name])}: {HOW_TO_GO_ON}")
     for number, (there, entry) in enumerate(zip(states, plain["entries"], strict=True)):
@@ -81,13 +87,14 @@ def check_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[
             if isinstance(there[name], Tensor) or (there[name] is not None and entry[name] is not None):
                 where = f"{_OPTIMIZER}.entries[{number}].{name}"
                 _check(where, _place(_OPTIMIZER, number, name), there[name], entry[name], tensors)
-    for number, (group, found, known) in enumerate(zip(groups, plain["groups"], update.options, strict=False)):
-        own = {name: value for name, value in _options_of(group).items() if name in known}  # steps may add others
+    for number, (begun, found) in enumerate(zip(update.options, plain["groups"], strict=False)):
+        others = _others(begun)
+        own = {name: value for name, value in begun.items() if name not in others}  # steps may add others
         for name in [*own, *found]:
             where = f"{_OPTIMIZER}.groups[{number}].{name}"
-            if name not in found or name == "params" or (name in known and name not in own):
+            if name not in found or name in others:
                 raise CheckpointError(f"{where}: expected {'an' if name in own else 'no'} option: {HOW_TO_GO_ON}")
-            if name in own:
+            if own.get(name) is not None and found[name] != _LOST:  # what begins as None may become anything
                 _check(where, _place(_GROUP, number, name), own[name], found[name], tensors)
     if unknown := update.values.misplaced(plain["values"], under(_VALUE, tensors)):
         raise CheckpointError(f"{_VALUE}{unknown}: expected a value of that name, found none: {HOW_TO_GO_ON}")
@@ -98,8 +105,9 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
     update.values.put(plain["values"], under(_VALUE, tensors))
     places = [(o.state, p, group) for o in update.optimizers for group in o.param_groups for p in group["params"]]
     for number, ((state, parameter, group), entry) in enumerate(zip(places, plain["entries"], strict=True)):
-        own = state.setdefault(parameter, {})
-        for name in [n for n in own if isinstance(n, str) and n not in entry]:  # made by steps after that state
+        own = state.get(parameter, {})
+        later = [n for n in own if isinstance(n, str) and n not in entry]  # made by steps after that state
+        for name in later:
             del own[name]
         for name, value in entry.items():
             if value == _LOST:
@@ -109,13 +117,18 @@ def put_moments(update: Update, tensors: Mapping[str, Tensor], plain: Mapping[st
                 own[name].copy_(tensors[place])
             else:
                 own[name] = _unpacked(place, value, tensors, _home(name, parameter, group))
-    for number, (options, known) in enumerate(zip(update.groups, plain["groups"], strict=True)):
-        for name in _options_of(options).keys() - known.keys():
+        if own:
+            state[parameter] = own
+        elif later:
+            del state[parameter]  # an optimiser may take an empty one for one that it has begun
+    for number, (options, begun, found) in enumerate(zip(update.groups, update.options, plain["groups"], strict=True)):
+        for name in [name for name in options if name not in found and name not in _others(begun)]:
             del options[name]
-        for name, value in known.items():
-            own = options.get(name)
-            device = own.device if isinstance(own, Tensor) else _CPU
-            options[name] = _unpacked(_place(_GROUP, number, name), value, tensors, device)
+        for name, value in found.items():
+            if value != _LOST:
+                own = options.get(name)
+                device = own.device if isinstance(own, Tensor) else _CPU
+                options[name] = _unpacked(_place(_GROUP, number, name), value, tensors, device)
 
 
 def _home(name: str, parameter: Tensor, group: Mapping[str, Any]) -> torch.device:
@@ -154,30 +167,47 @@ def _packed(value: Any) -> Any:
         return _LOST
     if isinstance(value, Tensor):
         return TENSOR
+    if type(value) is dict:
+        return {_DICT: value} if len(value) == 1 and not _MARKS.isdisjoint(value) else value
     kind = next((kind for kind, sequence in _SEQUENCES.items() if type(value) is sequence), None)
     return value if kind is None else {kind: [*map(_packed, value)]}
 
 
 def _is_entry(value: Any) -> bool:
     """Whether the value of a state can be held: a tensor, what JSON holds, or a list or tuple of such."""
-    if type(value) in _SEQUENCES.values():
-        return all(map(_is_entry, value))
     try:
-        check_storable({"tensor": value}) if isinstance(value, Tensor) else encode(exact(value))
+        return _is_held(value)
     except (ValueError, RecursionError):
         return False
-    return True
 
 
-def _lost_entries(states: Sequence[Mapping[Any, Any]]) -> list[str]:
-    """Names of what the optimiser keeps of each parameter and no checkpoint holds."""
+def _is_held(value: Any) -> bool:
+    if type(value) in _SEQUENCES.values():
+        return all(map(_is_held, value))
+    if isinstance(value, Tensor):
+        check_storable({"tensor": value})
+    else:
+        encode(exact(value))
+    return _is_of_json(value)
+
+
+def _is_of_json(value: Any) -> bool:
+    """Whether dictionaries and lists are no others, such as a `defaultdict`, which JSON would not give back."""
+    if not isinstance(value, dict | list):
+        return True
+    inside = value.values() if isinstance(value, dict) else value
+    return type(value) in (dict, list) and all(map(_is_of_json, inside))
+
+
+def _lost_in(kind: str, places: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """Names of what the optimiser keeps of each parameter, or group, and no checkpoint holds."""
     found = (
         (n, name)
-        for n, state in enumerate(states)
-        for name in state
-        if not (isinstance(name, str) and _is_entry(state[name]))
+        for n, place in enumerate(places)
+        for name in place
+        if not (isinstance(name, str) and _is_entry(place[name]))
     )
-    return [f"{_OPTIMIZER}.entries[{n}].{name}" for n, name in found]
+    return [f"{_OPTIMIZER}.{kind}[{n}].{name}" for n, name in found]
 
 
 def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: torch.device) -> Any:
@@ -185,7 +215,7 @@ def _unpacked(place: str, value: Any, tensors: Mapping[str, Tensor], device: tor
         return tensors[place].clone().to(device)
     kind = "list" if isinstance(value, list) else _sequence(value)
     if not kind:
-        return value
+        return value[_DICT] if isinstance(value, dict) and [*value] == [_DICT] else value
     return _SEQUENCES[kind](_unpacked(f"{place}.{n}", part, tensors, device) for n, part in enumerate(_inside(value)))
 
 
@@ -207,21 +237,31 @@ def _parts(place: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from _parts(f"{place}.{number}", part)
 
 
-def _options_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name != "params" and _is_kept(name, value)}
+def _options_of(update: Update) -> list[dict[Any, Any]]:
+    """The options of each group, `_OTHER` in the place of those that an optimiser made anew would be refused."""
+    groups = zip(update.groups, chain(update.options, repeat({})), strict=False)
+    return [
+        {n: v if _may_become(begun.get(n), v) else _OTHER for n, v in group.items() if n not in _others(begun)}
+        for group, begun in groups
+    ]
 
 
-def _is_kept(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and is_option(value) and _is_entry(value)
+def _others(begun: Mapping[Any, Any]) -> set[Any]:
+    """Names in a group of what is no option in this sense: parameters, and what `Update.values` follows."""
+    return {name for name, value in begun.items() if name == "params" or not is_option(value)}
 
 
-def _lost_options(update: Update) -> list[str]:
-    """Names of options that have come with the steps and that no checkpoint holds."""
-    groups = enumerate(zip(update.groups, update.options, strict=False))
-    found = (
-        (n, name) for n, (group, known) in groups for name in group.keys() - known if not _is_kept(name, group[name])
-    )
-    return sorted(f"{_OPTIMIZER}.groups[{n}].{name}" for n, name in found)
+def _may_become(begun: Any, now: Any) -> bool:
+    """Whether `check_moments` would take an option for what was there at the beginning."""
+    if begun is None:
+        return True
+    try:
+        _check(
+            "", "", begun, _packed(now), {where: part for where, part in _parts("", now) if isinstance(part, Tensor)}
+        )
+    except CheckpointError:
+        return False
+    return True
 
 
 def _place(kind: str, number: int, name: str) -> str:
@@ -242,6 +282,23 @@ def _tensors_of(kind: str, places: Sequence[Mapping[Any, Any]]) -> dict[str, Ten
 def _states_of(update: Update) -> list[Mapping[Any, Any]]:
     """The state of each parameter in each optimiser."""
     return [optimizer.state.get(p, {}) for optimizer in update.optimizers for p in _parameters_of(optimizer)]
+
+
+def _entries_of(update: Update) -> list[dict[Any, Any]]:
+    """The same, `_OTHER` in the place of tensors that came with the steps and share memory: each would be a copy."""
+    states = _states_of(update)
+    held = Counter(memory(tensor) for state in states for value in state.values() for tensor in _tensors_in(value))
+    parameters = {memory(p) for optimizer in update.optimizers for p in _parameters_of(optimizer)}
+    shared = ({where for where, count in held.items() if count > 1} | parameters) - {None, 0}
+
+    def is_shared(value: Any) -> bool:
+        return any(memory(tensor) in shared and not update.had(tensor) for tensor in _tensors_in(value))
+
+    return [{name: _OTHER if is_shared(value) else value for name, value in state.items()} for state in states]
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    return [part for _, part in _parts("", value) if isinstance(part, Tensor)] if _is_entry(value) else []
 
 
 def _parameters_of(optimizer: Optimizer) -> list[Tensor]:

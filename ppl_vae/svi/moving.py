@@ -58,7 +58,7 @@ class Moving:
         all_numbers = self.steps & (self.steps - 1) == 0  # after 1, 2, 4, 8, ... steps
         for buffer in self._buffers:
             now = buffer.now
-            if now is not buffer.tensor:
+            if now is not buffer.tensor or buffer.is_resized:
                 self._replaced.append(buffer)
                 self._note(buffer)
             elif not (buffer.moves or now is None) and (all_numbers or writes(now) != buffer.version):
@@ -153,6 +153,11 @@ class _Buffer:
         """The tensor that is there."""
         return self.home.get(self.name)
 
+    @property
+    def is_resized(self) -> bool:
+        """Whether the tensor has, in place, got another shape or type, as `mean.data = ...` does it."""
+        return self.tensor is not None and self.before is not None and not _is_alike(self.tensor, self.before)
+
     def has_moved(self) -> bool:
         """Whether it is not what it was; of a large one torch has to have counted that it was written to."""
         now = self.now
@@ -177,9 +182,13 @@ def _is_number(tensor: Tensor) -> bool:
 
 def _same(tensor: Tensor, before: Tensor | None) -> bool:
     """Whether a tensor has the numbers of its copy, NaN included."""
-    if before is None or tensor.shape != before.shape:
+    if before is None or not _is_alike(tensor, before):
         return False
     return torch.equal(tensor, before) or (_is_number(tensor) and bool(_equal(tensor, before).all()))
+
+
+def _is_alike(tensor: Tensor, before: Tensor) -> bool:
+    return tensor.shape == before.shape and tensor.dtype == before.dtype
 
 
 def _equal(tensor: Tensor, before: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from ppl_vae.svi.moving import Moving
 from ppl_vae.svi.order import Order
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.svi.signals import Signals
-from ppl_vae.svi.update import make_update
+from ppl_vae.svi.update import make_update, optimizers_in
 from ppl_vae.svi.watch import Watch
 from ppl_vae.tape import Layout
 
@@ -70,7 +70,7 @@ class Stepper:
         order = Order(len(rows), settings.batch_size, settings.seed, on_disk=rows.mapped, group=group)
         self.feed = Feed(rows, order, device)
         self._usual = len(range(order.size(0))[group.share(order.size(0))])
-        self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate)
+        self.update = make_update(settings.optimizer, self.parameters, settings.learning_rate, optimizers_in(pair))
         self.moving = Moving(pair)
         self.rate = 1.0
         self.guard = Guard(device)

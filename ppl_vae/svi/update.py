@@ -3,43 +3,47 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, MutableMapping, Sequence
+import weakref
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppl_vae.belongings import Belongings
 from ppl_vae.errors import StorageError, first_line
+from ppl_vae.holders import reached
 from ppl_vae.svi.settings import OptimizerFactory
 
-__all__ = ["Adam", "Update", "laid_out", "make_update"]
+__all__ = ["Adam", "Update", "laid_out", "make_update", "optimizers_in"]
 
 
 class Update:
-    """Hands gradients to a torch optimiser, at the learning rate it was made with times a factor."""
+    """Hands gradients to a torch optimiser, at the learning rate it was made with times a factor.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    Args:
+        optimizer: The optimiser.
+        others: Optimisers that the programs keep: the steps of these are theirs, and the states are kept with the rest.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, others: Iterable[torch.optim.Optimizer] = ()) -> None:
         self.optimizer = optimizer
+        self.optimizers = _each_once([optimizer, *optimizers_in(optimizer), *others])
+        """It, those within its reach, whose steps it averages, say, and the others: each state once."""
         self._rates = [group["lr"] for group in optimizer.param_groups]
-        self.options = [frozenset(group) for group in self.groups]
-
-    @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """The optimiser and those that it keeps as attributes, whose steps it averages, say; each state once."""
-        found = [self.optimizer]
-        for optimizer in found:  # which grows meanwhile
-            values = [v for own in vars(optimizer).values() for v in (own if isinstance(own, list | tuple) else [own])]
-            for value in values:
-                if isinstance(value, torch.optim.Optimizer) and all(value.state is not o.state for o in found):
-                    found.append(value)
-        return found
+        self.options = [dict(group) for group in self.groups]
+        states = [state for o in self.optimizers for state in o.state.values() if isinstance(state, dict)]
+        self._begun = [weakref.ref(t) for state in states for t in state.values() if isinstance(t, Tensor)]
 
     @property
     def groups(self) -> list[MutableMapping[str, Any]]:
-        """The groups of parameters of each of them; `options` are the names of what is in these at the beginning."""
+        """The groups of parameters of each of them; `options` is what is in these at the beginning."""
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def had(self, tensor: Tensor) -> bool:
+        """Whether a tensor was in the state of a parameter at the beginning."""
+        return any(begun() is tensor for begun in self._begun)
 
     @cached_property
     def values(self) -> Belongings:
@@ -87,15 +91,18 @@ class Update:
 class Adam(Update):
     """The default: torch's fused Adam called directly, which saves what `Optimizer.step` does around it."""
 
-    def __init__(self, parameters: Sequence[Tensor], learning_rate: float) -> None:
-        super().__init__(torch.optim.Adam(parameters, lr=learning_rate, fused=True))
+    def __init__(
+        self, parameters: Sequence[Tensor], learning_rate: float, others: Iterable[torch.optim.Optimizer] = ()
+    ) -> None:
+        optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
         self._step = torch.zeros((), dtype=torch.float32, device=parameters[0].device)
         for p in parameters:
-            self.optimizer.state[p] = {
+            optimizer.state[p] = {
                 "step": self._step,
                 "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
                 "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
             }
+        super().__init__(optimizer, others)
 
     @torch.no_grad()
     def __call__(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor], skip: Tensor | None) -> None:
@@ -139,7 +146,25 @@ def laid_out(gradient: Tensor, parameter: Tensor) -> Tensor:
     return torch.empty_like(parameter, memory_format=torch.preserve_format).copy_(gradient)
 
 
-def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor], learning_rate: float) -> Update:
+def optimizers_in(root: nn.Module | torch.optim.Optimizer) -> list[torch.optim.Optimizer]:
+    """Those within reach of a module and its programs, or of an optimiser, in the same order in every process."""
+    return [value for _, value in reached(root) if isinstance(value, torch.optim.Optimizer)]
+
+
+def _each_once(optimizers: Iterable[torch.optim.Optimizer]) -> list[torch.optim.Optimizer]:
+    found: list[torch.optim.Optimizer] = []
+    for optimizer in optimizers:
+        if all(optimizer.state is not known.state for known in found):
+            found.append(optimizer)
+    return found
+
+
+def make_update(
+    optimizer: OptimizerFactory | None,
+    parameters: Sequence[Tensor],
+    learning_rate: float,
+    others: Iterable[torch.optim.Optimizer] = (),
+) -> Update:
     """The update of an optimiser called as `optimizer(parameters, lr=...)`; Adam, fused for real numbers, if None.
 
     Raises:
@@ -148,7 +173,7 @@ def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor]
     """
     try:
         if optimizer is None and not any(p.is_complex() for p in parameters):  # which no fused kernel moves
-            return Adam(parameters, learning_rate)
+            return Adam(parameters, learning_rate, others)
         made = _called(optimizer or torch.optim.Adam, parameters, learning_rate)
     except OSError as error:
         raise StorageError(
@@ -167,7 +192,7 @@ def make_update(optimizer: OptimizerFactory | None, parameters: Sequence[Tensor]
             f"optimizer: expected one with a learning rate, the option lr of its groups, which schedules, rollback and "
             f"history need, found {type(made).__name__} without; use another one, such as torch.optim.Adam"
         )
-    return Update(made)
+    return Update(made, others)
 
 
 def _called(optimizer: OptimizerFactory, parameters: Sequence[Tensor], learning_rate: float) -> Any:
