@@ -280,7 +280,7 @@ def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | to
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)
     nothing = np.zeros(len(s["value"]))
-    words, no = trust(s | {"at_edge": nothing}, np.full(len(nothing), rounded_up(num_samples)))
+    words, no = trust(s | {"at_edge": nothing, "num_at_edge": nothing}, np.full(len(nothing), rounded_up(num_samples)))
     found = _Found(s["value"], s["stderr"], s["skewness"], s["unseen"], s["rounding"], no, no, words)
     return _Answer(found, misses(s["khat"], s["stderr"], s["unseen"], s["unseen_stderr"]), reasons)
 
