@@ -51,12 +51,12 @@ class LogLikelihood(MeanLogLikelihood):
     """Share of p(x) where no sample can have been, by probes spread wider than the guide; NaN where not probed, 0 where
     `value` is exact.
 
-    There a single sample would count for more than a tenth of all K, or for two of equal ones. A share of 0.01 is 0.01 nats that the estimate
-    is too low by, about. A mode of its own, far away, is not found.
+    There a single sample would count for more than a tenth of all K, or for two of equal ones. A share of 0.01 is 0.01
+    nats that the estimate is too low by, about. A mode of its own, far away, is not found.
     """
     unseen_stderr: np.ndarray
-    """Standard error of `unseen` (N,), over probes; infinite where the guide could not be spread and others looked, draws
-    of the prior, and of the guide with discrete numbers put anywhere: that they find nothing makes no datum
+    """Standard error of `unseen` (N,), over probes; infinite where the guide could not be spread and others looked,
+    draws of the prior, and of the guide with discrete numbers put anywhere: that they find nothing makes no datum
     `reliable`."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself: without latents, and where it was summed, but for rounding above 1e-3."""
