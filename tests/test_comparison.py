@@ -130,6 +130,9 @@ def test_a_difference_above_rounding_counts():
     pairs = {"a": known(noise + 1e-4 * rng.uniform(size=100)), "b": known(noise)}
     assert pv.Comparison(pairs).ranks == {"a": (1, 1), "b": (2, 2)}
     assert pv.Comparison(pairs, rounding=1e-5).ranks == {"a": (1, 2), "b": (1, 2)}
+    leans = np.where(np.arange(100) == 0, -2e-3, 5e-4)
+    found = pv.Comparison({"a": known(noise + leans), "b": known(noise)}, rounding=1e-5)
+    assert found.ranks == {"a": (1, 2), "b": (1, 2)}
 
 
 def test_equal_differences_are_not_told():

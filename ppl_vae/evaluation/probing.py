@@ -185,8 +185,9 @@ class Prober:
         if not any(numbers.values()) or self._layout.may_leave_support:
             return Unseen.unknown(len(value))
         flat = Flatten([name for name, n in numbers.items() if n], flattening(-(-sum(numbers.values()) // len(value))))
-        with seeded(key(seed, _FLAT), self._device), flat:
-            tape = run_program(self._pair, self._pair.guide, batch, self._num_of_prior, self._layout)
+        count = self._num_of_prior
+        with seeded(key(seed, _FLAT), self._device), undivided(f"{count} draws of the guide for each datum"), flat:
+            tape = run_program(self._pair, self._pair.guide, batch, count, self._layout)
         log_flat = Terms([(tape, tape)], batch, self._layout, scaled=False).log_guide
         return self._look_at(self._proposal([tape], log_flat), batch, value, num_samples)
 
