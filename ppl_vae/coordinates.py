@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, LowRankMultivariateNormal, MultivariateNormal
 
 from ppl_vae.kl import analytic_kl
+from ppl_vae.reductions import has_mask
 from ppl_vae.tape import Layout, Site
 
 __all__ = ["Form", "ScalarKL", "by_datum", "data_second", "scalar_kl"]
@@ -48,7 +49,7 @@ def scalar_kl(guide: Site, model: Site, layout: Layout) -> ScalarKL:
         torch.Size([1, 3, 1])
     """
     q, p = _scalars(guide["fn"]), _scalars(model["fn"])
-    if q is None or p is None or guide["mask"] is not None:
+    if q is None or p is None or has_mask(guide):
         whole = _kl(guide["fn"], model["fn"], guide, layout)
         return ScalarKL(by_datum(scale_and_mask(whole, 1.0, guide["mask"]), 0, layout), "whole")
     each = _kl(q.fn, p.fn, guide, layout)

@@ -235,7 +235,8 @@ def test_damaged_arrays_are_a_line(copy: Path):
     result = call("compare", copy)
     assert result.exit_code == 1
     assert (
-        "expected the arrays value, stderr, trusted, exact, rounded of evaluation.json, found damage" in result.stderr
+        "expected the arrays value, stderr, trusted, exact, rounded, rounding of evaluation.json, found damage"
+        in result.stderr
     )
 
 

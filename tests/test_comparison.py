@@ -131,9 +131,25 @@ def test_what_differs_by_rounding_is_a_tie():
 def test_a_difference_above_rounding_counts():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=100)
-    pairs = {"a": known(noise + 1e-4), "b": known(noise)}
+    pairs = {"a": known(noise + 1e-4 * rng.uniform(size=100)), "b": known(noise)}
     assert pv.Comparison(pairs).ranks == {"a": (1, 1), "b": (2, 2)}
     assert pv.Comparison(pairs, rounding=1e-5).ranks == {"a": (1, 2), "b": (1, 2)}
+    leans = np.where(np.arange(100) == 0, -2e-3, 5e-4)
+    found = pv.Comparison({"a": known(noise + leans), "b": known(noise)}, rounding=1e-5)
+    assert found.ranks == {"a": (1, 2), "b": (1, 2)}
+
+
+def test_equal_differences_are_not_told():
+    """A model that is surer than it should be is above the truth on the data where what it denies has not happened."""
+    rng, wrong = np.random.default_rng(0), []
+    for _ in range(300):
+        heads = rng.random(100) < 0.99
+        pairs = {str(p): known(np.where(heads, np.log(p), np.log1p(-p))) for p in (0.99, 0.9999)}
+        wrong.append(pv.Comparison(pairs).ranks["0.9999"] == (1, 1))
+    assert np.mean(wrong) <= 0.05  # 0.37 of these have nothing but heads
+    noise = rng.normal(size=100)
+    found = pv.Comparison({"a": known(noise + 0.5), "b": known(noise)})
+    assert found.differences[0].p_value == 1.0
 
 
 def test_equal_weights_are_not_called_exact():
@@ -193,7 +209,7 @@ def _named(values):
 def test_ties_are_groups_and_ranks_are_ranges():
     rng = np.random.default_rng(0)
     near, noise = 0.001 * rng.normal(size=100), rng.normal(size=100)
-    found = pv.Comparison({"c": known(noise - 5), "a": known(noise), "b": known(noise + near)})
+    found = pv.Comparison({"c": known(noise - 5 - near), "a": known(noise), "b": known(noise + near)})
     assert found.groups == (found.names[:2], ("c",))
     assert found.ranks == {"a": (1, 2), "b": (1, 2), "c": (3, 3)}
     assert found.behind(found.names[0]) is None
@@ -233,7 +249,7 @@ def test_lower_bounds_do_not_rank_each_other():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=100)
     low, high = known(noise, 0.1, trusted=False), known(noise + 3, 0.1, trusted=False)
-    found = pv.Comparison({"low": low, "high": high, "sure": known(noise + 1)})
+    found = pv.Comparison({"low": low, "high": high, "sure": known(noise + rng.uniform(size=100))})
     assert found.ranks == {"high": (1, 2), "low": (1, 3), "sure": (2, 3)}  # a bound may well lie above what is sure
     assert found.groups == (("sure",),)
     assert found.unplaced == ("high", "low")

@@ -1,6 +1,7 @@
 """Latents that round to the edge of their support: no number of theirs is called good, and the message says why."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pyro
@@ -11,9 +12,11 @@ from scipy import stats
 
 import ppl_vae as pv
 from ppl_vae.evaluation import Annealing, LocalSearch, escalation
-from ppl_vae.evaluation.edges import move_an_estimate
+from ppl_vae.evaluation.edges import Edges, move_an_estimate, move_estimates
+from ppl_vae.evaluation.proposal import Proposal
 from tests.running import estimate, refined_block
 from tests.splitting import split
+from tests.statistical import assert_close
 
 N = 20
 
@@ -88,6 +91,48 @@ def test_numbers_that_bear_the_latent_are_not_refused():
     assert not estimate(counts(0.05, 0.025, torch.float64), HEADS.double(), 2000).rounded.any()
 
 
+@pytest.mark.parametrize("sizes", [(60,), (1, 59), (20, 20, 20), (1,) * 60])
+def test_ties_are_those_of_all_units(sizes, generator):
+    """The lowest and highest values have 1 to 9 draws in the 60 of a datum, wherever these fall."""
+    z, log_weight = torch.randint(4, (60, 5), generator=generator).double(), torch.randn(60, 5, generator=generator)
+    z += torch.where((z == 0) | (z == 3), 0.0, 1e-3 * torch.rand(60, 5, generator=generator))
+    z[:30, 0] += 1  # what is lowest at first is not so at the end
+    z[:, 1] = torch.arange(60.0)
+    edges, start = Edges(5, ("z",), SimpleNamespace(data_dim=-1)), 0
+    for size in sizes:
+        unit = slice(start, start := start + size)
+        edges.add(log_weight[unit], Proposal([{"z": z[unit]}], {"z": 0}, True, log_weight[unit], [{}]))
+    same = (z[:, None] == z).sum(1) > 1
+    tied = ((z == z.amin(0)) | (z == z.amax(0))) & same
+    np.testing.assert_array_equal(edges.count, tied.sum(0).numpy())
+    assert_close(edges.log_weight, log_weight.double().where(tied, -torch.inf).logsumexp(0).numpy())
+
+
+@pytest.mark.parametrize("target", [None, 1e-6])
+def test_few_draws_at_the_edge_of_each_datum_are_those_of_all(target):
+    """About five of 5000 draws of Beta(1, 0.4) round to 1: one unit or twenty, and less than two in some data."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Beta(torch.ones(len(x)), 0.22))
+            pyro.sample("x", dist.Normal(torch.zeros(len(x)), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Beta(torch.ones(len(x)), 0.4))
+
+    found = estimate(pv.Pair(model, guide), torch.zeros(100), 5000, num_draws=0, target_stderr=target)
+    assert (found.num_at_edge < 3).any()
+    assert found.rounded.all()
+
+
+def test_chance_decides_only_of_few_draws():
+    count, share, stderr = np.array([0, 2, 5, 7, 400]), np.array([0, 4, 10, 15, 500]) / 1e3, np.full(5, 0.02)
+    assert move_estimates(share, count, stderr, np.full(5, 5000)).all()
+    many = np.array([0, 40, 60, 80, 400])
+    assert move_estimates(share, many, stderr, np.full(5, 5000)).tolist() == [False, False, True, True, True]
+
+
 def test_a_simplex_rounds_too():
     x = torch.tensor([[10.0, 0, 0, 0], [3, 3, 4, 0]])
     found = estimate(topics(0.02), x, 1000)
@@ -141,10 +186,10 @@ def test_fitted_proposals_that_reach_the_edge_are_judged_as_the_guide_is(prior, 
 def test_what_a_fitted_proposal_has_at_the_edge_is_not_as_small_as_it_looks():
     """Beyond the last number the density falls as |dz / du|: a share of 0.004 was seen where 0.02 are."""
     x = torch.full((16,), 20.0)
-    summary, _, at_edge = refined_block(in_the_middle(0.3), x, 1024)
-    assert move_an_estimate(at_edge, summary.stderr, np.full(16, 1024)).all()
-    _, _, at_edge = refined_block(in_the_middle(1.0), x, 1024)
-    assert (at_edge < 1e-4).all()
+    summary, _, edges = refined_block(in_the_middle(0.3), x, 1024)
+    assert move_an_estimate(edges["at_edge"], summary.stderr, np.full(16, 1024)).all()
+    _, _, edges = refined_block(in_the_middle(1.0), x, 1024)
+    assert (edges["at_edge"] < 1e-4).all()
 
 
 def test_draws_of_the_predictive_that_round_are_unreliable():

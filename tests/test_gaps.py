@@ -298,7 +298,7 @@ def test_data_are_judged_together_however_they_were_divided():
         stream = Stream(len(columns), 1000)
         stream.add(torch.from_numpy(log_weight[:, columns]))
         said, nothing = stream.summary()._asdict(), np.zeros(len(columns))
-        evidence = said | dict.fromkeys(("unseen", "unseen_stderr", "at_edge"), nothing)
+        evidence = said | dict.fromkeys(("unseen", "unseen_stderr", "at_edge", "num_at_edge"), nothing)
         own = log_weight[:, columns]
         return sampled_parts(own, own, None, evidence, is_known=False, at_edge={})
 

@@ -82,7 +82,7 @@ MAY_IMPORT = {
     "roundings": FOUNDATION | {"tape", "reductions", "libraries"},
     "along": FOUNDATION | {"pair", "tape", "reductions"},
     "terms": FOUNDATION | {"pair", "tape", "reductions", "along"},
-    "coordinates": FOUNDATION | {"tape"},
+    "coordinates": FOUNDATION | {"tape", "reductions"},
     "checking": FOUNDATION | {"pair", "tape", "reductions", "roundings", "terms"},
     "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms", "objectives"},
     "rundir": FOUNDATION | {"belongings", "pair", "storage"},

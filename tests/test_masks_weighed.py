@@ -109,3 +109,31 @@ def test_masked_numbers_are_at_no_edge():
 
     found = pv.log_likelihood(pv.Pair(model, guide), (x, x > 0), 500, progress=False)
     np.testing.assert_array_equal(found.rounded, x > 0)
+
+
+@pytest.mark.parametrize("kind", ["handler", "distribution", "within"])
+def test_a_masked_latent_is_whole_and_has_no_means_in_the_ledger(kind: str):
+    """A scalar that is masked was said to be active, and to say nothing of x."""
+
+    def masked_sample(fn: dist.TorchDistribution, x: Tensor) -> Tensor:
+        if kind == "within":
+            return pyro.sample("z", fn.mask(torch.tensor([True, False])).to_event(1))
+        return sample("z", fn.to_event(1), x[:, 0] > 0, kind)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            masked_sample(dist.Normal(torch.zeros(len(x), 2), 1.0), x)
+            pyro.sample("x", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            masked_sample(dist.Normal(5 * x, 1.0), x)
+
+    x = torch.randn(40, 2)
+    found = pv.ledger(pv.Pair(model, guide), x, num_aggregate=0, progress=False)
+    (latent,) = found.latents
+    assert latent.means is None
+    assert latent.form == "whole"
+    counts = torch.tensor([True, False]) if kind == "within" else x[:, :1] > 0
+    assert_close(latent.kl.sum(1), (12.5 * x.square() * counts).sum(1))
+    assert_close(found.rate.value, latent.kl.sum(1))

@@ -208,3 +208,69 @@ def test_few_data_are_probed_more_often():
     pair, x = scaled_guide(ppca, 0.5), ppca.sample(3, seed=1)
     found = estimate(pair, x, 1600)
     np.testing.assert_array_equal(found.unseen, estimate(pair, x, 1600, num_probes=200).unseen)
+
+
+SIDES, POSTERIOR = 8, math.log(0.9 * 7 / 0.1)
+
+
+def dice(logits, side=False) -> pv.Pair:
+    """Ten dice of 8 sides, each seen as it fell nine times in ten; log-odds of these in the guide, die by die.
+
+    By the side of them, where asked for, a latent that says nothing and has a perfect guide.
+    """
+    odds, right = torch.tensor(logits).expand(10), 0.9 * torch.eye(SIDES) + 0.1 / (SIDES - 1) * (1 - torch.eye(SIDES))
+
+    def aside(x):
+        if side:
+            pyro.sample("u", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            aside(x)
+            z = pyro.sample("z", dist.Categorical(torch.ones(len(x), 10, SIDES)).to_event(1))
+            pyro.sample("x", dist.Categorical(right[z]).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            aside(x)
+            seen = torch.nn.functional.one_hot(x, SIDES)
+            pyro.sample("z", dist.Categorical(logits=odds[:, None] * seen).to_event(1))
+
+    return pv.Pair(model, guide)
+
+
+FALLEN = torch.randint(SIDES, (20, 10), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("side", [False, True])
+@pytest.mark.parametrize(
+    "logits",
+    [20.0, 12.0, 7.5, [20.0] + 9 * [POSTERIOR], [8.0] + 9 * [POSTERIOR]],
+    ids=["20", "12", "7.5", "one", "less"],
+)
+def test_values_that_a_guide_hardly_gives_are_missed(logits, side):
+    """Weights of the values that it gives are equal, or look good; log p(x) is 0.1 to a nat above their estimate."""
+    ll = estimate(dice(logits, side), FALLEN, 1000, num_draws=0)
+    missed = ll.value < -10 * math.log(SIDES) - 0.08
+    assert missed.any()
+    assert (ll.verdict[missed] == "unreliable").all()
+
+
+@pytest.mark.parametrize("side", [False, True])
+def test_perfect_guides_over_many_values_are_the_best_case(side):
+    for probes in (None, 0):
+        ll = estimate(dice(POSTERIOR, side), FALLEN, 1000, num_draws=0, num_probes=probes)
+        assert (ll.khat == -np.inf).all()
+        assert (ll.ess == 1000).all()
+        assert (ll.verdict == "noisy").all()
+    assert_close(ll.value, np.full(20, -10 * math.log(SIDES)))
+    near = estimate(dice(POSTERIOR - 0.5, side), FALLEN, 1000, num_draws=0)
+    assert near.trusted.all()
+
+
+def test_equal_weights_of_one_value_tell_nothing():
+    ll = estimate(dice(20.0), FALLEN, 1000, num_draws=0, num_probes=0)
+    assert (ll.khat == np.inf).all()
+    assert not ll.trusted.any()
+    few = estimate(dice(20.0), FALLEN, 1000, num_draws=0, num_probes=0, target_stderr=1e-9)
+    assert (few.khat == np.inf).all()

@@ -266,3 +266,12 @@ def test_what_the_prior_finds_is_held_against_its_own():
     unseen_stderr = np.where(np.arange(20) < 10, np.inf, 0.01)
     words = verdict(zero + 0.1, error, zero + 900, unseen, unseen_stderr, zero + 1000)
     assert words.tolist() == ["unreliable"] * 10 + ["reliable"] * 10
+
+
+def test_equal_weights_are_company_where_finding_nothing_says_nothing():
+    """Weights are equal under a guide that lacks a value: a few data, by a probe or two of the others, tell of all."""
+    zero = np.zeros(20)
+    unseen = np.where(np.arange(20) % 4 == 0, 0.1, 0.0)
+    for error, others in ((np.inf, "unreliable"), (0.1, "reliable")):
+        words = verdict(zero - np.inf, zero, zero + 1000, unseen, zero + error, zero + 1000)
+        assert words.tolist() == ["unreliable", others, others, others] * 5

@@ -50,6 +50,7 @@ class _Recorded(NamedTuple):
     trusted: np.ndarray
     exact: np.ndarray
     rounded: np.ndarray
+    rounding: np.ndarray
 
     @property
     def is_exact(self) -> bool:

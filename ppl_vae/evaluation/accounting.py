@@ -19,6 +19,7 @@ from ppl_vae.options import seed_number, whole_number
 from ppl_vae.pair import Pair
 from ppl_vae.pareto import has_no_error, largest_deviations
 from ppl_vae.progress import Progress
+from ppl_vae.reductions import has_mask
 from ppl_vae.rng import key, seeded
 from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
@@ -179,7 +180,7 @@ def _run(pair: Pair, batch: Batch, size: int | None, layout: Layout) -> tuple[Ta
 
 def _mean(site: Site, layout: Layout) -> Tensor | None:
     """E[z given x and the latents above] of each scalar, or a draw where the distribution does not tell, (K, N, D)."""
-    if support_of(site["fn"]).is_discrete or site["mask"] is not None:
+    if support_of(site["fn"]).is_discrete or has_mask(site):
         return None
     try:
         mean = site["fn"].mean

@@ -306,10 +306,10 @@ def _refined(pair: Any, data: Any, num_samples: int, seed: int, device: str | to
         frailty = Frailty.of(known, one, layout, first_draw(known, one, layout))
 
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
-            summary, unseen, at_edge = refine(known, batch, layout, frailty, first, num_samples, seed, where)
-            return summary._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr, "at_edge": at_edge}
+            summary, unseen, edges = refine(known, batch, layout, frailty, first, num_samples, seed, where)
+            return summary._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr} | edges
 
-        attempts = Attempts(work, (*Summary._fields, "unseen", "unseen_stderr", "at_edge"))
+        attempts = Attempts(work, (*Summary._fields, "unseen", "unseen_stderr", "at_edge", "num_at_edge"))
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "refined proposals", progress, attempts)
     s = swept.gathered()
     reasons = attempts.gathered_reasons(swept.group, swept.device)

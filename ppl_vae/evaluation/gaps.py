@@ -28,6 +28,7 @@ from ppl_vae.evaluation.tally import Frailty, Tally, size_of_terms
 from ppl_vae.options import compile_choice, of_kind, seed_number, whole_number
 from ppl_vae.rng import key, reseed, seeded
 from ppl_vae.tape import Batch
+from ppl_vae.weights import Summary
 
 __all__ = ["gap_decomposition"]
 
@@ -209,40 +210,40 @@ class _Splitter:
         return elbo
 
     def _evidence(
-        self, proposal: _Weights, known: np.ndarray | None, look: Callable[[np.ndarray], Unseen], seed: int
+        self, proposal: _Weights, known: np.ndarray | None, look: Callable[[Summary], Unseen], seed: int
     ) -> dict[str, np.ndarray]:
         """log p(x) of each datum as `value`, with what it is judged by."""
         summary = proposal.tally.summary(key(seed, _ROUNDING))
         if known is not None:
             return known_evidence(known) | {"rounding": summary.rounding}
-        unseen = look(summary.value)
-        at_edge = proposal.tally.share_at_edge(summary.value)
-        return summary._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr, "at_edge": at_edge}
+        unseen = look(summary)
+        looked_at = {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
+        return summary._asdict() | looked_at | proposal.tally.at_edge(summary.value)
 
-    def _unseen_by_best(self, free: Tensor, batch: Batch, seed: int, value: np.ndarray) -> Unseen:
+    def _unseen_by_best(self, free: Tensor, batch: Batch, seed: int, summary: Summary) -> Unseen:
         """Share of p(x) that draws of the best q of the guide's family cannot have seen (N,)."""
         best, size = self.family.freed(free), self._num_samples
         probe = Prober(best, self._layout, self._score, _PROBES, size, self._device)
-        return probe(batch, value, np.full(len(value), size), key(seed, _LOOK))
+        return probe(batch, summary, np.full(len(summary.value), size), key(seed, _LOOK))
 
     def _unseen_by_richer(
-        self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int, value: np.ndarray
+        self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int, summary: Summary
     ) -> Unseen:
         """The same of the best q of the richer family, whose draws spread out are those of a wider affine map."""
         affine = self._affine
         assert affine is not None
         if not self.family.has_density:
-            return Unseen.unknown(len(value))
+            return Unseen.unknown(len(batch[0]))
 
         def look() -> Unseen:
             reseed(key(seed, _LOOK), self._device)
             probes = affine.propose(free, context, batch, _PROBES, widening(affine.dim))
             log_lik, log_prior = self._score(batch, probes, _PROBES)
             log_q = affine.log_density(free, context, batch, probes.latents[0], _PROBES)
-            shares = unseen_shares(log_lik + log_prior, probes.log_guide, log_q, value, self._num_samples)
+            shares = unseen_shares(log_lik + log_prior, probes.log_guide, log_q, summary.value, self._num_samples)
             return Unseen.of(shares)
 
-        return looked(look, Unseen.unknown(len(value)))
+        return looked(look, Unseen.unknown(len(batch[0])))
 
     def _weights(
         self, family: LocalFamily, free: Tensor, context: tuple[Tensor, ...], batch: Batch, first: int

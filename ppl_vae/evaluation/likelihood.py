@@ -82,7 +82,8 @@ def log_likelihood(
             `LogLikelihood.unseen`; 0, or at least 2. None takes 64, and of few data more, up to K / 8 of each or 25,000
             in all. Discrete latents go through all their values so many times, as far as that takes no more draws than
             K. Discrete latents without end, or of more than K / 2 joint values, and guides that leave the support of
-            the model are not spread: draws of the prior look instead, which no verdict better than `noisy` can rest on.
+            the model are not spread: draws of the prior look instead, and of the guide with discrete numbers put
+            anywhere, which no verdict better than `noisy` can rest on.
             0 does without; so do ten samples or less, pairs that cannot run many particles at once, and guides with
             draws beside the latents: none of their verdicts is better than `noisy`.
         memory: Bytes that the decoder may use at once, about. Where memory runs out all the same, it scores fewer draws
@@ -174,7 +175,7 @@ class _Evaluator:
             said, summed, exact = made_exact(said, pair, batch, layout, self._num_samples, within)
             unseen = Unseen(*np.where(summed, np.zeros((2, 1)), np.nan))
         else:
-            unseen = self._probe(batch, said.value, found.num_drawn, key(self._plan.seed, first, _PROBES))
+            unseen = self._probe(batch, said, found.num_drawn, key(self._plan.seed, first, _PROBES))
         drawn = found.num_drawn if layout.local_latents else np.full(len(batch[0]), self._num_samples)
         values = said._asdict() | {
             "unseen": unseen.share,
@@ -184,6 +185,7 @@ class _Evaluator:
             "num_pilot": found.num_pilot,
             "at_edge": np.where(summed, 0.0, found.at_edge),
             "signature": signatures(batch),
+            "num_at_edge": np.where(summed, 0, found.num_at_edge),
         }
         return values | put_in(found.draws)
 

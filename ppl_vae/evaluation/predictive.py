@@ -232,9 +232,8 @@ class _Maker(NamedTuple):
         tally.add(log_weight, size, proposal)
         said = tally.summary(key(self.plan.seed, first, _ROUNDING))
         counts = np.full(len(batch[0]), self.plan.num_proposed)
-        unseen = self.probe(batch, said.value, counts, key(self.plan.seed, first, _LOOK))
-        found = said._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr}
-        found["at_edge"] = tally.share_at_edge(said.value)
+        unseen = self.probe(batch, said, counts, key(self.plan.seed, first, _LOOK))
+        found = said._asdict() | {"unseen": unseen.share, "unseen_stderr": unseen.stderr} | tally.at_edge(said.value)
         return {name: found[name] for name in JUDGED}
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ppl_vae.errors import PairError, is_lack_of_memory
+from ppl_vae.evaluation.flattening import Flatten, finite_numbers
 from ppl_vae.evaluation.proposal import Proposal, evaluate_guide, masks_of
 from ppl_vae.evaluation.scoring import CHUNK_ROWS, Scorer
 from ppl_vae.evaluation.unconstrained import OTHER_DRAWS, Unconstrained
@@ -20,17 +21,19 @@ from ppl_vae.rng import key, seeded
 from ppl_vae.shrinking import Places, Shrinking, as_index, rows_of, undivided
 from ppl_vae.tape import Batch, Layout, Tape, run_program
 from ppl_vae.terms import Terms
+from ppl_vae.weights import Summary
 
 __all__ = ["Prober", "Unseen", "looked", "probes_enough", "unseen_shares", "widening"]
 
 Found = TypeVar("Found")
 
-_PROBES, _MEAN, _PRIOR = 1, 2, 3  # what noise is for
+_PROBES, _MEAN, _PRIOR, _FLAT = 1, 2, 3, 4  # what noise is for
 _FEW = 2  # data of which a bound that moves from datum to datum has more than one value
 _SPREAD = 4.0  # 1 + chi2 of a normal posterior under a probe of its own shape, widened
 # Probes of a datum, of all data of a call together, and the share of K that they may cost.
 _LEAST, _TOGETHER, _COST = 64, 25_000, 8
 _RARE = 10.0  # a sample that counts for more than a tenth of all K is drawn rarely, if at all
+_OF_EQUAL = 2.0  # where all samples count alike, one that would count twice was not drawn
 
 
 def widening(dimension: int) -> float:
@@ -46,13 +49,25 @@ def widening(dimension: int) -> float:
     return math.sqrt(t + math.sqrt(t * t - t))
 
 
+def flattening(numbers: int) -> float:
+    r"""The share of discrete numbers put anywhere among their values: as many as S numbers of a datum allow.
+
+    .. math:: (1 - e)^S = 1 / 4
+
+    Example:
+        >>> [round(flattening(s), 2) for s in (1, 2, 50)]
+        [0.75, 0.5, 0.03]
+    """
+    return 1 - _SPREAD ** (-1 / numbers)
+
+
 class Unseen(NamedTuple):
     """What probes found of a block of data."""
 
     share: np.ndarray
     """Share of p(x) that samples cannot have seen (N,); NaN where nobody could look."""
     stderr: np.ndarray
-    """Its standard errors (N,); infinite where only draws of the prior have looked."""
+    """Its standard errors (N,); infinite where the guide could not be spread, so that finding nothing says nothing."""
 
     @classmethod
     def of(cls, shares: np.ndarray) -> Unseen:
@@ -86,14 +101,16 @@ class Prober:
     .. math:: \mathrm{unseen} = \frac{1}{n} \sum_i \frac{w'_i}{\hat p(x)} \,
               \mathbb{1}\left[\frac{p(x, u'_i)}{q(u'_i)} > \frac{K \hat p(x)}{10}\right]
 
-    estimates the posterior mass where a single sample of the guide would count for more than a tenth of all K. Discrete
-    latents are not drawn but go through all their joint values, n probes for each; q' is that of the others, given
-    these, and the n-th part of the sum over all probes takes the place of the mean; where all latents are discrete,
-    nothing is drawn, and n = 1. Mass that is further away, in a mode of its own, is not found.
+    estimates the posterior mass where a single sample of the guide would count for more than a tenth of all K, or,
+    where all weights are equal, for twice one of them. Discrete latents are not drawn but go through all their joint
+    values, n probes for each; q' is that of the others, given these, and the n-th part of the sum over all probes takes
+    the place of the mean; where all latents are discrete, nothing is drawn, and n = 1. Mass that is further away, in a
+    mode of its own, is not found.
 
     Where the guide cannot be spread, as where discrete latents have no end or too many values, draws of the prior look
-    instead, q' = p(z). They may seldom come where the posterior is: what they find counts, but finding nothing says
-    nothing, so that their error is infinite.
+    instead, q' = p(z); and, where discrete numbers have finitely many values, draws of the guide with about one of them
+    put anywhere (`flattening`). The larger share is told. They may seldom come where the posterior is: what they find
+    counts, but finding nothing says nothing, so that their error is infinite.
 
     Args:
         pair: The pair, in evaluation mode.
@@ -122,16 +139,17 @@ class Prober:
         self._possible = bool(num_probes > 1 and layout.vectorized and layout.local_latents)
         self._spreads = self._num_probes >= enough and not layout.may_leave_support
 
-    def __call__(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> Unseen:
+    def __call__(self, batch: Batch, summary: Summary, num_samples: np.ndarray, seed: int) -> Unseen:
         """Unseen share of each datum of a block; NaN where the pair cannot be probed.
 
         Args:
             batch: A block of data.
-            value: Estimates of log p(x) (N,), in nats.
+            summary: Of their weights.
             num_samples: K of each datum (N,).
             seed: Of the probes of this block.
         """
-        unknown = Unseen.unknown(len(value))
+        value, unknown = summary.value, Unseen.unknown(len(batch[0]))
+        num_samples = np.where(summary.khat == -np.inf, _OF_EQUAL * _RARE, num_samples)
         if not self._possible:
             return unknown
         with seeded(key(seed, _MEAN), self._device):
@@ -139,7 +157,10 @@ class Prober:
         if set(guide.latents) != set(self._layout.local_latents):
             return unknown  # draws of its own: its density at given latents is an integral
         if (spread := self._spread_guide(guide, batch, seed) if self._spreads else None) is None:
-            return looked(partial(self._look_from_prior, batch, value, num_samples, seed), unknown)
+            given = batch, value, num_samples, seed
+            found = looked(partial(self._look_from_prior, *given), unknown)
+            flat = looked(partial(self._look_around, guide, *given), unknown)
+            return Unseen(np.fmax(found.share, flat.share), np.fmax(found.stderr, flat.stderr))
         return looked(partial(self._look, *spread, batch, value, num_samples), unknown)
 
     def _look(
@@ -156,8 +177,24 @@ class Prober:
         """What draws of the prior find."""
         with seeded(key(seed, _PRIOR), self._device):
             probes = self._drawn_from_prior(batch)
-        log_joint, log_prior = self._scored(batch, probes)
-        shares = unseen_shares(log_joint, log_prior, self._density(batch, probes), value, num_samples)
+        return self._look_at(probes, batch, value, num_samples)
+
+    def _look_around(self, guide: Tape, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> Unseen:
+        """What the guide finds with some of its discrete numbers put anywhere."""
+        numbers = {name: finite_numbers(guide.sites[name]) for name in self._layout.local_latents}
+        if not any(numbers.values()) or self._layout.may_leave_support:
+            return Unseen.unknown(len(value))
+        flat = Flatten([name for name, n in numbers.items() if n], flattening(-(-sum(numbers.values()) // len(value))))
+        count = self._num_of_prior
+        with seeded(key(seed, _FLAT), self._device), undivided(f"{count} draws of the guide for each datum"), flat:
+            tape = run_program(self._pair, self._pair.guide, batch, count, self._layout)
+        log_flat = Terms([(tape, tape)], batch, self._layout, scaled=False).log_guide
+        return self._look_at(self._proposal([tape], log_flat), batch, value, num_samples)
+
+    def _look_at(self, probes: Proposal, batch: Batch, value: np.ndarray, num_samples: np.ndarray) -> Unseen:
+        """What draws find that are not the guide's own, spread out."""
+        log_joint, _ = self._scored(batch, probes)
+        shares = unseen_shares(log_joint, probes.log_guide, self._density(batch, probes), value, num_samples)
         return Unseen(shares.mean(0), np.full(len(value), np.inf))
 
     def _scored(self, batch: Batch, probes: Proposal) -> tuple[Tensor, Tensor]:

@@ -74,10 +74,15 @@ class Comparison:
     much an estimate with standard error s is too low. Where the estimate of b is untrusted, log p_b(x_n) may be
     anything above it: a positive d_n then counts as 0. k-hat misses some such data, so that half as many of the largest
     d_n among the trusted count as 0 too. So lower bounds do not rank each other, and a bound ranks only above what is
-    known well. A d_n below the rounding of the two estimates is 0.
+    known well. A d_n below the rounding of the two estimates is 0, and what their `rounding` may add to all data is
+    taken off the mean.
 
     A pair that gives a datum probability 0, exactly, is worse than one that gives none, whatever they say of the other
     data: its mean is minus infinity. Of two such pairs neither is the better one.
+
+    Equal d_n tell nothing, however many there are: of two densities neither is higher everywhere, so that what is to be
+    weighed against them has not been seen. A t-test is right in the limit of many data: of differences that are rare
+    and large, as under models that are certain of what holds in 99 of 100 data, the level wants many that differ.
 
     The level holds where errors can be believed of estimates that are trusted. A guide that misses a mode of its own,
     far away, is not seen by k-hat nor by probes, and its pair may be ranked too low.
@@ -196,14 +201,24 @@ class Comparison:
 
 def _credited(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
     """What a is above b for each datum, as far as both estimates bear it (N,): one that is rounded may be too high."""
-    size = np.maximum(np.maximum(np.abs(a.value), np.abs(b.value)), 1.0)
     gain = above(a.value, b.value + np.square(np.nan_to_num(b.stderr)) / 2)
-    gain = np.where(np.abs(gain) <= np.minimum(_ROUNDINGS * rounding * size, _LARGEST_ROUNDING), 0.0, gain)
+    gain = np.where(np.abs(gain) <= _rounded_by(a, b, rounding), 0.0, gain)
     num_missed = math.ceil(_MISSED * int((~b.trusted).sum()))
     largest_first = np.argsort(np.where(b.trusted, -gain, np.inf), kind="stable")
     doubted = ~b.trusted
     doubted[largest_first[:num_missed]] = True
     return np.where(doubted | getattr(a, "rounded", False), np.minimum(gain, 0.0), gain)
+
+
+def _rounded_by(a: Estimate, b: Estimate, rounding: float) -> np.ndarray:
+    """By how much two estimates that are equal may differ (N,)."""
+    size = np.maximum(np.maximum(np.abs(a.value), np.abs(b.value)), 1.0)
+    return np.minimum(_ROUNDINGS * rounding * size, _LARGEST_ROUNDING)
+
+
+def _shared_rounding(a: Estimate, b: Estimate) -> float:
+    """What rounding within log-densities may add to the mean difference: it may lean to one side for all data."""
+    return float(np.mean(np.hypot(getattr(a, "rounding", 0.0), getattr(b, "rounding", 0.0))))
 
 
 def _p_value(a: Estimate, b: Estimate, rounding: float) -> float:
@@ -215,7 +230,7 @@ def _p_value(a: Estimate, b: Estimate, rounding: float) -> float:
         return 1.0
     if np.isposinf(gain).any():
         return 0.0
-    stderr, mean = population_stderr(gain), float(gain.mean())
-    if mean <= 0 or math.isnan(stderr):
+    stderr, mean = population_stderr(gain), float(gain.mean()) - _shared_rounding(a, b)
+    if mean <= 0 or math.isnan(stderr) or np.ptp(gain) <= _rounded_by(a, b, rounding).max():
         return 1.0
-    return 0.0 if stderr == 0 else float(min(1.0, 2 * t.sf(mean / stderr, len(gain) - 1)))
+    return float(min(1.0, 2 * t.sf(mean / stderr, len(gain) - 1)))

@@ -50,8 +50,8 @@ class Refined(NamedTuple):
     """Of their weights."""
     unseen: Unseen
     """Share of p(x) where none of them can have been, by 256 draws of the proposal, spread out; see `Prober`."""
-    at_edge: np.ndarray
-    """Share of the weight on samples that round to the edge of a latent's support (N,)."""
+    edges: dict[str, np.ndarray]
+    """Samples that round to the edge of a latent's support, as `Tally.at_edge` counts them."""
 
 
 def refine(
@@ -102,7 +102,7 @@ def refine(
     summary = tally.summary(key(seed, first))
     with seeded(key(seed, first, _FIRST + chunks), device):
         unseen = looked(lambda: _unseen(path, fitted, summary.value, chunks * _CHUNK), Unseen.unknown(len(batch[0])))
-    return Refined(summary, unseen, tally.share_at_edge(summary.value))
+    return Refined(summary, unseen, tally.at_edge(summary.value))
 
 
 def rounded_up(num_samples: int) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ppl_vae.errors import EstimateError
 from ppl_vae.evaluation.coarseness import ROUNDING
-from ppl_vae.evaluation.edges import REASON, move_an_estimate
+from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.trust import is_too_coarse, trust
@@ -37,7 +37,8 @@ class LogLikelihood(MeanLogLikelihood):
     """Effective number of the K samples."""
     khat: np.ndarray
     """Pareto k-hat of the weights: -inf for equal weights (a perfect guide) and where `value` is exact, +inf where it
-    cannot be told; at most 0 where a hundred and more lie within a tenth, or ten are the largest."""
+    cannot be told, as where all latents are discrete and have one value in all draws; at most 0 where a hundred and
+    more lie within a tenth, or ten are the largest."""
     elbo: np.ndarray
     """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
     zero_weights: np.ndarray
@@ -50,12 +51,13 @@ class LogLikelihood(MeanLogLikelihood):
     """Share of p(x) where no sample can have been, by probes spread wider than the guide; NaN where not probed, 0 where
     `value` is exact.
 
-    There a single sample would count for more than a tenth of all K. A share of 0.01 is 0.01 nats that the estimate
-    is too low by, about. A mode of its own, far away, is not found.
+    There a single sample would count for more than a tenth of all K, or for two of equal ones. A share of 0.01 is 0.01
+    nats that the estimate is too low by, about. A mode of its own, far away, is not found.
     """
     unseen_stderr: np.ndarray
-    """Standard error of `unseen` (N,), over probes; infinite where the guide could not be spread and draws of the prior
-    looked instead: that they find nothing does not make a datum `reliable`."""
+    """Standard error of `unseen` (N,), over probes; infinite where the guide could not be spread and others looked,
+    draws of the prior, and of the guide with discrete numbers put anywhere: that they find nothing makes no datum
+    `reliable`."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself: without latents, and where it was summed, but for rounding above 1e-3."""
     num_drawn: np.ndarray
@@ -70,6 +72,8 @@ class LogLikelihood(MeanLogLikelihood):
     at_edge: np.ndarray
     """Share of the estimate (N,) that rests on samples which round to the edge of a latent's support, as a Beta of
     small parameters rounds to 1; `rounded` says where it is too much."""
+    num_at_edge: np.ndarray
+    """How many samples of each datum do (N,)."""
     target_stderr: float | None
     """Standard error that was asked for, in nats; None where K samples were."""
     num_dimensions: int
@@ -98,9 +102,10 @@ class LogLikelihood(MeanLogLikelihood):
     def rounded(self) -> np.ndarray:
         """Whether samples at the edge of a latent's support may have moved the estimate, to either side, (N,).
 
-        Where all weights are equal they have not. Other unreliable estimates are rather too low; these may be too high.
+        Where all weights are equal they have not. Where a datum has few by chance, its equals may have more of them: as
+        for the verdict, ask of all data together. Other unreliable estimates are rather too low; these may be too high.
         """
-        return move_an_estimate(self.at_edge, self.stderr, self.num_drawn)
+        return trust(vars(self), self.num_drawn).rounded
 
     @property
     def too_coarse(self) -> np.ndarray:

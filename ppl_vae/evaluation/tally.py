@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ppl_vae.evaluation.coarseness import rounding_of_terms, rounds
-from ppl_vae.evaluation.edges import at_edge, bounded_latents
+from ppl_vae.evaluation.edges import Edges, bounded_latents, numbers_of
 from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.pair import Pair
+from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Tape
 from ppl_vae.weights import Stream, Summary
 
@@ -23,13 +24,17 @@ class Frailty(NamedTuple):
 
     bounded: tuple[str, ...]
     """Latents whose draws may round to the edge of their support."""
+    discrete: tuple[str, ...]
+    """All latents, where all are discrete: draws of one value tell nothing of others."""
     rounds: bool
     """Whether the terms of log-weights may cancel, so that rounding within them counts."""
 
     @classmethod
     def of(cls, pair: Pair, one: Batch, layout: Layout, guide: Tape) -> Frailty:
         """Those of a pair, of which a run of the guide on some data is given."""
-        return cls(bounded_latents(guide, layout), rounds(pair, one, layout, guide))
+        names = layout.local_latents
+        all_discrete = all(support_of(guide.sites[name]["fn"]).is_discrete for name in names)
+        return cls(bounded_latents(guide, layout), names if all_discrete else (), rounds(pair, one, layout, guide))
 
 
 class Tally:
@@ -49,8 +54,8 @@ class Tally:
     ) -> None:
         self._pair, self._batch, self._layout, self._frailty = pair, batch, layout, frailty
         self._stream = Stream(len(batch[0]), num_samples, first)
-        self._log_edge = torch.full((len(batch[0]),), -torch.inf, dtype=torch.float64)
-        self._num_at_edge = torch.zeros(len(batch[0]), dtype=torch.int64)
+        self._edges = Edges(len(batch[0]), frailty.bounded, layout)
+        self._values = _Values(len(batch[0]))
 
     def add(self, log_weight: Tensor, size: Tensor, proposal: Proposal, wanted: Tensor | None = None) -> None:
         """Adds a unit of samples.
@@ -62,33 +67,55 @@ class Tally:
             wanted: Data (N,) that they are added for; None is for all.
         """
         self._stream.add(log_weight, wanted, size)
-        if (edge := at_edge(proposal, self._frailty.bounded, self._layout)) is not None:
-            counted = edge if wanted is None else edge & wanted.to(edge.device)
-            self._log_edge = torch.logaddexp(self._log_edge, _log_sum(log_weight, counted))
-            self._num_at_edge += counted.sum(0).cpu()
+        self._edges.add(log_weight, proposal, wanted)
+        for name, numbers, counted in numbers_of(proposal, self._frailty.discrete, self._layout):
+            self._values.add(name, numbers, counted, wanted)
 
     def summary(self, seed: int) -> Summary:
-        """What the weights say, with a look at the rounding of terms that cancel, whose noise has a seed."""
+        """What the weights say, with a look at the rounding of terms that cancel, whose noise has a seed.
+
+        Equal weights tell of a perfect guide where its draws differ. Those of one value are equal whatever the guide
+        gives to others: k-hat is +inf.
+        """
         found, batch = self._stream.summary(), self._batch
+        if self._frailty.discrete:
+            found = found._replace(khat=np.where(self._values.differ, found.khat, np.inf))
         if not self._frailty.rounds:
             return found
         return found.with_rounding(rounding_of_terms(self._pair, batch, self._layout, seed, batch[0].device))
 
-    def share_at_edge(self, value: np.ndarray) -> np.ndarray:
-        """Share of estimates of log p(x) (N,) that rests on samples at the edge of a latent's support, (N,)."""
-        return np.exp(self._log_edge.numpy() - value) / self._stream.num_samples.numpy()
+    def at_edge(self, value: np.ndarray) -> dict[str, np.ndarray]:
+        """Samples at the edge of a latent's support: their share of estimates of log p(x) (N,), and their number."""
+        num_samples = self._stream.num_samples.numpy()
+        share = np.minimum(np.exp(self._edges.log_weight - value) / num_samples, 1.0)
+        return {"at_edge": share, "num_at_edge": np.minimum(self._edges.count, num_samples)}
 
     @property
     def drawn_at_edge(self) -> np.ndarray:
-        """Share of the samples themselves that lie there (N,)."""
-        return (self._num_at_edge / self._stream.num_samples).numpy()
+        """Share of the samples that lie there (N,)."""
+        return np.minimum(self._edges.count / self._stream.num_samples.numpy(), 1.0)
+
+
+class _Values:
+    """Whether draws of discrete latents differ."""
+
+    def __init__(self, num_data: int) -> None:
+        self._differ = torch.zeros(num_data, dtype=torch.bool)
+        self._first: dict[str, Tensor] = {}
+
+    def add(self, name: str, numbers: Tensor, counted: Tensor, wanted: Tensor | None) -> None:
+        """Adds draws of a latent (k, N, D), where they count, for the data that are wanted (N,), or all."""
+        others = (
+            ((numbers != self._first.setdefault(name, numbers[0].clone())) & counted).flatten(2).any(2).any(0).cpu()
+        )
+        self._differ |= others if wanted is None else others & wanted
+
+    @property
+    def differ(self) -> np.ndarray:
+        """Where they do (N,)."""
+        return self._differ.numpy()
 
 
 def size_of_terms(log_lik: Tensor, log_prior: Tensor, proposal: Proposal) -> Tensor:
     """Size of the largest term of each log-weight (k, N), which its rounding goes by."""
     return torch.maximum(torch.maximum(log_lik.abs(), log_prior.abs()), proposal.log_guide.abs())
-
-
-def _log_sum(log_weight: Tensor, counted: Tensor) -> Tensor:
-    """Log of the sum of the weights that count, (N,)."""
-    return torch.where(counted, log_weight, -torch.inf).double().logsumexp(0).cpu()

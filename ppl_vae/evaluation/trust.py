@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_vae.evaluation.coarseness import COARSE
-from ppl_vae.evaluation.edges import move_an_estimate
+from ppl_vae.evaluation.edges import move_estimates
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_some, verdict
 
 __all__ = ["JUDGED", "Trust", "is_too_coarse", "trust"]
 
 _BY_VERDICT = ("khat", "stderr", "ess", "unseen", "unseen_stderr")
-JUDGED = (*_BY_VERDICT, "rounding", "at_edge")
+JUDGED = (*_BY_VERDICT, "rounding", "at_edge", "num_at_edge")
 """What trust goes by, arrays (N,) named as the fields of `LogLikelihood`."""
 
 
@@ -36,7 +36,7 @@ def trust(found: Mapping[str, Any], num_samples: np.ndarray) -> Trust:
     """
     words = verdict(**{name: found[name] for name in _BY_VERDICT}, num_samples=num_samples)
     words = np.where(is_too_coarse(found["rounding"], found["stderr"]) & (words == RELIABLE), NOISY, words)
-    rounded = move_an_estimate(found["at_edge"], found["stderr"], num_samples)
+    rounded = move_estimates(found["at_edge"], found["num_at_edge"], found["stderr"], num_samples)
     return Trust(np.where(rounded, UNRELIABLE, words), rounded)
 
 

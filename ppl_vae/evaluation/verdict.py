@@ -46,15 +46,16 @@ def verdict(
     * `unreliable`: k-hat from its threshold on, or drawn to where it would be of three in ten of equal data, from 1/2
       on; or more than a standard error of log p(x) unseen, in the datum or in the light of the others. The estimate is
       rather too low, by nobody knows how much.
-    * `noisy`: all others, what was not probed among them, or by draws of the prior only. Intervals of those that were
-      probed cover in about nine of ten repetitions.
+    * `noisy`: all others, what was not probed among them, or where the guide could not be spread. Intervals of those
+      that were probed cover in about nine of ten repetitions.
 
     The verdict on a datum depends on the data that are judged with it, those of one call: a k-hat of K samples has an
     error of a fifth or more, so that of many equals those pass whose largest weights were not drawn; and of what is
     unseen a few probes in a thousand may tell, so that most of many equals show nothing. What they have in common is
     known far better. In other company, or alone, a datum with the same weights may be judged otherwise, if its k-hat
-    is near 1/2; what is promised of `reliable` data is promised of all of a call together. Data of equal weights, and
-    those that nobody probed, are nobody's company.
+    is near 1/2; what is promised of `reliable` data is promised of all of a call together. Data that nobody probed are
+    nobody's company, nor are those of equal weights, unless finding nothing says nothing: weights are equal, too, where
+    a guide is perfect but for values that it never gives.
 
     Args:
         khat: Pareto k-hat (N,), -inf where all weights are equal or log p(x) is exact.
@@ -92,7 +93,7 @@ class Misses(NamedTuple):
 
 def misses(khat: np.ndarray, stderr: np.ndarray, unseen: np.ndarray, unseen_stderr: np.ndarray) -> Misses:
     """What the probes of the data of a call say of each; arguments as of `verdict`."""
-    shared, judged = np.zeros_like(khat), (khat != -np.inf) & ~np.isnan(unseen)
+    shared, judged = np.zeros_like(khat), ((khat != -np.inf) | np.isinf(unseen_stderr)) & ~np.isnan(unseen)
     shared[judged] = shared_misses(unseen[judged], unseen_stderr[judged], stderr[judged])
     much = _exceeds(unseen, stderr, _MUCH) | (shared > _MUCH)
     return Misses(misses_some(unseen, stderr) | (shared > _LITTLE), much)

@@ -106,6 +106,8 @@ class Block(NamedTuple):
     """Further samples, that decided how many there are (N,)."""
     at_edge: np.ndarray
     """Share of the weight on samples that round to the edge of a latent's support (N,)."""
+    num_at_edge: np.ndarray
+    """How many there are (N,)."""
 
 
 def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
@@ -125,7 +127,7 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
         tally.add(found.log_weight, found.size, found.proposal, want)
         draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
     summary = tally.summary(key(plan.seed, first, _ROUNDING))
-    return Block(summary, draws.values(), wanted.numpy(), num_pilot, tally.share_at_edge(summary.value))
+    return Block(summary, draws.values(), wanted.numpy(), num_pilot, **tally.at_edge(summary.value))
 
 
 def _ask_pilot(
