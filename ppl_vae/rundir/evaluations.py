@@ -38,12 +38,8 @@ _SUFFIXES = (".npz", ".json")  # in this order: a record is there only after its
 _MAX_BYTES = 2**30
 _ROUNDING = 1e-6  # of a mean in single precision
 _PATIENCE = 60.0  # seconds until another evaluation is written; that takes a fraction of one
-_ABSENT = {"exact": False, "rounded": False, "rounding": 0.0}  # earlier versions did not write them, nor do all methods
+_ABSENT = {"exact": False, "rounded": False, "rounding": 0.0}  # in files of earlier versions, and of some methods
 _ARRAYS = ("value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "acceptance", *_ABSENT)
-    "exact": False,
-    "rounded": False,
-    "rounding": 0.0,
-}  # earlier versions did not write them, and some methods do not
 
 
 def read_evaluation(root: Path) -> Evaluation:
