@@ -220,3 +220,31 @@ def test_fit_warns_once_of_a_density_of_data_of_few_levels():
     with pytest.warns(UserWarning, match="'x': Normal gives a density to data of only 1 levels") as found:
         pv.fit(vae, x, epochs=2, progress=False)
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("role", ["guide", "model"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_program_that_writes_to_its_data_is_refused_and_they_are_put_back(role: str, training: bool):
+    """Each run would find other data, and the caller's would be lost."""
+
+    class Writing(ModuleVAE):
+        def model(self, x):
+            if role == "model" and self.training == training:
+                x *= 0.5
+            super().model(x)
+
+        def guide(self, x):
+            if role == "guide" and self.training == training:
+                x.data.mul_(0.5)
+            super().guide(x)
+
+    x = binary_rows(8)
+    before = x.clone()
+    message = rf"the {role} writes to argument 0, which is data: make a new tensor of it, such as x = x / 10"
+    options = {"progress": False, "compile": False}
+    uses = [lambda: pv.fit(Writing(), x, steps=1, **options)]
+    uses += [] if training else [lambda: pv.check(Writing(), x), lambda: pv.log_likelihood(Writing(), x, 20, **options)]
+    for use in uses:
+        with pytest.raises(pv.PairError, match=message):
+            use()
+        assert torch.equal(x, before)

@@ -68,7 +68,18 @@ def test_its_evaluation_is_that_of_the_library_on_fixed_binary_test_data(run: Pa
     assert found["mean_stderr"] == pytest.approx(expected.mean_stderr, rel=1e-6)
     arrays = np.load(run / "evaluation.npz", allow_pickle=False)
     np.testing.assert_allclose(arrays["value"], expected.value, rtol=1e-6)
-    assert set(arrays) == {"value", "stderr", "trusted", "ess", "khat", "elbo", "zero_weights", "exact", "rounded"}
+    assert set(arrays) == {
+        "value",
+        "stderr",
+        "trusted",
+        "ess",
+        "khat",
+        "elbo",
+        "zero_weights",
+        "exact",
+        "rounded",
+        "rounding",
+    }
 
 
 @pytest.mark.parametrize("command", ["fit", "evaluate", "sample", "check", "compare", "selftest"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,13 @@ import ppl_vae as pv
 def autoencoder(size):
     decoder = pv.decoders.Gaussian.mlp(2, [4], size)
     return pv.Autoencoder(encoder=pv.networks.MLP(size, [4], 2), decoder=decoder)
+
+def normal(size):
+    prior, decoder = pv.priors.StandardNormal(2), pv.decoders.Gaussian.mlp(2, [4], size)
+    vae = pv.VAE(prior, decoder, pv.encoders.DiagonalNormal.mlp(size, [4], 2))
+    pair = pv.Pair(vae.model, vae.guide)
+    pair.sample = getattr(torch, "drawn_by_a_pair", None)  # a test sets it
+    return pair
 
 def of_classes(size, labels):
     decoder = pv.decoders.Gaussian.mlp(2 + 3, [4], size)
@@ -117,3 +125,23 @@ def test_data_of_given_classes_are_drawn_by_the_choice_of_the_factory():
     assert "vae.sample = lambda n, seed: vae.sample_given(torch.arange(n) % vae.num_classes, seed)" in refused.stderr
     succeed("sample", "run", "--pair", "pairs.py:of_classes_in_turn", "--n", "7", "--out", "drawn.npy")
     assert np.load("drawn.npy", allow_pickle=False).shape == (7, 4)
+
+
+DRAWN = {
+    "an array": (lambda n, seed: np.ones((n, 4), np.float32), ""),
+    "a gradient": (lambda n, seed: torch.ones(n, 4, requires_grad=True), ""),
+    "one too many": (lambda n, seed: torch.ones(n + 1, 4), r"expected 7 data .* found shape \(8, 4\)"),
+    "two arguments": (lambda n, seed: (torch.ones(n, 4), torch.ones(n)), "expected 7 data .* found tuple: of several"),
+    "no seed": (lambda n: torch.ones(n, 4), "pair.sample failed: TypeError: .*unexpected keyword argument 'seed'"),
+}
+
+
+@pytest.mark.usefixtures("pairs")
+def test_what_a_pair_draws_by_itself_is_looked_at(monkeypatch: pytest.MonkeyPatch):
+    succeed("fit", "pairs.py:normal", "--data", "x.npy", "--eval-samples", "0", *SHORT)
+    for sample, refusal in DRAWN.values():
+        monkeypatch.setattr(torch, "drawn_by_a_pair", sample, raising=False)
+        done = call("sample", "run", "--pair", "pairs.py:normal", "--n", "7", "--out", "drawn.npy")
+        assert done.exit_code == bool(refusal), done.stderr
+        assert re.search(refusal, " ".join(done.stderr.split()))
+        assert refusal or np.load("drawn.npy", allow_pickle=False).shape == (7, 4)

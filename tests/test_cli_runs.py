@@ -132,7 +132,9 @@ def test_an_evaluation_that_is_told_to_stop_ends_with_a_sentence(
         for n, handler in handlers.items():
             signal.signal(n, handler)
     assert (result.exit_code, result.stderr) == (code, f"ppl-vae: {said}\n")
-    assert f"not finished; `ppl-vae evaluate {copy}` begins it anew" in " ".join(result.stdout.split())
+    assert f"not finished; `ppl-vae evaluate {copy}` with the same options begins anew" in " ".join(
+        result.stdout.split()
+    )
     assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 

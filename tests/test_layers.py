@@ -83,7 +83,7 @@ MAY_IMPORT = {
     "along": FOUNDATION | {"pair", "tape", "reductions"},
     "terms": FOUNDATION | {"pair", "tape", "reductions", "along"},
     "coordinates": FOUNDATION | {"tape", "reductions"},
-    "checking": FOUNDATION | {"pair", "tape", "reductions", "roundings", "terms"},
+    "checking": FOUNDATION | {"contents", "pair", "tape", "reductions", "roundings", "terms"},
     "diagnosis": FOUNDATION | {"pair", "tape", "reductions", "terms", "objectives"},
     "rundir": FOUNDATION | {"belongings", "pair", "storage"},
     "weights": FOUNDATION,

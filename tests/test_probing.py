@@ -274,3 +274,44 @@ def test_equal_weights_of_one_value_tell_nothing():
     assert not ll.trusted.any()
     few = estimate(dice(20.0), FALLEN, 1000, num_draws=0, num_probes=0, target_stderr=1e-9)
     assert (few.khat == np.inf).all()
+
+
+def hinge(start):
+    """A decoder that is dead but for z above a start, with its prior as guide; and log p(x) by quadrature."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()).double(), 1.0))
+            pyro.sample("x", dist.Normal(8 * torch.relu(z - start), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)).double(), 1.0))
+
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=100))
+    above = np.linspace(0, 8, 8001)
+    density = stats.norm.pdf(start + above) * stats.norm.pdf(x.numpy()[:, None] - 8 * above)
+    truth = np.log(stats.norm.cdf(start) * stats.norm.pdf(x.numpy()) + np.trapezoid(density, above, axis=1))
+    return pv.Pair(model, guide), x, truth
+
+
+@pytest.mark.parametrize(("start", "k"), [(2.7, 300), (3.0, 300), (2.7, 1000)])
+def test_equal_weights_of_a_guide_that_is_not_perfect_are_not_called_reliable(start, k):
+    """The few draws that differ were not drawn, or one or two of them: errors of nothing, and of nothing much."""
+    pair, x, truth = hinge(start)
+    found = [pv.log_likelihood(pair, x, k, seed=s, num_draws=0, compile=False, progress=False) for s in range(8)]
+    low, high = (np.concatenate(ends) for ends in zip(*(ll.intervals() for ll in found), strict=True))
+    reliable = np.concatenate([ll.verdict == "reliable" for ll in found])
+    covered = (low <= np.tile(truth, 8)) & (np.tile(truth, 8) <= high)
+    assert (reliable & ~covered).mean() < 0.02
+    equal = np.concatenate([ll.khat == -np.inf for ll in found])
+    assert equal.any()
+    assert not (reliable & equal).any()
+
+
+def test_equal_weights_of_a_perfect_guide_stay_reliable():
+    for dtype in (torch.float32, torch.float64):
+        ppca = pv.PPCA(torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.zeros(6), 0.3).to(dtype)
+        found = pv.log_likelihood(ppca, ppca.sample(50, seed=0), 300, num_draws=0, compile=False, progress=False)
+        assert (found.khat == -np.inf).all()
+        assert (found.verdict == "reliable").all()

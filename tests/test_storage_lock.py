@@ -257,8 +257,18 @@ def test_what_cannot_be_locked_is_a_typed_error(tmp_path: Path, monkeypatch: pyt
         locked(tmp_path).__enter__()
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, lambda path: path.symlink_to("elsewhere")], ids=["folder", "link"])
+def _hard_link(path: Path) -> None:
+    (path.parent / "precious").write_text("of somebody else")
+    path.hardlink_to(path.parent / "precious")
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, lambda path: path.symlink_to("elsewhere"), _hard_link], ids=["folder", "link", "hard link"]
+)
 def test_what_is_no_file_in_the_place_of_the_lock_is_said_to_be_none(make, tmp_path: Path):
     make(tmp_path / LOCK)
-    with pytest.raises(StorageError, match=r"\.lock: expected a regular file, found something else: remove it"):
+    with pytest.raises(
+        StorageError, match=r"\.lock: expected a regular file of one name, found something else: remove it"
+    ):
         takes(tmp_path)
+    assert all(path.read_text() == "of somebody else" for path in tmp_path.glob("precious"))

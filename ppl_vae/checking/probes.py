@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ppl_vae.checking.rules import check_plates
 from ppl_vae.checking.sites import distribution_name, frame_of
+from ppl_vae.contents import give, same_numbers
 from ppl_vae.errors import PairError, PplVaeError, first_line, is_lack_of_memory
 from ppl_vae.pair import Pair, Program, frozen_modes, kept_state
 from ppl_vae.reductions import sum_to_data
@@ -51,16 +52,36 @@ def quiet(pair: Pair, training: bool = False) -> Iterator[None]:
 
 
 def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tape:
-    """Runs one program once as written; whatever it raises becomes a PairError that names the program."""
+    """Runs one program once as written; whatever it raises becomes a PairError that names the program.
+
+    Data that a program writes to would be others in the next run: they are put back, and it is refused.
+    """
     program: Program = getattr(pair, role)
     values = guide.replay if guide is not None else None
     try:
-        return run_program(pair, program, batch, None, None, values)
+        with _refusing_to_write_to(batch, role):
+            return run_program(pair, program, batch, None, None, values)
     except PplVaeError:
         raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(a.shape)} {str(a.dtype).removeprefix('torch.')}" for a in batch)
         raise PairError(f"the {role} failed on a batch of {shapes}: {first_line(error)}{_mend(error)}") from error
+
+
+@contextmanager
+def _refusing_to_write_to(batch: Batch, role: str) -> Iterator[None]:
+    before = [x.clone() for x in batch]
+    try:
+        yield
+    finally:
+        changed = [i for i, (x, copy) in enumerate(zip(batch, before, strict=True)) if not same_numbers(x, copy)]
+        for i in changed:
+            give(batch[i], before[i])
+    if changed:
+        raise PairError(
+            f"the {role} writes to argument {changed[0]}, which is data: make a new tensor of it, such as x = x / 10 "
+            "in the place of x.div_(10) or x /= 10"
+        )
 
 
 def _mend(error: Exception) -> str:

@@ -80,7 +80,10 @@ def evaluate(
     root: Path, pair_name: str | None, data_dir: str | None, settings: EvaluationSettings, group: Group
 ) -> None:
     """Evaluate the test data of a run under its parameters."""
-    anew = f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}` begins it anew"
+    named = "" if pair_name is None else f" --pair {pair_name}"
+    anew = (
+        f"{root}: the evaluation was not finished; `ppl-vae evaluate {root}{named}` with the same options begins anew"
+    )
     with saying_what_is_left(lambda: anew):
         parameters = RunDirectory(root).parameters_sha256()
         with group.together(choose_device(settings.device)):

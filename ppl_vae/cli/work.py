@@ -6,6 +6,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import typer
 from torch import Tensor
 
@@ -36,7 +38,9 @@ def sample(root: Path, pair_name: str | None, data_dir: str | None, n: int, seed
     pair, splits = reopen(root, pair_name, data_dir)
     means = isinstance(pair, Drawing) and not draws and has_mean(pair)
     title = "E[x | z], z ~ p(z)" if means else "draws of x"
-    save_images(_samples(pair, n, seed, means), splits, out, f"{root.name}: {title}")
+    with naming_the_line("pair.sample failed", of_user=not isinstance(pair, Drawing)):
+        drawn = _samples(pair, n, seed, means)
+    save_images(_checked(drawn, n), splits, out, f"{root.name}: {title}")
     typer.echo(str(out))
 
 
@@ -61,6 +65,23 @@ def _samples(pair: Any, n: int, seed: int, means: bool) -> Tensor:
             f"expected a pair with a method sample(n, seed), found {type(pair).__name__} without one: {mend}"
         )
     return pair.sample(n, seed=seed, mean=True) if means else pair.sample(n, seed=seed)
+
+
+def _checked(drawn: Any, n: int) -> Tensor:
+    """What a pair has drawn, as a tensor without a gradient.
+
+    Raises:
+        PairError: It is no array of n data.
+    """
+    if isinstance(drawn, np.ndarray):
+        drawn = torch.from_numpy(drawn)
+    if not isinstance(drawn, Tensor) or drawn.dim() < 2 or len(drawn) != n:
+        found = f"shape {tuple(drawn.shape)}" if isinstance(drawn, Tensor) else type(drawn).__name__
+        raise PairError(
+            f"pair.sample({n}, seed): expected {n} data in one tensor or array ({n}, *event), found {found}: of "
+            "several arguments let it return the one to look at"
+        )
+    return drawn.detach()
 
 
 def binary_batch(spec: DataSpec, batch: Batch, num_rows: int = _CHECKED_ROWS) -> Batch:

@@ -33,6 +33,7 @@ _SPREAD = 4.0  # 1 + chi2 of a normal posterior under a probe of its own shape, 
 # Probes of a datum, of all data of a call together, and the share of K that they may cost.
 _LEAST, _TOGETHER, _COST = 64, 25_000, 8
 _RARE = 10.0  # a sample that counts for more than a tenth of all K is drawn rarely, if at all
+_ROUNDINGS, _ALIKE = 200.0, 1e-6  # as for weights that are equal
 _OF_EQUAL = 2.0  # where all samples count alike, one that would count twice was not drawn
 
 
@@ -68,6 +69,8 @@ class Unseen(NamedTuple):
     """Share of p(x) that samples cannot have seen (N,); NaN where nobody could look."""
     stderr: np.ndarray
     """Its standard errors (N,); infinite where the guide could not be spread, so that finding nothing says nothing."""
+    fall_short: np.ndarray | bool = False
+    """Where samples that count for less than others may not have been drawn (N,)."""
 
     @classmethod
     def of(cls, shares: np.ndarray) -> Unseen:
@@ -102,10 +105,12 @@ class Prober:
               \mathbb{1}\left[\frac{p(x, u'_i)}{q(u'_i)} > \frac{K \hat p(x)}{10}\right]
 
     estimates the posterior mass where a single sample of the guide would count for more than a tenth of all K, or,
-    where all weights are equal, for twice one of them. Discrete latents are not drawn but go through all their joint
-    values, n probes for each; q' is that of the others, given these, and the n-th part of the sum over all probes takes
-    the place of the mean; where all latents are discrete, nothing is drawn, and n = 1. Mass that is further away, in a
-    mode of its own, is not found.
+    where all weights are equal, for twice one of them. Weights that are equal tell of a perfect guide where p / q is
+    p(x) at the probes, too; where it is less there, by more than a millionth in mean over the guide, samples that count
+    for less were not drawn, and the error of what is unseen is infinite. Discrete latents are not drawn but go through
+    all their joint values, n probes for each; q' is that of the others, given these, and the n-th part of the sum over
+    all probes takes the place of the mean; where all latents are discrete, nothing is drawn, and n = 1. Mass that is
+    further away, in a mode of its own, is not found.
 
     Where the guide cannot be spread, as where discrete latents have no end or too many values, draws of the prior look
     instead, q' = p(z); and, where discrete numbers have finitely many values, draws of the guide with about one of them
@@ -161,17 +166,19 @@ class Prober:
             found = looked(partial(self._look_from_prior, *given), unknown)
             flat = looked(partial(self._look_around, guide, *given), unknown)
             return Unseen(np.fmax(found.share, flat.share), np.fmax(found.stderr, flat.stderr))
-        return looked(partial(self._look, *spread, batch, value, num_samples), unknown)
+        found = looked(partial(self._look, *spread, batch, value, num_samples), unknown)
+        return Unseen(found.share, np.where((summary.khat == -np.inf) & found.fall_short, np.inf, found.stderr))
 
     def _look(
         self, probes: Proposal, log_wide: Tensor, batch: Batch, value: np.ndarray, num_samples: np.ndarray
     ) -> Unseen:
         """What the guide spread out finds."""
-        log_joint, _ = self._scored(batch, probes)
-        shares = unseen_shares(log_joint, log_wide, self._density(batch, probes), value, num_samples)
+        (log_joint, log_prior), log_guide = self._scored(batch, probes), self._density(batch, probes)
+        shares = unseen_shares(log_joint, log_wide, log_guide, value, num_samples)
+        lower = _shortfalls(log_joint, log_prior, log_wide, log_guide, value)
         known = log_wide.isfinite().any(0).cpu().numpy()
-        of_probe = shares.reshape(self._num_probes, self._num_values, -1).sum(1)
-        return Unseen.of(np.where(known, of_probe, np.nan))
+        of_probe, lower = (s.reshape(self._num_probes, self._num_values, -1).sum(1) for s in (shares, lower))
+        return Unseen.of(np.where(known, of_probe, np.nan))._replace(fall_short=lower.mean(0) > _ALIKE)
 
     def _look_from_prior(self, batch: Batch, value: np.ndarray, num_samples: np.ndarray, seed: int) -> Unseen:
         """What draws of the prior find."""
@@ -310,6 +317,28 @@ def unseen_shares(
         rare = joint - value - proposal > np.log(num_samples / _RARE)
         share = np.exp(joint - value - wide)
     return np.where(rare & np.isfinite(share), share, 0.0)
+
+
+def _shortfalls(
+    log_joint: Tensor, log_prior: Tensor, log_wide: Tensor, log_guide: Tensor, value: np.ndarray
+) -> np.ndarray:
+    """What each probe says of the mean over the guide of how far p / q is below p(x), in units of p(x), (n, N).
+
+    Args:
+        log_joint: log p(x, u') of probes (n, N), in nats.
+        log_prior: The part of it that is the prior's.
+        log_wide: Their own log-density.
+        log_guide: Log-density of the guide there.
+        value: Estimates of log p(x) (N,).
+    """
+    joint, prior, wide, guide = (t.double().cpu().numpy() for t in (log_joint, log_prior, log_wide, log_guide))
+    epsilon = max(torch.finfo(t.dtype).eps for t in (log_joint, log_guide))
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounding = np.maximum(_ROUNDINGS * epsilon * (np.abs(joint - prior) + np.abs(prior) + np.abs(guide)), _ALIKE)
+        short = value - (joint - guide)
+        is_lower = np.isfinite(guide) & ((short > rounding) | np.isneginf(joint))
+        share = -np.expm1(-short) * np.exp(guide - wide)
+    return np.where(is_lower & np.isfinite(share), share, 0.0)
 
 
 def looked(look: Callable[[], Found], unknown: Found) -> Found:

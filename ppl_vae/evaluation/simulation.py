@@ -235,6 +235,6 @@ def _argument(name: str, drawn: _Drawn, as_given: Tape, pair: Pair, batch: Batch
                 return i
     raise PairError(
         f"site {name!r}: expected to be observed at one of the arguments of the model, row by row, found other values: "
-        "data cannot be simulated; pass what is observed as an argument, or use annealed_importance_sampling or "
-        "log_likelihood, which need no simulated data"
+        "data cannot be simulated; pass what is observed as an argument of its own (a column is a part of one), or "
+        "use annealed_importance_sampling or log_likelihood, which need no simulated data"
     )

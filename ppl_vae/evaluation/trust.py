@@ -14,8 +14,11 @@ from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_some,
 __all__ = ["JUDGED", "Trust", "is_too_coarse", "trust"]
 
 _BY_VERDICT = ("khat", "stderr", "ess", "unseen", "unseen_stderr")
-JUDGED = (*_BY_VERDICT, "rounding", "at_edge", "num_at_edge")
+JUDGED = (*_BY_VERDICT, "skewness", "rounding", "at_edge", "num_at_edge")
 """What trust goes by, arrays (N,) named as the fields of `LogLikelihood`."""
+# The mean of weights of which all but p K are alike has a skewness of 1 / sqrt(p K), to either side: where so few draws
+# tell how far weights differ no interval is right.
+_OF_FEW = 0.5
 
 
 class Trust(NamedTuple):
@@ -35,7 +38,9 @@ def trust(found: Mapping[str, Any], num_samples: np.ndarray) -> Trust:
         num_samples: K of each datum (N,).
     """
     words = verdict(**{name: found[name] for name in _BY_VERDICT}, num_samples=num_samples)
-    words = np.where(is_too_coarse(found["rounding"], found["stderr"]) & (words == RELIABLE), NOISY, words)
+    of_few = (found["khat"] <= 0) & (np.abs(found["skewness"]) > _OF_FEW)
+    doubtful = is_too_coarse(found["rounding"], found["stderr"]) | of_few
+    words = np.where(doubtful & (words == RELIABLE), NOISY, words)
     rounded = move_estimates(found["at_edge"], found["num_at_edge"], found["stderr"], num_samples)
     return Trust(np.where(rounded, UNRELIABLE, words), rounded)
 

@@ -21,7 +21,7 @@ __all__ = ["EVALUATION_LOCK", "LOCK", "Hold", "lent", "locked"]
 
 LOCK, EVALUATION_LOCK = ".lock", ".lock-evaluation"
 _PAUSE = 0.05  # seconds between two tries
-_NO_FILE = "expected a regular file, found something else: remove it"
+_NO_FILE = "expected a regular file of one name, found something else: remove it"
 _held: set[int] = set()
 
 
@@ -174,7 +174,8 @@ def _opened(path: Path) -> int:
         raise StorageError(
             f"{path}: cannot be made or opened ({error.strerror}): a run needs a directory to write in"
         ) from error
-    if not stat.S_ISREG(os.fstat(file).st_mode):
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # what is written there would be written elsewhere, too
         _close(file)
         raise StorageError(f"{path}: {_NO_FILE}")
     return file
