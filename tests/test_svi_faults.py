@@ -241,3 +241,11 @@ def test_a_frozen_parameter_may_be_replaced_during_a_fit():
     with pytest.warns(UserWarning, match="goes on uncompiled: 'self.decoder.bias'"):
         fit_of(other, True)
     torch.testing.assert_close(one.encoder.weight, other.encoder.weight, rtol=1e-4, atol=1e-5)
+
+
+def test_what_an_optimiser_refuses_is_a_typed_error_that_names_the_step():
+    options = {"steps": 2, "batch_size": 4, "compile": False, "progress": False}
+    with pytest.raises(
+        pv.PairError, match=r"^step 1: the optimiser, failed: RuntimeError: SparseAdam does not support"
+    ):
+        pv.fit(ModuleVAE(), binary_rows(8), optimizer=torch.optim.SparseAdam, **options)

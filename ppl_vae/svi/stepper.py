@@ -239,7 +239,8 @@ class Stepper:
             raise self._not_finite(bad_step, own)
         if self.settings.schedule is not None or self.rate != 1.0:
             self.update.set_factor(self._factor(step) * self.rate)
-        self.update(reached, gradients, self.guard.skip)
+        with located(f"step {step + 1}: the optimiser"):
+            self.update(reached, gradients, self.guard.skip)
 
     def _arguments(self, step: int, serving: Serving) -> tuple[Tensor, ...]:
         return serving.index, torch.tensor(self.beta_at(step), dtype=torch.float64), *serving.arrays
