@@ -43,6 +43,24 @@ def of_classes_in_turn(size, labels):
     vae.sample = lambda n, seed: vae.sample_given(torch.arange(n) % vae.num_classes, seed)
     return vae
 """
+WRITTEN = """
+import pyro, pyro.distributions as dist
+
+def written(size):
+    weight = torch.nn.Linear(2, size)
+
+    def model(x):
+        pyro.module("weight", weight)
+        with pyro.plate("data", len(x)):
+            z = weight(pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1)))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, :2], 1.0).to_event(1))
+
+    return pv.Pair(model, guide)
+"""
 SHORT = ["--epochs", "1", "--compile", "no", "--run-dir", "run"]
 
 
@@ -145,3 +163,16 @@ def test_what_a_pair_draws_by_itself_is_looked_at(monkeypatch: pytest.MonkeyPatc
         assert done.exit_code == bool(refusal), done.stderr
         assert re.search(refusal, " ".join(done.stderr.split()))
         assert refusal or np.load("drawn.npy", allow_pickle=False).shape == (7, 4)
+
+
+@pytest.mark.usefixtures("pairs")
+def test_an_evaluation_of_programs_that_were_edited_says_so():
+    """Its numbers would be compared as those of the run."""
+    own = PAIRS + WRITTEN
+    Path("pairs.py").write_text(own)
+    succeed("fit", "pairs.py:written", "--data", "x.npy", "--eval-samples", "0", *SHORT)
+    options = ["evaluate", "run", "--pair", "pairs.py:written", "--num-samples", "20"]
+    assert "caution" not in call(*options).stderr
+    Path("pairs.py").write_text(own.replace("z, 0.5", "z, 2.0"))
+    said = " ".join(call(*options).stderr.split())
+    assert "caution: run: code of model is not what was trained: what follows is of other programs" in said

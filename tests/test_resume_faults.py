@@ -16,7 +16,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.compile import CaptureError
-from ppl_vae.errors import CheckpointError, EstimateError, StorageError
+from ppl_vae.errors import CheckpointError, EstimateError, PairError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.pair import as_pair
 from ppl_vae.rundir import RunDirectory
@@ -254,12 +254,12 @@ def test_what_breaks_a_step_off_leaves_the_parameters_of_the_newest_checkpoint(t
     def fail() -> None:
         raise ZeroDivisionError
 
-    broken_off(tmp_path / "kept", fail, ZeroDivisionError)
+    broken_off(tmp_path / "kept", fail, PairError)
     checkpoint, pair = newest(tmp_path / "kept/checkpoints"), fresh(seed=1)
     RunDirectory(tmp_path / "kept").read_parameters(as_pair(pair))
     assert checkpoint.step == 2
     assert all(torch.equal(checkpoint.tensors[f"parameter/{n}"], p) for n, p in as_pair(pair).named_parameters())
-    broken_off(tmp_path / "none", fail, ZeroDivisionError, every=100)
+    broken_off(tmp_path / "none", fail, PairError, every=100)
     assert not RunDirectory(tmp_path / "none").has_parameters
 
 

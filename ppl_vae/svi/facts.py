@@ -20,7 +20,7 @@ from ppl_vae.svi.code import CODE, code_within
 from ppl_vae.svi.programs import facts_of_programs
 from ppl_vae.svi.settings import FitSettings
 
-__all__ = ["Change", "differences", "facts_of", "other_programs"]
+__all__ = ["Change", "differences", "facts_of", "other_programs", "python_version"]
 
 _BLOCK, _SAMPLE = 4096, 1024
 _SUBNORMAL = 1e-40  # zero where torch.set_flush_denormal(True)
@@ -45,7 +45,7 @@ def facts_of(
         run |= {name: None if own is None else fingerprint(own), f"{name} on disk": bool(own and own.mapped)}
     machine = {
         **{name: version_of(package) or "unknown" for name, package in _VERSIONS.items()},
-        "python": ".".join(platform.python_version_tuple()[:2]),
+        "python": python_version(),
         "build of torch": _hash(torch.version.git_version, torch.__config__.show()),
         "device": device.type,
         "GPU": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
@@ -60,6 +60,11 @@ def facts_of(
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
     return {"run": run, "machine": machine, "programs": facts_of_programs(pair)}
+
+
+def python_version() -> str:
+    """The version of Python, as far as it decides what code looks like."""
+    return ".".join(platform.python_version_tuple()[:2])
 
 
 def _hash(*words: str | None) -> str:
