@@ -35,7 +35,7 @@ from benchmarks.workload import by_hand_loss, images, make_vae, svi_programs
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
 
-# The other cases are the same code in another size, compile for minutes, or write files (test_feed.py has their memory).
+# The others are the same code in another size, compile for minutes, or write files (test_feed.py has their memory).
 QUICK = (
     "fit-iwae",
     "digits-auto",
