@@ -38,16 +38,16 @@ def reopen(
     if record.status != "finished":
         typer.echo(f"{root}: {_unfinished(record)}", err=True)
     pair, splits = made_again(root, record, pair_name, data_dir)
-    if not is_recipe(pair_name or record.pair.name) and (edited := edited_programs(as_pair(pair), root)):
-        verb = "is" if len(edited) == 1 else "are"
-        typer.echo(
-            f"caution: {root}: {', '.join(edited[:3])} {verb} not what was trained: what follows is of other programs "
-            "with the parameters of this run",
-            err=True,
-        )
+    edited = [] if is_recipe(pair_name or record.pair.name) else edited_programs(as_pair(pair), root)
     with naming_the_line(f"pair {record.pair.name!r} failed on the data of {root}"):
         as_pair(pair).prepare(*as_parameters(pair, tuple(x[:1] for x in splits.test)))
     RunDirectory(root).read_parameters(as_pair(pair).to(choose_device(device)))
+    if edited:
+        typer.echo(
+            f"caution: {root}: {', '.join(edited[:3])} {'is' if len(edited) == 1 else 'are'} not what was trained: "
+            "what follows is of other programs with the parameters of this run",
+            err=True,
+        )
     return pair, splits
 
 
