@@ -67,13 +67,13 @@ def test_every_claim_has_an_experiment():
 
 @pytest.mark.usefixtures("checkout")
 def test_the_small_form_runs_and_draws_again(tmp_path: Path):
-    text = succeed("experiment", "run", "importance_sampling", "--small", "--results", tmp_path)
-    assert text.split() == [str(tmp_path / f"importance_sampling.{ending}") for ending in ("json", "png")]
-    (tmp_path / "importance_sampling.png").unlink()
-    before = read(tmp_path / "importance_sampling.json")
-    succeed("experiment", "run", "importance_sampling", "--redraw", "--results", tmp_path)
-    assert read(tmp_path / "importance_sampling.json") == before
-    assert (tmp_path / "importance_sampling.png").exists()
+    text = succeed("experiment", "run", "gmm_exact", "--small", "--results", tmp_path)
+    assert text.split() == [str(tmp_path / f"gmm_exact.{ending}") for ending in ("json", "png")]
+    (tmp_path / "gmm_exact.png").unlink()
+    before = read(tmp_path / "gmm_exact.json")
+    succeed("experiment", "run", "gmm_exact", "--redraw", "--results", tmp_path)
+    assert read(tmp_path / "gmm_exact.json") == before
+    assert (tmp_path / "gmm_exact.png").exists()
 
 
 @pytest.mark.usefixtures("checkout")
@@ -108,7 +108,7 @@ def test_a_damaged_record_is_named_and_its_mend(ending: str | None, content: str
 @pytest.mark.usefixtures("checkout")
 def test_the_small_form_never_replaces_what_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("experiments.common.study.RESULTS", tmp_path)
-    succeed("experiment", "run", "importance_sampling", "--small")
+    succeed("experiment", "run", "gmm_exact", "--small")
     assert {path.name for path in tmp_path.iterdir()} == {"small"}
 
 

@@ -140,10 +140,11 @@ def test_device_is_asked_for(command: str, copy: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr("ppl_vae.cli.training.choose_device", choose)
     monkeypatch.setattr("ppl_vae.cli.evaluating.choose_device", choose)
-    arguments = [copy] if command == "evaluate" else [*SMALL_VAE, "--run-dir", tmp_path / "new", "--eval-samples", "0"]
+    again = [copy, "--num-samples", "20"]
+    anew = [*SMALL_VAE, "--run-dir", tmp_path / "new", "--eval-samples", "0"]
     for device in ("cpu", "auto"):
         shutil.rmtree(tmp_path / "new", ignore_errors=True)
-        succeed(command, *arguments, "--device", device)
+        succeed(command, *(again if command == "evaluate" else anew), "--device", device)
     assert list(dict.fromkeys(asked)) == ["cpu", "auto"]
 
 

@@ -68,7 +68,8 @@ class Unseen(NamedTuple):
     share: np.ndarray
     """Share of p(x) that samples cannot have seen (N,); NaN where nobody could look."""
     stderr: np.ndarray
-    """Its standard errors (N,); infinite where the guide could not be spread, so that finding nothing says nothing."""
+    """Its standard errors (N,); infinite where finding nothing says nothing: the guide could not be spread, or all
+    weights are equal and it falls short."""
     fall_short: np.ndarray | bool = False
     """Where samples that count for less than others may not have been drawn (N,)."""
 

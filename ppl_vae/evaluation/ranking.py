@@ -16,7 +16,7 @@ from ppl_vae.errors import DataError
 from ppl_vae.evaluation.ranks import holm
 from ppl_vae.options import probability
 
-__all__ = ["Comparison", "Difference", "Estimate", "above"]
+__all__ = ["Comparison", "Difference", "Estimate"]
 
 
 _MOST = 0.5  # with a larger share of untrusted data a mean has no place among means

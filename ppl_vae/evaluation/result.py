@@ -56,8 +56,8 @@ class LogLikelihood(MeanLogLikelihood):
     """
     unseen_stderr: np.ndarray
     """Standard error of `unseen` (N,), over probes; infinite where the guide could not be spread and others looked,
-    draws of the prior, and of the guide with discrete numbers put anywhere: that they find nothing makes no datum
-    `reliable`."""
+    draws of the prior, and of the guide with discrete numbers put anywhere; and where all weights are equal though the
+    guide is not perfect by what probes find. That nothing is found makes no datum `reliable` there."""
     exact: np.ndarray
     """Whether `value` is log p(x) itself: without latents, and where it was summed, but for rounding above 1e-3."""
     num_drawn: np.ndarray

@@ -33,6 +33,9 @@ class Trust(NamedTuple):
 def trust(found: Mapping[str, Any], num_samples: np.ndarray) -> Trust:
     """Judges all data of a call together: the verdict on a datum depends on its company.
 
+    Beside what `verdict` asks, a datum is `noisy` at best whose error is much of it rounding, or is told by four draws
+    or so that weigh otherwise than the others, and `unreliable` whose samples round to the edge of a support.
+
     Args:
         found: What is `JUDGED`, and anything else.
         num_samples: K of each datum (N,).
