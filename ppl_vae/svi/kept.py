@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_vae.contents import same_numbers
 from ppl_vae.errors import CheckpointError
 from ppl_vae.pair import Pair
 from ppl_vae.storage.tensors import under
@@ -105,7 +106,7 @@ def check_parameters(pair: Pair, tensors: Mapping[str, Tensor], prefix: str = ""
     for name, tensor in own.items():
         fitting(tensors, name, tensor, prefix)
         other = first.setdefault(id(tensor), name)
-        if other != name and not _has_numbers(tensors[name], tensors[other]):
+        if other != name and not same_numbers(tensors[name], tensors[other]):
             raise CheckpointError(
                 f"{prefix}{name}: expected the numbers of {other}, which is the same tensor, found others; "
                 f"{HOW_TO_GO_ON}"
@@ -136,10 +137,6 @@ def named(pair: Pair) -> dict[str, Tensor]:
     homes = ((where, module._buffers) for where, module in pair.named_modules())
     buffers = {f"{where}.{key}".lstrip("."): b for where, home in homes for key, b in home.items() if b is not None}
     return parameters | {f"{_BUFFER}/{name}": tensor for name, tensor in buffers.items()}
-
-
-def _has_numbers(tensor: Tensor, numbers: Tensor) -> bool:
-    return bool(((tensor == numbers) | ((tensor != tensor) & (numbers != numbers))).all())
 
 
 def _named_in(tensors: Mapping[str, Tensor], pair: Pair) -> dict[str, Tensor]:
