@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ppl_vae as pv
-from ppl_vae.rng import own_noise, seeded
+from ppl_vae.rng import key, own_noise, seeded
 
 PPCA = pv.PPCA([[1.0], [0.5]], [0.0, 0.0], 0.5)
 GMM = pv.GMM([0.3, 0.7], [[0.0, 0.0], [4.0, 0.0]], [1.0, 1.0], "spherical")
@@ -35,9 +35,10 @@ KEYED = {
     "posterior_predictive": lambda seed: pv.posterior_predictive(PPCA, X, 2, seed=seed, progress=False),
     "fit": lambda seed: pv.fit(VAE, X, steps=1, seed=seed, progress=False),
     "GMM.fit": lambda seed: pv.GMM.fit(GMM.sample(5), 1, seed=seed, max_iter=1),
+    "key": lambda seed: key(seed, 1),
     "cluster_agreement": lambda seed: pv.latents.cluster_agreement([[0.0], [1.0]], [0, 1], seed=seed),
 }
-UNKEPT = {"GMM.fit", "cluster_agreement", "posterior_predictive"}  # of what no file of a run tells the seed
+UNKEPT = {"GMM.fit", "cluster_agreement", "key", "posterior_predictive"}  # of what no file of a run tells the seed
 
 
 @pytest.mark.parametrize("name", SAMPLED)

@@ -101,6 +101,13 @@ def test_the_description_of_a_run_tells_how_a_fit_that_went_on_has_ended(act, er
     assert (read_run(tmp_path).status, read_run(tmp_path).steps) == ("finished", 9)
 
 
+def test_a_signal_is_answered_with_a_checkpoint_of_its_step_wherever_the_last_one_is(tmp_path: Path, do):
+    do("terminates", 7)
+    with pytest.raises(Terminated):
+        run(Ending, binary, {}, run_dir=tmp_path, checkpoint_every=2)
+    assert steps(tmp_path / "checkpoints") == [6, 7]
+
+
 def test_a_damaged_checkpoint_that_is_passed_over_at_the_end_is_said(tmp_path: Path, do):
     do("damages", 8)
     with pytest.raises(PairError), pytest.warns(UserWarning, match=r"skipped: .*step-000000006/state\.json"):

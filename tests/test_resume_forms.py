@@ -67,7 +67,8 @@ def places(value: object, way: tuple = ()) -> list[tuple]:
 ODD = {
     "step before the first": (("step",), -5),
     "step of text": (("step",), "x"),
-    "step that the manifest does not say": (("step",), 1),
+    "a step before that of the manifest": (("step",), 1),
+    "a step after that of the manifest": (("step",), 6),
     "seen": (("seen",), "x"),
     "seconds": (("seconds",), "x"),
     "epoch": (("epoch",), {}),

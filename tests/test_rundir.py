@@ -125,6 +125,16 @@ def test_a_fit_that_finds_another_at_work_touches_nothing(tmp_path: Path):
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_run_that_goes_on_has_its_new_description_from_the_start(tmp_path: Path):
+    """Options that may change are those of the process that is at work, also if it is killed."""
+    write_run(tmp_path, replace(RECORD, status="failed", steps=5))
+    again = replace(RECORD, command=("ppl-vae", "resume"))
+    with described_again(tmp_path, again) as hold:
+        assert read_run(tmp_path).status == "failed"
+        hold.begin()
+        assert read_run(tmp_path) == again
+
+
 def test_of_processes_that_begin_in_one_directory_one_goes_on_undisturbed(
     fast_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -133,10 +133,13 @@ def test_every_other_length_and_every_exchange_of_bytes_is_noticed(file: tuple[P
         assert is_noticed(path, read)
 
 
-def test_bodies_of_two_files_exchanged_are_noticed(tmp_path: Path):
-    for name, words, mean in (("a", "one", -1.0), ("b", "two", -2.0)):
+@pytest.mark.parametrize("mean", [-1.0, -2.0])
+def test_bodies_of_two_files_exchanged_are_noticed(mean: float, tmp_path: Path):
+    """Also where the records tell the same mean."""
+    for name, own, error in (("a", mean, 0.1), ("b", -2.0, 0.2)):
         (tmp_path / name).mkdir()
-        evaluated(tmp_path / name, words, mean)
+        found = SimpleNamespace(**vars(result(own)) | {"stderr": np.full(3, error)})
+        write_evaluation(tmp_path / name, evaluation(mean=own), found)
     (tmp_path / "a" / "evaluation.npz").replace(tmp_path / "b" / "evaluation.npz")
     with pytest.raises(DataError, match=r"of evaluation\.json, found damage .*: run `ppl-vae evaluate"):
         read_arrays(tmp_path / "b", ARRAYS)

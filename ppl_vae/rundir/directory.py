@@ -97,11 +97,7 @@ class RunDirectory:
         files.append(self.root / _HISTORY, plain.seal(record_as_plain(record)).decode())
 
     def write_history(self, records: Sequence[dict[str, Any]]) -> None:
-        """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint.
-
-        Parameters that an earlier process has left go: they are those of another step as soon as the fit is at work.
-        """
-        self.remove_parameters()
+        """Writes the whole history anew: a run that goes on has no line of what came after its checkpoint."""
         files.replace(self.root / _HISTORY, map(plain.seal, records))
 
     def write_parameters(self, pair: Any, kept: Taken | None = None) -> None:

@@ -157,7 +157,7 @@ class Loop:
         if self._is_before_end_of_epoch:
             return iter(())
         done_epochs, done = divmod(self.step, self.stepper.feed.order.per_epoch)
-        return self.stepper.feed.epoch(done_epochs, max(0, total - self.step), done)
+        return self.stepper.feed.epoch(done_epochs, total - self.step, done)
 
     def _epoch(self, total: int, bar: Progress, keeper: Keeper) -> None:
         """The steps of this epoch that are left, and its end if it gets there."""
