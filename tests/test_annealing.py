@@ -221,6 +221,18 @@ def test_the_mean_weight_is_the_evidence(start: str, schedule: str):
     assert_mean(inverse, 1.0, effect=0.7)
 
 
+@pytest.mark.parametrize("num_temperatures", [2, 5])
+def test_the_mean_inverse_weight_of_chains_backwards_is_that_of_the_evidence(num_temperatures: int):
+    """From exact draws of the posterior of one datum; where temperatures are few, each must be the right one."""
+    ppca, n = small_ppca(), 8000
+    x = ppca.sample(1, 5).expand(n, 4).contiguous()
+    path = path_of(scaled_guide(ppca, 0.5), x, 1, "guide")
+    frozen = steps.Frozen(np.linspace(0, 1, num_temperatures + 1), torch.full((num_temperatures + 1, n), 0.3).double())
+    with seeded(3), torch.no_grad():
+        log_weight = steps.reverse(path, frozen, 6, path.at({"z": ppca.posterior(x).sample()}))
+    assert_mean((ppca.log_prob(x) - log_weight[0]).exp(), 1.0, effect=0.12)
+
+
 def test_constrained_latents_against_quadrature():
     x = torch.tensor([0.2, 0.9, 2.0], dtype=torch.float64)
 
