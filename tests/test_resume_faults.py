@@ -44,6 +44,14 @@ def gone_on(root: Path) -> tuple:
     return numbers(*run(ModuleVAE, binary, OFTEN, seed=seed, run_dir=root, resume="auto"))
 
 
+class Broken(pv.ELBO):
+    """No step of it is finite."""
+
+    def evaluate(self, pair, batch, layout, beta):
+        values = super().evaluate(pair, batch, layout, beta)
+        return values._replace(loss=values.loss * float("nan"))
+
+
 # Disks and kills
 
 
@@ -72,11 +80,6 @@ def test_a_disk_without_room_for_temporary_files_is_a_typed_error(optimizer, mon
 
 
 def test_a_bad_step_that_the_disk_refuses_is_a_typed_error(tmp_path: Path):
-    class Broken(pv.ELBO):
-        def evaluate(self, pair, batch, layout, beta):
-            values = super().evaluate(pair, batch, layout, beta)
-            return values._replace(loss=values.loss * float("nan"))
-
     options = OFTEN | {"objective": Broken(), "on_nonfinite": "skip"}
     with pytest.MonkeyPatch.context() as patch:
         write = saving.write
@@ -89,6 +92,21 @@ def test_a_bad_step_that_the_disk_refuses_is_a_typed_error(tmp_path: Path):
         with pytest.raises(CheckpointError, match="No space left"):
             run(ModuleVAE, binary, options, run_dir=tmp_path)
     assert steps(tmp_path / "bad-steps") == []
+
+
+def test_what_had_ended_a_fit_is_said_beside_what_the_disk_refuses_after_it(tmp_path: Path):
+    """The step that was not finite was not named: nobody would have known why the fit had stopped."""
+
+    def full(operation, *arguments):
+        if operation is os.open and "parameters" in str(arguments[0]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return operation(*arguments)
+
+    said = r"No space left.*; what had ended the fit: NotFiniteError: step 1: the loss"
+    with fault(full), pytest.raises(StorageError, match=said):
+        run(ModuleVAE, binary, {"objective": Broken()}, run_dir=tmp_path)
+    with fault(full), pytest.raises(StorageError, match=r"No space left[^;]*$"):
+        run(ModuleVAE, binary, {"epochs": 1}, run_dir=tmp_path / "whole")
 
 
 def test_a_fit_that_was_killed_leaves_no_debris_after_the_next_start(tmp_path: Path):

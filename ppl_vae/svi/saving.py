@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ppl_vae.errors import CheckpointError
+from ppl_vae.errors import CheckpointError, StorageError
 from ppl_vae.history import Record
 from ppl_vae.rundir import RunDirectory, outdate_evaluation, record_as_plain, status_after
 from ppl_vae.storage import Checkpoint, Hold, discard_after, newest, prune, steps, write
@@ -112,7 +112,21 @@ class Saving(Keeper):
         self._is_done = True
 
     def close(self, loop: Loop) -> None:
-        """Leaves parameters that belong together: none for who insists on an end at once, and waits for no disk."""
+        """Leaves parameters that belong together: none for who insists on an end at once, and waits for no disk.
+
+        Raises:
+            StorageError: A file cannot be written. What had ended the fit before is said beside it.
+        """
+        cause = sys.exception()
+        try:
+            self._leave(loop)
+        except StorageError as error:
+            if cause is None or isinstance(cause, StorageError):
+                raise
+            before = f"{type(cause).__name__}: {cause}".removesuffix(": ")
+            raise type(error)(f"{error}; what had ended the fit: {before}") from cause
+
+    def _leave(self, loop: Loop) -> None:
         self._check_place()
         left = 0
         try:
