@@ -13,6 +13,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
+from torch.nn.parameter import is_lazy
 
 from ppl_vae.attributes import Attributes
 from ppl_vae.contents import give, same_numbers
@@ -275,7 +276,7 @@ def kept_buffers(module: nn.Module, unseen: bool = False) -> Iterator[None]:
         unseen: Also where torch does not see a write, as through `buffer.data`.
     """
     homes = [(m._buffers, dict(m._buffers)) for m in module.modules() if m._buffers]
-    before = [(b, b._version, b.clone()) for b in module.buffers()]
+    before = [(b, b._version, b.clone()) for b in module.buffers() if not is_lazy(b)]
     # A batch norm in training moves its statistics without a new version: autograd has no use for them.
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
     silent = {id(b) for m in norms for b in m.buffers()}

@@ -168,6 +168,24 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient():
     assert_close(nn.functional.cosine_similarity(*moves, dim=0), 1.0)
 
 
+def test_a_scalar_of_another_dtype_is_clipped_with_the_rest():
+    """A number times the norm of tensors in double precision is double itself: the optimiser refused it."""
+    pair, x = fresh().double(), binary_rows(8).double()
+    pair.decoder.register_parameter("single", nn.Parameter(torch.tensor(1.0)))
+    decode = pair.decoder.forward
+    pair.decoder.forward = lambda z: decode(z) * pair.decoder.single
+    train(pair, x, steps=2, clip_norm=0.01, compile=False)
+    assert pair.decoder.single.dtype == torch.float32
+    assert float(pair.decoder.single.detach()) != 1.0
+
+
+def test_lazy_modules_take_their_shapes_at_the_first_look_and_no_statistics():
+    module = ModuleVAE()
+    module.encoder = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, 4))
+    train(module, binary_rows(12))
+    assert int(module.encoder[1].num_batches_tracked) == 6
+
+
 def test_batch_norm_and_dropout_train_and_keep_their_modes():
     module = ModuleVAE()
     module.encoder = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 4))

@@ -82,7 +82,7 @@ class Gradient:
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
         if self._clip_norm is not None:
             factor = (self._clip_norm / (norm + 1e-6)).clamp_max(1.0)
-            gradients = [g * factor for g in gradients]
+            gradients = [g * factor.to(g.dtype) for g in gradients]
         return (torch.stack([values.loss.detach(), *values[1:], norm]), *gradients)
 
     def _nothing_reached(self) -> PairError:
