@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyro
 import pyro.distributions as dist
+import pytest
 import torch
 from scipy import stats
 
@@ -27,24 +28,45 @@ def test_starts_that_agree_are_trusted_and_their_intervals_cover(seed: int):
     assert found.trusted.sum() > 30
     assert covered.mean() > 0.95 - 5.91 * np.sqrt(0.95 * 0.05 / len(covered))
     assert np.isinf(high[~found.trusted]).all()
-    assert np.allclose((high - low)[found.trusted] / found.stderr[found.trusted], 2 * stats.t.ppf(0.975, 15))
 
 
-def test_the_interval_of_the_mean_covers(seed: int):
-    """Of four data each, 16 chains of weights that are log-normal: estimates as annealing gives them, 2,000 times."""
-    spread = np.array([0.2, 0.2, 0.3, 0.8])
-    log_weight = spread * np.random.default_rng(seed).standard_normal((2000, 16, 4)) - spread**2 / 2
-    weight = np.exp(log_weight)
+@pytest.mark.parametrize("num_chains", [8, 16])
+@pytest.mark.parametrize("leaning", [-1, 1])
+def test_intervals_of_few_chains_cover_to_whichever_side_their_weights_lean(num_chains: int, leaning: int, seed: int):
+    """Student's t alone covered 0.91 and 0.92 of weights that have a largest one: it failed downwards."""
+    noise = np.random.default_rng(seed).random((num_chains, 40_000))
+    weight = 1.1 * noise**0.1 if leaning < 0 else np.exp(0.3 * stats.norm.ppf(noise) - 0.3**2 / 2)
+    mean, every = weight.mean(0), np.full(40_000, float(num_chains))
+    stderr = weight.std(0, ddof=1) / mean / num_chains**0.5
+    lean = stats.skew(weight) / num_chains**0.5
+    value, how = np.log(mean), pv.Annealing(num_chains)
+    found = pv.AnnealedLogLikelihood(value, stderr, every, lean, every, value, stderr, every, how, 1, 0)
+    low, high = found.intervals()
+    assert found.trusted.mean() > 0.99
+    assert ((low <= 0) & (high >= 0))[found.trusted].mean() == pytest.approx(0.95, abs=0.011)
+
+
+@pytest.mark.parametrize("leaning", [-1, 1])
+@pytest.mark.parametrize("num_data", [1, 4])
+def test_the_interval_of_the_mean_covers(num_data: int, leaning: int, seed: int):
+    """Of data of 16 chains whose weights have a largest one, or are log-normal: as annealing gives them."""
+    noise = np.random.default_rng(seed).random((4000, 16, num_data))
+    spread = np.array([0.2, 0.2, 0.3, 0.6])[:num_data]
+    weight = 1.1 * noise**0.1 if leaning < 0 else np.exp(spread * stats.norm.ppf(noise) - spread**2 / 2)
     value, stderr = np.log(weight.mean(1)), weight.std(1, ddof=1) / weight.mean(1) / 4
-    one = np.ones(4)
+    lean, one = stats.skew(weight, axis=1) / 4, np.ones(num_data)
     found = [
-        pv.AnnealedLogLikelihood(v, s, 16 * one, one, v, s, 16 * one, pv.Annealing(), 1, 0).interval()
-        for v, s in zip(value, stderr, strict=True)
+        pv.AnnealedLogLikelihood(v, s, 16 * one, a, one, v, s, 16 * one, pv.Annealing(), 1, 0).interval()
+        for v, s, a in zip(value, stderr, lean, strict=True)
     ]
-    assert_mean([low <= 0 <= high for low, high in found], 0.95, sigma=np.sqrt(0.95 * 0.05), effect=0.06)
-    untrusted = pv.AnnealedLogLikelihood(0 * one, one, one, one, one, one, one, pv.Annealing(), 1, 0).interval()
+    assert_mean([low <= 0 <= high for low, high in found], 0.95, sigma=np.sqrt(0.95 * 0.05), effect=0.04)
+
+
+def test_the_interval_of_the_mean_has_no_upper_end_where_chains_are_not_trusted():
+    one = np.ones(4)
+    untrusted = pv.AnnealedLogLikelihood(0 * one, one, one, one, one, one, one, one, pv.Annealing(), 1, 0).interval()
     assert untrusted.high == np.inf
-    exact = pv.AnnealedLogLikelihood(one, 0 * one, 16 * one, one, one, 0 * one, 16 * one, pv.Annealing(), 1, 0)
+    exact = pv.AnnealedLogLikelihood(one, 0 * one, 16 * one, 0 * one, one, one, 0 * one, 16 * one, pv.Annealing(), 1, 0)
     assert exact.interval() == (1.0, 1.0)
 
 
@@ -87,7 +109,7 @@ def test_few_chains_are_not_trusted():
     def judged(ess, other, stderr=0.1, how=how):
         one = np.ones(1)
         return pv.AnnealedLogLikelihood(
-            0 * one, stderr * one, ess * one, one, other * one, stderr * one, 16 * one, how, 1, 0
+            0 * one, stderr * one, ess * one, 0 * one, one, other * one, stderr * one, 16 * one, how, 1, 0
         )
 
     assert judged(8.0, 0.0).trusted.all()
@@ -110,7 +132,7 @@ def test_starts_that_seldom_agree_do_so_by_chance():
     def judged(lost: int):
         here = np.where(np.arange(4000) < lost, other, other - np.log(2))
         return pv.AnnealedLogLikelihood(
-            0 * one, 1e-3 * one, 16 * one, one, here, 0.17 * one, 16 * one, pv.Annealing(16), 1, 0
+            0 * one, 1e-3 * one, 16 * one, 0 * one, one, here, 0.17 * one, 16 * one, pv.Annealing(16), 1, 0
         ).trusted
 
     assert not judged(4000).any()

@@ -26,7 +26,7 @@ from ppl_vae.weights import Stream, Summary
 
 __all__ = ["ESTIMATES", "Chains", "annealed_importance_sampling", "bidirectional_monte_carlo", "num_rows"]
 
-ESTIMATES = ("value", "stderr", "ess", "acceptance", "other", "other_stderr", "other_ess", "rounding")
+ESTIMATES = ("value", "stderr", "ess", "skewness", "acceptance", "other", "other_stderr", "other_ess", "rounding")
 
 _ROWS = 64
 # What noise is for: chains begin from other draws than those that importance sampling weighs under the same seed.
@@ -169,7 +169,7 @@ class Chains:
         own = self._summary(log_weight, annealing)
         rounding = rounding_of_terms(self._pair, self._batch, self._layout, self._key(seed, _ROUNDING), self._device)
         stderr, rate = np.hypot(own.stderr, rounding), accepted.double().cpu().numpy()
-        numbers = (own.value, stderr, own.ess, rate, *self._of_other(other), rounding)
+        numbers = (own.value, stderr, own.ess, own.skewness, rate, *self._of_other(other), rounding)
         return dict(zip(ESTIMATES, numbers, strict=True))
 
     def both_ways(

@@ -10,11 +10,11 @@ import numpy as np
 from ppl_vae.averages import population_stderr
 from ppl_vae.evaluation.annealing import Annealing
 from ppl_vae.evaluation.coarseness import ROUNDING
-from ppl_vae.evaluation.intervals import Interval, interval_of_mean, of_known_errors, two_sided
+from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.trust import is_too_coarse
 
-__all__ = ["AnnealedLogLikelihood", "Sandwich", "interval_of_chains"]
+__all__ = ["AnnealedLogLikelihood", "Sandwich"]
 
 # Chains that count, at least; what two starts differ by where one has lost half of p(x); and what nobody reads.
 _FEWEST, _HALF, _NOTHING = 4.0, math.log(2), 1e-3
@@ -33,6 +33,8 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
     `rounding`."""
     ess: np.ndarray
     """Effective number of the K chains."""
+    skewness: np.ndarray
+    """Skewness of the mean of their weights; intervals lean by it."""
     acceptance: np.ndarray
     """Mean probability with which the moves of a datum's chains were accepted; in [0, 1]."""
     other: np.ndarray
@@ -68,11 +70,12 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
         return agree & (agree.mean() >= _AGREE)
 
     def intervals(self, level: float = 0.95) -> Interval:
-        """Interval of log p(x) of each datum by Student's t with K - 1 degrees, (N,) and (N,), in nats.
+        """Interval of log p(x) of each datum, (N,) and (N,), in nats, by Student's t with K - 1 degrees of freedom.
 
-        The upper end is infinite where a datum is not trusted.
+        It leans as the weights of the chains do. The upper end is infinite where a datum is not trusted.
         """
-        return interval_of_chains(self.value, self.stderr, self.annealing.num_chains, self.trusted, level)
+        found = interval_of_each(*self._estimates, level, self._degrees, self.rounding)
+        return found._replace(high=np.where(self.trusted, found.high, np.inf))
 
     def interval(self, level: float = 0.95) -> Interval:
         """Interval of the mean of log p(x) over these data, in nats per datum: Student's t for errors of few chains.
@@ -80,12 +83,15 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
         Logarithms of means are on average s^2 / 2 too low, which is added. The upper end is infinite where data are
         untrusted: the mean is then rather too low, by nobody knows how much.
         """
-        nothing, chains = np.zeros_like(self.value), self.annealing.num_chains
-        return self._borne(
-            interval_of_mean(
-                self.value, self.stderr, 1.5 * self.stderr, nothing, level, max(1, chains - 1), self.rounding
-            )
-        )
+        return self._borne(interval_of_mean(*self._estimates, level, self._degrees, self.rounding))
+
+    @property
+    def _estimates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.value, self.stderr, self.skewness, np.zeros_like(self.value)
+
+    @property
+    def _degrees(self) -> int:
+        return max(1, self.annealing.num_chains - 1)
 
     def __str__(self) -> str:
         text = (
@@ -108,21 +114,6 @@ class AnnealedLogLikelihood(MeanLogLikelihood):
             f"{why}: rather too low; more temperatures close the gap, bidirectional_monte_carlo tells how wide it is "
             "on simulated data"
         )
-
-
-def interval_of_chains(
-    value: np.ndarray, stderr: np.ndarray, num_chains: int, trusted: np.ndarray, level: float
-) -> Interval:
-    """Interval of each annealed estimate by Student's t with K - 1 degrees; without an upper end where not trusted.
-
-    Example:
-        >>> one = np.ones(1)
-        >>> low, high = interval_of_chains(0 * one, one, 16, one > 0, 0.95)
-        >>> round(float(high[0]), 2)
-        2.13
-    """
-    half = two_sided(level, max(1, num_chains - 1)) * stderr
-    return of_known_errors(Interval(value - half, np.where(trusted, value + half, np.inf)), stderr)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppl_vae.evaluation.annealed_result import interval_of_chains
 from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
@@ -44,7 +43,7 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
     stderr: np.ndarray
     """Its Monte Carlo standard error."""
     skewness: np.ndarray
-    """Skewness of the mean weight; `interval` leans by it. 0 where chains were annealed."""
+    """Skewness of the mean weight; intervals lean by it."""
     unseen: np.ndarray
     """Share of p(x) where no sample can have been; NaN where not probed, as where chains were annealed."""
     rounding: np.ndarray
@@ -89,19 +88,23 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
         annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. Both ends are infinite where a
         datum is `rounded`, or has no error.
         """
-        skewness = np.where(self._annealed, 1.5 * self.stderr, self.skewness)
-        degrees = np.where(self._annealed, max(1, self.num_chains - 1), np.inf)
-        found = interval_of_mean(self.value, self.stderr, skewness, self.unseen, level, degrees, self.rounding)
-        return self._borne(found)
+        return self._borne(interval_of_mean(*self._estimates, level, self._degrees, self.rounding))
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`.
 
-        Where chains were annealed it is that of Student's t with K - 1 degrees, as in `AnnealedLogLikelihood`.
+        Where chains were annealed it is that of `AnnealedLogLikelihood`.
         """
-        low, high = interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level, self.rounding)
-        by_chains = interval_of_chains(self.value, self.stderr, self.num_chains, self.trusted, level)
-        return Interval(np.where(self._annealed, by_chains.low, low), np.where(self._annealed, by_chains.high, high))
+        found = interval_of_each(*self._estimates, level, self._degrees, self.rounding)
+        return found._replace(high=np.where(self._annealed & ~self.trusted, np.inf, found.high))
+
+    @property
+    def _estimates(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.value, self.stderr, self.skewness, self.unseen
+
+    @property
+    def _degrees(self) -> np.ndarray:
+        return np.where(self._annealed, max(1, self.num_chains - 1), np.inf)
 
     @property
     def _annealed(self) -> np.ndarray:

@@ -342,5 +342,5 @@ def _annealed(
     nothing = np.zeros(len(ais.value))
     words = np.where(ais.trusted, NOISY, UNRELIABLE)
     no = nothing > 0
-    found = _Found(ais.value, ais.stderr, nothing, nothing + np.nan, nothing + ais.rounding, no, no, words)
+    found = _Found(ais.value, ais.stderr, ais.skewness, nothing + np.nan, nothing + ais.rounding, no, no, words)
     return _Answer(found, Misses(no, no), reasons)

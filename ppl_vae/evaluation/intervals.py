@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -24,12 +24,16 @@ class Interval(NamedTuple):
     """Upper end."""
 
 
-def two_sided(level: float, degrees: float = math.inf) -> float:
+@overload
+def two_sided(level: float, degrees: float = ...) -> float: ...
+@overload
+def two_sided(level: float, degrees: np.ndarray) -> np.ndarray: ...
+def two_sided(level: float, degrees: np.ndarray | float = math.inf) -> np.ndarray | float:
     """How many standard errors to either side make an interval of this level, by Student's t.
 
     Args:
         level: Coverage, such as 0.95.
-        degrees: Degrees of freedom; infinite for a normal distribution.
+        degrees: Degrees of freedom, a number or an array; infinite for a normal distribution.
 
     Raises:
         ValueError: The level is no probability between 0 and 1.
@@ -39,11 +43,12 @@ def two_sided(level: float, degrees: float = math.inf) -> float:
         (1.96, 2.13)
     """
     probability("level", level)
-    if math.isinf(degrees):
+    if np.isinf(degrees).all():
         return NormalDist().inv_cdf(0.5 + level / 2)
     from scipy.stats import t
 
-    return float(t.ppf(0.5 + level / 2, degrees))
+    found = t.ppf(0.5 + level / 2, degrees)
+    return found if found.ndim else float(found)
 
 
 def of_known_errors(found: Interval, stderr: np.ndarray) -> Interval:
@@ -64,6 +69,7 @@ def interval_of_each(
     skewness: np.ndarray,
     unseen: np.ndarray,
     level: float,
+    degrees: np.ndarray | float = np.inf,
     rounding: np.ndarray | float = 0.0,
 ) -> Interval:
     r"""Interval of log p(x) of each datum.
@@ -74,6 +80,7 @@ def interval_of_each(
     .. math:: g(t) = t + a \frac{t^2}{3} + a^2 \frac{t^3}{27} + \frac{a}{6}, \quad
               \log p \in \log \hat p + \log [1 - s \, g^{-1}(\pm z)]
 
+    with quantiles z of Student's t where the error comes of few weights, and of a normal distribution otherwise.
     Rounding is of the logarithm, not of the mean weight: it widens the interval in quadrature.
 
     Args:
@@ -82,6 +89,7 @@ def interval_of_each(
         skewness: Skewness a of the mean weight (N,).
         unseen: Share of p(x) that the samples cannot have seen (N,), added on the upper side; NaN where unknown.
         level: Coverage, such as 0.95.
+        degrees: Degrees of freedom of each error, one for all or (N,): K - 1 of K chains.
         rounding: The part of `stderr` that is rounding (N,), in nats.
 
     Raises:
@@ -96,11 +104,12 @@ def interval_of_each(
         >>> round(float(low[0]), 3), round(float(high[0]), 3)
         (-0.178, 0.235)
     """
-    z, sampled = two_sided(level), _sampled(stderr, rounding)
+    z, sampled = two_sided(level, degrees), _sampled(stderr, rounding)
     with np.errstate(divide="ignore"):
         below = np.log(np.maximum(1 - sampled * _untransformed(z, skewness), 0.0))
         above = np.log(1 - sampled * _untransformed(-z, skewness))
-    low, high = value + below - _further(below, z * rounding), value + above + _further(above, z * rounding)
+    rounded = two_sided(level) * rounding
+    low, high = value + below - _further(below, rounded), value + above + _further(above, rounded)
     return of_known_errors(Interval(low, high + np.log1p(np.nan_to_num(unseen))), stderr)
 
 
@@ -162,7 +171,7 @@ def _further(distance: np.ndarray | np.floating, error: np.ndarray | np.floating
     return np.hypot(near, error) - near
 
 
-def _untransformed(x: float, lean: np.ndarray) -> np.ndarray:
+def _untransformed(x: np.ndarray | float, lean: np.ndarray) -> np.ndarray:
     """t with g(t) = x."""
     a = np.where(np.abs(lean) < _STRAIGHT, _STRAIGHT, lean)
     return 3 / a * (np.cbrt(1 + a * (x - a / 6)) - 1)

@@ -138,7 +138,7 @@ class LogLikelihood(MeanLogLikelihood):
 
     def intervals(self, level: float = 0.95) -> Interval:
         """Interval of log p(x) of each datum, (N,) and (N,), in nats: it covers where the verdict is `reliable`."""
-        return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level, self.rounding)
+        return interval_of_each(self.value, self.stderr, self.skewness, self.unseen, level, rounding=self.rounding)
 
     @property
     def is_exact(self) -> bool:
