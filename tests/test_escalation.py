@@ -266,6 +266,7 @@ def test_annealing_is_the_last_resort(monkeypatch):
     last = found.method == "annealing"
     assert last.any()
     assert (found.verdict[last] == "noisy").all()
+    assert (found.skewness[last] != 0).all()
     assert (np.abs(found.value - ppca.log_prob(x).numpy())[last] <= 5.91 * found.stderr[last] + 0.02).all()
 
 
