@@ -68,9 +68,25 @@ class LittleNoiseFromNumpy(NoiseFromNumpy):
     spread = 1e-4
 
 
+class CountingInABuffer(Plain):
+    """Averages over all batches, as a batch norm without momentum: by a number that it reads from a buffer."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__(encoder)
+        self.register_buffer("calls", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(6))
+
+    def guide(self, x):
+        with torch.no_grad():
+            self.calls += 1
+            self.average += (x.mean(0) - self.average) / float(self.calls)
+        super().guide(x - self.average)
+
+
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
+        (CountingInABuffer, r"`self.average \+= .*`: a number is read from a tensor"),
         (Branching, r"test_compile_limits.py, line \d+, `if x.sum\(\) > 0:`"),
         (Counting, "change .*calls"),
         (NoiseFromNumpy, "changes from call to call"),
@@ -108,6 +124,30 @@ def test_a_capture_names_the_line():
 
     with pytest.raises(CaptureError, match=r"return \(x if float"):
         capture(looks, torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda held, x: x * held.item(),
+        lambda held, x: x * float(held),
+        lambda held, x: x * held.tolist(),
+        lambda held, x: x * float(held.numpy()),
+        lambda held, x: x * float(np.asarray(held)),
+        lambda held, x: x * float(np.from_dlpack(held)),
+        lambda held, x: x + torch.full((3,), held),
+        lambda held, x: torch.add(x, x, alpha=held),
+        lambda held, x: x if torch.equal(held, torch.ones(())) else -x,
+        lambda held, x: x if torch.allclose(held, held) else -x,
+        lambda held, x: x if held > 1 else -x,
+    ],
+    ids=["item", "float", "list", "numpy", "array", "dlpack", "full", "alpha", "equal", "allclose", "branch"],
+)
+def test_a_number_that_is_read_from_a_tensor_is_no_constant(read):
+    """A graph kept what the tensor was at the capture, though it is a buffer that steps change."""
+    held = torch.tensor(2.0)
+    with pytest.raises(CaptureError):
+        capture(lambda x: (read(held, x),), torch.ones(3))
 
 
 def test_an_evaluation_that_cannot_be_compiled_says_why(interpreted):

@@ -7,12 +7,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor, fx
+from torch._subclasses import FakeTensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_vae.errors import PplVaeError, first_line
 
@@ -20,6 +23,8 @@ __all__ = ["CaptureError", "Captured", "capture"]
 
 TensorFunction = Callable[..., Sequence[Tensor]]
 
+_NUMBERS = {getattr(torch.ops.aten, name).default for name in ("_local_scalar_dense", "allclose", "equal")}
+_ARRAYS = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 _LIBRARIES = (Path(torch.__file__).parent, Path(pyro.__file__).parent, Path(__file__).parents[1])
 
 
@@ -52,10 +57,45 @@ def capture(function: TensorFunction, *arguments: Tensor) -> Captured:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            graph = make_fx(function, tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
+            graph = make_fx(_refusing_reads(function), tracing_mode="fake", _allow_non_fake_inputs=True)(*arguments)
     except Exception as error:
         raise CaptureError(f"{_place_of(error)}{first_line(error)}") from error
     return Captured(graph, _lift_attributes(graph))
+
+
+def _refusing_reads(function: TensorFunction) -> TensorFunction:
+    """The function, which fails where it reads a number from a tensor that has values.
+
+    A graph would keep the number, whatever the tensor becomes. Tensors without values refuse by themselves.
+    """
+
+    def refusing(*arguments: Tensor) -> Sequence[Tensor]:
+        with _NoReadsInTorch(), _NoReadsInPython():
+            return function(*arguments)
+
+    return refusing
+
+
+class _NoReadsInTorch(TorchDispatchMode):
+    """Refuses what becomes a number, such as `item`, `float`, or a tensor in the place of a size."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {})) if func not in _NUMBERS else _read(func, args, kwargs)
+
+
+class _NoReadsInPython(TorchFunctionMode):
+    """Refuses what looks into the memory of a tensor, of which torch knows nothing more."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {})) if func not in _ARRAYS else _read(func, args, kwargs)
+
+
+def _read(func: Any, args: Any, kwargs: Any) -> Any:
+    if all(isinstance(t, FakeTensor) for t in args if isinstance(t, Tensor)):
+        return func(*args, **(kwargs or {}))
+    raise CaptureError(
+        "a number is read from a tensor, and a graph would keep it as it is now; compute with the tensor itself"
+    )
 
 
 def _lift_attributes(graph: fx.GraphModule) -> list[Tensor]:
