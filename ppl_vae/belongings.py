@@ -14,14 +14,14 @@ from ppl_vae.attributes import ABSENT, Attributes, Place, registered_with, reord
 from ppl_vae.contents import ArrayContent, SetContent, TensorContent, is_same, memory
 from ppl_vae.discovery import LARGEST_CONTAINER
 from ppl_vae.naming import is_named, is_text
-from ppl_vae.portable import ARRAY, GONE, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
+from ppl_vae.portable import ARRAY, GONE, LIST, ON_DEVICE, TENSOR, VALUE, Portable, can_hold, content, entry, fill, fits
 from ppl_vae.storage.plain import HALVES
 
 __all__ = ["Belongings", "Taken"]
 
 # What a name begins with beside the kinds of what stands in a place: what else is said of one, and contents written to.
 _SIZE, _SET, _INTO_TENSOR, _INTO_ARRAY = "size", "set", "into tensor", "into array"
-_INTO, _VALUES = (_INTO_TENSOR, _INTO_ARRAY), (VALUE, TENSOR, ON_DEVICE, ARRAY)
+_INTO, _VALUES = (_INTO_TENSOR, _INTO_ARRAY), (VALUE, LIST, TENSOR, ON_DEVICE, ARRAY)
 _CONTENTS, _IN_PLACES = (_SET, *_INTO), (GONE, *_VALUES)
 _NAME = re.compile(r"(?s)([a-z ]+) ([0-9]{1,9}):(.*)")
 _LONGEST = 900  # of the names of tensors in a file
@@ -32,7 +32,7 @@ class Taken(NamedTuple):
     """What is not as it was."""
 
     plain: dict[str, Any]
-    """Numbers and text, the entries of sets, and None for what is gone."""
+    """Numbers and text, lists of such, the entries of sets, and None for what is gone."""
     tensors: dict[str, Tensor]
     """Tensors, and arrays of NumPy as such."""
     lost: tuple[str, ...]
@@ -42,9 +42,10 @@ class Taken(NamedTuple):
 class Belongings:
     """Values that a module and its programs keep, as they are now: what changes can be taken to another process.
 
-    Those are numbers, text, tensors and arrays under the names of `Attributes`, whether others take their place or they
-    are written to, entries that come to lists and dictionaries of such or go from them, and the entries of sets. Of
-    what is registered with the module, whose numbers are kept with it, they are buffers of another shape or type.
+    Those are numbers, text, tensors, arrays and lists of numbers and text under the names of `Attributes`, whether
+    others take their place or they are written to, entries that come to lists and dictionaries of such or go from them,
+    and the entries of sets. Of what is registered with the module, whose numbers are kept with it, they are buffers of
+    another shape or type.
 
     Args:
         root: See `Attributes`. In the other process it has to be made in the same way.
@@ -129,8 +130,11 @@ class Belongings:
 
     def _changes(self) -> Iterator[tuple[_Name, Any]]:
         """Names and values of what is not as it was; `_Lost` for those that no other process can be given."""
-        shared = Counter(memory(v) for p in self._attributes.places for v in _values(p) if type(v) is Tensor)
-        own = {where for where, count in shared.items() if count == 1} - self._attributes.registered | {None, 0}
+        shared = Counter(map(_mark, _standing(self._attributes.places).values()))
+        own = {where for where, count in shared.items() if count == 1} - {*self._attributes.registered, list} | {
+            None,
+            0,
+        }
         forms = self._forms_now()
         for number, place in enumerate(self._places):
             changes = (
@@ -173,7 +177,7 @@ class Belongings:
                 if isinstance(now, Tensor) and len(forms[where].places) > 1:
                     yield name, _Lost()
 
-    def _changes_of(self, number: int, place: Place, own: set[int | None]) -> Iterator[tuple[_Name, Any]]:
+    def _changes_of(self, number: int, place: Place, own: set[Any]) -> Iterator[tuple[_Name, Any]]:
         """What has changed in a place; of a container that is of another size or order, whatever stands in it."""
         size = None
         if resized := self._is_resized(number, place):
@@ -186,7 +190,7 @@ class Belongings:
                 continue  # the size tells
             if _key(place, name.label) is ABSENT:
                 value = _Lost()
-            if changed or (resized and not isinstance(value, _Lost)):
+            if changed or (resized and not isinstance(value, _Lost | list)):  # a list is still the one that it was
                 yield name, value
         added = place.added()
         in_order = isinstance(place.holder.source, list | deque)
@@ -294,12 +298,21 @@ def _can_be_name(text: str, value: Any) -> bool:
     return len(text) <= _LONGEST and text == text.encode(errors="replace").decode()
 
 
-def _named(number: int, place: Place, key: Any, own: set[int | None]) -> tuple[_Name, Any]:
+def _named(number: int, place: Place, key: Any, own: set[Any]) -> tuple[_Name, Any]:
     """The name and the value that another process can be given of what stands in a place now."""
     now = place.now(key)
-    found = entry(now, memory(now) in own if type(now) is Tensor else True)
+    found = entry(now, _mark(now) in own)
     name = _Name(VALUE if found is None else found.kind, number, place.label(key))
     return name, _Lost() if found is None else found.value
+
+
+def _mark(value: Any) -> Any:
+    """What tells a tensor or a list from others; None of what needs none; that of too long a list is no one's."""
+    if type(value) is Tensor:
+        return memory(value)
+    if type(value) is list:
+        return (list, id(value)) if len(value) <= LARGEST_CONTAINER else list
+    return None
 
 
 def _sizes(plain: Mapping[str, Any]) -> list[tuple[_Name, Any]]:
@@ -319,8 +332,9 @@ def _key(place: Place, label: str) -> Any:
     return int(last) if last.isdecimal() and int(last) >= place.size else ABSENT
 
 
-def _values(place: Place) -> list[Any]:
-    return [place.now(key) for key in (*place.keys, *place.added())]
+def _standing(places: Iterable[Place]) -> dict[tuple[int, Any], Any]:
+    """What stands where: a variable of two functions is one place."""
+    return {(id(p.holder.source), key): p.now(key) for p in places for key in (*p.keys, *p.added())}
 
 
 def _size(place: Place) -> int | list[str] | None:

@@ -12,10 +12,24 @@ from ppl_vae.attributes import ABSENT, PLAIN
 from ppl_vae.contents import ArrayContent, SetContent, TensorContent, spelled
 from ppl_vae.storage import check_storable
 
-__all__ = ["ARRAY", "GONE", "ON_DEVICE", "TENSOR", "VALUE", "Portable", "can_hold", "content", "entry", "fill", "fits"]
+__all__ = [
+    "ARRAY",
+    "GONE",
+    "LIST",
+    "ON_DEVICE",
+    "TENSOR",
+    "VALUE",
+    "Portable",
+    "can_hold",
+    "content",
+    "entry",
+    "fill",
+    "fits",
+]
 
-# What stands in a place instead of what was there: a number or text, nothing, a tensor, or an array of NumPy.
-VALUE, GONE, TENSOR, ON_DEVICE, ARRAY = "value", "gone", "tensor", "device tensor", "array"
+# What stands in a place instead of what was there: a number or text, a list of such, nothing, a tensor, or an array of
+# NumPy.
+VALUE, LIST, GONE, TENSOR, ON_DEVICE, ARRAY = "value", "list", "gone", "tensor", "device tensor", "array"
 _EXACT = (bool, int, float, complex, str, type(None))
 _KINDS = "biufc"
 
@@ -26,12 +40,14 @@ class Portable(NamedTuple):
     kind: str
     """What it is."""
     value: Any
-    """A plain value, or a tensor."""
+    """A plain value, a list of such, or a tensor."""
 
     def unpacked(self, device: torch.device) -> Any:
         """A copy for programs to keep."""
         if self.kind == VALUE:
             return self.value
+        if self.kind == LIST:
+            return [*self.value]
         if self.kind == ARRAY:
             return self.value.detach().cpu().numpy().copy()
         return self.value.detach().clone().to(device if self.kind == ON_DEVICE else "cpu")
@@ -42,12 +58,14 @@ def entry(value: Any, is_own: bool) -> Portable | None:
 
     Args:
         value: The value, or `ABSENT`.
-        is_own: Whether no other tensor shares its memory.
+        is_own: Whether no other tensor shares its memory, or a list stands nowhere else.
     """
     if value is ABSENT:
         return Portable(GONE, None)
     if _is_plain(value):
         return Portable(VALUE, value)
+    if is_own and _is_plain_list(value):
+        return Portable(LIST, [*value])
     if type(value) is Tensor and is_own and _is_storable(value):
         return Portable(TENSOR if value.device.type == "cpu" else ON_DEVICE, value)
     if type(value) is np.ndarray and (found := _as_tensor(value)) is not None:
@@ -57,6 +75,8 @@ def entry(value: Any, is_own: bool) -> Portable | None:
 
 def fits(kind: str, value: Any) -> bool:
     """Whether a value may be of a kind."""
+    if kind == LIST:
+        return _is_plain_list(value)
     return isinstance(value, PLAIN) if kind in (VALUE, GONE) else isinstance(value, Tensor)
 
 
@@ -74,7 +94,7 @@ def content(held: TensorContent | ArrayContent | SetContent) -> list[Any] | Tens
 def can_hold(held: TensorContent | ArrayContent | SetContent, value: Any) -> bool:
     """Whether a set, an array or a tensor may be given this content."""
     if isinstance(held, SetContent):
-        return isinstance(value, list) and all(map(_is_plain, value))
+        return _is_plain_list(value)
     own = held.tensor if isinstance(held, TensorContent) else _as_tensor(held.array)
     same = own is not None and isinstance(value, Tensor) and (own.shape, own.dtype) == (value.shape, value.dtype)
     return same and (isinstance(held, TensorContent) or held.array.flags.writeable)
@@ -89,6 +109,10 @@ def fill(held: TensorContent | ArrayContent | SetContent, value: Any) -> None:
         np.copyto(held.array, value.detach().cpu().numpy())
     else:
         held.tensor.data.copy_(value)
+
+
+def _is_plain_list(value: Any) -> bool:
+    return type(value) is list and all(map(_is_plain, value))
 
 
 def _is_plain(value: Any) -> bool:

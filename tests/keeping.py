@@ -115,6 +115,7 @@ KINDS = {
     "an array in place": (lambda: np.ones(1), lambda own: own.kept.__imul__(1.1), first),
     "another array": (lambda: np.ones(1, np.float32), lambda own: keep(own, own.kept * np.float32(1.1)), first),
     "a list that grows": (list, lambda own: own.kept.append(1.1), size),
+    "another list": (list, lambda own: keep(own, [*own.kept, 1.1 * len(own.kept)][-3:]), lambda own: sum(own.kept)),
     "a list that shrinks": (lambda: [0.5] * 20, lambda own: own.kept.pop(), size),
     "a list of tensors": (list, lambda own: own.kept.append(torch.ones(1) * len(own.kept)), lambda own: sum(own.kept)),
     "a queue": (lambda: deque([1.0], 3), lambda own: own.kept.append(own.kept[-1] * 1.1), lambda own: sum(own.kept)),

@@ -141,6 +141,37 @@ def test_wrong_dtype_has_a_mend():
         pv.check(closure_pair(), torch.zeros(4, 3, dtype=torch.uint8))
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((6, 2), r"takes rows of 3 numbers, found 2: give data of the shape that the programs take, or make them"),
+        ((6,), r"takes rows of 3 numbers, found 6: give data of the shape .* \(reshape a column to \(N, 1\)\)"),
+    ],
+)
+def test_data_of_another_width_have_a_mend(rows, message):
+    layer = torch.nn.Linear(3, 2)
+    pair = pair_of(good_model, lambda x: pyro.sample("z", dist.Normal(layer(x), 1.0).to_event(1)))
+    with pytest.raises(pv.PairError, match=message):
+        pv.check(pair, torch.zeros(rows))
+
+
+@pytest.mark.parametrize(
+    ("fails", "mend"),
+    [
+        (
+            lambda x: torch.zeros(6, 5) @ torch.zeros(4, 2),
+            "; a layer takes rows of 4 numbers, found 5: make it for those",
+        ),
+        (lambda x: torch.zeros(6, 5) + torch.zeros(6, 4), ""),
+        (lambda x: x + torch.zeros(6, 4), "; give data of the shape that the programs take, or make them for these"),
+    ],
+)
+def test_sizes_within_a_program_are_not_put_down_to_the_data(fails, mend):
+    with pytest.raises(pv.PairError, match=r"failed on a batch of \(6, 3\)") as caught:
+        pv.check(pair_of(good_model, fails), X)
+    assert str(caught.value) == f"the guide failed on a batch of (6, 3) float32: {caught.value.__cause__}{mend}"
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.half])
 def test_a_type_that_nothing_can_be_drawn_in_has_a_mend(dtype):
     def model(x):

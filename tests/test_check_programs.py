@@ -120,8 +120,19 @@ def test_programs_that_fail_on_fewer_rows_say_so_whatever_the_size():
 
 def test_an_automatic_guide_is_told_to_be_an_encoder():
     pair = pv.Pair(good_model_of_two, AutoNormal(good_model_of_two))
-    with pytest.raises(pv.PairError, match="AutoNormal keeps a value for each row of its first batch: write a guide"):
+    with pytest.raises(
+        pv.PairError, match="AutoNormal keeps a value for each row of its first batch: write a guide"
+    ) as caught:
         pv.check(pair, X)
+    assert str(caught.value).count("AutoNormal keeps a value") == 1
+
+
+def test_an_automatic_guide_of_other_rows_is_told_the_same_in_an_evaluation():
+    guide = AutoNormal(good_model_of_two)
+    with pyro.get_param_store().scope():
+        guide(X)
+    with pytest.raises(pv.PairError, match=r"rows of the batch, found 6; AutoNormal keeps a value for each row"):
+        pv.log_likelihood(pv.Pair(good_model_of_two, guide), X[:5], 10, progress=False)
 
 
 def test_auxiliary_sites_are_for_point_guides_only():

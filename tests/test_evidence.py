@@ -341,3 +341,13 @@ def test_an_estimate_of_other_data_is_refused():
     ll = pv.log_likelihood(ppca, ppca.sample(3), 10, progress=False)
     with pytest.raises(pv.DataError, match=r"exact: expected log p\(x\) of each datum, \(3,\), found shape \(4,\)"):
         pv.agreement(ll, np.zeros(4))
+
+
+def test_an_estimate_is_not_the_exact_answer_and_one_that_a_model_tells_is():
+    ppca = small_ppca()
+    x = ppca.sample(3)
+    ll = pv.log_likelihood(ppca, x, 10, progress=False)
+    with pytest.raises(pv.DataError, match=r"log_evidence, or an ExactLogLikelihood, found LogLikelihood, an estimate"):
+        pv.agreement(ll, ll)
+    told = pv.ExactLogLikelihood.of(ppca.log_prob(x), num_dimensions=x.shape[1])
+    assert pv.agreement(ll, told).error.tolist() == pv.agreement(ll, ppca.log_prob(x).numpy()).error.tolist()

@@ -6,7 +6,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+import ppl_vae as pv
+from ppl_vae import figures
 from ppl_vae.errors import DataError
 from ppl_vae.figures import bound_in_parts, latent_curves, learning_curves, rank_plots
 from tests.statistical import assert_close
@@ -86,3 +89,34 @@ def test_broken_input_is_refused():
         bound_in_parts(ledger(1.0, 1.0, {}))
     with pytest.raises(DataError, match="kl: expected an array of 2 dimensions"):
         latent_curves(history([1.0, np.nan], [1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (figures.bound_against_samples, "curve: expected what k_curve has returned, found LogLikelihood"),
+        (figures.bound_in_parts, "ledger: expected what ledger has returned, found LogLikelihood"),
+        (figures.contact_sheet, "pictures: expected captions with the picture of each, found LogLikelihood"),
+        (lambda ll: figures.contact_sheet({"a": ll}), "pictures: expected figures and the Paths of PNG files, found"),
+        (figures.gap_bars, "gaps: expected names with what gap_decomposition has returned for each, found LogLik"),
+        (lambda ll: figures.gap_bars({"a": ll}), r"gaps\['a'\]: expected what gap_decomposition has returned, found"),
+        (figures.image_grid, "images: expected an array of real numbers"),
+        (figures.latent_curves, "history: expected Fit.history, found LogLikelihood"),
+        (figures.learning_curves, "history: expected Fit.history, or columns by name, found LogLikelihood"),
+        (figures.log_likelihood_histogram, "values: expected an array of real numbers"),
+        (figures.rank_intervals, "found: expected what compare has returned, found LogLikelihood"),
+        (figures.rank_plots, "calibration: expected what calibrate has returned, found LogLikelihood"),
+        (lambda ll: figures.reconstructions(np.zeros((1, 2, 2)), ll), "rows: expected labels with the images of each"),
+        (lambda ll: figures.save(ll, "nowhere.png"), "figure: expected a figure of matplotlib, found LogLikelihood"),
+        (lambda ll: figures.show_rows(None, ll), "rows: expected labels with the images of each row, found LogLik"),
+    ],
+)
+def test_another_result_is_refused_in_words(draw, message):
+    ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
+    with pytest.raises(DataError, match=message):
+        draw(pv.log_likelihood(ppca, torch.zeros(2, 2), 10, progress=False))
+
+
+def test_columns_without_names_are_no_history():
+    with pytest.raises(DataError, match="expected a history with columns"):
+        learning_curves(np.zeros((2, 5)))

@@ -27,7 +27,15 @@ def look(own: Keeper) -> float:
     return float(own.look(own))
 
 
-KEPT = ["a number", "another tensor", "an array in place", "a list that shrinks", "a dictionary that grows", "a set"]
+KEPT = [
+    "a number",
+    "another tensor",
+    "another list",
+    "an array in place",
+    "a list that shrinks",
+    "a dictionary that grows",
+    "a set",
+]
 
 
 @pytest.mark.parametrize("kind", KEPT)
@@ -45,7 +53,7 @@ def test_a_pair_opened_again_keeps_what_the_trained_one_does(kind: str, tmp_path
 
 def test_what_no_file_holds_is_said_when_it_is_read(tmp_path: Path):
     def make():
-        return Keeper([], lambda own: setattr(own, "kept", [*own.kept, 1.0]), lambda own: 1.0)
+        return Keeper((), lambda own: setattr(own, "kept", (*own.kept, 1.0)), lambda own: 1.0)
 
     with pytest.warns(UserWarning, match="checkpoints do not hold"):
         run(make, binary, {"epochs": 1}, run_dir=tmp_path)

@@ -74,8 +74,13 @@ def test_what_does_not_belong_to_the_step_is_refused(tmp_path: Path, quiet: None
         pv.replay(fresh(make=lambda: Gaussian(nn.BatchNorm1d(4))), tmp_path)
     with pytest.raises(pv.CheckpointError, match="expected a checkpoint of step 77"):
         pv.replay(fresh(make=Gaussian), tmp_path, step=77)
-    with pytest.raises(pv.CheckpointError, match="expected a step that was not finite, found none"):
+    with pytest.raises(
+        pv.CheckpointError, match="nowhere: expected the run directory of a fit, found no such directory"
+    ):
         pv.replay(fresh(make=Gaussian), tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(pv.CheckpointError, match="expected a step that was not finite, found none"):
+        pv.replay(fresh(make=Gaussian), tmp_path / "empty")
     (file,) = (tmp_path / "bad-steps" / f"step-{bad_steps(1)[0]:09d}").glob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(pv.CheckpointError, match=r"tensors\.safetensors: expected"):

@@ -15,7 +15,7 @@ from torch import nn
 
 from ppl_vae.belongings import Belongings
 from ppl_vae.errors import CheckpointError
-from ppl_vae.pair import as_pair
+from ppl_vae.pair import Pair, as_pair
 from ppl_vae.storage import newest, read, step_folder, write
 from ppl_vae.svi import saving
 from tests.keeping import HIGH, KINDS, LOW, Keeper, keep, keeper
@@ -45,7 +45,7 @@ def test_what_programs_keep_changes_no_bit(kind: str, tmp_path: Path):
     assert not same(whole, less)
 
 
-@pytest.mark.parametrize("kind", ["a number that stays", "a list that grows", "a set", "another array"])
+@pytest.mark.parametrize("kind", ["a number that stays", "a list that grows", "another list", "a set", "another array"])
 def test_a_fit_that_goes_on_twice_still_has_it(kind: str, tmp_path: Path):
     """First with the same object, which has it already, then with a new one, as in another process."""
     whole = numbers(*run(lambda: keeper(kind), binary, {"epochs": 3}))
@@ -62,7 +62,9 @@ UNNAMEABLE = HIGH
 LOST = {
     "an object": (lambda: SimpleNamespace(n=1.0), lambda own: keep(own, SimpleNamespace(n=own.kept.n + 1.0))),
     "a list of objects": (list, lambda own: own.kept.append(SimpleNamespace())),
-    "another list": (list, lambda own: keep(own, [*own.kept, 1.0])),
+    "another list of tensors": (list, lambda own: keep(own, [*own.kept, torch.ones(1)])),
+    "another list that is too long": (list, lambda own: keep(own, [1.0] * 1001)),
+    "another dictionary": (dict, lambda own: keep(own, {**own.kept, "a": 1.0})),
     "keys that are no text": (dict, lambda own: own.kept.update({len(own.kept): 1.0})),
     "an array of objects": (lambda: np.array([None]), lambda own: keep(own, np.array([own]))),
     "keys of one name": (lambda: {1: 0.0, "[1]": 0.0}, lambda own: own.kept.update({1: own.kept[1] + 1.0})),
@@ -117,6 +119,58 @@ def test_what_was_not_changed_then_is_put_back_too():
     own.kept.add_(1.0)
     belongings.put(taken.plain, taken.tensors)
     assert torch.equal(own.kept, before)
+
+
+def test_a_list_that_took_the_place_of_another_goes_back_and_is_nobody_elses():
+    own = fresh(0, lambda: Keeper([0.0], None, None))
+    belongings = Belongings(as_pair(own))
+    own.kept = [1.0, float("nan")]
+    judged = belongings.taken()
+    own.kept.append(2.0)
+    assert len(*judged.plain.values()) == 2
+    belongings.put_back(judged.plain, judged.tensors)
+    own.kept.append(3.0)
+    belongings.put_back(judged.plain, judged.tensors)
+    assert repr(own.kept) == "[1.0, nan]"
+
+
+def test_a_list_that_came_to_stand_in_two_places_is_lost():
+    own = fresh(0, lambda: Keeper([0.0], None, None))
+    belongings = Belongings(as_pair(own))
+    own.change = own.kept = [1.0]
+    assert belongings.taken() == ({}, {}, ("self.kept", "self.change"))
+
+
+def test_a_variable_that_both_programs_share_stands_in_one_place():
+    def make():
+        log, mean = [0.0], torch.zeros(1)
+
+        def model(x):
+            nonlocal log, mean
+            log, mean = [*log, 1.0], mean + 1.0
+
+        def guide(x):
+            return log, mean
+
+        return Pair(model, guide)
+
+    one, other = make(), make()
+    belongings, again = Belongings(one), Belongings(other)
+    one.model(binary)
+    taken = belongings.taken()
+    assert not taken.lost
+    again.put(taken.plain, taken.tensors)
+    assert other.guide(binary) == ([0.0, 1.0], torch.ones(1))
+
+
+def test_a_list_within_a_list_that_grows_is_still_the_one_that_it_was():
+    own = fresh(0, lambda: Keeper([[0.0]], None, None))
+    belongings, inner = Belongings(as_pair(own)), own.kept[0]
+    own.kept.append([1.0])
+    taken = belongings.taken()
+    belongings.put(taken.plain, taken.tensors)
+    assert own.kept == [[0.0], [1.0]]
+    assert own.kept[0] is inner
 
 
 def test_a_number_that_becomes_nan_is_another_one():

@@ -104,7 +104,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         prior = trace(pair, "model", args)
         check_sites(guide, prior)
         for role, tape in (("model", prior), ("guide", guide)):
-            check_plates(role, tape, len(rows))
+            check_plates(pair, role, tape, len(rows))
         check_agreement(guide, prior)
         smaller = check_other_size(pair, args) if len(rows) > 1 else prior
         model = _replayed(pair, args, guide, prior)
@@ -180,7 +180,7 @@ def check_for_pyro(pair: Pair, batch: Batch) -> CheckReport | None:
         for name in summed:
             del model.sites[name]
         check_sites(guide, model)
-        check_plates("model", model, len(batch[0]))
+        check_plates(pair, "model", model, len(batch[0]))
         bounded = bounded_by_latents(pair, batch)
         check_observed(model, bounded)
         layout = find_layout(guide, model, bounded)
@@ -198,7 +198,7 @@ def check_form(pair: Pair, rows: Rows, layout: Layout) -> None:
     with quiet(pair):
         try:
             for role in ("guide", "model"):
-                check_plates(role, trace(pair, role, few), len(few[0]))
+                check_plates(pair, role, trace(pair, role, few), len(few[0]))
             with validating(False):
                 check_scored(trace(pair, "model", few))
         except PairError as error:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from math import prod
 
 import torch
-from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ppl_vae.checking.rules import check_plates
+from ppl_vae.checking.rules import check_plates, size_mend
 from ppl_vae.checking.sites import distribution_name, frame_of
 from ppl_vae.contents import give, same_numbers
 from ppl_vae.errors import PairError, PplVaeError, first_line, is_lack_of_memory
@@ -37,6 +38,18 @@ __all__ = [
 _LOOPED_DRAWS = 8
 _PROBE_ROWS = 8
 _SEED = 0
+# What torch says of sizes that do not fit.
+_PRODUCT = re.compile(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)")
+_OF_SHAPES = (
+    "size mismatch",
+    "must match",
+    "channels",
+    "expected input",
+    "input of size",
+    "broadcast",
+    "expected tensor",
+)
+_NUMBER = re.compile(r"\d{1,9}")
 
 
 @contextmanager
@@ -65,7 +78,9 @@ def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tap
         raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(a.shape)} {str(a.dtype).removeprefix('torch.')}" for a in batch)
-        raise PairError(f"the {role} failed on a batch of {shapes}: {first_line(error)}{_mend(error)}") from error
+        raise PairError(
+            f"the {role} failed on a batch of {shapes}: {first_line(error)}{_mend(error, batch)}"
+        ) from error
 
 
 @contextmanager
@@ -84,7 +99,7 @@ def _refusing_to_write_to(batch: Batch, role: str) -> Iterator[None]:
         )
 
 
-def _mend(error: Exception) -> str:
+def _mend(error: Exception, batch: Batch) -> str:
     text = str(error)
     if "Shape mismatch inside plate" in text:
         return "; declare the dimensions of one value with .to_event(1)"
@@ -95,7 +110,20 @@ def _mend(error: Exception) -> str:
         return "; convert the data to a type that torch draws in, x.float(): levels and counts stay whole numbers"
     if isinstance(error, TypeError) and "argument" in text:
         return "; a program takes one argument for each array of the data"
-    return ""
+    return _shape_mend(first_line(error), batch)
+
+
+def _shape_mend(text: str, batch: Batch) -> str:
+    """What to do where sizes do not fit, one of which is that of a row of the data."""
+    sizes = {size for a in batch for size in (a.shape[-1], prod(a.shape[1:]), a.numel())}
+    column = " (reshape a column to (N, 1))" if any(a.dim() == 1 for a in batch) else ""
+    mend = f"give data of the shape that the programs take{column}, or make them for these"
+    if found := _PRODUCT.search(text):
+        given, taken = map(int, found.groups())
+        mend = mend if given in sizes else "make it for those"
+        return f"; a layer takes rows of {taken} numbers, found {given}: {mend}"
+    is_of_data = not sizes.isdisjoint(int(n) for n in _NUMBER.findall(text) if n != "1")
+    return f"; {mend}" if is_of_data and any(words in text for words in _OF_SHAPES) else ""
 
 
 def guide_is_noisy(pair: Pair, batch: Batch, layout: Layout) -> bool:
@@ -204,22 +232,14 @@ def check_other_size(pair: Pair, batch: Batch) -> Tape:
     for role in ("guide", "model"):
         try:
             tape = trace(pair, role, fewer)
-            check_plates(role, tape, len(fewer[0]))
+            check_plates(pair, role, tape, len(fewer[0]))
         except PairError as error:
+            mend = f"; {size_mend(pair, role)}"
             raise PairError(
                 f"the {role} works on {len(batch[0])} rows but not on {len(fewer[0])}, and the last batch may be "
-                f"smaller: {error}; {_size_mend(pair, role)}"
+                f"smaller: {str(error).removesuffix(mend)}{mend}"
             ) from error
     return tape
-
-
-def _size_mend(pair: Pair, role: str) -> str:
-    if role == "guide" and isinstance(pair.guide, AutoGuide):
-        return (
-            f"{type(pair.guide).__name__} keeps a value for each row of its first batch: write a guide that computes "
-            "them from x, as an encoder does"
-        )
-    return 'take sizes from the batch, as in pyro.plate("data", x.shape[0])'
 
 
 def rows_are_mixed(pair: Pair, batch: Batch, layout: Layout) -> bool:

@@ -7,10 +7,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ppl_vae.checking.sites import distribution_name, frame_of, is_point
 from ppl_vae.errors import DataError, PairError, located
+from ppl_vae.pair import Pair
 from ppl_vae.reductions import mask_of, site_log_prob
 from ppl_vae.supports import covers, excluded_values, first_outside, support_name, support_of, support_of_data
 from ppl_vae.tape import DATA, Layout, Site, Tape
@@ -24,6 +26,7 @@ __all__ = [
     "check_scored",
     "check_sites",
     "check_supports",
+    "size_mend",
 ]
 
 
@@ -73,7 +76,17 @@ def check_sites(guide: Tape, model: Tape) -> None:
             )
 
 
-def check_plates(role: str, tape: Tape, num_rows: int) -> None:
+def size_mend(pair: Pair, role: str) -> str:
+    """What to do where a program has another number of rows than its batch."""
+    if role == "guide" and isinstance(pair.guide, AutoGuide):
+        return (
+            f"{type(pair.guide).__name__} keeps a value for each row of its first batch: write a guide that computes "
+            "them from x, as an encoder does"
+        )
+    return 'take sizes from the batch, as in pyro.plate("data", x.shape[0])'
+
+
+def check_plates(pair: Pair, role: str, tape: Tape, num_rows: int) -> None:
     """Every site lies in a plate "data" over the rows of the batch, with batch dimensions that plates explain."""
     if role == "model" and not any(frame_of(s, DATA) for s in tape.sites.values()):
         found = sorted({f.name for s in tape.sites.values() for f in s["cond_indep_stack"]})
@@ -98,7 +111,7 @@ def check_plates(role: str, tape: Tape, num_rows: int) -> None:
         if frame.size not in (-1, num_rows):
             raise PairError(
                 f'{role}, site {name!r}: expected plate "data" to have the {num_rows} rows of the batch, found '
-                f'{frame.size}; write pyro.plate("data", x.shape[0])'
+                f"{frame.size}; {size_mend(pair, role)}"
             )
         _check_batch_shape(role, site, num_rows)
 

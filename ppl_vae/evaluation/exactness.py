@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ppl_vae.arrays import real_array
 from ppl_vae.averages import mean_stderr
 from ppl_vae.errors import DataError
+from ppl_vae.evaluation.exact_result import ExactLogLikelihood
 from ppl_vae.evaluation.intervals import Interval
+from ppl_vae.evaluation.means import MeanLogLikelihood
 from ppl_vae.evaluation.ranking import Estimate
 
 __all__ = ["Agreement", "agreement"]
@@ -65,15 +67,15 @@ class Agreement:
         return f"{text}; 95 % intervals hold it for {self.coverage:.1%} of the {int(self.trusted.sum()):,} trusted data"
 
 
-def agreement(estimate: Bounded, exact: np.ndarray) -> Agreement:
+def agreement(estimate: Bounded, exact: np.ndarray | ExactLogLikelihood) -> Agreement:
     """Sets an estimate against the exact log p(x) of the same data, such as that of `log_evidence`.
 
     Args:
         estimate: A `LogLikelihood`, an `AnnealedLogLikelihood`, or what else has value, stderr, trusted and intervals.
-        exact: log p(x) of each datum (N,), in nats.
+        exact: log p(x) of each datum (N,), in nats, or an `ExactLogLikelihood`.
 
     Raises:
-        DataError: They are of different numbers of data.
+        DataError: They are of different numbers of data, or `exact` is an estimate.
 
     Example:
         >>> import torch
@@ -84,9 +86,18 @@ def agreement(estimate: Bounded, exact: np.ndarray) -> Agreement:
         >>> agreement(ll, pv.log_evidence(ppca, x, progress=False)).coverage
         1.0
     """
-    exact = real_array("exact", exact)
+    exact = _values(exact)
     if exact.shape != estimate.value.shape:
         raise DataError(f"exact: expected log p(x) of each datum, {estimate.value.shape}, found shape {exact.shape}")
     low, high = estimate.intervals(_LEVEL)
     held = (low - _TOLERANCE <= exact) & (exact <= high + _TOLERANCE)
     return Agreement(estimate.value - exact, np.asarray(estimate.stderr), np.asarray(estimate.trusted), held)
+
+
+def _values(exact: Any) -> np.ndarray:
+    if isinstance(exact, MeanLogLikelihood) and not isinstance(exact, ExactLogLikelihood):
+        raise DataError(
+            "exact: expected log p(x) of each datum, an array such as that of log_evidence, or an ExactLogLikelihood, "
+            f"found {type(exact).__name__}, an estimate"
+        )
+    return real_array("exact", exact.value if isinstance(exact, ExactLogLikelihood) else exact)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, check_given, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,9 @@ def bound_against_samples(curve: Any, title: str = "Bound on log p(x) against sa
         curve: A `KCurve`.
         title: Title of the figure.
 
+    Raises:
+        DataError: It is no such curve.
+
     Reference:
         Domke and Sheldon (2018), Importance Weighting and Variational Inference.
 
@@ -32,6 +35,7 @@ def bound_against_samples(curve: Any, title: str = "Bound on log p(x) against sa
         >>> [axes.get_ylabel() for axes in bound_against_samples(curve).axes]
         ['bound, nats per datum', 'rise from k to 2k, nats per datum']
     """
+    check_given("curve", curve, "what k_curve has returned", "extrapolated", "rise", "law")
     figure = new_figure(9.0, 3.6)
     figure.suptitle(title, fontweight="bold")
     bound, rise = figure.subplots(1, 2)

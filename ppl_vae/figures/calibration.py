@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_vae.errors import DataError
-from ppl_vae.figures.canvas import BETWEEN, DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.figures.canvas import BETWEEN, DARK, LIGHT, MIDDLE, check_given, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def rank_plots(calibration: Any, title: str = "Simulation-based calibration") ->
         title: Title of the figure.
 
     Raises:
-        DataError: There are no ranks, or one is outside 0..L.
+        DataError: It is no such calibration, there are no ranks, or one is outside 0..L.
 
     Example:
         >>> import ppl_vae as pv
@@ -42,6 +42,7 @@ def rank_plots(calibration: Any, title: str = "Simulation-based calibration") ->
         >>> sorted(axes.get_title() for axes in figure.axes)[0]
         'all 3 quantities, 40 simulations'
     """
+    check_given("calibration", calibration, "what calibrate has returned", "ranks", "num_draws", "departures")
     num_draws = calibration.num_draws
     departures = [departure.quantity for departure in calibration.departures()]
     columns = _columns(calibration.ranks, num_draws)

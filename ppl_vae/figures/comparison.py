@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ppl_vae.averages import mean_stderr
-from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, drawable, new_figure, quiet
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, check_given, drawable, new_figure, quiet
 from ppl_vae.wording import in_words, is_lower_bound
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ def rank_intervals(found: Any, title: str = "Held-out data") -> Figure:
         found: A `Comparison`.
         title: Title of the figure: what was compared on.
 
+    Raises:
+        DataError: It is no such comparison.
+
     Example:
         >>> import torch, ppl_vae as pv
         >>> ppca = pv.PPCA(torch.tensor([[1.0], [0.5]]), torch.zeros(2), 0.5)
@@ -37,6 +40,7 @@ def rank_intervals(found: Any, title: str = "Held-out data") -> Figure:
         >>> [text.get_text() for text in rank_intervals(found).axes[0].get_yticklabels()]
         ['1 to 2  a', '1 to 2  b']
     """
+    check_given("found", found, "what compare has returned", "names", "estimates", "behind")
     names = found.names
     figure = new_figure(7.5, 1.6 + 0.42 * len(names))
     axes = figure.subplots()

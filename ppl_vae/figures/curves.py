@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_vae.arrays import as_numpy, real_array
 from ppl_vae.errors import DataError
-from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.figures.canvas import DARK, LIGHT, MIDDLE, check_given, new_figure, quiet
 from ppl_vae.wording import is_lower_bound
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def learning_curves(
         A figure of three panels.
 
     Raises:
-        DataError: If the history is empty, lacks a column, or has columns of different lengths.
+        DataError: If it is no history, is empty, lacks a column, or has columns of different lengths.
 
     Example:
         >>> columns = {"step": [1, 2], "objective": [-9, -8], "elbo": [-9, -8], "distortion": [8, 6], "rate": [1, 2]}
@@ -129,10 +129,11 @@ def _columns(history: Sequence[Any] | Mapping[str, ArrayLike]) -> dict[str, NDAr
     """Columns of a history as float arrays; None becomes NaN, what is absent of validation a column of NaN."""
     held_out = ("validation_elbo", "validation_distortion", "validation_rate")
     required = ("step", "objective", "elbo", "distortion", "rate")
+    check_given("history", history, "Fit.history, or columns by name", "__getitem__", "__len__")
     if isinstance(history, Mapping):
         columns = {n: real_array(n, history[n]) for n in (*required, *held_out) if n in history}
     else:
-        names = [name for name in (*required, *held_out) if history and hasattr(history[0], name)]
+        names = [name for name in (*required, *held_out) if len(history) and hasattr(history[0], name)]
         columns = {name: np.array([getattr(row, name) for row in history], dtype=np.float64) for name in names}
     missing = [name for name in required if name not in columns]
     if missing:

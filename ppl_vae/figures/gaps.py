@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ppl_vae.errors import DataError
-from ppl_vae.figures.canvas import BETWEEN, DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.figures.canvas import BETWEEN, DARK, LIGHT, MIDDLE, check_given, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +29,7 @@ def gap_bars(gaps: Mapping[str, Any], title: str = "") -> Figure:
         title: Says the finding; by default which part is the larger one.
 
     Raises:
-        DataError: There is none.
+        DataError: There is none, or it is another result.
 
     Example:
         >>> import torch
@@ -40,6 +40,9 @@ def gap_bars(gaps: Mapping[str, Any], title: str = "") -> Figure:
         >>> gap_bars({"PPCA": found}).axes[0].get_ylabel()
         'log p(x) − ELBO (nats per datum)'
     """
+    check_given("gaps", gaps, "names with what gap_decomposition has returned for each", "items")
+    for name, found in gaps.items():
+        check_given(f"gaps[{name!r}]", found, "what gap_decomposition has returned", "approximation", "amortisation")
     if not gaps:
         raise DataError("expected at least one decomposition to draw, found none")
     figure = new_figure(3.6 + 1.4 * len(gaps), 4.4)

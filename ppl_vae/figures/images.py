@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_vae.arrays import real_array
 from ppl_vae.errors import DataError
-from ppl_vae.figures.canvas import BETWEEN, new_figure
+from ppl_vae.figures.canvas import BETWEEN, check_given, new_figure
 from ppl_vae.options import whole_number
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def reconstructions(
         >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
         ['original', 'VAE']
     """
+    check_given("rows", rows, "labels with the images of each row", "items")
     stacks = {"original": _images(original)} | {label: _images(images) for label, images in rows.items()}
     expected = stacks["original"].shape
     for label, stack in stacks.items():
@@ -103,6 +104,7 @@ def show_rows(
         >>> [label.get_text() for label in axes.get_yticklabels()]
         ['beta = 1', 'beta = 4']
     """
+    check_given("rows", rows, "labels with the images of each row", "items")
     stacks = [_images(images) for images in rows.values()]
     count, height = stacks[0].shape[:2]
     show_images(axes, np.concatenate(stacks), count, value_range)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppl_vae.errors import DataError
-from ppl_vae.figures.canvas import new_figure
+from ppl_vae.figures.canvas import check_given, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +34,7 @@ def contact_sheet(pictures: Mapping[str, Figure | Path], title: str = "", note: 
         note: A sentence under the title.
 
     Raises:
-        DataError: If there is no picture.
+        DataError: If there is no picture, or one is neither a figure nor a path.
 
     Example:
         >>> from ppl_vae.figures import image_grid
@@ -42,6 +42,7 @@ def contact_sheet(pictures: Mapping[str, Figure | Path], title: str = "", note: 
         >>> page.axes[0].get_title(loc="left")
         'samples'
     """
+    check_given("pictures", pictures, "captions with the picture of each", "items")
     if not pictures:
         raise DataError("expected at least one picture for the contact sheet, found none")
     pages = [(caption, _pixels(picture)) for caption, picture in pictures.items()]
@@ -100,6 +101,7 @@ def _pixels(picture: Figure | Path) -> NDArray[Any]:
 
     if isinstance(picture, Path):
         return imread(picture)
+    check_given("pictures", picture, "figures and the Paths of PNG files", "set_canvas", "savefig")
     canvas = FigureCanvasAgg(picture)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ppl_vae.arrays import finite_array
 from ppl_vae.errors import DataError
-from ppl_vae.figures.canvas import BETWEEN, DARK, LIGHT, MIDDLE, new_figure, quiet
+from ppl_vae.figures.canvas import BETWEEN, DARK, LIGHT, MIDDLE, check_given, new_figure, quiet
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ def bound_in_parts(ledger: Any, title: str = "What the bound is made of") -> Fig
         title: Title of the figure.
 
     Raises:
-        DataError: There is no latent, or a number is not finite.
+        DataError: It is no such ledger, there is no latent, or a number is not finite.
 
     Example:
         >>> import ppl_vae as pv
@@ -39,6 +39,7 @@ def bound_in_parts(ledger: Any, title: str = "What the bound is made of") -> Fig
         >>> figure.axes[1].get_title()
         "latent 'z': 1 of 1 scalars used"
     """
+    check_given("ledger", ledger, "what ledger has returned", "latents", "distortion", "rate", "surgery")
     sites = {latent.name: finite_array(latent.name, latent.kl.mean(0), 1) for latent in ledger.latents}
     if not sites:
         raise DataError("expected the KL of at least one latent site, found none")
@@ -94,7 +95,7 @@ def latent_curves(history: Any, site: str = "z", title: str = "Latent scalars th
 
     Raises:
         ValueError: The KL of that site was not recorded.
-        DataError: A number is not finite.
+        DataError: It is no such history, or a number is not finite.
 
     Example:
         >>> import torch, ppl_vae as pv
@@ -104,6 +105,7 @@ def latent_curves(history: Any, site: str = "z", title: str = "Latent scalars th
         >>> latent_curves(fit.history).axes[1].get_ylabel()
         'scalars used'
     """
+    check_given("history", history, "Fit.history", "kl", "__iter__")
     values = finite_array("kl", history.kl(site), 2)
     x = [record.step for record in history]
     figure = new_figure(8.0, 3.6)

@@ -167,6 +167,8 @@ def replay(
 
 
 def _kept(folder: Path, step: int | None) -> _Step:
+    if not folder.parent.is_dir():
+        raise CheckpointError(f"{folder.parent}: expected the run directory of a fit, found no such directory")
     if not (there := steps(folder)):
         raise CheckpointError(f"{folder}: expected a step that was not finite, found none: fit leaves one in run_dir")
     found = read(step_folder(folder, there[0] if step is None else step))

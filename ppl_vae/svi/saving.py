@@ -209,7 +209,8 @@ class Saving(Keeper):
             warnings.warn(
                 f"checkpoints do not hold {', '.join(map(repr, new[:5]))}{' and more' * (len(new) > 5)}, which the "
                 "programs change: a fit that resumes begins with what the programs make anew, and its numbers will be "
-                "others if they are read; keep numbers, text, tensors, arrays, or lists and dictionaries of such",
+                "others if they are read; keep numbers, text, tensors, arrays, lists of numbers and text, or other "
+                "lists and dictionaries of such that are changed in place, as by append, del and d[key] = value",
                 UserWarning,
                 stacklevel=2,
             )
