@@ -132,7 +132,7 @@ def has_no_error(deviations: np.ndarray, num_samples: int) -> bool:
 
 def _fit(largest: np.ndarray, num_samples: int) -> tuple[float, float]:
     size = tail_size(num_samples)
-    if len(largest) < size + 1:
+    if len(largest) < size + 1 or largest[0] == -np.inf:
         return np.inf, 0.0
     log_weight = largest[size::-1].astype(np.float64) - largest[0]
     log_cutoff = max(log_weight[0], math.log(np.finfo(float).tiny))
