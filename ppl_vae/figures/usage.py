@@ -93,7 +93,7 @@ def latent_curves(history: Any, site: str = "z", title: str = "Latent scalars th
         title: Title of the figure.
 
     Raises:
-        ValueError: The KL of that site was not recorded.
+        ValueError: The KL of that site was not recorded; the sites are named that were.
         DataError: A number is not finite.
 
     Example:
