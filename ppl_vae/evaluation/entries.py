@@ -33,7 +33,8 @@ class Entry(MeanOverData):
     """Mean over samples, (N,)."""
     stderr: np.ndarray
     """Its Monte Carlo standard error, (N,); 0 where a closed form leaves no noise; infinite, for all data, where
-    samples fall off so slowly that their variance looks infinite."""
+    samples fall off so slowly that their variance looks infinite (one time in seven that of exp of twice a normal, say,
+    which is not)."""
 
     @property
     def population_stderr(self) -> float:
