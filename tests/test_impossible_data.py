@@ -76,6 +76,18 @@ def test_zero_weights_without_latents_are_no_samples_outside_the_support():
     assert not evaluate(coin(0.0)).zero_weights.any()
 
 
+def test_probs_of_zero_exclude_nothing_in_torch():
+    """What is exact is what distributions say; documented, for data that a decoder is sure of rely on it."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Bernoulli(torch.zeros(len(x))), obs=x)
+
+    found = evaluate(pv.Pair(model, lambda x: None))
+    np.testing.assert_allclose(found.value, [0.0, 0.0, -15.9424, -15.9424, 0.0], atol=1e-3)
+    assert found.is_exact
+
+
 @pytest.mark.parametrize("target", [None, 0.1])
 def test_of_a_value_never_drawn_the_sum_knows(target: float | None):
     """No draw allows a one, of which the sum knows all the same; there are no draws of its posterior."""

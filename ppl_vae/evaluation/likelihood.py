@@ -56,7 +56,9 @@ def log_likelihood(
 
     p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Of a pair without latents, or whose
     latents are all discrete with no more than K joint values, over which it sums, it is log p(x) itself, with error 0,
-    and minus infinity of a datum that the model excludes.
+    and minus infinity of a datum that the model excludes. Exact is what the distributions say: torch moves `probs` of 0
+    and 1 off by the rounding of their type, so that what they exclude has log p = -16 (float32) or -36; a
+    `Categorical` of `logits` -inf excludes.
 
     Exactly K samples are drawn whatever the chunking. Noise belongs to the seed and to fixed blocks of data and
     samples, so that `memory` changes no number beyond rounding. The data of a block share it: the same datum in another
