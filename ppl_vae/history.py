@@ -67,12 +67,13 @@ class History(Sequence[Record]):
         """KL of each scalar of a latent site on the validation data, (epochs, D), in nats per datum.
 
         Raises:
-            ValueError: It was not recorded.
+            ValueError: It was not recorded; the sites are named that were.
         """
-        if not self._records or site not in self._records[0].validation_kl:
-            raise ValueError(
-                f"site {site!r}: expected a recorded KL, found none; pass validation=... and record_kl=True to fit"
-            )
+        recorded = self._records[0].validation_kl if self._records else {}
+        if site not in recorded:
+            found = f"that of {', '.join(map(repr, recorded))}" if recorded else "none"
+            mend = "ask for one of those" if recorded else "pass validation=... and record_kl=True to fit"
+            raise ValueError(f"site {site!r}: expected a recorded KL, found {found}; {mend}")
         return np.array([record.validation_kl[site] for record in self._records])
 
     def __len__(self) -> int:

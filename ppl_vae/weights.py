@@ -91,11 +91,11 @@ class Summary(NamedTuple):
     """Per-datum summary of K log-weights; each an array (N,)."""
 
     value: np.ndarray
-    """log-mean-exp: the estimate of log p(x), in nats."""
+    """log-mean-exp: the estimate of log p(x), in nats; -inf where all weights are zero."""
     stderr: np.ndarray
     """Standard error of `value` by the delta method, in nats, rounding of large log-densities included (`Stream`)."""
     ess: np.ndarray
-    """Effective sample size (sum w)^2 / sum w^2, between 1 and K."""
+    """Effective sample size (sum w)^2 / sum w^2, between 1 and K; 0 where all weights are zero."""
     elbo: np.ndarray
     """Mean of the log-weights, in nats."""
     khat: np.ndarray
@@ -131,7 +131,7 @@ class Stream:
         first_row: Row of the data set the first column belongs to, for messages.
 
     Raises:
-        EstimateError: From `add` and `summary`, for weights that are NaN or infinite, or all zero.
+        EstimateError: From `add`, for weights that are NaN or infinite; from `check_possible`, where all are zero.
 
     Example:
         >>> import torch
@@ -190,14 +190,24 @@ class Stream:
         candidates = torch.cat([self._largest, block])
         self._largest = candidates.topk(min(len(candidates), self._num_largest), dim=0).values
 
+    def check_possible(self) -> None:
+        """No datum has nothing but weights of zero.
+
+        Raises:
+            EstimateError: One has: from weights alone nothing is known of it.
+        """
+        check_possible(self._log_sums[0], self.num_samples, self.first_row)
+
     def summary(self) -> Summary:
-        """The summary of all K draws."""
+        """The summary of all K draws.
+
+        A datum whose weights are all zero has value -inf without an error, ESS 0 and k-hat +inf: `check_possible`.
+        """
         if (wrong := self._count != self.num_samples).any():
             column = int(wrong.nonzero()[0])
             expected, found = int(self.num_samples[column]), int(self._count[column])
             raise EstimateError(f"expected {expected} draws per datum, found {found}")
         log_sum = self._log_sums[0]
-        check_possible(log_sum, self.num_samples, self.first_row)
         k = self.num_samples.double()
         largest = self._largest[0]
         rounding = self._epsilon * self._size
@@ -215,7 +225,7 @@ class Stream:
         said = Summary(
             value=value.numpy(),
             stderr=np.where(equal, 0.0, torch.where(k > 1, variance.sqrt(), torch.nan).numpy()),
-            ess=np.where(equal, k.numpy(), ess.numpy()),
+            ess=np.where(equal, k.numpy(), ess.nan_to_num(0.0).numpy()),  # none of zeros
             elbo=(self._sum_logs / k).numpy(),
             khat=khat,
             zero_weights=self._zeros.numpy(),

@@ -19,7 +19,7 @@ def in_words(value: float, stderr: float | None, share_untrusted: float) -> str:
     """An estimate and its error to two digits of the error, never fewer than two decimals.
 
     Args:
-        value: The estimate, nats per datum.
+        value: The estimate, nats per datum; one that is infinite has no error to write.
         stderr: Its Monte Carlo standard error; None if it is exact, NaN if it is not known, which is left out.
         share_untrusted: Share of the data whose estimate cannot be trusted, in [0, 1].
 
@@ -31,7 +31,7 @@ def in_words(value: float, stderr: float | None, share_untrusted: float) -> str:
         return f"{value:.2f} exact"
     if is_lower_bound(share_untrusted):
         return f"≥ {value:.2f}"
-    if math.isnan(stderr):
+    if math.isnan(stderr) or math.isinf(value):
         return f"{value:.2f}"
     decimals = max(2, 1 - math.floor(math.log10(stderr))) if 1e-6 <= stderr < 1.0 else 2
     return f"{value:.{decimals}f} ± {stderr:.{decimals}f}"

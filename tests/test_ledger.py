@@ -300,7 +300,7 @@ def test_collapse_is_named(seed):
 def test_collapse_is_that_of_99_data_in_100():
     kl = np.full((100, 2), 1.0)
     kl[:98, 0] = kl[:99, 1] = 0.009
-    assert LatentUse("z", kl, "each", None, None).collapsed.tolist() == [False, True]
+    assert LatentUse("z", kl, "each", None, None, kl, 2).collapsed.tolist() == [False, True]
 
 
 def test_a_guide_that_is_its_prior_has_collapsed(seed):

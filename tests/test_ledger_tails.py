@@ -81,6 +81,11 @@ def nearly_equal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray
     return rng.normal(size=shape) * np.where(rng.random(shape) < 0.03, 1, 1e-3)
 
 
+def distance_of_angles(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    """Bounded; some of the data are where it has its minimum, and draws of those hardly move."""
+    return 2 * (rng.normal(size=shape[1]) - np.cos(rng.vonmises(np.pi, 5.0, shape))) ** 2
+
+
 @pytest.mark.parametrize(
     ("draw", "num_data", "least", "most"),
     [
@@ -91,11 +96,21 @@ def nearly_equal(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray
         (squares_of_t(4.5), 1000, 0.0, 0.1),
         (lambda rng, shape: np.exp(rng.normal(size=shape)), 1000, 0.0, 0.1),
         (nearly_equal, 300, 0.0, 0.2),
+        (distance_of_angles, 1000, 0.0, 0.05),
+        (lambda rng, shape: rng.normal(size=shape) ** 4, 1000, 0.0, 0.05),
     ],
-    ids=["t2 of 300", "t2", "Cauchy", "t3", "t4.5", "lognormal", "nearly equal"],
+    ids=["t2 of 300", "t2", "Cauchy", "t3", "t4.5", "lognormal", "nearly equal", "angles", "fourth power"],
 )
 def test_how_often_heavy_tails_are_seen(draw, num_data: int, least: float, most: float):
     """Half of the shapes above 1/2 were missed, and the more data, the more."""
     rngs = [np.random.default_rng([num_data, seed]) for seed in range(20)]
     seen = [has_no_error(largest_deviations(draw(rng, (16, num_data))), 16) for rng in rngs]
     assert least <= np.mean(seen) <= most
+
+
+def test_heavy_tails_of_few_draws_of_many_data_are_seen():
+    """Of less than ten draws each nothing was said."""
+    shape, rngs = (4, 1000), [np.random.default_rng(seed) for seed in range(20)]
+    for draw, least, most in ((squares_of_t(2), 0.7, 1.0), (lambda rng, shape: rng.normal(size=shape) ** 2, 0.0, 0.05)):
+        seen = [has_no_error(largest_deviations(draw(rng, shape)), 4) for rng in rngs]
+        assert least <= np.mean(seen) <= most

@@ -134,6 +134,7 @@ def test_a_masked_latent_is_whole_and_has_no_means_in_the_ledger(kind: str):
     (latent,) = found.latents
     assert latent.means is None
     assert latent.form == "whole"
+    assert str(latent).startswith("latent 'z': 2 scalars; KL ")
     counts = torch.tensor([True, False]) if kind == "within" else x[:, :1] > 0
     assert_close(latent.kl.sum(1), (12.5 * x.square() * counts).sum(1))
     assert_close(found.rate.value, latent.kl.sum(1))

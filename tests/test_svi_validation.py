@@ -71,6 +71,8 @@ def test_the_kl_of_each_scalar_is_recorded_where_asked_for(tmp_path):
     assert_close([line["validation_kl"]["z"] for line in lines], result.history.kl("z"))
     with pytest.raises(ValueError, match=r"site 'z'.*record_kl=True"):
         plain.history.kl("z")
+    with pytest.raises(ValueError, match=r"site 'y': expected a recorded KL, found that of 'z'; ask for"):
+        result.history.kl("y")
     with pytest.raises(ValueError, match="record_kl: expected validation data"):
         train(pair, x, epochs=1, record_kl=True)
 

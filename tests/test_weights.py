@@ -167,8 +167,14 @@ def test_impossible_weights_are_errors(bad):
 def test_all_weights_zero_is_an_error():
     log_weight = log_weights(k=20)
     log_weight[:, 1] = -torch.inf
+    stream = Stream(log_weight.shape[1], 20)
+    stream.add(log_weight)
     with pytest.raises(EstimateError, match="row 1: all 20 weights are zero"):
-        summarise(log_weight)
+        stream.check_possible()
+    said, others = stream.summary(), summarise(log_weight[:, [0]])
+    assert (said.value[1], said.ess[1], said.khat[1]) == (-np.inf, 0.0, np.inf)
+    assert np.isnan(said.stderr[1])
+    assert_close(said.value[0], others.value[0])
 
 
 def test_a_wrong_number_of_draws_is_an_error():

@@ -134,7 +134,7 @@ def _recorded(name: str, root: Path, record: RunRecord, e: Evaluation) -> _Run:
         model=_title(name, record),
         num_parameters=record.num_parameters,
         elbo=e.elbo,
-        log_likelihood=e.mean,
+        log_likelihood=-math.inf if e.mean is None else e.mean,
         log_likelihood_stderr=stderr,
         num_samples=e.num_samples,
         ess=e.ess,

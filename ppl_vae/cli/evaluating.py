@@ -199,7 +199,10 @@ def _bits(result: _Estimate) -> str:
         return "no bits per dimension: masks leave more numbers of some data than of others"
     if result.is_lower_bound:
         return f"bits per dimension ≤ {result.bits_per_dimension():.4f}"
+    text = f"bits per dimension {result.bits_per_dimension():.4f}"
+    if math.isnan(result.population_stderr):  # of one datum, or of one that the model excludes
+        return text
     return (
-        f"bits per dimension {result.bits_per_dimension():.4f}; as an estimate for new data of this kind the mean has "
-        f"a standard error of {result.population_stderr:.3f} nats"
+        f"{text}; as an estimate for new data of this kind the mean has a standard error of "
+        f"{result.population_stderr:.3f} nats"
     )

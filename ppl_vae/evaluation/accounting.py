@@ -20,7 +20,7 @@ from ppl_vae.pair import Pair
 from ppl_vae.pareto import has_no_error, largest_deviations
 from ppl_vae.progress import Progress
 from ppl_vae.reductions import has_mask
-from ppl_vae.rng import key, seeded
+from ppl_vae.rng import key, permutation, seeded
 from ppl_vae.supports import support_of
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import Terms, outer_plates
@@ -28,7 +28,8 @@ from ppl_vae.terms import Terms, outer_plates
 __all__ = ["ledger"]
 
 _ROWS, _PARTICLES = 64, 16
-_KL, _MEAN, _TAIL = "kl of ", "mean of ", "tail of "
+_KL, _MEAN, _TAIL, _APART = "kl of ", "mean of ", "tail of ", "apart of "
+_PARTNERS = 0x9A27  # what noise is for
 _ENTRIES = ("distortion", "rate", "elbo")
 
 
@@ -86,13 +87,16 @@ def ledger(
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
             if not first:
                 warn_of_rounding(subject.pair, batch, subject.layout, "ledger")
-            block = _Block(num_samples, first)
+            block, others = (
+                _Block(num_samples, first),
+                subject.rows.take(partners[first:][: len(batch[0])], subject.device),
+            )
             for j, drawn in enumerate(range(0, num_samples, _PARTICLES)):
                 with seeded(key(seed, first, j), subject.device):
-                    block.add(subject.pair, batch, min(_PARTICLES, num_samples - drawn), subject.layout)
+                    block.add(subject.pair, batch, others, min(_PARTICLES, num_samples - drawn), subject.layout)
             return block.arrays()
 
-        forms = _forms(subject)
+        forms, partners = _forms(subject), _partners(len(subject.rows), seed)
         swept = subject.sweep(subject.layout.largest_batch(_ROWS), "ledger", progress, work)
         draws = _aggregate(subject, num_aggregate, seed, progress)
     values = swept.gathered()
@@ -101,7 +105,7 @@ def ledger(
         elbo=elbo,
         distortion=distortion,
         rate=rate,
-        latents=tuple(_latent(name, form, values) for name, form in forms.items()),
+        latents=tuple(_latent(name, *form, values) for name, form in forms.items()),
         surgery=None if draws is None else _surgery(draws, rate),
         num_samples=num_samples,
         num_dimensions=subject.layout.num_dimensions,
@@ -128,8 +132,8 @@ class _Block:
         self._squares: dict[str, Tensor] = {}
         self._draws: dict[str, list[Tensor]] = {name: [] for name in _ENTRIES}
 
-    def add(self, pair: Pair, batch: Batch, count: int, layout: Layout) -> None:
-        """Draws so many samples of each datum."""
+    def add(self, pair: Pair, batch: Batch, others: Batch, count: int, layout: Layout) -> None:
+        """Draws so many samples of each datum, and of as many others for the guide to be compared with."""
         runs = [_run(pair, batch, size, layout) for size in outer_plates(count, layout)]
         terms = Terms(runs, batch, layout, scaled=False)
         rates = terms.kl(layout.analytic)
@@ -138,8 +142,11 @@ class _Block:
         self._check(f"log p(x given z) of site {observed}", terms.log_lik)
         for name, matrix in rates.items():
             self._check(f"KL at site {name!r}", matrix)
-        found = {"distortion": -terms.log_lik, "rate": rate, "elbo": terms.log_lik - rate}
+        found: dict[str, Tensor] = {"distortion": -terms.log_lik, "rate": rate, "elbo": terms.log_lik - rate}
+        of_others = [run_program(pair, pair.guide, others, size, layout) for size in outer_plates(count, layout)]
         for name in layout.local_latents:
+            pairs = [(guide.sites[name], other.sites[name]) for (guide, _), other in zip(runs, of_others, strict=True)]
+            found[_APART + name] = torch.cat([scalar_kl(*sites, layout).values for sites in pairs])
             of_runs = [scalar_kl(guide.sites[name], model.sites[name], layout).values for guide, model in runs]
             found[_KL + name] = torch.cat(of_runs)
             means = [_mean(guide.sites[name], layout) for guide, _ in runs]
@@ -189,12 +196,23 @@ def _mean(site: Site, layout: Layout) -> Tensor | None:
     return by_datum(mean, site["fn"].event_dim, layout)
 
 
-def _forms(subject: Subject) -> dict[str, Form]:
-    """How the latents of the first datum are taken apart, by site; those of others are alike."""
+def _partners(num_data: int, seed: int) -> Tensor:
+    """Another datum for each, (N,): the next one of a random order."""
+    order = permutation(num_data, seed, _PARTNERS)
+    return torch.empty_like(order).scatter(0, order, order.roll(1))
+
+
+def _forms(subject: Subject) -> dict[str, tuple[Form, int]]:
+    """How the latents of the first datum are taken apart, and their size, by site; those of others are alike."""
     with seeded(0, subject.device):
         guide, model = _run(subject.pair, subject.rows.take(slice(0, 1), subject.device), None, subject.layout)
     names = subject.layout.local_latents
-    return {name: scalar_kl(guide.sites[name], model.sites[name], subject.layout).form for name in names}
+    return {name: _form(guide.sites[name], model.sites[name], subject.layout) for name in names}
+
+
+def _form(guide: Site, model: Site, layout: Layout) -> tuple[Form, int]:
+    size = by_datum(guide["value"], guide["fn"].event_dim, layout).shape[-1]
+    return scalar_kl(guide, model, layout).form, size
 
 
 def _aggregate(subject: Subject, num_draws: int, seed: int, progress: bool) -> tuple[Tensor, Tensor] | None:
@@ -225,8 +243,8 @@ def _entry(values: dict[str, np.ndarray], name: str, num_samples: int, layout: L
     return Entry(values[name], stderr)
 
 
-def _latent(name: str, form: Form, values: dict[str, np.ndarray]) -> LatentUse:
+def _latent(name: str, form: Form, size: int, values: dict[str, np.ndarray]) -> LatentUse:
     means, noise = values.get(_MEAN + name), values.get(f"{_MEAN}{name}'")
     if means is not None and not np.isfinite(means).all():  # of a Cauchy distribution, say
         means = noise = None
-    return LatentUse(name, values[_KL + name], form, means, noise)
+    return LatentUse(name, values[_KL + name], form, means, noise, values[_APART + name], size)

@@ -55,7 +55,8 @@ class GapDecomposition:
     """Monte Carlo standard error of `log_evidence`; 0 where it is exact."""
     elbo_stderr: np.ndarray
     """Monte Carlo standard error of `elbo`; this and those of parts that contain an ELBO are infinite, for all data,
-    where its log-weights fall off so slowly that their variance is infinite."""
+    where its log-weights fall off so slowly that their variance looks infinite. Of a best q whose log-weights are
+    equal but for a few far away, as at a rare value of a discrete latent, that may be a false alarm."""
     gap_stderr: np.ndarray
     """Monte Carlo standard error of `gap`; this and the following are of differences on the same noise."""
     approximation_stderr: np.ndarray

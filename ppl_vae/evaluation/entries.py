@@ -33,7 +33,8 @@ class Entry(MeanOverData):
     """Mean over samples, (N,)."""
     stderr: np.ndarray
     """Its Monte Carlo standard error, (N,); 0 where a closed form leaves no noise; infinite, for all data, where
-    samples fall off so slowly that their variance looks infinite."""
+    samples fall off so slowly that their variance looks infinite (one time in seven that of exp of twice a normal, say,
+    which is not)."""
 
     @property
     def population_stderr(self) -> float:
@@ -65,6 +66,11 @@ class LatentUse:
     distribution has no finite mean."""
     noise: np.ndarray | None
     """Monte Carlo variance of `means`, (N, D)."""
+    apart: np.ndarray
+    """KL(q, q') of each scalar, in nats, with the guide at another datum of these, a random one, as q': (N, D) where q
+    can be taken apart, whether or not p can, and (N, 1) where it cannot."""
+    num_scalars: int
+    """Numbers of a value, whether or not it is taken apart."""
 
     @property
     def collapsed(self) -> np.ndarray:
@@ -76,6 +82,14 @@ class LatentUse:
         return (self.kl < _COLLAPSED).mean(0) >= _SHARE
 
     @property
+    def constant(self) -> np.ndarray:
+        """Scalars that say nothing of the data, at the prior or not, (D,) bool as in `apart`: below 0.01 nats in mean.
+
+        In expectation `apart` is at least the mutual information of scalar and data, since KL(q, p) is convex in p.
+        """
+        return self.apart.mean(0) < _NOTHING if len(self.apart) > 1 else np.zeros(self.apart.shape[1], dtype=bool)
+
+    @property
     def active(self) -> np.ndarray | None:
         """Active units, (D,) bool: the posterior mean varies by more than 0.01 (Burda et al. 2016)."""
         return None if self.means is None else active_units(self.means, noise=self.noise)
@@ -83,20 +97,27 @@ class LatentUse:
     @property
     def alarm(self) -> str:
         """Posterior collapse in words; empty where there is none."""
-        collapsed = np.flatnonzero(self.collapsed)
-        if not len(collapsed):
-            return ""
-        size = self.kl.shape[1]
-        what = f"latent {self.name!r}"
-        if len(collapsed) < size:
-            noun = "scalar" if len(collapsed) == 1 else "scalars"
-            what = f"{len(collapsed)} of {size} scalars of latent {self.name!r} ({noun} {_ranges(collapsed)})"
-        return (
-            f"{what}: KL from the prior below {_COLLAPSED} nats for {_SHARE:.0%} of the data, which says nothing of x"
+        away = self.constant & ~self.collapsed
+        said = {
+            f"KL from the prior below {_COLLAPSED} nats for {_SHARE:.0%} of the data": self.collapsed,
+            "not at the prior, but the same for all data": away,
+        }
+        return "; ".join(
+            f"{self._which(scalars)}: {words}, which says nothing of x"
+            for words, scalars in said.items()
+            if any(scalars)
         )
 
+    def _which(self, scalars: np.ndarray) -> str:
+        """Some scalars (D,) bool of the latent, or all of it, in words."""
+        found, size = np.flatnonzero(scalars), len(scalars)
+        if len(found) == size:
+            return f"latent {self.name!r}"
+        noun = "scalar" if len(found) == 1 else "scalars"
+        return f"{len(found)} of {size} scalars of latent {self.name!r} ({noun} {_ranges(found)})"
+
     def __str__(self) -> str:
-        size = self.kl.shape[1] if self.means is None else self.means.shape[1]
+        size = self.num_scalars
         active = "" if self.active is None else f", {int(self.active.sum())} active"
         largest = np.sort(self.kl.mean(0))[::-1]
         shown = ", ".join(f"{value:.2f}" for value in largest[:_SHOWN]) + (", ..." if len(largest) > _SHOWN else "")
@@ -138,8 +159,8 @@ class Ledger:
 
     @property
     def alarms(self) -> tuple[str, ...]:
-        """Posterior collapse in words: latents or scalars that say nothing of the data; empty if there is none."""
-        found = [latent.alarm for latent in self.latents if latent.alarm]
+        """Posterior collapse in words: latents or scalars that say nothing of the data, at the prior or not, if any."""
+        found = []
         if (s := self.surgery) is not None and s.num_data > 1:
             informed = s.mutual_information + s.mutual_information_stderr
             if self.rate.mean > _NOTHING > informed:
@@ -147,7 +168,7 @@ class Ledger:
                     f"the guide does not look at the data: of a rate of {self.rate.mean:.2f} nats only "
                     f"{max(0.0, s.mutual_information):.2f} are mutual information with x"
                 )
-        return tuple(found)
+        return (*found, *(latent.alarm for latent in self.latents if latent.alarm))
 
     def __str__(self) -> str:
         lines = [

@@ -43,14 +43,21 @@ def made_exact(
     """The summary with log p(x) = log sum_z p(x, z) in the place of its estimate, k-hat -inf, and rounding its error.
 
     Weights of finitely many values have no tail to fit, and values that were never drawn leave no trace in them: an
-    estimate that agrees with its own error may lack them all the same. Without latents every weight is p(x). Where the
-    sum is not finite, a density being NaN at values that the guide does not draw, the estimate stays, with k-hat +inf.
+    estimate that agrees with its own error may lack them all the same. Without latents every weight is p(x). A datum
+    that no value allows has log p(x) = -inf. Where the sum is NaN or plus infinity, as a density is at values that the
+    guide does not draw, the estimate stays, with k-hat +inf.
     """
     rounding = np.where(summary.rounding > COARSE, summary.rounding, 0.0)
     if not layout.local_latents:
         every, zero = np.full_like(rounding, num_samples), np.zeros_like(rounding)
         said = summary._replace(
-            stderr=rounding, ess=every, khat=zero - np.inf, skewness=zero, smoothed=summary.value, rounding=rounding
+            stderr=rounding,
+            ess=every,
+            khat=zero - np.inf,
+            zero_weights=np.zeros_like(summary.zero_weights),
+            skewness=zero,
+            smoothed=summary.value,
+            rounding=rounding,
         )
         return Enumerated(said, np.ones_like(zero, dtype=bool), rounding == 0)
 
@@ -58,7 +65,7 @@ def made_exact(
         return (enumerate_latents(pair, rows_of(batch, some), layout).unsqueeze(0),)
 
     log_sum = within_memory(enumerated, range(len(batch[0])), range(1))[0][0].cpu().numpy()
-    summed = np.isfinite(log_sum)
+    summed = log_sum < np.inf
     said = summary._replace(
         value=np.where(summed, log_sum, summary.value),
         stderr=np.where(summed, rounding, summary.stderr),

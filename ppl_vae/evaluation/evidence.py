@@ -35,7 +35,8 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
 
     Latents of finitely many values are summed over; one or two continuous numbers, beside discrete ones or alone, are
     integrated by adaptive quadrature, to 1e-4 nats and the rounding of p(x, z), of which a warning tells where it is
-    more than 1e-3 nats; without latents it is what the model says.
+    more than 1e-3 nats; without latents it is what the model says. What `probs` of 0 exclude has a log p of -16
+    (float32) or -36, since torch moves them off 0; `logits` of -inf, of a `Categorical`, exclude.
 
     Quadrature knows no more of p(x, z) than where it has looked: around draws of the prior, given each value of
     discrete latents and each component of a `MixtureSameFamily`, and of the guide, and up the slopes from a grid that

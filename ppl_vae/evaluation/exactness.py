@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ppl_vae.arrays import real_array
-from ppl_vae.averages import mean_stderr
+from ppl_vae.averages import above, mean_stderr
 from ppl_vae.errors import DataError
 from ppl_vae.evaluation.exact_result import ExactLogLikelihood
 from ppl_vae.evaluation.intervals import Interval
@@ -91,7 +91,7 @@ def agreement(estimate: Bounded, exact: np.ndarray | ExactLogLikelihood) -> Agre
         raise DataError(f"exact: expected log p(x) of each datum, {estimate.value.shape}, found shape {exact.shape}")
     low, high = estimate.intervals(_LEVEL)
     held = (low - _TOLERANCE <= exact) & (exact <= high + _TOLERANCE)
-    return Agreement(estimate.value - exact, np.asarray(estimate.stderr), np.asarray(estimate.trusted), held)
+    return Agreement(above(estimate.value, exact), np.asarray(estimate.stderr), np.asarray(estimate.trusted), held)
 
 
 def _values(exact: Any) -> np.ndarray:

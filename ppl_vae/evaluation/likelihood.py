@@ -26,6 +26,7 @@ from ppl_vae.pareto import FEW
 from ppl_vae.rng import key
 from ppl_vae.shrinking import Shrinking
 from ppl_vae.tape import Batch, Layout
+from ppl_vae.weights import check_possible
 
 __all__ = ["log_likelihood", "planned"]
 
@@ -54,7 +55,10 @@ def log_likelihood(
     .. math:: \log \hat p(x) = \log \frac{1}{K} \sum_{k=1}^K \frac{p(x, z_k)}{q(z_k \mid x)}, \quad z_k \sim q(z \mid x)
 
     p-hat is unbiased, its log a lower bound in mean that rises to log p(x) with K. Of a pair without latents, or whose
-    latents are all discrete with no more than K joint values, over which it sums, it is log p(x) itself, with error 0.
+    latents are all discrete with no more than K joint values, over which it sums, it is log p(x) itself, with error 0,
+    and minus infinity of a datum that the model excludes. Exact is what the distributions say: torch moves `probs` of 0
+    and 1 off by the rounding of their type, so that what they exclude has log p = -16 (float32) or -36; a
+    `Categorical` of `logits` -inf excludes.
 
     Exactly K samples are drawn whatever the chunking. Noise belongs to the seed and to fixed blocks of data and
     samples, so that `memory` changes no number beyond rounding. The data of a block share it: the same datum in another
@@ -103,8 +107,9 @@ def log_likelihood(
             subsamples within a datum, or raises on some rows, which are named; the error itself is the cause.
         DataError: If a datum lies outside the support of its site, loses what varies in it in the type of the
             parameters (1e7 + noise in float32), or is a count that torch cannot score in it (a million).
-        EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero; the row is named. Or if
-            memory does not suffice for one draw of one datum, or for the guide's draws of a block of data.
+        EstimateError: If a weight is NaN or infinite, or all weights of a datum are zero though its log p(x) is not
+            known to be minus infinity, nor known at all and no posterior draws wanted; the row is named. Or if memory
+            does not suffice for one draw of one datum, or for the guide's draws of a block of data.
 
     Reference:
         Importance Weighted Autoencoders (Burda, Grosse and Salakhutdinov, 2016). Pareto Smoothed Importance Sampling
@@ -173,6 +178,11 @@ class _Evaluator:
         if self._is_exact:
             pair, within = self._subject.pair, self._enumeration
             said, summed, exact = made_exact(said, pair, batch, layout, self._num_samples, within)
+        # Weights of zero say nothing of what is not summed, nor of a posterior that there is.
+        told = summed & (np.isneginf(said.value) | (self._plan.num_draws == 0))
+        known = np.where(told, 0.0, found.summary.value)
+        check_possible(torch.from_numpy(known), torch.from_numpy(found.num_drawn), first)
+        if self._is_exact:
             unseen = Unseen(*np.where(summed, np.zeros((2, 1)), np.nan))
         else:
             unseen = self._probe(batch, said, found.num_drawn, key(self._plan.seed, first, _PROBES))

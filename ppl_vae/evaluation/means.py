@@ -79,6 +79,8 @@ class MeanLogLikelihood(MeanOverData):
 
     def _mean_in_words(self) -> str:
         """The mean with its error, or what stands in the place of one."""
+        if excluded := int(np.isneginf(self.value).sum()):
+            return f"log p(x) = -inf nats per datum: {excluded} of {len(self.value)} have probability 0, exactly"
         if self.is_exact:
             return f"log p(x) = {self.mean:.4f} nats per datum, exact"
         if self.any_rounded:

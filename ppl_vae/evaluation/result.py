@@ -28,13 +28,13 @@ class LogLikelihood(MeanLogLikelihood):
     """log 1/K sum_k p(x, z_k) / q(z_k given x).
 
     Without latents, and where all are discrete with no more than K joint values: log p(x), summed, its error 0, or
-    rounding where that is above 1e-3; but for data where the sum is not finite, a density being NaN at a value that was
-    not drawn. `exact` tells.
+    rounding where that is above 1e-3, and -inf where the model excludes the datum; but for data where the sum is NaN or
+    plus infinity, as a density is at a value that was not drawn. `exact` tells.
     """
     stderr: np.ndarray
     """Monte Carlo standard error of `value` (delta method); see `trusted`."""
     ess: np.ndarray
-    """Effective number of the K samples."""
+    """Effective number of the K samples; 0 where all have weight zero, which only exact values allow."""
     khat: np.ndarray
     """Pareto k-hat of the weights: -inf for equal weights (a perfect guide) and where `value` is exact, +inf where it
     cannot be told, as where all latents are discrete and have one value in all draws; at most 0 where a hundred and
@@ -59,7 +59,8 @@ class LogLikelihood(MeanLogLikelihood):
     draws of the prior, and of the guide with discrete numbers put anywhere; and where all weights are equal though the
     guide is not perfect by what probes find. That nothing is found makes no datum `reliable` there."""
     exact: np.ndarray
-    """Whether `value` is log p(x) itself: without latents, and where it was summed, but for rounding above 1e-3."""
+    """Whether `value` is log p(x) itself: without latents, and where it was summed, but for rounding above 1e-3; as the
+    distributions say it: those of torch give no `probs` of 0 a log p below -16 (float32) or -36."""
     num_drawn: np.ndarray
     """Samples in the estimate of each datum, `num_samples` unless a target was given."""
     rounding: np.ndarray
@@ -83,7 +84,8 @@ class LogLikelihood(MeanLogLikelihood):
     posterior: Mapping[str, np.ndarray]
     """Latent values resampled by their weights, name -> (draws, N, *event): approximate draws of p(z given x).
 
-    Resampled with replacement: values repeat unless the ESS is much larger than the number of draws.
+    Resampled with replacement: values repeat unless the ESS is much larger than the number of draws. A datum of
+    probability 0 has no posterior: those of it are draws of the guide.
     """
     posterior_log_lik: np.ndarray
     """log p(x given z) of those draws, (draws, N)."""

@@ -72,10 +72,19 @@ class Tally:
             self._values.add(name, numbers, counted, wanted)
 
     def summary(self, seed: int) -> Summary:
-        """What the weights say, with a look at the rounding of terms that cancel, whose noise has a seed.
+        """What the weights say, where they are all that is known.
 
-        Equal weights tell of a perfect guide where its draws differ. Those of one value are equal whatever the guide
-        gives to others: k-hat is +inf.
+        Raises:
+            EstimateError: All weights of a datum are zero.
+        """
+        self._stream.check_possible()
+        return self.summary_of_any(seed)
+
+    def summary_of_any(self, seed: int) -> Summary:
+        """What the weights say, of data whose weights are all zero as well.
+
+        With a look at the rounding of terms that cancel, whose noise has a seed. Equal weights tell of a perfect guide
+        where its draws differ. Those of one value are equal whatever the guide gives to others: k-hat is +inf.
         """
         found, batch = self._stream.summary(), self._batch
         if self._frailty.discrete:
@@ -87,6 +96,7 @@ class Tally:
     def at_edge(self, value: np.ndarray) -> dict[str, np.ndarray]:
         """Samples at the edge of a latent's support: their share of estimates of log p(x) (N,), and their number."""
         num_samples = self._stream.num_samples.numpy()
+        value = np.where(np.isneginf(value), 0.0, value)  # of nothing, the share is none
         share = np.minimum(np.exp(self._edges.log_weight - value) / num_samples, 1.0)
         return {"at_edge": share, "num_at_edge": np.minimum(self._edges.count, num_samples)}
 

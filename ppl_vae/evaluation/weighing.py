@@ -111,7 +111,10 @@ class Block(NamedTuple):
 
 
 def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
-    """Weighs the samples of a block whose first datum is `first`: K for each datum, or what its pilot says it needs."""
+    """Weighs the samples of a block whose first datum is `first`: K for each datum, or what its pilot says it needs.
+
+    Of a datum whose weights are all zero the value is -inf: that is log p(x) only where it is known by other means.
+    """
     wanted, num_pilot = torch.full((len(batch[0]),), plan.num_samples), np.zeros(len(batch[0]), dtype=np.int64)
     start = 0
     if plan.target_stderr is not None:
@@ -126,7 +129,7 @@ def weigh(batch: Batch, first: int, plan: Plan, weigher: Weigher) -> Block:
         found = weigher.unit(batch, first, j, count, plan.seed, want)
         tally.add(found.log_weight, found.size, found.proposal, want)
         draws.add(found.log_weight, found.log_lik, found.proposal, found.noise, want)
-    summary = tally.summary(key(plan.seed, first, _ROUNDING))
+    summary = tally.summary_of_any(key(plan.seed, first, _ROUNDING))
     return Block(summary, draws.values(), wanted.numpy(), num_pilot, **tally.at_edge(summary.value))
 
 

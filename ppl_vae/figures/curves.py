@@ -85,20 +85,22 @@ def log_likelihood_histogram(
     """Draw the distribution of log p(x) over the data, and mark the data whose estimate is not to be trusted.
 
     Args:
-        values: (N,), log-likelihood per datum in nats.
+        values: (N,), log-likelihood per datum in nats; data of minus infinity are counted in the legend.
         trusted: (N,), whether it can be trusted, such as `LogLikelihood.trusted`; absent where it is exact.
         title: Title of the figure.
 
     Raises:
-        DataError: If a value is not finite, or the shapes differ.
+        DataError: If a value is NaN or plus infinity, or the shapes differ.
 
     Example:
         >>> log_likelihood_histogram([-3.0, -2.0], trusted=[True, False]).axes[0].get_xlabel()
         'log p(x), nats per datum'
     """
     values = real_array("values", values)
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise DataError(f"expected one finite log-likelihood per datum, (N,), found shape {values.shape} or inf or NaN")
+    if values.ndim != 1 or not (values < np.inf).all():
+        raise DataError(
+            f"expected one log-likelihood per datum, (N,), finite or -inf, found shape {values.shape} or +inf or NaN"
+        )
     doubtful = np.zeros(values.shape, dtype=bool) if trusted is None else ~as_numpy(trusted).astype(bool)
     if doubtful.shape != values.shape:
         raise DataError(f"trusted: expected one truth value per datum, {values.shape}, found {doubtful.shape}")
@@ -111,10 +113,12 @@ def log_likelihood_histogram(
         groups = [values[~doubtful], values[doubtful]]
         labels = [f"trusted: {1 - share:.1%}", f"untrusted, rather too low: {share:.1%}"]
         colours = [DARK, LIGHT]
-    edges = np.histogram_bin_edges(values, bins=min(60, max(10, math.isqrt(values.size))))
+    edges = np.histogram_bin_edges(values[np.isfinite(values)], bins=min(60, max(10, math.isqrt(values.size))))
     axes.hist(groups, bins=edges.tolist(), stacked=True, color=colours, label=labels)
     bound = "≥ " if is_lower_bound(float(doubtful.mean())) else ""
     mean = f"mean {bound}{values.mean():.2f} nats".replace("-", "−")
+    if excluded := int(np.isneginf(values).sum()):
+        mean += f": {excluded} of {values.size} data have probability 0"
     axes.axvline(values.mean(), ymax=0.7, color="black", linestyle="--", label=mean)
     axes.set_ylim(top=axes.get_ylim()[1] / 0.7)  # room for the legend
     axes.set_title(title)

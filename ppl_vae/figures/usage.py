@@ -94,7 +94,7 @@ def latent_curves(history: Any, site: str = "z", title: str = "Latent scalars th
         title: Title of the figure.
 
     Raises:
-        ValueError: The KL of that site was not recorded.
+        ValueError: The KL of that site was not recorded; the sites are named that were.
         DataError: It is no such history, or a number is not finite.
 
     Example:

@@ -94,8 +94,9 @@ def read_arrays(root: Path, names: Sequence[str], record: Evaluation | None = No
 
 
 def _check_mean(record: Evaluation, value: np.ndarray | None) -> None:
-    if value is not None and not math.isclose(mean := float(value.mean()), record.mean, rel_tol=_ROUNDING):
-        raise StorageError(f"a mean of {mean:g} for the {record.mean:g} of evaluation.json")
+    recorded = -math.inf if record.mean is None else record.mean
+    if value is not None and not math.isclose(mean := float(value.mean()), recorded, rel_tol=_ROUNDING):
+        raise StorageError(f"a mean of {mean:g} for the {recorded:g} of evaluation.json")
 
 
 def write_evaluation(
@@ -195,7 +196,7 @@ def described_estimate(
         settings=settings,
         num_samples=num_samples,
         seed=seed,
-        mean=float(result.value.mean()),
+        mean=finite_or_none(result.value.mean()),
         mean_stderr=finite_or_none(mean_stderr(result.stderr)),
         population_stderr=finite_or_none(population_stderr(result.value)),
         elbo=None if elbo is None else finite_or_none(elbo.mean()),

@@ -113,8 +113,8 @@ class Evaluation:
     """K, samples or chains for each datum; absent where it is exact."""
     seed: int
     """Of the samples."""
-    mean: float
-    """Mean of log p(x)."""
+    mean: float | None
+    """Mean of log p(x); absent where it is minus infinity, since a datum has probability 0."""
     mean_stderr: float | None
     """Its Monte Carlo standard error on these data, 0 where it is exact; absent where K = 1."""
     population_stderr: float | None
