@@ -84,7 +84,8 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
         """Interval of the mean of log p(x) over these data, in nats per datum.
 
         It covers where all data are reliable; its upper end is infinite where one is still unreliable. Errors of
-        annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. Both ends are infinite where a
+        annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. It does not know which data were
+        lucky to need no further method (see `escalate`). Both ends are infinite where a
         datum is `rounded`, or has no error.
         """
         return self._borne(interval_of_mean(*self._estimates, level, self._degrees, self.rounding))
