@@ -16,6 +16,7 @@ __all__ = [
     "Stream",
     "Summary",
     "check_possible",
+    "is_hidden",
     "khat_threshold",
     "leave_one_out",
     "log_mean_exp",
@@ -84,6 +85,8 @@ _ROUNDING, _LARGEST_ROUNDING, _OF_LARGE, _ALIKE = 200.0, 1e-3, 8.0, 1e-6
 # has a bound. What was not drawn is for probes to find.
 _NO_TAIL, _OF_MANY, _BOUND = 0.1, 100, 10
 _READ = 1e-4  # nats; rounding below it changes no digit that anybody reads
+# Where rounding is a nat, weights differ by a factor that it has put there: those of any guide may come out equal.
+_HIDES = 1.0
 _SMALLEST_VARIANCE = 1e-10  # of a weight in units of its mean: third moments below it are rounding
 
 
@@ -100,7 +103,8 @@ class Summary(NamedTuple):
     """Mean of the log-weights, in nats."""
     khat: np.ndarray
     """Pareto shape of the largest weights; -inf where all weights are equal, +inf where there are too few to tell; at
-    most 0 where a hundred and more lie within a tenth of each other, or ten draws share the largest."""
+    most 0 where a hundred and more lie within a tenth of each other, or ten draws share the largest; and +inf where
+    rounding hides how they differ, from 1 nat on."""
     zero_weights: np.ndarray
     """Number of draws outside the support of the model; they count in K."""
     skewness: np.ndarray
@@ -111,9 +115,24 @@ class Summary(NamedTuple):
     """The part of `stderr` that is rounding, in nats."""
 
     def with_rounding(self, rounding: np.ndarray) -> Summary:
-        """The same where log-weights are rounded by so many nats (N,): what anybody would read is part of `stderr`."""
+        """The same where log-weights are rounded by so many nats (N,): what anybody would read is part of `stderr`.
+
+        Of weights that rounding hides there is no k-hat: +inf.
+        """
         counted = np.where(rounding > _READ, rounding, 0.0)
-        return self._replace(stderr=np.hypot(self.stderr, counted), rounding=np.hypot(self.rounding, counted))
+        total = np.hypot(self.rounding, counted)
+        hidden = is_hidden(total)
+        return self._replace(
+            stderr=np.hypot(self.stderr, counted),
+            rounding=total,
+            khat=np.where(hidden, np.inf, self.khat),
+            smoothed=np.where(hidden, np.nan, self.smoothed),
+        )
+
+
+def is_hidden(rounding: np.ndarray) -> np.ndarray:
+    """Whether log-weights are rounded by so many nats (N,) that they tell nothing of the guide."""
+    return rounding >= _HIDES
 
 
 class Stream:

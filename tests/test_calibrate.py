@@ -186,13 +186,14 @@ def test_a_standard_deviation_a_tenth_too_small_is_seen(seed):
     assert "not calibrated in 4 of 4 quantities" in str(found)
 
 
-def test_at_the_default_numbers_it_is_seen_four_times_in_five(seed):
-    """By the ranks of one number alone, among three quantities."""
+@pytest.mark.parametrize(("num_latents", "power"), [(1, 0.78), (4, 0.74), (20, 0.635), (50, 0.565)])
+def test_at_the_default_numbers_it_is_seen_the_less_often_the_more_numbers_there_are(num_latents, power, seed):
+    """By the ranks of one number alone, among all latent numbers and two log-densities."""
     rng, seen = np.random.default_rng(seed), []
     for _ in range(200):
         ranks = (0.9 * rng.normal(size=(119, 1000)) < rng.normal(size=1000)).sum(0)
-        seen.append(smooth_test(score(ranks[:, None], 119))[0] < 0.01 / 3)
-    assert_mean(seen, 0.78, sigma=math.sqrt(0.78 * 0.22), effect=0.35)
+        seen.append(smooth_test(score(ranks[:, None], 119))[0] < 0.01 / (num_latents + 2))
+    assert_mean(seen, power, sigma=math.sqrt(power * (1 - power)), effect=0.4)
 
 
 @pytest.mark.parametrize(("scale", "words"), [(1.3, "too wide"), (0.7, "too narrow")])

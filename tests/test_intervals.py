@@ -56,8 +56,8 @@ def test_parts_of_a_gap_and_calibration_refuse_it_too():
 
 
 def test_rounding_widens_an_interval_and_moves_it_nowhere():
-    """log p = -2e8 in float32 is right to some nats: no bias of a logarithm, and it may lean to one side for all."""
-    x, deviation = 3e4 * (1 + 0.01 * torch.randn(60, generator=torch.Generator().manual_seed(0))), 2.5**0.5
+    """log p = -8e6 in float32 is right to a nat: no bias of a logarithm, and it may lean to one side for all."""
+    x, deviation = 6.5e3 * (1 + 0.01 * torch.randn(60, generator=torch.Generator().manual_seed(0))), 2.5**0.5
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -78,7 +78,7 @@ def test_rounding_widens_an_interval_and_moves_it_nowhere():
     assert ((each.low < exact) & (exact < each.high)).all()
     # Half of it is what rounding says, for one and for all.
     assert_within(high - low, 2 * 1.96 * ll.rounding.mean(), relative=0.05, reason="sampling adds little")
-    assert_within(each.high - each.low, 2 * 1.96 * ll.rounding, relative=0.1, reason="sampling adds little")
+    assert_within(each.high - each.low, 2 * 1.96 * ll.rounding, relative=0.2, reason="sampling adds little")
 
 
 def test_an_exact_answer_stands_beside_estimates():

@@ -256,6 +256,36 @@ def test_a_fitted_proposal_knows_of_large_terms_that_cancel():
     assert (error < 3 * summary.stderr).all()
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(1e6, torch.float32), (1e8, torch.float32), (1e18, torch.float64)])
+def test_weights_that_rounding_hides_are_unreliable(size, dtype):
+    """They were equal by rounding, as those of a perfect guide are; log p(x) was 40 % higher."""
+    x = size * torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3).to(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+    def untrained(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.4 * x, 0.5).to_event(1))
+
+    found = estimate(pv.Pair(model, untrained), x, 500, num_draws=0)
+    assert (found.verdict == "unreliable").all()
+    assert found.interval().high == math.inf
+    assert re.search(r"of \d+ data log-weights are so large that rounding hides how they differ", str(found))
+    assert not re.search(r"the error of \d+ is rounding", str(found))
+
+
+def test_a_sum_that_rounds_by_nats_is_no_guess():
+    """No weights are behind log p(x): its error is rounding, and says so."""
+    make, x, _ = waits()
+    found = pv.log_likelihood(make(True), 1 + 20 * (x - 1), 100, progress=False)
+    assert found.rounding.max() > 1
+    assert (found.verdict == "noisy").all()
+    assert re.search(r"the error of 12 is rounding", str(found))
+
+
 def test_small_counts_round_no_error():
     pair, x, _ = heads(20)
     found = estimate(pair, x, 500)

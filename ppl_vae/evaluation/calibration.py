@@ -51,7 +51,8 @@ def calibrate(
     uniform on 0..L, for every latent number and for log p(x given z) and log p(x, z), which see what the ranks of
     single numbers miss: a guide that is the prior has these right. Equal values, as of discrete latents, are put in a
     random order. At the default numbers a guide whose standard deviation is 10 % too small in a single number is seen
-    about four times in five; with 3000 simulations practically always.
+    in 85 % of calls where that is the only latent number, and, since false alarms are one in a hundred over all of
+    them, in 75, 64 and 57 % where it is one of 4, 20 and 50: take more simulations for more numbers.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`.

@@ -15,9 +15,14 @@ from ppl_vae.roundings import cancels, of_data, off_by
 from ppl_vae.tape import Batch, Layout, Site, Tape, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["COARSE", "ROUNDING", "rounding_of_terms", "rounds", "warn_of_rounding"]
+__all__ = ["COARSE", "HIDDEN", "ROUNDING", "rounding_of_terms", "rounds", "warn_of_rounding"]
 
 ROUNDING = "rounding: use double precision (pair.double(), and data of it)"
+
+HIDDEN = (
+    "log-weights are so large that rounding hides how they differ: their estimate may be too low by any amount; use a "
+    "better guide, or data and double precision that leave log p(x) smaller numbers"
+)
 
 COARSE = 1e-3
 """Nats; what rounding adds below it a mean may have, too."""

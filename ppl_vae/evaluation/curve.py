@@ -98,8 +98,13 @@ class KCurve:
     def extrapolated(self) -> np.ndarray:
         """L at K = infinity for each datum, (N,): L_K + (L_K - L_{K / 2}), without the bias of order 1 / K.
 
-        Too low where `follows_law` is false; rather too low where k-hat is near 1/2, and the law is reached slowly.
+        NaN where the last rise is surely not that of the law (`can_tell`, and not `follows_law`): what is left is then
+        some other number, less where the first bounds lie far down, as under guides too wide, and more where tails are
+        heavy. Where the law is followed it may be off by as much as `follows_law` lets the rise and the law differ, to
+        either side; of weights whose tail few samples have seen, or with k-hat near 1/2, it is rather too low.
         """
+        if self.can_tell and not self.follows_law:
+            return np.full_like(self.bounds[-1], np.nan)
         return self.bounds[-1] + np.where(np.isfinite(self._rises[-1]), self._rises[-1], 0.0)
 
     @property
@@ -111,12 +116,17 @@ class KCurve:
     def __str__(self) -> str:
         verdict = "follows chi2 / 2K" if self.follows_law else "does not yet follow chi2 / 2K: still rising"
         if not self.has_law:
-            verdict = f"has no law chi2 / 2K to follow: k-hat {self.khat:.2f}, chi2 looks infinite; rather too low"
+            verdict = f"has no law chi2 / 2K to follow: k-hat {self.khat:.2f}, chi2 looks infinite"
         if not self.can_tell:
             verdict = "cannot be told to follow chi2 / 2K or not: more data would tell"
+        limit = self.extrapolated.mean()
+        if np.isnan(limit):
+            limited, verdict = "nats per datum, not extrapolated", f"{verdict}; take more samples"
+        else:
+            limited = f"{limit:.3f} nats per datum extrapolated"
         return (
-            f"bound {self.mean[-1]:.3f} at K = {self.num_samples[-1]}, {self.extrapolated.mean():.3f} nats per datum "
-            f"extrapolated ({self.bounds.shape[1]} data); it {verdict}"
+            f"bound {self.mean[-1]:.3f} at K = {self.num_samples[-1]}, {limited} ({self.bounds.shape[1]} data); it "
+            f"{verdict}"
         )
 
 

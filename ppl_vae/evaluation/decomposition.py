@@ -50,7 +50,8 @@ class GapDecomposition:
     best_elbo: np.ndarray
     """ELBO of the best q of the guide's family for this datum."""
     richer_elbo: np.ndarray
-    """ELBO of the best q of the richer family; NaN where there is none."""
+    """ELBO of the best q of the richer family, that of the guide's where none is surely better; NaN where there is
+    none."""
     log_evidence_stderr: np.ndarray
     """Monte Carlo standard error of `log_evidence`; 0 where it is exact."""
     elbo_stderr: np.ndarray
@@ -85,6 +86,10 @@ class GapDecomposition:
     """Monte Carlo standard error of `late_gain`."""
     converged: np.ndarray
     """Whether `late_gain` is no loss, and at most the tolerance of the search with two standard errors added."""
+    richer_late_gain: np.ndarray
+    """The same as `late_gain` for `richer_elbo`; 0 where there is none."""
+    richer_late_gain_stderr: np.ndarray
+    """Monte Carlo standard error of `richer_late_gain`."""
     richer_converged: np.ndarray
     """The same for `richer_elbo`; True where there is none."""
     family: Mapping[str, str]
@@ -133,12 +138,12 @@ class GapDecomposition:
         """Interval of the mean of a part over these data: for its Monte Carlo error, and for what searches have left.
 
         An estimate of log p(x) is on average s^2 / 2 too low, which is added, and lacks what no draw can have seen,
-        which is added on the upper side. What searches have left belongs to the amortisation gap, and is
-        counted in the approximation gap. Of a datum that has converged it is about `late_gain`; of another, and
-        where the family is no supremum, as much as all of its approximation gap. Where a log p(x) is not
-        trusted, the upper ends of what contains it are infinite; where a mean of log-weights has no error, or a datum
-        is `rounded`, so are both ends. Rounding may lean to the same side for all data: its mean widens the interval in
-        quadrature. No gap is below zero.
+        which is added on the upper side. What searches have left belongs to the amortisation gap, and is counted in the
+        approximation gap; what that of the richer family has left belongs to its gain. Of a datum that has converged it
+        is about `late_gain`; of another, and where the family is no supremum, as much as all of its approximation gap.
+        Where a log p(x) is not trusted, the upper ends of what contains it are infinite; where a mean of log-weights
+        has no error, or a datum is `rounded`, so are both ends. Rounding may lean to the same side for all data: its
+        mean widens the interval in quadrature. No gap is below zero.
 
         Args:
             part: Name of the part.
@@ -155,6 +160,8 @@ class GapDecomposition:
             high += self._left(z)
         if part in _FROM_SEARCH:
             low -= self._left(z)
+        if part == "richer_gain":
+            high += self._richer_left(z)
         if part == "richer_gain" and not self.richer_converged.all():
             high = max(high, float(self.interval("approximation", level, new_data=new_data).high))
         if part in _OF_EVIDENCE and not self.trusted.all():
@@ -192,6 +199,12 @@ class GapDecomposition:
         open_gap = self.approximation + self._bias + self._missed
         left = max(0.0, self.late_gain[sure].sum()) + open_gap[~sure].clip(0.0).sum()
         return float(left / len(errors)) + z * mean_stderr(errors)
+
+    def _richer_left(self, z: float) -> float:
+        """How much a better search of the richer family may add where it has converged, at most."""
+        sure = self.richer_converged
+        left = max(0.0, self.richer_late_gain[sure].sum()) / len(sure)
+        return float(left) + z * mean_stderr(np.where(sure, self.richer_late_gain_stderr, 0.0))
 
     def __str__(self) -> str:
         of = ", ".join(dict.fromkeys(self.family.values()))

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
-from ppl_vae.evaluation.trust import is_too_coarse
+from ppl_vae.evaluation.trust import rounding_in_words
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
 
 __all__ = ["METHODS", "EscalatedLogLikelihood", "Failure"]
@@ -85,7 +84,8 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
         """Interval of the mean of log p(x) over these data, in nats per datum.
 
         It covers where all data are reliable; its upper end is infinite where one is still unreliable. Errors of
-        annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. Both ends are infinite where a
+        annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. It does not know which data were
+        lucky to need no further method (see `escalate`). Both ends are infinite where a
         datum is `rounded`, or has no error.
         """
         return self._borne(interval_of_mean(*self._estimates, level, self._degrees, self.rounding))
@@ -130,6 +130,5 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
             *(f"{m:<18}{n[RELIABLE]:>10}{n[NOISY]:>10}{n[UNRELIABLE]:>12}" for m, n in counts.items()),
             *(str(failure) for failure in self.failures),
         ]
-        if coarse := int(is_too_coarse(self.rounding, self.stderr).sum()):
-            lines[0] += f"; the error of {coarse} is {ROUNDING}"
+        lines[0] += rounding_in_words(self.rounding, self.stderr, self.verdict)
         return "\n".join(lines)

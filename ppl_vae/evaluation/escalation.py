@@ -105,6 +105,10 @@ def escalate(
     * Where samples round to the edge of a latent's support (`ll.rounded`, or those of a method), or data are noisy for
       rounding (`ll.too_coarse`), no further method is tried: all of them would round.
 
+    Data stay as they are where their verdict is enough, and the luckier of equals have it: of those that only just pass
+    the estimates are rather too high, the more so with `until="reliable"` (0.05 nats in mean under a guide 0.8 times as
+    wide as the posterior and off by a third of that, at K = 100, more than the interval of the mean knows of).
+
     A method that does not serve a datum leaves its estimate as it is, and the report says why: `failures`. Fitted
     proposals need latents that Pyro maps to R^n, with discrete ones of at most 256 joint values and no mask beside them
     at most, and a guide that stays in the model's support and draws nothing else. Annealing starts from the prior where

@@ -169,7 +169,7 @@ class _Splitter:
         """Everything about the data of a block whose first datum is `first`."""
         seed = key(self._seed, first)
         found = self._best((), batch, key(seed, _SEARCH))
-        start, late = torch.zeros_like(found.free), _about(found)
+        start, late = torch.zeros_like(found.free), _about(found) | _about_none(len(batch[0]))
         if self._enumerable:
             if not first:
                 warn_of_rounding(self._pair, batch, self._layout, "gap decomposition")
@@ -181,9 +181,10 @@ class _Splitter:
             reseed(key(seed, _CONTEXT), self._device)
             context = self._affine.context(found.free, batch, _CONTEXT_DRAWS)
             moved = self._richer(context, batch, key(seed, _RICHER))
-            richer = self._weights(self._affine, moved.free, context, batch, first)
-            late["richer_converged"] = moved.converged.cpu().numpy()
-            look = partial(self._unseen_by_richer, moved.free, context, batch, seed)
+            free = self._richer.better_than_start(moved.free, context, batch, key(seed, _RICHER, -1))
+            richer = self._weights(self._affine, free, context, batch, first)
+            late |= {f"richer_{name}": value for name, value in _about(moved).items()}
+            look = partial(self._unseen_by_richer, free, context, batch, seed)
         else:
             look = partial(self._unseen_by_best, found.free, batch, seed)
         evidence = self._evidence(richer or best, known, look, seed)
@@ -268,5 +269,10 @@ class _Splitter:
 def _about(found: Found) -> dict[str, np.ndarray]:
     """What is said of a search."""
     late = {"late_gain": found.gain, "late_gain_stderr": found.gain_stderr, "converged": found.converged}
-    late["richer_converged"] = torch.ones_like(found.converged)
     return {name: as_numpy(value) for name, value in late.items()}
+
+
+def _about_none(num_data: int) -> dict[str, np.ndarray]:
+    """The same of a richer search, where there is none."""
+    nothing = np.zeros(num_data)
+    return {"richer_late_gain": nothing, "richer_late_gain_stderr": nothing, "richer_converged": nothing == 0}

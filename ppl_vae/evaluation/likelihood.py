@@ -64,11 +64,12 @@ def log_likelihood(
     samples, so that `memory` changes no number beyond rounding. The data of a block share it: the same datum in another
     place, or among fewer data, has other samples. The verdict on a datum, too, looks at the data of the whole call.
 
-    With a `target_stderr`, a twentieth of `num_samples` is drawn for each datum as a pilot that says how many samples
-    it needs for that error, and for the tail of its weights; the pilot goes on until it is a quarter of that. As many
-    are drawn afresh, at most `num_samples`: the pilot is laid aside, since samples that decide when to stop would bias
-    what they estimate. For the same reason a datum whose error comes out above the target keeps it, and is counted in
-    what is printed: one in ten, about, where the weights have a variance that samples can tell.
+    With a `target_stderr`, a twentieth of `num_samples`, but at least 50, is drawn for each datum as a pilot that says
+    how many samples it needs for that error, and for the tail of its weights; the pilot goes on until it is a quarter
+    of that. As many are drawn afresh, at most `num_samples`: the pilot is laid aside, since samples that decide when to
+    stop would bias what they estimate. For the same reason a datum whose error comes out above the target keeps it, and
+    is counted in what is printed: one in ten, about, where the weights have a variance that samples can tell. Where
+    `num_samples` is 100 or less there is no pilot, and each datum has them all.
 
     Neither parameters, buffers, modes, numbers that programs keep by name nor torch's random state are changed (but for
     what a first run makes and what programs add to containers, as in `check`). Where torch.distributed has been

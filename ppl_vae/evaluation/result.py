@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ppl_vae.errors import EstimateError
-from ppl_vae.evaluation.coarseness import ROUNDING
 from ppl_vae.evaluation.edges import REASON
 from ppl_vae.evaluation.intervals import Interval, interval_of_each, interval_of_mean
 from ppl_vae.evaluation.means import MeanLogLikelihood
-from ppl_vae.evaluation.trust import is_too_coarse, trust
+from ppl_vae.evaluation.trust import is_too_coarse, rounding_in_words, trust
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE
 from ppl_vae.pareto import FEW, khat_threshold
 
@@ -37,8 +36,8 @@ class LogLikelihood(MeanLogLikelihood):
     """Effective number of the K samples; 0 where all have weight zero, which only exact values allow."""
     khat: np.ndarray
     """Pareto k-hat of the weights: -inf for equal weights (a perfect guide) and where `value` is exact, +inf where it
-    cannot be told, as where all latents are discrete and have one value in all draws; at most 0 where a hundred and
-    more lie within a tenth, or ten are the largest."""
+    cannot be told, as where all latents are discrete and have one value in all draws, or where rounding of a nat and
+    more hides how weights differ; at most 0 where a hundred and more lie within a tenth, or ten are the largest."""
     elbo: np.ndarray
     """Mean of the log-weights: the ELBO of each datum, a lower bound on log p(x)."""
     zero_weights: np.ndarray
@@ -171,8 +170,7 @@ class LogLikelihood(MeanLogLikelihood):
         if self.target_stderr is not None and (missed := int((self.stderr > self.target_stderr).sum())):
             text += f"; {missed} have a standard error above the {self.target_stderr:g} asked for"
         text += self._verdict_in_words()
-        if coarse := int(self.too_coarse.sum()):
-            text += f"; the error of {coarse} is {ROUNDING}"
+        text += rounding_in_words(self.rounding, self.stderr, self.verdict)
         return text + (f"; of {int(self.rounded.sum())} data {REASON}" if self.any_rounded else "")
 
     def _verdict_in_words(self) -> str:

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppl_vae.evaluation.coarseness import COARSE
+from ppl_vae.evaluation.coarseness import COARSE, HIDDEN, ROUNDING
 from ppl_vae.evaluation.edges import move_estimates
 from ppl_vae.evaluation.verdict import NOISY, RELIABLE, UNRELIABLE, misses_some, verdict
+from ppl_vae.weights import is_hidden
 
-__all__ = ["JUDGED", "Trust", "is_too_coarse", "trust"]
+__all__ = ["JUDGED", "Trust", "is_too_coarse", "rounding_in_words", "trust"]
 
 _BY_VERDICT = ("khat", "stderr", "ess", "unseen", "unseen_stderr")
 JUDGED = (*_BY_VERDICT, "skewness", "rounding", "at_edge", "num_at_edge")
@@ -51,3 +52,11 @@ def trust(found: Mapping[str, Any], num_samples: np.ndarray) -> Trust:
 def is_too_coarse(rounding: np.ndarray, stderr: np.ndarray) -> np.ndarray:
     """Whether rounding, which may lean to one side for all data, is more of an error than an interval bears, (N,)."""
     return (rounding > COARSE) & misses_some(rounding, stderr)
+
+
+def rounding_in_words(rounding: np.ndarray, stderr: np.ndarray, words: np.ndarray) -> str:
+    """What rounding does to estimates with these verdicts, each (N,): empty where it does nothing."""
+    hidden = is_hidden(rounding) & (words == UNRELIABLE)
+    coarse = int((is_too_coarse(rounding, stderr) & ~hidden).sum())
+    text = f"; the error of {coarse} is {ROUNDING}" if coarse else ""
+    return text + (f"; of {int(hidden.sum())} data {HIDDEN}" if hidden.any() else "")

@@ -15,7 +15,7 @@ __all__ = ["bound_against_samples"]
 
 
 def bound_against_samples(curve: Any, title: str = "Bound on log p(x) against samples") -> Figure:
-    """Draw L_k with its extrapolation, and what each doubling of k adds beside the law chi2 / 4k.
+    """Draw L_k with its extrapolation, where there is one, and what each doubling of k adds beside the law chi2 / 4k.
 
     Args:
         curve: A `KCurve`.
@@ -42,7 +42,8 @@ def bound_against_samples(curve: Any, title: str = "Bound on log p(x) against sa
     k = curve.num_samples
     bound.plot(k, curve.mean, "o-", color=DARK, markersize=4, label="bound with k samples")
     limit = curve.extrapolated.mean()
-    bound.axhline(limit, color=LIGHT, linestyle="--", label=f"extrapolated: {limit:.2f}".replace("-", "−"))
+    if np.isfinite(limit):
+        bound.axhline(limit, color=LIGHT, linestyle="--", label=f"extrapolated: {limit:.2f}".replace("-", "−"))
     bound.set(xscale="log", xlabel="samples k", ylabel="bound, nats per datum")
     width = 2 * np.nan_to_num(curve.rise_stderr)
     rise.errorbar(k[:-1], curve.rise, width, fmt="o", color=DARK, markersize=4, label="measured, ± 2 standard errors")
