@@ -46,7 +46,7 @@ def test_a_linear_vae_reaches_the_ppca_optimum(device):
     """S2 (Lucas et al. 2019): gap to the closed-form maximum likelihood of at most 0.01 nat per datum."""
     x = small_ppca(dim=5, latent=2).sample(400, seed=1)
     optimum = float(pv.PPCA.fit(x, 2).log_prob(x).mean())
-    pair, steps = fresh(make=LinearVAE), 3000
+    pair, steps = fresh(make=LinearVAE), 1500
     pv.fit(
         pair,
         x,
