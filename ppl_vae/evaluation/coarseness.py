@@ -20,8 +20,8 @@ __all__ = ["COARSE", "HIDDEN", "ROUNDING", "rounding_of_terms", "rounds", "warn_
 ROUNDING = "rounding: use double precision (pair.double(), and data of it)"
 
 HIDDEN = (
-    "log-weights are so large that rounding hides how they differ: their estimate may be too low by any amount; use a "
-    "better guide, or data and double precision that leave log p(x) smaller numbers"
+    "log-weights or latents are so large that rounding hides how weights differ: their estimate may be off by any "
+    "amount; use a better guide, or data and double precision that leave smaller numbers"
 )
 
 COARSE = 1e-3

@@ -29,7 +29,10 @@ __all__ = [
 _DOUBLE = "use double precision (pair.double(), and data of it), or, where that is too coarse as well, "
 _TRANSFORM = "write the latent as a transform of an unconstrained one in both programs"
 _ROUND = "draws round to the edge of a latent's support, so that weights there are wrong, to either side"
-REASON = f"{_ROUND}: {_DOUBLE}{_TRANSFORM}"
+REASON = (
+    "draws round to the edge of a latent's support, or to the same few numbers, so that weights there are wrong, to "
+    f"either side: {_DOUBLE}{_TRANSFORM}"
+)
 # Weights of a share s that are wrong by a standard deviation of a weight move the estimate by s sqrt(K) standard
 # errors; at the edge of a support they may be wrong by a few.
 _BEARABLE, _NEGLIGIBLE = 0.3, 1e-4

@@ -71,7 +71,8 @@ class LogLikelihood(MeanLogLikelihood):
     """Further samples of each datum (N,), which decided how many it needs, and are in no estimate."""
     at_edge: np.ndarray
     """Share of the estimate (N,) that rests on samples which round to the edge of a latent's support, as a Beta of
-    small parameters rounds to 1; `rounded` says where it is too much."""
+    small parameters rounds to 1; all of it where samples are closer together than numbers of their type. `rounded` says
+    where it is too much."""
     num_at_edge: np.ndarray
     """How many samples of each datum do (N,)."""
     target_stderr: float | None

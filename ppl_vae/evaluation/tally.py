@@ -1,4 +1,4 @@
-"""Counts the weights of the samples of a block with what may be wrong: rounding, and the edge of a support."""
+"""Counts the weights of the samples of a block with what may be wrong: rounding, of the samples too, and edges."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_vae.evaluation.coarseness import rounding_of_terms, rounds
 from ppl_vae.evaluation.edges import Edges, bounded_latents, numbers_of
+from ppl_vae.evaluation.lattice import latents_on_a_lattice, rounding_on_a_lattice
 from ppl_vae.evaluation.proposal import Proposal
 from ppl_vae.pair import Pair
 from ppl_vae.supports import support_of
@@ -24,6 +25,8 @@ class Frailty(NamedTuple):
 
     bounded: tuple[str, ...]
     """Latents whose draws may round to the edge of their support."""
+    fine: tuple[str, ...]
+    """Latents whose draws may be closer together than numbers of their type."""
     discrete: tuple[str, ...]
     """All latents, where all are discrete: draws of one value tell nothing of others."""
     rounds: bool
@@ -34,7 +37,12 @@ class Frailty(NamedTuple):
         """Those of a pair, of which a run of the guide on some data is given."""
         names = layout.local_latents
         all_discrete = all(support_of(guide.sites[name]["fn"]).is_discrete for name in names)
-        return cls(bounded_latents(guide, layout), names if all_discrete else (), rounds(pair, one, layout, guide))
+        return cls(
+            bounded_latents(guide, layout),
+            latents_on_a_lattice(guide, layout),
+            names if all_discrete else (),
+            rounds(pair, one, layout, guide),
+        )
 
 
 class Tally:
@@ -56,6 +64,7 @@ class Tally:
         self._stream = Stream(len(batch[0]), num_samples, first)
         self._edges = Edges(len(batch[0]), frailty.bounded, layout)
         self._values = _Values(len(batch[0]))
+        self._lattice: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, log_weight: Tensor, size: Tensor, proposal: Proposal, wanted: Tensor | None = None) -> None:
         """Adds a unit of samples.
@@ -68,6 +77,8 @@ class Tally:
         """
         self._stream.add(log_weight, wanted, size)
         self._edges.add(log_weight, proposal, wanted)
+        if self._lattice is None and self._frailty.fine and len(log_weight) > 1:  # the first of them tell
+            self._lattice = rounding_on_a_lattice(proposal, self._frailty.fine, self._layout)
         for name, numbers, counted in numbers_of(proposal, self._frailty.discrete, self._layout):
             self._values.add(name, numbers, counted, wanted)
 
@@ -89,21 +100,33 @@ class Tally:
         found, batch = self._stream.summary(), self._batch
         if self._frailty.discrete:
             found = found._replace(khat=np.where(self._values.differ, found.khat, np.inf))
+        if self._lattice is not None:
+            found = found.with_rounding(self._lattice[0])
         if not self._frailty.rounds:
             return found
         return found.with_rounding(rounding_of_terms(self._pair, batch, self._layout, seed, batch[0].device))
 
     def at_edge(self, value: np.ndarray) -> dict[str, np.ndarray]:
-        """Samples at the edge of a latent's support: their share of estimates of log p(x) (N,), and their number."""
+        """Samples at the edge of a latent's support: their share of estimates of log p(x) (N,), and their number.
+
+        Of a datum whose samples are closer together than numbers of their type these are all.
+        """
         num_samples = self._stream.num_samples.numpy()
         value = np.where(np.isneginf(value), 0.0, value)  # of nothing, the share is none
         share = np.minimum(np.exp(self._edges.log_weight - value) / num_samples, 1.0)
-        return {"at_edge": share, "num_at_edge": np.minimum(self._edges.count, num_samples)}
+        counts = np.minimum(self._edges.count, num_samples)
+        hidden = self._is_hidden
+        return {"at_edge": np.where(hidden, 1.0, share), "num_at_edge": np.where(hidden, num_samples, counts)}
 
     @property
     def drawn_at_edge(self) -> np.ndarray:
         """Share of the samples that lie there (N,)."""
-        return np.minimum(self._edges.count / self._stream.num_samples.numpy(), 1.0)
+        return np.where(self._is_hidden, 1.0, np.minimum(self._edges.count / self._stream.num_samples.numpy(), 1.0))
+
+    @property
+    def _is_hidden(self) -> np.ndarray:
+        """Whether the samples of a datum are closer together than numbers of their type (N,)."""
+        return np.zeros(len(self._batch[0]), dtype=bool) if self._lattice is None else self._lattice[1]
 
 
 class _Values:
