@@ -70,13 +70,29 @@ def test_latents_that_their_type_holds_are_as_good_as_ever(size: float, dtype: t
     assert not ll.rounded.any()
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_parts_of_a_gap_on_a_lattice_have_no_ends(exact: bool):
-    x, pair, search = drawn(2e7, torch.float32, 8), large(2e7, 1.3, torch.float32), pv.LocalSearch(5, 1, 64)
-    found = pv.gap_decomposition(pair, x, 200, search=search, exact=exact, progress=False)
+def test_parts_of_a_gap_on_a_lattice_have_no_ends():
+    """Those of the guide alone: the best q is wide enough."""
+    x, pair = drawn(1e5, torch.float32, 8), large(1e5, 0.03, torch.float32)
+    found = pv.gap_decomposition(pair, x, 200, exact=True, search=pv.LocalSearch(100, 2, 64), progress=False)
     assert found.rounded.any()
     assert found.interval("elbo") == (-np.inf, np.inf)
     assert found.interval("amortisation") == (0.0, np.inf)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e7, torch.float32), (1e9, torch.float32), (1e16, DOUBLE)])
+def test_quadrature_on_a_lattice_is_refused(size: float, dtype: torch.dtype):
+    """It was up to 6 nats off without a word."""
+    with pytest.raises(
+        pv.EstimateError, match=r"row \d+: expected p\(x, z\) to be wider than numbers of .* smaller numbers"
+    ):
+        pv.log_evidence(large(size, 1.3, dtype), drawn(size, dtype), progress=False)
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1e5, torch.float32), (1e8, DOUBLE)])
+def test_quadrature_of_what_their_type_holds_is_right(size: float, dtype: torch.dtype):
+    x = drawn(size, dtype)
+    found = pv.log_evidence(large(size, 1.3, dtype), x, progress=False)
+    assert np.abs(found - log_prob(x, size)).max() < 0.01  # what differences of such numbers hold
 
 
 def test_the_spacing_is_in_units_of_the_spread():

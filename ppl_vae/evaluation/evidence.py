@@ -44,9 +44,8 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
     farther out, or where a program fails; one away from them that is narrower than 1/100 of the prior for one number,
     1/3 for two; and a peak without a slope that leads to it, such as a spike on a plateau, between the nodes of the
     first cells: about 1,000 of one number, 14,400 of two. A guide that covers the posterior is the best help, and
-    `log_likelihood` with it the check: it also sees where numbers of the latents' type are further apart than the
-    posterior is wide, as of 1e8 in single precision, which quadrature does not. Two numbers with modes some hundreds of
-    widths apart may be too many cells, and an `EstimateError`.
+    `log_likelihood` with it the check. Two numbers with modes some hundreds of widths apart may be too many cells, and
+    an `EstimateError`.
 
     Args:
         pair: A `Pair`, or any object with `.model` and `.guide`; its guide only says where to look as well.
@@ -58,8 +57,9 @@ def log_evidence(pair: Any, data: Any, *, device: str | torch.device = "auto", p
         PairError: More than two continuous numbers a datum, or discrete ones of infinitely many values, or of more than
             a million joint ones; or the pair is not valid.
         DataError: A datum lies outside the support of its site.
-        EstimateError: A density is NaN or infinite, quadrature does not settle, or latents round to the edge of their
-            support where p(x, z) still counts; the row is named.
+        EstimateError: A density is NaN or infinite, quadrature does not settle, latents round to the edge of their
+            support where p(x, z) still counts, or p(x, z) is narrower than numbers of their type are apart; the row is
+            named.
 
     Example:
         >>> import torch

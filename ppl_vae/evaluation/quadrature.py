@@ -72,7 +72,8 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
         PairError: A datum has more than two continuous latent numbers, or discrete ones of infinitely many values, or
             masked ones.
         EstimateError: The density is NaN or infinite somewhere, and site and row are named; or it does not end, or not
-            before latents round to the edge of their support, or is too rough or too narrow.
+            before latents round to the edge of their support, or is too rough, or too narrow, as for numbers of the
+            latents' type.
 
     Reference:
         Takahasi and Mori (1974), Double Exponential Formulas for Numerical Integration.
@@ -84,10 +85,12 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     _check_dimensions({name: u.numel() // drawn[..., 0].numel() for name, u in pattern.items()})
     line = _line(drawn.double())
 
-    def density(v: Tensor, at: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
-        u = line.points(v).to(drawn.dtype)
+    def plain(u: Tensor, at: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
         parts = (path.space.from_flat(_padded(part, len(drawn)), pattern) for part in u.split(len(drawn)))
-        return torch.cat([at(points) for points in parts])[: len(v)].double() + line.log_slope(v)
+        return torch.cat([at(points) for points in parts])[: len(u)].double()
+
+    def density(v: Tensor, at: Callable[[dict[str, Tensor]], Tensor]) -> Tensor:
+        return plain(line.points(v).to(drawn.dtype), at) + line.log_slope(v)
 
     def rounded(v: Tensor) -> Tensor:
         return _rounded(path, line.points(v).to(drawn.dtype), pattern)
@@ -99,7 +102,9 @@ def integrate(pair: Pair, batch: Batch, layout: Layout, first_row: int) -> Tenso
     kind = torch.finfo(drawn.dtype)
     furthest = ((_SAFE * math.sqrt(kind.max) - line.centre.abs()) / line.scale).asinh()
     sites = ", ".join(map(repr, pattern))
-    proposed = line.inverse(_proposed(path).double())
+    likely = _proposed(path)
+    _check_spacing(partial(plain, at=partial(_where_there_is_one, path)), likely, first_row, sites)
+    proposed = line.inverse(likely.double())
     anywhere = partial(density, at=partial(_where_there_is_one, path))
     widen = partial(_wide_enough, log_density, furthest=furthest, first_row=first_row, sites=sites)
     low, high, top = widen(starts.amin(0) - _MARGIN, starts.amax(0) + _MARGIN)
@@ -148,6 +153,26 @@ def _check_edges(
             f"row {first_row + row}: expected p(x, z) to fall off before latents ({sites}) round, found "
             f"{float(part[row].exp()):.2g} of p(x), or more, where they {beyond_numbers(dtype)}; log_likelihood asks "
             "for the density at draws of the guide alone"
+        )
+
+
+def _check_spacing(log_density: LogDensity, points: Tensor, first_row: int, sites: str) -> None:
+    """Neighbouring numbers differ little in density where it is largest among points (K, N, D).
+
+    A normal density of width s falls by h^2 / s^2, twice, over two steps of size h: from a step as wide as s on sums
+    over what numbers there are miss the integral.
+    """
+    best = points.take_along_dim(log_density(points).nan_to_num(-torch.inf).argmax(0)[None, :, None], 0)
+    steps = torch.eye(points.shape[-1], dtype=torch.bool, device=points.device)[:, None]
+    below, above = (
+        torch.where(steps, best.nextafter(torch.full_like(best, end)), best) for end in (-torch.inf, torch.inf)
+    )
+    bend = 2 * log_density(best) - log_density(below) - log_density(above)
+    if bool((narrow := (bend.isfinite() & (bend >= 1)).any(0)).any()):
+        raise EstimateError(
+            f"row {first_row + int(narrow.nonzero()[0])}: expected p(x, z) to be wider than numbers of {points.dtype} "
+            f"are apart at latents ({sites}), found it narrower: use double precision (pair.double(), and data of it), "
+            "or data and latents that are smaller numbers"
         )
 
 
