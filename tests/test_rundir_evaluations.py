@@ -129,6 +129,14 @@ def test_an_evaluation_with_an_impossible_draw_is_kept(tmp_path: Path):
     assert read_arrays(tmp_path, ["elbo"])[0].tolist() == [-1.0, -np.inf, -1.0]
 
 
+def test_more_effective_samples_than_there_are_samples_are_no_record():
+    """They were shown by `compare` as they stood in a forged one."""
+    assert evaluation(num_samples=50, ess=50.00001).ess > 50
+    with pytest.raises(DataError, match=r"ess: expected a number from 0 to 50.*, found 51"):
+        evaluation(num_samples=50, ess=51.0)
+    assert evaluation(num_samples=None, ess=51.0).ess == 51
+
+
 def test_a_record_that_no_file_can_hold_is_refused_before_anything_is_written(tmp_path: Path):
     evaluated(tmp_path, mean=-1.0)
     before = files.listed(tmp_path)

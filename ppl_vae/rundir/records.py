@@ -44,6 +44,7 @@ RUN = "run.json"
 _MAX_BYTES = 2**24
 _INDENT = 2
 _MOST = sys.float_info.max
+_ROUNDED = 1 + 1e-6  # an effective size of all samples, as a ratio of sums
 _EXACT = 2.0**53  # below it double precision holds every whole number
 _SPECS: dict[str, type] = {"pair": PairSpec, "data": DataSpec}
 _OPTIONAL_SPECS: dict[str, type] = {"training": TrainingSpec, "evaluation": EvaluationSpec}
@@ -140,7 +141,8 @@ class Evaluation:
         """Looks at the numbers."""
         check_range(self, ("num_data", "num_samples"), least=1)
         check_range(self, ("event_size",), least=0)
-        check_range(self, ("mean_stderr", "population_stderr", "ess", "seconds"), least=0, most=_MOST)
+        check_range(self, ("mean_stderr", "population_stderr", "seconds"), least=0, most=_MOST)
+        check_range(self, ("ess",), least=0, most=_MOST if self.num_samples is None else self.num_samples * _ROUNDED)
         check_range(self, ("khat_threshold", "share_untrusted"), least=0, most=1)
 
 
