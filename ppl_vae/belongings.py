@@ -131,10 +131,8 @@ class Belongings:
     def _changes(self) -> Iterator[tuple[_Name, Any]]:
         """Names and values of what is not as it was; `_Lost` for those that no other process can be given."""
         shared = Counter(map(_mark, _standing(self._attributes.places).values()))
-        own = {where for where, count in shared.items() if count == 1} - {*self._attributes.registered, list} | {
-            None,
-            0,
-        }
+        once = {mark for mark, count in shared.items() if count == 1}
+        own = (once - self._attributes.registered - {list}) | {None, 0}
         forms = self._forms_now()
         for number, place in enumerate(self._places):
             changes = (

@@ -21,6 +21,7 @@ from torch.distributions import (
 from torch.distributions import transforms as t
 
 __all__ = [
+    "base_of",
     "bounds",
     "common",
     "covers",
@@ -109,7 +110,7 @@ def bounds(support: constraints.Constraint) -> tuple[Tensor, Tensor] | None:
         >>> bounds(constraints.simplex) is None
         True
     """
-    base = _base(support)
+    base = base_of(support)
     lower: Any = getattr(base, "lower_bound", None)
     upper: Any = getattr(base, "upper_bound", None)
     if base is constraints.boolean:
@@ -140,7 +141,7 @@ def covers(outer: constraints.Constraint, inner: constraints.Constraint) -> bool
 def is_fixed(support: constraints.Constraint) -> bool:
     """Whether a support is the same for every row: no bound is a tensor with more than one element."""
     limits = bounds(support)
-    base = _base(support)
+    base = base_of(support)
     if limits is None:
         return not any(isinstance(v, Tensor) for v in vars(base).values())
     return all(limit.numel() == 1 for limit in limits)
@@ -148,7 +149,7 @@ def is_fixed(support: constraints.Constraint) -> bool:
 
 def is_constant(support: constraints.Constraint) -> bool:
     """Whether no bound is a tensor: programs may make tensors of what they like."""
-    return not any(isinstance(end, Tensor) for end in vars(_base(support)).values())
+    return not any(isinstance(end, Tensor) for end in vars(base_of(support)).values())
 
 
 def common(supports: Sequence[constraints.Constraint]) -> constraints.Constraint | None:
@@ -168,7 +169,7 @@ def common(supports: Sequence[constraints.Constraint]) -> constraints.Constraint
     ends = (torch.cat([limit[i].flatten() for limit in known]) for i in range(2))
     if any(bool((end != end[0]).any()) for end in ends):
         return None
-    base = _base(first)
+    base = base_of(first)
     plain = type(base)(**{name: _plain(torch.as_tensor(end)) for name, end in vars(base).items()})
     missing = first.event_dim - plain.event_dim
     return constraints.independent(plain, missing) if missing else plain
@@ -176,7 +177,7 @@ def common(supports: Sequence[constraints.Constraint]) -> constraints.Constraint
 
 def is_stateless(support: constraints.Constraint) -> bool:
     """Whether a support is described by its class alone, as the real line is."""
-    return not vars(_base(support))
+    return not vars(base_of(support))
 
 
 def differ(one: constraints.Constraint, other: constraints.Constraint) -> bool:
@@ -207,7 +208,7 @@ def first_outside(
     inside = support.check(value)
     if bool(inside.all()):
         return None
-    base = _base(support)
+    base = base_of(support)
     elementwise = base.check(value) if base.event_dim == 0 else torch.zeros_like(value, dtype=torch.bool)
     value, good = torch.broadcast_tensors(value, elementwise)
     if row_dim is not None:
@@ -228,7 +229,7 @@ def entries_outside(support: constraints.Constraint, value: Tensor) -> Tensor:
         >>> entries_outside(constraints.independent(constraints.positive, 1), torch.tensor([1.0, -1.0]))
         tensor([False,  True])
     """
-    base = _base(support)
+    base = base_of(support)
     outside = ~base.check(value)
     return outside.reshape(outside.shape + (1,) * base.event_dim)
 
@@ -272,9 +273,16 @@ def unmixed(support: constraints.Constraint) -> constraints.Constraint:
     return vars(support)["base_constraint"] if _is_mixture_of_equals(support) else support
 
 
+def base_of(support: constraints.Constraint) -> constraints.Constraint:
+    """The support of a single number or vector, without what repeats or mixes it."""
+    while isinstance(support, constraints.independent) or _is_mixture_of_equals(support):
+        support = vars(support)["base_constraint"]
+    return support
+
+
 def support_name(support: constraints.Constraint) -> str:
     """A support in words, as in `real` or `interval(0, 1)`."""
-    base = _base(support)
+    base = base_of(support)
     text = str(base)
     if any(isinstance(end, Tensor) and end.numel() > 1 for end in vars(base).values()):
         ends = (f"{name}={_in_words(end)}" for name, end in vars(base).items())
@@ -362,9 +370,3 @@ def _is_mixture_of_equals(support: constraints.Constraint) -> bool:
 
 def _size(end: Tensor) -> Tensor:
     return torch.where(torch.isfinite(end), end.abs(), 0.0).clamp_min(1.0)
-
-
-def _base(support: constraints.Constraint) -> constraints.Constraint:
-    while isinstance(support, constraints.independent) or _is_mixture_of_equals(support):
-        support = vars(support)["base_constraint"]
-    return support

@@ -87,10 +87,8 @@ def ledger(
         def work(batch: Batch, first: int) -> dict[str, np.ndarray]:
             if not first:
                 warn_of_rounding(subject.pair, batch, subject.layout, "ledger")
-            block, others = (
-                _Block(num_samples, first),
-                subject.rows.take(partners[first:][: len(batch[0])], subject.device),
-            )
+            block = _Block(num_samples, first)
+            others = subject.rows.take(partners[first:][: len(batch[0])], subject.device)
             for j, drawn in enumerate(range(0, num_samples, _PARTICLES)):
                 with seeded(key(seed, first, j), subject.device):
                     block.add(subject.pair, batch, others, min(_PARTICLES, num_samples - drawn), subject.layout)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.evaluation.proposal import Proposal
-from ppl_vae.supports import support_of, unmixed
+from ppl_vae.supports import base_of, support_of
 from ppl_vae.tape import Layout, Tape
 
 __all__ = [
@@ -190,9 +190,7 @@ def _moves(in_errors: np.ndarray, stderr: np.ndarray) -> np.ndarray:
 
 
 def _has_edge(support: constraints.Constraint) -> bool:
-    base = unmixed(support)
-    while isinstance(base, constraints.independent):
-        base = unmixed(vars(base)["base_constraint"])
+    base = base_of(support)
     if base.is_discrete or base in (constraints.real, constraints.real_vector):
         return False
     return base.event_dim == 0 or base is constraints.simplex  # matrices have numbers that never vary

@@ -85,8 +85,8 @@ class EscalatedLogLikelihood(MeanLogLikelihood):
 
         It covers where all data are reliable; its upper end is infinite where one is still unreliable. Errors of
         annealed chains have K - 1 degrees of freedom, as in `AnnealedLogLikelihood`. It does not know which data were
-        lucky to need no further method (see `escalate`). Both ends are infinite where a
-        datum is `rounded`, or has no error.
+        lucky to need no further method (see `escalate`). Both ends are infinite where a datum is `rounded`, or has no
+        error.
         """
         return self._borne(interval_of_mean(*self._estimates, level, self._degrees, self.rounding))
 

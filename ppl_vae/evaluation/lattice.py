@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from ppl_vae.evaluation.edges import numbers_of
 from ppl_vae.evaluation.proposal import Proposal
-from ppl_vae.supports import support_of, unmixed
+from ppl_vae.supports import base_of, support_of
 from ppl_vae.tape import Layout, Tape
 
 __all__ = ["latents_on_a_lattice", "rounding_on_a_lattice", "spacings"]
@@ -58,7 +58,5 @@ def rounding_on_a_lattice(proposal: Proposal, names: Collection[str], layout: La
 
 
 def _varies(support: constraints.Constraint) -> bool:
-    base = unmixed(support)
-    while isinstance(base, constraints.independent):
-        base = unmixed(vars(base)["base_constraint"])
+    base = base_of(support)
     return not base.is_discrete and base.event_dim <= 1 and base is not constraints.simplex

@@ -167,7 +167,8 @@ def _check_spacing(log_density: LogDensity, points: Tensor, first_row: int, site
     below, above = (
         torch.where(steps, best.nextafter(torch.full_like(best, end)), best) for end in (-torch.inf, torch.inf)
     )
-    bend = 2 * log_density(best) - log_density(below) - log_density(above)
+    middle, low, high = log_density(torch.cat([best, below, above])).split([1, *[points.shape[-1]] * 2])
+    bend = 2 * middle - low - high
     if bool((narrow := (bend.isfinite() & (bend >= 1)).any(0)).any()):
         raise EstimateError(
             f"row {first_row + int(narrow.nonzero()[0])}: expected p(x, z) to be wider than numbers of {points.dtype} "

@@ -115,16 +115,16 @@ class Tally:
         value = np.where(np.isneginf(value), 0.0, value)  # of nothing, the share is none
         share = np.minimum(np.exp(self._edges.log_weight - value) / num_samples, 1.0)
         counts = np.minimum(self._edges.count, num_samples)
-        hidden = self._is_hidden
-        return {"at_edge": np.where(hidden, 1.0, share), "num_at_edge": np.where(hidden, num_samples, counts)}
+        every = self._on_a_lattice
+        return {"at_edge": np.where(every, 1.0, share), "num_at_edge": np.where(every, num_samples, counts)}
 
     @property
     def drawn_at_edge(self) -> np.ndarray:
         """Share of the samples that lie there (N,)."""
-        return np.where(self._is_hidden, 1.0, np.minimum(self._edges.count / self._stream.num_samples.numpy(), 1.0))
+        return np.where(self._on_a_lattice, 1.0, np.minimum(self._edges.count / self._stream.num_samples.numpy(), 1.0))
 
     @property
-    def _is_hidden(self) -> np.ndarray:
+    def _on_a_lattice(self) -> np.ndarray:
         """Whether the samples of a datum are closer together than numbers of their type (N,)."""
         return np.zeros(len(self._batch[0]), dtype=bool) if self._lattice is None else self._lattice[1]
 
