@@ -48,10 +48,11 @@ def assert_compiles(name, device):
     """The same numbers on two batches, two values of beta and new noise."""
     case = ZOO[name]
     made = case.make()
-    pair = as_pair(made).to(device)
-    data = tuple(x.to(device) for x in (case.data if isinstance(case.data, tuple) else (case.data,)))
+    pair = as_pair(made)
+    data = case.data if isinstance(case.data, tuple) else (case.data,)
     objective = case.objective(made) if callable(case.objective) else case.objective
     layout = pv.check(pair, data).layout
+    pair, data = pair.to(device), tuple(x.to(device) for x in data)  # now that it has its parameters
     parameters = [p for p in pair.parameters() if p.requires_grad]
     gradient = Gradient(pair, objective, layout, parameters, binarize=False, clip_norm=None)
     if hasattr(objective, "begin"):

@@ -30,6 +30,8 @@ _ROUNDING, _ROUNDING_DOUBLE, _CANCELLING = 1e-5, 1e-10, 0.1
 # Where the last digit of the parameters moves a tensor by more: so many times that, at most so many times the above.
 _SLACK, _LARGEST_SLACK = 8.0, 20.0
 _TRIALS = 3
+# Noise by torch's own operations in the order of the programs: before 2.13 the compiler's passes moved them.
+_NOISE_IN_ORDER = {"fallback_random": True, "reorder_for_peak_memory": False, "reorder_for_locality": False}
 
 
 class Compiled:
@@ -102,7 +104,7 @@ def compile_function(function: TensorFunction, examples: Sequence[Arguments], mo
 
 def _build(captured: Captured, arguments: Arguments) -> Callable[..., Sequence[Tensor]]:
     inputs: list[Any] = [*captured.tensors, *arguments]
-    options = {"fallback_random": True, "cpp_wrapper": arguments[0].device.type == "cpu"}
+    options = {**_NOISE_IN_ORDER, "cpp_wrapper": arguments[0].device.type == "cpu"}
     try:
         with _quiet():
             import torch._inductor
