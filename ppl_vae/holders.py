@@ -26,7 +26,7 @@ __all__ = ["Holder", "hides", "holders", "is_option", "is_users", "reached"]
 _MODULE_STATE = {name for name in vars(nn.Module()) if name.startswith("_")}
 _NAMESPACES = (types.SimpleNamespace, argparse.Namespace)
 _CONTAINERS = (UserDict, UserList, ChainMap, queue.Queue)  # of the standard library, which keep others as attributes
-_BY_PARAMETER = ("state", "param_groups")  # of an optimiser
+_BY_PARAMETER = {"state", "param_groups"}  # of an optimiser
 _LAST_RATES = "_last_lr"  # of a scheduler
 # What torch and Pyro keep of the last call in objects whose class may be the user's.
 _CACHES = ("_cached", "_inv")
@@ -52,7 +52,7 @@ class Holder(NamedTuple):
 
     def counts(self, key: Any) -> bool:
         """Whether a key is neither machinery nor a cache, such as transforms keep of their last pair."""
-        return self.owner is None or _counts(self.owner, key)
+        return self.owner is None or bool(_attributes(self.owner, [key]))
 
 
 class _Slots(MutableMapping[str, Any]):
@@ -299,18 +299,23 @@ def _slots(kind: type) -> list[str]:
 
 
 def _attributes(owner: Any, home: Iterable[Any]) -> list[Any]:
-    return [key for key in home if _counts(owner, key)]
+    left_out, machinery = _uncounted(owner)
+    of_text = isinstance(owner, Optimizer)  # other keys are parameters
+    return [
+        key
+        for key in home
+        if key not in left_out and not str(key).startswith(machinery) and (not of_text or isinstance(key, str))
+    ]
 
 
-def _counts(owner: Any, key: Any) -> bool:
+def _uncounted(owner: Any) -> tuple[set[str], tuple[str, ...]]:
+    """Keys of an object that do not count, and what the names of others begin with."""
     known = isinstance(owner, Distribution | Transform)
-    if (known or isinstance(owner, nn.Module)) and hides(type(owner).__module__) and str(key).startswith("_"):
-        return False
-    if isinstance(owner, Optimizer) and (not isinstance(key, str) or key in _BY_PARAMETER):
-        return False
-    if isinstance(owner, LRScheduler) and key == _LAST_RATES:
-        return False
-    return key not in _MODULE_STATE and not str(key).startswith(("__", *_CACHES) if known else "__")
+    hidden = (known or isinstance(owner, nn.Module)) and hides(type(owner).__module__)
+    machinery = ("_" if hidden else "__", *_CACHES * known)
+    if isinstance(owner, Optimizer):
+        return _MODULE_STATE | _BY_PARAMETER, machinery
+    return _MODULE_STATE | {_LAST_RATES} if isinstance(owner, LRScheduler) else _MODULE_STATE, machinery
 
 
 def hides(module: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["is_installed_file", "is_known", "is_library", "is_ours", "is_standard"]
 
-_KNOWN = ("torch", "pyro", "numpy", "builtins", "collections", "functools", "typing", "zuko")
+_KNOWN = {"torch", "pyro", "numpy", "builtins", "collections", "functools", "typing", "zuko"}
 _PYRO = ("pyro", "ppl_vae")
 _FOLDERS = ("site-packages", "dist-packages")
 
@@ -52,7 +52,12 @@ def is_installed_file(path: Path) -> bool:
 
 
 def _top(module: Any) -> str:
-    return module.split(".")[0] if isinstance(module, str) else ""
+    return _first_part(module) if isinstance(module, str) else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _first_part(module: str) -> str:
+    return module.split(".")[0]
 
 
 @functools.lru_cache(maxsize=1024)

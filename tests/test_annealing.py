@@ -238,8 +238,8 @@ def test_constrained_latents_against_quadrature():
 
     def evidence(value):
         def joint(rate, share):
-            prior = stats.gamma.pdf(rate, 2, scale=1 / 1.5) * stats.beta.pdf(share, 2, 3)
-            return prior * stats.norm.pdf(value, rate * share, 0.3)
+            prior = rate * 1.5**2 * np.exp(-1.5 * rate) * 12 * share * (1 - share) ** 2  # Gamma(2, 1.5) and Beta(2, 3)
+            return prior * np.exp(-0.5 * ((value - rate * share) / 0.3) ** 2) / (0.3 * np.sqrt(2 * np.pi))
 
         return integrate.dblquad(joint, 0, 1, 0, 25, epsabs=1e-9)[0]
 

@@ -149,7 +149,7 @@ def test_device_is_asked_for(command: str, copy: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize(("choice", "said"), [("yes", " compiled steps in "), ("no", " steps in ")])
-def test_compiling_is_asked_for(choice: str, said: str, tmp_path: Path):
+def test_compiling_is_asked_for(choice: str, said: str, tmp_path: Path, interpreted: None):
     options = ["--epochs", "1", "--eval-samples", "0", "--compile", choice, "--run-dir", tmp_path / "run"]
     words = succeed("fit", *SMALL_VAE, *options)
     assert said in words

@@ -321,7 +321,7 @@ def test_an_optimiser_that_changes_strides_ends_a_compiled_fit(interpreted):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_autocast_is_named_where_it_stands_in_the_way():
+def test_autocast_is_named_where_it_stands_in_the_way(interpreted):
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.warns(UserWarning, match="torch.autocast is on"):
         assert not fitted(Plain(nn.Linear(6, 4)), torch.randn(20, 6), epochs=1, compile=True).compiled
 

@@ -63,6 +63,8 @@ def test_the_evidence_is_that_of_the_richest_q():
     x = ppca.sample(8)
     pair, _ = diagonal(ppca, 0.2, 1.15)
     found = split(pair, x, 1000)
+    assert found.trusted.all()
+    assert "approximation gap  at" not in str(found)
     assert_estimates(found.log_evidence, found.log_evidence_stderr, ppca.log_prob(x), effect=0.2, degrees=50)
     plain = split(pair, x, 1000, richer=False)
     assert np.isnan(plain.richer_elbo).all()
@@ -84,11 +86,9 @@ def test_a_mode_beside_the_best_q_leaves_the_approximation_gap_open(richer: bool
     assert "±" not in lines[1]
 
 
-@pytest.mark.parametrize("richer", [False, True])
-def test_a_q_that_misses_nothing_is_trusted(richer: bool):
+def test_a_q_that_misses_nothing_is_trusted():
     ppca = correlated_ppca()
-    pair = scaled_guide(ppca, 1.3) if not richer else diagonal(ppca, 0.2, 1.15)[0]
-    found = split(pair, ppca.sample(8), 500, richer=richer)
+    found = split(scaled_guide(ppca, 1.3), ppca.sample(8), 500, richer=False)
     assert found.trusted.all()
     assert "approximation gap  at" not in str(found)
 
@@ -116,7 +116,7 @@ def test_differences_are_on_the_same_noise():
     ppca = correlated_ppca()
     x = ppca.sample(4)
     pair, kl = diagonal(ppca, 0.2, 1.15)
-    found = [split(pair, x, 300, seed=seed, exact=True) for seed in range(2)]
+    found = [split(pair, x, 300, seed=seed, exact=True, richer=False) for seed in range(2)]
     amortisation = kl(x, best=False) - kl(x, best=True)
     for f in found:
         assert f.amortisation_stderr.mean() < 0.7 * math.hypot(f.elbo_stderr.mean(), f.elbo_stderr.mean())
@@ -330,7 +330,7 @@ def test_the_figure_says_which_part_is_larger():
 
     ppca = correlated_ppca()
     pair, _ = diagonal(ppca, 2.0, 1.0)
-    found = split(pair, ppca.sample(4), 100, exact=True)
+    found = split(pair, ppca.sample(4), 100, pv.LocalSearch(20, 1, 64, learning_rate=0.2), exact=True)
     axes = gap_bars({"diagonal": found}).axes[0]
     assert axes.get_title().startswith("Amortisation makes")
     assert axes.texts[0].get_text() == f"{found.mean('gap').value:.2f}"

@@ -35,7 +35,7 @@ def test_every_pair_of_the_zoo_is_split(name: str):
 
 
 def test_a_pair_without_particles_has_no_richer_family():
-    found = split(ZOO["constrained"].make(), ZOO["constrained"].data[:3], 8, pv.LocalSearch(2, 1, 64))
+    found = split(ZOO["constrained"].make(), ZOO["constrained"].data[:3], 8, pv.LocalSearch(2, 1, 8))
     assert "particle dimension" in found.no_richer
     assert "affine" not in str(found)
 
@@ -143,7 +143,7 @@ def test_pyro_s_own_example_goes_through():
     assert found.family == {"latent": "Normal"}
 
 
-def test_the_search_compiles():
+def test_the_search_compiles(interpreted: None):
     """To the numbers of the search as written, whatever block it was compiled for."""
     pair, x = fresh(make=ModuleVAE), binary_rows(12)
     search = pv.LocalSearch(3, 1, 4)

@@ -25,7 +25,7 @@ def sample(name: str, fn: dist.TorchDistribution, mask: Tensor, kind: str) -> Te
 
 @pytest.mark.parametrize("kind", ["handler", "distribution"])
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_masked_number_outside_the_support_is_no_sample_of_weight_zero(kind: str, compile: bool):
+def test_a_masked_number_outside_the_support_is_no_sample_of_weight_zero(kind: str, compile: bool, interpreted: None):
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = sample("z", dist.Exponential(torch.ones(len(x))), x > 0, kind)

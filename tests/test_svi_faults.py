@@ -207,7 +207,7 @@ def unfreeze(pair):
 
 @pytest.mark.parametrize("compile", [False, True], ids=["as written", "compiled"])
 @pytest.mark.parametrize("change", [freeze, replace, assign, reparametrise, unfreeze])
-def test_parameters_that_change_during_a_fit_are_named(change, compile):
+def test_parameters_that_change_during_a_fit_are_named(change, compile, interpreted):
     pair = Plain(nn.Linear(6, 4))
     pair.decoder.bias.requires_grad_(change is not unfreeze)
 
