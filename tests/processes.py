@@ -166,7 +166,7 @@ def work(group):
     found["bad data"] = message(pv.DataError, lambda: train(fresh(), x))
     x = small_ppca().sample(600).float()
     found["bad evaluation"] = message(pv.EstimateError, lambda: overflowing(x))
-    return found | late()
+    return found | late() | {f"straight {name}": value for name, value in survive(group).items()}
 
 
 def overflowing(x):

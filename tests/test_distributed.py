@@ -212,28 +212,24 @@ def test_nobody_waits_for_ever(tmp_path: Path):
         both[1].communicate(timeout=60)
 
 
-def test_a_fit_of_two_processes_survives_signals_and_kills(tmp_path: Path):
+def test_a_fit_of_two_processes_survives_signals_and_kills(two: list[dict[str, np.ndarray]], tmp_path: Path):
     """F4, F5, F20: what is told to stop stops everywhere after the same step, a survivor does not wait, a relaunch
     resumes, and the numbers are those of a fit that nothing happened to."""
-    straight, run = tmp_path / "straight", tmp_path / "struck"
-    straight.mkdir()
-    run.mkdir()
-    assert [done.code for done in together(straight, "survive", 60)] == [0, 0]
-    stopped = together(run, "survive", 60, FAULT=f"1:4:{int(signal.SIGTERM)}")
+    stopped = together(tmp_path, "survive", 60, FAULT=f"1:4:{int(signal.SIGTERM)}")
     assert [done.code for done in stopped] == [143, 143], stopped[0].err
-    assert steps(run / "run" / "checkpoints")[-1] == 6  # the signal came after the vote of the fifth step
+    assert steps(tmp_path / "run" / "checkpoints")[-1] == 6  # the signal came after the vote of the fifth step
     for victim, step in ((1, 9), (0, 12)):  # process 0 writes the checkpoints
-        both = begun(run, "survive", 60, FAULT=f"{victim}:{step}:{int(signal.SIGKILL)}")
+        both = begun(tmp_path, "survive", 60, FAULT=f"{victim}:{step}:{int(signal.SIGKILL)}")
         assert finish(both[victim]).code == -signal.SIGKILL
         begin = time.monotonic()
         survivor = finish(both[1 - victim])
         assert time.monotonic() - begin < 30
         assert survivor.code == 1
         assert "GroupError: the other processes cannot be reached" in survivor.err
-    assert [done.code for done in together(run, "survive", 60)] == [0, 0]
+    assert [done.code for done in together(tmp_path, "survive", 60)] == [0, 0]
     for rank in range(2):
-        wanted, found = (dict(np.load(folder / f"{rank}.npz")) for folder in (straight, run))
-        assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+        found = dict(np.load(tmp_path / f"{rank}.npz"))
+        assert all(np.array_equal(two[rank][f"straight {name}"], found[name]) for name in found)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no list of threads on this system")

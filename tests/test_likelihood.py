@@ -67,7 +67,7 @@ def test_bias_follows_half_chi_square_over_k():
     """S5: K (log p - E log p-hat) tends to chi2 / 2."""
     s, dim, k = 1.3, 2, 40
     ppca = small_ppca(3, dim)
-    x = ppca.sample(1, seed=5).expand(40_000, -1).contiguous()
+    x = ppca.sample(1, seed=5).expand(20_000, -1).contiguous()
     gap = float(ppca.log_prob(x[:1])) - estimate(scaled_guide(ppca, s), x, k, num_draws=0).value
     assert_mean(gap, chi_square(s, dim) / 2 / k, effect=0.006)
 
