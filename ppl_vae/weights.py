@@ -73,7 +73,8 @@ def check_possible(log_sum: Tensor, num_samples: Tensor, first_row: int) -> None
         column = int(empty.nonzero()[0])
         raise EstimateError(
             f"row {first_row + column}: all {int(num_samples[column])} weights are zero: the guide proposes only what "
-            "the model excludes; draw more samples, mend the guide, or use annealed_importance_sampling from the prior"
+            "the model excludes; draw more samples, mend the guide, or use annealed_importance_sampling from the "
+            "prior; if the model excludes the datum, as log_evidence can tell, leave it out"
         )
 
 

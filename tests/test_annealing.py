@@ -251,7 +251,8 @@ def test_constrained_latents_against_quadrature():
 
 
 @pytest.mark.parametrize(
-    ("dim", "s", "temperatures"), [(2, 2.0, 60), (10, 1.3, 120), pytest.param(50, 1.1, 120, marks=pytest.mark.slow)]
+    ("dim", "s", "temperatures"),
+    [(2, 2.0, 60), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((10, 1.3, 120), (50, 1.1, 120)))],
 )
 def test_bounds_from_both_sides_close_on_the_evidence(dim: int, s: float, temperatures: int):
     ppca = small_ppca(dim + 3, dim)

@@ -37,7 +37,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 # The others are the same code in another size, compile for minutes, or write files (test_feed.py has their memory).
 QUICK = (
-    "fit-iwae",
     "digits-auto",
     "evaluation",
     "gmm",
@@ -50,7 +49,7 @@ SLOW = tuple(name for name in CASES if name not in QUICK)
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 @pytest.mark.filterwarnings("ignore:this fit runs uncompiled")
-def test_a_quick_run_measures_a_case(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_quick_run_measures_a_case(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], interpreted: None):
     main(["--quick", "--rounds", "1", "--cases", name, "--output", str(tmp_path)])
     (record,) = read_records(tmp_path / "results.json")
     assert (record["name"], record["device"], record["quick"]) == (name, "cpu", True)

@@ -134,7 +134,7 @@ def test_a_stated_size_of_the_data_set_moves_no_evaluation():
 
 
 @pytest.mark.parametrize("compile", [False, True], ids=["as written", "compiled"])
-def test_what_a_program_raises_in_an_evaluation_names_the_rows(monkeypatch, compile):
+def test_what_a_program_raises_in_an_evaluation_names_the_rows(monkeypatch, compile, interpreted):
     class Late(ModuleVAE):
         armed = False
 

@@ -26,8 +26,13 @@ def meets_half_chi_square_over_k(numbers: dict[str, Any]) -> None:
 LAWS = {"importance_sampling": meets_half_chi_square_over_k}
 """What small forms have to show as well."""
 
+LONGER = {"beta_vae", "discrete_latents", "expressive_generator", "expressive_posterior", "latent_structure"}
+"""Whose small forms take ten seconds and more."""
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONGER else name for name in EXPERIMENTS]
+)
 def test_the_small_form_runs(name: str, tmp_path: Path):
     module = importlib.import_module(f"experiments.{name}")
     assert module.STUDY.name == name

@@ -221,7 +221,7 @@ def test_parameters_that_change_during_a_fit_are_named(change, compile, interpre
         pv.fit(pair, torch.randn(24, 6), schedule=schedule, **options)
 
 
-def test_a_frozen_parameter_may_be_replaced_during_a_fit():
+def test_a_frozen_parameter_may_be_replaced_during_a_fit(interpreted):
     x = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 
     def fit_of(pair, compile):

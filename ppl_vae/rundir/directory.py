@@ -139,6 +139,7 @@ class RunDirectory:
 
         Raises:
             PplVaeError: There are none yet.
+            StorageError: The system does not let the file be read, or it is larger than any that was written.
             DataError: The file is damaged, or its parameters are not those of the pair, in shape and dtype; the first
                 one is named.
         """
@@ -147,8 +148,9 @@ class RunDirectory:
             raise PplVaeError(
                 f"{path}: expected the parameters of a finished or interrupted run, found no such file: resume the run"
             )
+        content = files.read(path, tensors.MAX_BYTES)
         try:
-            state = tensors.from_sealed(files.read(path, tensors.MAX_BYTES), path)
+            state = tensors.from_sealed(content, path)
         except StorageError as error:
             raise DataError(
                 f"{path}: expected readable parameters, found damage ({error}), or those of an earlier version"
