@@ -18,7 +18,7 @@ from ppl_vae.errors import StorageError
 from ppl_vae.storage.calls import failing, summed
 from ppl_vae.storage.plain import decode, encode
 
-__all__ = ["MAX_BYTES", "from_bytes", "from_sealed", "sealed", "to_chunks", "under"]
+__all__ = ["MAX_BYTES", "check_writable", "from_bytes", "from_sealed", "sealed", "to_chunks", "under"]
 
 MAX_BYTES = 2**35
 _MAX_HEADER = 2**24
@@ -139,7 +139,7 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = 
     described: dict[str, Any] = dict(metadata or {})
     end = 0
     for name, tensor in tensors.items():
-        _check_writable(name, tensor)
+        check_writable(name, tensor)
         start, end = end, end + tensor.numel() * tensor.element_size()
         described[name] = {
             "dtype": _NAMES[tensor.dtype],
@@ -152,7 +152,12 @@ def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = 
     return header + b" " * (-len(header) % _ALIGNMENT)
 
 
-def _check_writable(name: str, tensor: Tensor) -> None:
+def check_writable(name: str, tensor: Tensor) -> None:
+    """Refuses a tensor, or a name, that has no place in the format.
+
+    Raises:
+        ValueError: As `to_chunks`.
+    """
     if not name or len(name) > _MAX_NAME or name == _METADATA:
         raise ValueError(f"tensors: expected names of 1 to {_MAX_NAME} characters, found {name[:40]!r}")
     if name != name.encode(errors="replace").decode():

@@ -6,9 +6,12 @@ import hashlib
 import json
 import platform
 from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ppl_vae.arrays import Rows
 from ppl_vae.distributed import Group
@@ -22,7 +25,7 @@ from ppl_vae.svi.settings import FitSettings
 
 __all__ = ["Change", "differences", "facts_of", "other_programs", "python_version"]
 
-_BLOCK, _SAMPLE = 4096, 1024
+_BLOCK, _SAMPLE, _READERS = 4096, 1024, 4
 _SUBNORMAL = 1e-40  # zero where torch.set_flush_denormal(True)
 _FREE = ("epochs", "steps", "on_nonfinite")  # may be others when a run is resumed
 _VERSIONS = {"ppl_vae": "ppl-vae", "torch": "torch", "pyro": "pyro-ppl", "numpy": "numpy"}
@@ -81,16 +84,19 @@ def _precision() -> str:
 
 def fingerprint(rows: Rows) -> str:
     """A hash of shapes, types and rows: of all rows in memory, of about a thousand of a file, evenly spread."""
-    digest = hashlib.sha256()
+    parts: list[Tensor | slice] = [slice(start, start + _BLOCK) for start in range(0, len(rows), _BLOCK)]
     if rows.mapped:
-        blocks = iter([rows.take(torch.arange(0, len(rows), max(1, len(rows) // _SAMPLE)), torch.device("cpu"))])
-    else:
-        blocks = (block for _, block in rows.blocks(_BLOCK, torch.device("cpu")))
-    for block in blocks:
-        for array in block:
-            digest.update(json.dumps([len(rows), list(array.shape), str(array.dtype)]).encode())
-            digest.update(array.contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+        parts = [torch.arange(0, len(rows), max(1, len(rows) // _SAMPLE))]
+    with ThreadPoolExecutor(_READERS) as pool:  # hashing leaves the interpreter to others
+        return hashlib.sha256(b"".join(pool.map(partial(_digest, rows), parts))).hexdigest()
+
+
+def _digest(rows: Rows, which: Tensor | slice) -> bytes:
+    digest = hashlib.sha256()
+    for array in rows.take(which, torch.device("cpu")):
+        digest.update(json.dumps([len(rows), list(array.shape), str(array.dtype)]).encode())
+        digest.update(array.contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 class Change(NamedTuple):

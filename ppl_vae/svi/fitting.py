@@ -162,8 +162,8 @@ def fit(
             memory is compared; of a file that stays on disk its shape and about a thousand rows; of functions, and of
             the programs, their code and the values that they mention. A warning says so where the run has done more
             steps than are asked for, or begins anew because no checkpoint is there.
-        checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes a hundredth of the time for them,
-            at most. One is written at the end in any case; the last two are kept.
+        checkpoint_every: Steps, or a `timedelta`, between two checkpoints; None takes half a hundredth of the time for
+            them, at most. One is written at the end in any case; the last two are kept.
         progress: Show a progress bar where there is a terminal.
 
     Returns:

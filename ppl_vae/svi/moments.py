@@ -15,10 +15,9 @@ from torch.optim import Optimizer
 from ppl_vae.contents import memory
 from ppl_vae.errors import CheckpointError
 from ppl_vae.holders import is_option
-from ppl_vae.storage import check_storable
 from ppl_vae.storage.exact import exact
 from ppl_vae.storage.plain import encode
-from ppl_vae.storage.tensors import under
+from ppl_vae.storage.tensors import check_writable, under
 from ppl_vae.svi.forms import HOW_TO_GO_ON, fitting
 from ppl_vae.svi.update import Update
 
@@ -185,7 +184,7 @@ def _is_held(value: Any) -> bool:
     if type(value) in _SEQUENCES.values():
         return all(map(_is_held, value))
     if isinstance(value, Tensor):
-        check_storable({"tensor": value})
+        check_writable("tensor", value)
     else:
         encode(exact(value))
     return _is_of_json(value)

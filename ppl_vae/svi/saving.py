@@ -27,8 +27,8 @@ __all__ = ["BAD_STEPS", "CHECKPOINTS", "Every", "Following", "Saving", "check_fo
 CHECKPOINTS, BAD_STEPS = "checkpoints", "bad-steps"
 Every = int | timedelta | None
 
-# By default a checkpoint is due once the steps since the last one took a hundred times what it took to write.
-_SHARE, _LEAST_SECONDS = 100.0, 10.0
+# By default a checkpoint is due once the steps since the last one took two hundred times what it took to write.
+_SHARE, _LEAST_SECONDS = 200.0, 10.0
 _KEPT, _BAD_STEPS_KEPT = 2, 3
 
 
@@ -38,7 +38,7 @@ class Saving(Keeper):
     Args:
         directory: Of the run.
         hold: Of its lock: where it does not last any longer, another process may be at work, and nothing is written.
-        every: Steps, or time, between two checkpoints; None so rarely that they cost a hundredth of the time at most.
+        every: Steps, or time, between two checkpoints; None so rarely that they cost half a hundredth of the time.
         facts: What the run is about; a process that goes on has to be given the same.
         signals: What asks the fit to stop.
         found: The checkpoint that the fit goes on from.
@@ -81,11 +81,12 @@ class Saving(Keeper):
 
     def after_step(self, loop: Loop) -> None:
         """Writes a checkpoint if one is due; ends the fit if a signal has asked for it."""
-        if self._signals.agreed is not None:
+        asked = self._signals.agreed is not None
+        if asked:
             loop.stepper.settle(loop.step)  # as all processes do
-        if self._signals.agreed is not None or self._is_due(loop.step):
+        if asked or self._is_due(loop.step):
             self.keep(loop)
-        self._signals.obey(f"step {loop.step} is done and saved in {self.folder}")
+            self._signals.obey(f"step {loop.step} is done and saved in {self.folder}")
 
     def after_bad_step(self, loop: Loop, error: NotFiniteError) -> None:
         """Leaves what it takes to do the step again, of the first few; nothing where its parameters are lost."""
