@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from ppl_vae import storage
+from ppl_vae.arrays import as_rows
 from ppl_vae.data import load_array, origins, readers
 from ppl_vae.errors import DataError, StorageError
 from ppl_vae.storage import arrays, calls, checkpoint, files, tensors
+from ppl_vae.svi.facts import fingerprint
 
 LACKS = [MemoryError(), RuntimeError("DefaultCPUAllocator: not enough memory"), OSError(errno.EMFILE, "Too many files")]
 lacks = pytest.mark.parametrize("lack", LACKS, ids=lambda lack: type(lack).__name__)
@@ -28,24 +30,35 @@ def refusing(error: Exception):
     return refuse
 
 
-@pytest.mark.parametrize("given", range(3))
-def test_a_checkpoint_needs_no_thread(given: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(params=range(3))
+def threads_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[threading.Thread]:
     """Some are given before the system has no more."""
     begun, start = [], threading.Thread.start
 
     def begin(thread: threading.Thread) -> None:
         begun.append(thread)
-        if len(begun) > given:
+        if len(begun) > request.param:
             raise RuntimeError("can't start new thread")
         start(thread)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", begin)
-        storage.write(tmp_path, 3, {"x": torch.arange(5.0)}, {"beta": 0.5})
-    assert len(begun) > given or given  # a thread that has done its work takes more
+    monkeypatch.setattr(threading.Thread, "start", begin)
+    return begun
+
+
+def test_a_checkpoint_needs_no_thread(threads_asked_for: list[threading.Thread], tmp_path: Path):
+    storage.write(tmp_path, 3, {"x": torch.arange(5.0)}, {"beta": 0.5})
+    assert threads_asked_for
     found = storage.newest(tmp_path)
     assert found.tensors["x"].tolist() == [0.0, 1.0, 2.0, 3.0, 4.0]
     assert found.plain == {"beta": 0.5}
+
+
+def test_what_tells_data_from_others_needs_no_thread(threads_asked_for: list[threading.Thread]):
+    x = torch.arange(20_000.0)
+    assert fingerprint(as_rows(x)) == fingerprint(as_rows(x.clone()))
+    x[11_111] += 1
+    assert fingerprint(as_rows(x)) != fingerprint(as_rows(torch.arange(20_000.0)))
+    assert threads_asked_for
 
 
 @pytest.mark.parametrize(

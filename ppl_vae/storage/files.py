@@ -33,6 +33,7 @@ __all__ = [
     "is_folder",
     "listed",
     "make_folder",
+    "meanwhile",
     "move",
     "read",
     "refuse_link",
@@ -104,20 +105,20 @@ def write_folder(path: Path, contents: Mapping[str, Iterable[Any]], last: str, o
     part = temporary(path)
     with _discarded_unless_done(part):
         with calls.failing("cannot be written", path), ExitStack() as opened, ThreadPoolExecutor() as pool:
-            sums = {name: _meanwhile(pool, calls.summed, chunks) for name, chunks in contents.items()}
+            sums = {name: meanwhile(pool, calls.summed, chunks) for name, chunks in contents.items()}
             syncing: list[Callable[[], None]] = []
 
             def write(name: str, chunks: Iterable[Any]) -> None:
                 file = opened.enter_context(calls.opened(part / name, calls.NEW))
                 calls.write(file, chunks)
-                syncing.append(_meanwhile(pool, calls.do, os.fsync, file))
+                syncing.append(meanwhile(pool, calls.do, os.fsync, file))
                 _read_back(part / name, chunks)
 
             calls.do(os.mkdir, part)
             for name, chunks in contents.items():
                 write(name, chunks)
             write(last, [of({name: found() for name, found in sums.items()})])
-            syncing.append(_meanwhile(pool, sync_folder, part))
+            syncing.append(meanwhile(pool, sync_folder, part))
             for done in syncing:
                 done()
         move(part, path)
@@ -307,19 +308,19 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}-{path.name}")
 
 
-def _mode(path: Path) -> int:
-    """Of what a name, or a link of that name, stands for; 0 where there is nothing."""
-    with calls.failing("cannot be read", path), suppress(FileNotFoundError, NotADirectoryError):
-        return calls.do(os.stat, path).st_mode
-    return 0
-
-
-def _meanwhile(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
+def meanwhile(pool: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> Callable[[], T]:
     """Begins work in a thread, and returns what waits for it; where the system gives no thread, what does it then."""
     try:
         return pool.submit(work, *arguments).result
     except RuntimeError:  # no thread to be had, or the interpreter ends
         return partial(work, *arguments)
+
+
+def _mode(path: Path) -> int:
+    """Of what a name, or a link of that name, stands for; 0 where there is nothing."""
+    with calls.failing("cannot be read", path), suppress(FileNotFoundError, NotADirectoryError):
+        return calls.do(os.stat, path).st_mode
+    return 0
 
 
 def _read_back(path: Path, chunks: Iterable[Any]) -> None:

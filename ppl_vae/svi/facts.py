@@ -7,7 +7,6 @@ import json
 import platform
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from ppl_vae.distributed import Group
 from ppl_vae.errors import first_line
 from ppl_vae.pair import Pair
 from ppl_vae.rundir import as_plain
+from ppl_vae.storage.files import meanwhile
 from ppl_vae.storage.versions import version_of
 from ppl_vae.svi.code import CODE, code_within
 from ppl_vae.svi.programs import facts_of_programs
@@ -88,7 +88,8 @@ def fingerprint(rows: Rows) -> str:
     if rows.mapped:
         parts = [torch.arange(0, len(rows), max(1, len(rows) // _SAMPLE))]
     with ThreadPoolExecutor(_READERS) as pool:  # hashing leaves the interpreter to others
-        return hashlib.sha256(b"".join(pool.map(partial(_digest, rows), parts))).hexdigest()
+        digests = [meanwhile(pool, _digest, rows, part) for part in parts]
+        return hashlib.sha256(b"".join(digest() for digest in digests)).hexdigest()
 
 
 def _digest(rows: Rows, which: Tensor | slice) -> bytes:
