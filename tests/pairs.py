@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from scipy import integrate
 from torch import Tensor, nn
 from torch.distributions import kl_divergence
 
@@ -130,6 +131,16 @@ def positive_latent(s: float) -> pv.Pair:
             pyro.sample("v", dist.LogNormal(0.8 * x, s * 0.2**0.5))
 
     return pv.Pair(model, guide)
+
+
+def evidence_of_a_product(value: float) -> float:
+    """p(x) where x ~ N(rate share, 0.3), rate ~ Gamma(2, 1.5) and share ~ Beta(2, 3), by SciPy."""
+
+    def joint(rate, share):
+        prior = rate * 1.5**2 * math.exp(-1.5 * rate) * 12 * share * (1 - share) ** 2
+        return prior * math.exp(-0.5 * ((value - rate * share) / 0.3) ** 2) / (0.3 * math.sqrt(2 * math.pi))
+
+    return integrate.dblquad(joint, 0, 1, 0, 25, epsabs=1e-9)[0]
 
 
 def diagonal(ppca: pv.PPCA, shift: float, widen: float):

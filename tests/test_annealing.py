@@ -7,7 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import stats
 
 import ppl_vae as pv
 from ppl_vae.evaluation import annealing as steps
@@ -18,6 +18,7 @@ from ppl_vae.rng import seeded
 from tests.chains import path_of
 from tests.pairs import (
     binary_rows,
+    evidence_of_a_product,
     mixture_and_normal,
     scaled_guide,
     small_ppca,
@@ -235,15 +236,7 @@ def test_the_mean_inverse_weight_of_chains_backwards_is_that_of_the_evidence(num
 
 def test_constrained_latents_against_quadrature():
     x = torch.tensor([0.2, 0.9, 2.0], dtype=torch.float64)
-
-    def evidence(value):
-        def joint(rate, share):
-            prior = rate * 1.5**2 * np.exp(-1.5 * rate) * 12 * share * (1 - share) ** 2  # Gamma(2, 1.5) and Beta(2, 3)
-            return prior * np.exp(-0.5 * ((value - rate * share) / 0.3) ** 2) / (0.3 * np.sqrt(2 * np.pi))
-
-        return integrate.dblquad(joint, 0, 1, 0, 25, epsabs=1e-9)[0]
-
-    exact = np.log([evidence(float(v)) for v in x])
+    exact = np.log([evidence_of_a_product(float(v)) for v in x])
     found = pv.annealed_importance_sampling(
         positive(), x, pv.Annealing(200, 30, start="guide"), compare_starts=False, progress=False
     )
