@@ -193,6 +193,8 @@ def of_three(value, stderr, words):
         (("unreliable", -2.0, 0.1), ("unreliable", -2.1, 0.1), False),
         (("unreliable", -2.0, 0.1), ("unreliable", -1.0, 0.9), False),
         (("unreliable", -2.0, 0.1), ("noisy", -1.9, 0.9), True),
+        (("unreliable", -20.0, 0.1), ("unreliable", -6.3, 0.9), False),
+        (("unreliable", -20.0, 0.1), ("unreliable", -6.1, 0.9), True),  # by chance once in a thousand times at most
     ],
 )
 def test_which_of_two_estimates_stays(before, after, kept):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -45,6 +46,7 @@ _GUIDE, _MORE, _REFINED, _ANNEALED = METHODS
 _ROWS = 16
 _FEWEST = 1024  # samples of a fitted proposal
 _TRIES = 8  # of a method, each without the datum that the one before has failed for
+_NO_MORE_BY_CHANCE = math.log(1000)  # nats by which an estimate exceeds log p once in a thousand times at most
 _STANDARD_ERRORS = 3.0  # by which lower bounds of the same number differ by chance, at most
 
 
@@ -93,7 +95,8 @@ def escalate(
 
     Of several estimates of a datum the one with the best verdict stays, the later one of equals. Of unreliable ones,
     which are lower bounds in mean, a later one stays if it is higher and has no larger standard error: what is higher
-    by chance has a large one. Evidence is not forgotten:
+    by chance has a large one. Or if it is higher by 13.8 nats, whatever its error: p(x) is exceeded a thousandfold once
+    in a thousand times at most (Markov's inequality), so that it is nearer. Evidence is not forgotten:
 
     * What probes found that samples of the guide cannot have seen, in a datum or in the light of the others, is not
       for more samples of it to mend: they are skipped. Where those of a fitted proposal still cannot have seen much, an
@@ -295,8 +298,9 @@ def _in_view_of(before: _Found, missed: np.ndarray, missing: np.ndarray, after: 
 def _is_better(after: _Found, before: _Found) -> np.ndarray:
     """Which of the later estimates to keep (n,)."""
     rise = _rank(after.verdict) - _rank(before.verdict)
-    no_luck = ~after.rounded & (after.value > before.value) & (after.stderr <= np.nan_to_num(before.stderr, nan=np.inf))
-    return (rise > 0) | ((rise == 0) & ((after.verdict != UNRELIABLE) | no_luck))
+    no_luck = (after.value > before.value) & (after.stderr <= np.nan_to_num(before.stderr, nan=np.inf))
+    nearer = after.value > before.value + 2 * _NO_MORE_BY_CHANCE
+    return (rise > 0) | ((rise == 0) & ((after.verdict != UNRELIABLE) | (~after.rounded & (no_luck | nearer))))
 
 
 def _rank(words: np.ndarray) -> np.ndarray:
