@@ -141,6 +141,16 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def blank_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures that a command leaves are one pixel: drawing takes half of its time, and test_cli_pictures.py sees it."""
+    from PIL import Image
+
+    from ppl_vae import figures
+
+    monkeypatch.setattr(figures, "save", lambda figure, file: Image.new("L", (1, 1)).save(file, "PNG"))
+
+
+@pytest.fixture
 def quiet() -> Iterator[None]:
     """No warning of steps that are not finite, where they are meant not to be."""
     with warnings.catch_warnings():

@@ -20,6 +20,8 @@ from ppl_vae.cli.pairs import first_use, make_pair
 from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory
 from tests.commands import SMALL_VAE, TINY, call, read, rewritten, succeed
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def test_help_shows_commands_options_and_defaults():
     assert all(name in succeed("--help") for name in ("fit", "evaluate", "sample", "check", "compare", "demo"))

@@ -23,6 +23,8 @@ from ppl_vae.cli.specs import check_served
 from ppl_vae.rundir import read_arrays, read_evaluation, write_evaluation
 from tests.commands import TINY, call, read, succeed
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 SHORT = ["--chains", "3", "--temperatures", "4", "--leapfrog", "2", "--limit", "6"]
 
 

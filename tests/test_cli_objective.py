@@ -18,6 +18,8 @@ from ppl_vae.cli.specs import training_spec_of
 from ppl_vae.rundir import DataSpec, TrainingSpec
 from tests.commands import call, read, succeed
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 LABELLED = """
 import ppl_vae as pv
 from ppl_vae.conditional import Classifier

@@ -17,6 +17,8 @@ from ppl_vae.errors import DataError
 from ppl_vae.rundir import DataSpec, Evaluation, read_evaluation
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 # Data of other forms
 
 

@@ -19,6 +19,8 @@ from ppl_vae.rundir import RunDirectory, read_evaluation, read_run
 from ppl_vae.storage import steps
 from tests.commands import SMALL_VAE, USERS_PAIR, call, read, rewritten, succeed
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 TIMED = ("seconds", "verdict", "sha256")
 OPTIONS = ["--epochs", "4", "--eval-samples", "20", "--eval-limit", "30", "--schedule", "cosine", "--beta-warmup", "2"]
 

@@ -18,6 +18,8 @@ from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, fingerprint, read_e
 from ppl_vae.storage import steps
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 ROOT = Path(__file__).resolve().parents[1]
 
 

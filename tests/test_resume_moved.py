@@ -20,6 +20,8 @@ from tests.commands import SMALL_VAE, call, succeed
 from tests.pairs import ModuleVAE
 from tests.resuming import binary, numbers, run, same
 
+pytestmark = pytest.mark.usefixtures("blank_pictures")
+
 
 def content(root: Path) -> dict[str, bytes]:
     """Every file of a folder."""
