@@ -21,7 +21,7 @@ from ppl_vae.cli.reopening import reopen
 from ppl_vae.cli.shell import _OPTIONS, _in_options
 from ppl_vae.cli.specs import check_served
 from ppl_vae.rundir import read_arrays, read_evaluation, write_evaluation
-from tests.commands import TINY, call, read, succeed
+from tests.commands import SMALL_VAE, TINY, call, read, succeed
 
 pytestmark = pytest.mark.usefixtures("blank_pictures")
 
@@ -54,6 +54,19 @@ def test_exact_is_the_evidence_and_keeps_the_estimate_before(copy: Path):
     assert succeed("evaluate", copy, "--num-samples", "5", "--limit", "6").endswith(
         "evaluation-exact-N6-seed0.json: the evaluation before this one"
     )
+
+
+@pytest.mark.parametrize("name", ["parameters.safetensors", "run.json"])
+def test_parameters_or_a_description_of_another_run_are_refused(name: str, copy: Path, tmp_path: Path):
+    """Of the same form, so that nothing else tells them apart."""
+    other = tmp_path / "other"
+    succeed("fit", *SMALL_VAE, "--epochs", "1", "--eval-samples", "0", "--seed", "1", "--run-dir", other)
+    shutil.copy(other / name, copy / name)
+    for command in (["evaluate", copy, "--limit", "6"], ["sample", copy, "--out", tmp_path / "x.npy"]):
+        result = call(*command)
+        assert result.exit_code == 1
+        assert f"{copy}: expected the parameters that its fit has left, found others" in result.stderr
+    succeed("evaluate", other, "--limit", "6", "--num-samples", "5")
 
 
 def test_annealing_takes_its_options(copy: Path):

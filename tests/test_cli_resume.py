@@ -25,16 +25,16 @@ TIMED = ("seconds", "verdict", "sha256")
 OPTIONS = ["--epochs", "4", "--eval-samples", "20", "--eval-limit", "30", "--schedule", "cosine", "--beta-warmup", "2"]
 
 
-def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def stopped_after(epoch: int, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """Asks a fit to stop, as `kill` does, at the end of an epoch: the step after it is finished first.
 
-    Returns what `run.json` says at the end of every epoch.
+    Returns what `run.json` says at the end of every epoch, of the training and of the parameters that are left.
     """
     append, seen = RunDirectory.append_history, []
 
     def terminate(self: RunDirectory, record: pv.Fit) -> None:
         append(self, record)
-        seen.append(read_run(self.root).status)
+        seen.append((read_run(self.root).status, read_run(self.root).parameters_sha256))
         if record.epoch == epoch:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -110,7 +110,7 @@ def test_what_was_said_of_a_commands_run_that_a_fit_prolongs_is_said_anew(
     with pytest.warns(UserWarning, match="evaluation-K20-N30-seed0-step10.json: of the parameters that the run goes"):
         training._fit(training._Run(root, record, record.training, pair, splits), "auto")
     found = read_run(root)
-    assert (seen, found.status, found.steps, found.best_step) == (["training"] * 2, "finished", 30, 30)
+    assert (seen, found.status, found.steps, found.best_step) == ([("training", "")] * 2, "finished", 30, 30)
     assert found.seconds > record.seconds
     assert read(root / "evaluation-K20-N30-seed0-step10.json") == before
     assert not (root / "evaluation.json").exists()
@@ -140,7 +140,7 @@ def test_a_run_that_is_stopped_again_goes_on_again(tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as patch:
         seen = stopped_after(3, patch)
         assert call("resume", root).exit_code == 143
-    assert seen == ["training"]
+    assert seen == [("training", "")]
     assert (read_run(root).status, steps(root / "checkpoints")[-1]) == ("interrupted", 31)
     succeed("resume", root)
     assert numbers(root) == numbers(straight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -52,6 +53,11 @@ def test_an_interrupted_run_can_be_evaluated_sampled_and_compared(interrupted: P
     succeed("sample", interrupted, "--out", tmp_path / "samples.png")
     table = json.loads(call("compare", interrupted, run, "--format", "json").stdout)
     assert {row["model"] for row in table["rows"]} == {"interrupted (interrupted)", "first"}
+
+
+def test_an_interrupted_run_says_which_parameters_it_has_left(interrupted: Path):
+    said = read(interrupted / "run.json")["parameters_sha256"]
+    assert said == hashlib.sha256((interrupted / "parameters.safetensors").read_bytes()).hexdigest()
 
 
 def test_a_run_that_is_told_to_stop_is_interrupted_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

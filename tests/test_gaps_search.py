@@ -16,7 +16,7 @@ import ppl_vae as pv
 from ppl_vae.compile import CaptureError, lazy
 from ppl_vae.errors import EstimateError, PairError
 from ppl_vae.evaluation.intervals import interval_of_mean
-from ppl_vae.evaluation.local import Searcher, _Said
+from ppl_vae.evaluation.local import Found, Searcher, _Said
 from tests.pairs import diagonal, scaled_guide, small_ppca
 from tests.splitting import split
 from tests.statistical import assert_close, assert_estimates, assert_within
@@ -281,4 +281,23 @@ def test_a_gain_is_kept_that_all_data_have_or_that_one_has_alone(monkeypatch):
     one, noise = torch.ones(100, 1), torch.full((100,), 0.02)
     for gain, kept in ((0.01 * one[:, 0], 100), (-0.01 * one[:, 0], 0), (0.1 * (torch.arange(100) == 7), 1)):
         monkeypatch.setattr(searcher, "_gain", lambda *_, gain=gain: (gain, noise))
-        assert searcher.better_than_start(one, (), (one,), 0).sum() == kept
+        found = searcher.better_than_start(Found(one, 3 + noise, 4 + noise, noise > 0), (), (one,), 0)
+        put_back = found.free[:, 0] == 0
+        assert found.free.sum() == kept
+        assert torch.equal(found.gain, torch.where(put_back, gain, 3 + noise))
+        assert torch.equal(found.gain_stderr, torch.where(put_back, noise, 4 + noise))
+
+
+@pytest.mark.slow
+def test_a_gain_that_noise_hides_is_in_its_interval():
+    """An affine map gains 0.01 nats of every datum, about as much as a search is not sure of."""
+    loading = torch.tensor([[1.0, 0.0], [0.35, 0.8], [0.0, 0.3]], dtype=torch.float64)
+    ppca = pv.PPCA(loading, torch.zeros(3), 0.8)
+    pair, kl = diagonal(ppca, 0.1, 1.1)
+    covered = 0
+    for seed in range(6):
+        x = ppca.sample(4, seed=seed)
+        low, high = split(pair, x, 150, pv.LocalSearch(60, 2, 8), seed=seed).interval("richer_gain")
+        covered += low <= float(kl(x, best=True).mean()) <= high
+    assert 0.005 < float(kl(x, best=True).mean()) < 0.02
+    assert covered >= 5

@@ -42,6 +42,7 @@ def reopen(
     with naming_the_line(f"pair {record.pair.name!r} failed on the data of {root}"):
         as_pair(pair).prepare(*as_parameters(pair, tuple(x[:1] for x in splits.test)))
     RunDirectory(root).read_parameters(as_pair(pair).to(choose_device(device)))
+    _check_parameters(root, record)
     if edited:
         typer.echo(
             f"caution: {root}: {', '.join(edited[:3])} {'is' if len(edited) == 1 else 'are'} not what was trained: "
@@ -49,6 +50,15 @@ def reopen(
             err=True,
         )
     return pair, splits
+
+
+def _check_parameters(root: Path, record: RunRecord) -> None:
+    """Refuses parameters that the fit of this run has not left."""
+    if record.parameters_sha256 not in ("", RunDirectory(root).parameters_sha256()):
+        raise DataError(
+            f"{root}: expected the parameters that its fit has left, found others in parameters.safetensors: they, or "
+            f"run.json, are of another run; bring the file back, or `ppl-vae resume {root}`, which writes it anew"
+        )
 
 
 def made_again(root: Path, record: RunRecord, pair_name: str | None, data_dir: str | None) -> tuple[Any, Splits]:

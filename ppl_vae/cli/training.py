@@ -161,7 +161,7 @@ def _train(
         result = _fit(run, resume)
         if hold is not None:
             hold.check()
-            write_run(root, _finished(record, result))
+            write_run(root, _finished(root, record, result))
     kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
     with saying_what_is_saved(kept), saying_what_is_left(lambda: kept):
         _after_training(run, result, group, kept)
@@ -201,7 +201,7 @@ def _cautions_said() -> Iterator[None]:
         yield
 
 
-def _finished(record: RunRecord, result: Fit) -> RunRecord:
+def _finished(root: Path, record: RunRecord, result: Fit) -> RunRecord:
     """The description of a run that came to its end."""
     return replace(
         record,
@@ -209,6 +209,7 @@ def _finished(record: RunRecord, result: Fit) -> RunRecord:
         steps=result.steps,
         best_step=result.best_step,
         seconds=result.history[-1].seconds,
+        parameters_sha256=RunDirectory(root).parameters_sha256(),
     )
 
 

@@ -87,7 +87,8 @@ class GapDecomposition:
     converged: np.ndarray
     """Whether `late_gain` is no loss, and at most the tolerance of the search with two standard errors added."""
     richer_late_gain: np.ndarray
-    """The same as `late_gain` for `richer_elbo`; 0 where there is none."""
+    """The same as `late_gain` for `richer_elbo`; 0 where there is none. Where the best q of the guide's family stands
+    in its place, since it was not surely better, what its whole search has gained: as much may be left."""
     richer_late_gain_stderr: np.ndarray
     """Monte Carlo standard error of `richer_late_gain`."""
     richer_converged: np.ndarray

@@ -181,10 +181,10 @@ class _Splitter:
             reseed(key(seed, _CONTEXT), self._device)
             context = self._affine.context(found.free, batch, _CONTEXT_DRAWS)
             moved = self._richer(context, batch, key(seed, _RICHER))
-            free = self._richer.better_than_start(moved.free, context, batch, key(seed, _RICHER, -1))
-            richer = self._weights(self._affine, free, context, batch, first)
+            moved = self._richer.better_than_start(moved, context, batch, key(seed, _RICHER, -1))
+            richer = self._weights(self._affine, moved.free, context, batch, first)
             late |= {f"richer_{name}": value for name, value in _about(moved).items()}
-            look = partial(self._unseen_by_richer, free, context, batch, seed)
+            look = partial(self._unseen_by_richer, moved.free, context, batch, seed)
         else:
             look = partial(self._unseen_by_best, found.free, batch, seed)
         evidence = self._evidence(richer or best, known, look, seed)

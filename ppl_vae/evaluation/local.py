@@ -130,16 +130,21 @@ class Searcher:
             found.converged[left] = said.converged
         return found
 
-    def better_than_start(self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, seed: int) -> Tensor:
-        """Free numbers that are surely better than the start, which the family holds, too: all together, or one alone.
+    def better_than_start(self, found: Found, context: tuple[Tensor, ...], batch: Batch, seed: int) -> Found:
+        """What is surely better than the start, which the family holds, too: all together, or one alone.
 
         At an optimum the noise of the iterates costs a little, which no round is sure to have lost; the start does not.
+        Where it is put back, the gain that is given up for it, and its error, say what it may leave.
         """
-        start = torch.zeros_like(free)
-        gain, stderr = self._gain(start, free, context, batch, self._search.num_steps // _CHECKED, seed)
-        alone = gain > _STANDARD_ERRORS * stderr
-        together = gain.sum() > _STANDARD_ERRORS * stderr.norm()
-        return torch.where((alone | together)[:, None], free, start)
+        start = torch.zeros_like(found.free)
+        gain, stderr = self._gain(start, found.free, context, batch, self._search.num_steps // _CHECKED, seed)
+        better = (gain > _STANDARD_ERRORS * stderr) | (gain.sum() > _STANDARD_ERRORS * stderr.norm())
+        return Found(
+            torch.where(better[:, None], found.free, start),
+            torch.where(better, found.gain, gain.nan_to_num(-torch.inf)),
+            torch.where(better, found.gain_stderr, stderr.nan_to_num(0.0)),
+            found.converged,
+        )
 
     def _round(
         self, free: Tensor, context: tuple[Tensor, ...], batch: Batch, rate: float, num_steps: int, seed: int

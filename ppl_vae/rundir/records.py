@@ -82,6 +82,8 @@ class RunRecord:
     """Step of the parameters kept."""
     seconds: float = 0.0
     """Wall time of training."""
+    parameters_sha256: str = ""
+    """SHA-256 of the `parameters.safetensors` that the fit has left; empty where it has left none."""
 
     def __post_init__(self) -> None:
         """Looks at the numbers."""

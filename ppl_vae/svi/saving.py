@@ -75,7 +75,7 @@ class Saving(Keeper):
             remove_if_there(self.directory.root / BAD_STEPS)  # of a run that was given up
         else:
             self._set_evaluation_aside(loop.step)
-            self.directory.describe(status="training")
+            self.directory.describe(status="training", parameters_sha256="")
             discard_after(self._found.path)
             self.directory.write_history([record_as_plain(record) for record in loop.history])
 
@@ -136,13 +136,14 @@ class Saving(Keeper):
         finally:
             if self._signals.insisted:
                 self.directory.remove_parameters()
+        told = {"seconds": loop.seconds, "parameters_sha256": self.directory.parameters_sha256()}
         if self._is_done and not self._signals.insisted:
             best = loop.step if loop.best is None else loop.best.step
-            self.directory.describe(status="finished", steps=loop.step, best_step=best, seconds=loop.seconds)
+            self.directory.describe(status="finished", steps=loop.step, best_step=best, **told)
         else:
             status = status_after(sys.exception())
             reached = left or max(steps(self.folder), default=0)
-            self.directory.describe(status=status, steps=reached, best_step=reached, seconds=loop.seconds)
+            self.directory.describe(status=status, steps=reached, best_step=reached, **told)
 
     def _leave_parameters(self, loop: Loop) -> int:
         """Writes those of the pair, and returns after how many steps they are; 0 where none are left.
