@@ -111,6 +111,19 @@ def test_noise_that_is_no_sample_site_is_refused_in_the_model():
         pv.check(noisy, X)
 
 
+def test_a_program_that_fails_for_rare_draws_says_so_and_blames_no_size():
+    failed = []
+
+    def body(x):
+        x_normal(x, z_normal(x).sum(-1, keepdim=True))
+        if len(x) < len(X) and not failed:
+            failed.append(len(x))
+            raise ValueError("invalid scale")
+
+    with pytest.raises(pv.PairError, match=r"the model fails for some draws, and works for others: .*invalid scale; "):
+        pv.check(pair_of(body, z_normal), X)
+
+
 def test_programs_that_fail_on_fewer_rows_say_so_whatever_the_size():
     x = torch.zeros(30, 3)
     fixed = pair_of(lambda x: (z_normal(x), x_normal(x, torch.zeros(30, 3))), z_normal)

@@ -37,7 +37,7 @@ __all__ = [
 
 _LOOPED_DRAWS = 8
 _PROBE_ROWS = 8
-_SEED = 0
+_SEED, _TRIES = 0, 3
 # What torch says of sizes that do not fit.
 _PRODUCT = re.compile(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)")
 _OF_SHAPES = (
@@ -231,15 +231,34 @@ def check_other_size(pair: Pair, batch: Batch) -> Tape:
     fewer = tuple(a[:-1] for a in batch)
     for role in ("guide", "model"):
         try:
-            tape = trace(pair, role, fewer)
-            check_plates(pair, role, tape, len(fewer[0]))
+            tape = _traced_alone(pair, role, fewer)
         except PairError as error:
+            if any(_passes(pair, role, fewer) for _ in range(_TRIES)):
+                raise PairError(
+                    f"the {role} fails for some draws, and works for others: {error}; what it computes from a draw has "
+                    "to be a valid parameter whatever is drawn: clamp it, say"
+                ) from error
             mend = f"; {size_mend(pair, role)}"
             raise PairError(
                 f"the {role} works on {len(batch[0])} rows but not on {len(fewer[0])}, and the last batch may be "
                 f"smaller: {str(error).removesuffix(mend)}{mend}"
             ) from error
     return tape
+
+
+def _traced_alone(pair: Pair, role: str, batch: Batch) -> Tape:
+    tape = trace(pair, role, batch)
+    check_plates(pair, role, tape, len(batch[0]))
+    return tape
+
+
+def _passes(pair: Pair, role: str, batch: Batch) -> bool:
+    """Whether a program that has failed works with other noise."""
+    try:
+        _traced_alone(pair, role, batch)
+    except PairError:
+        return False
+    return True
 
 
 def rows_are_mixed(pair: Pair, batch: Batch, layout: Layout) -> bool:
