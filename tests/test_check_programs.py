@@ -124,6 +124,12 @@ def test_a_program_that_fails_for_rare_draws_says_so_and_blames_no_size():
         pv.check(pair_of(body, z_normal), X)
 
 
+def test_a_plate_of_a_fixed_size_that_one_row_fills_is_no_rare_draw():
+    fixed = pair_of(lambda x: x_normal(x, z_normal(x).sum(-1, keepdim=True)), z_normal, lambda x: pyro.plate("data", 2))
+    with pytest.raises(pv.PairError, match="works on 2 rows but not on 1"):
+        pv.check(fixed, X[:2])
+
+
 def test_programs_that_fail_on_fewer_rows_say_so_whatever_the_size():
     x = torch.zeros(30, 3)
     fixed = pair_of(lambda x: (z_normal(x), x_normal(x, torch.zeros(30, 3))), z_normal)
