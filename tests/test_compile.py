@@ -10,9 +10,10 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
+from torch.torch_version import TorchVersion
 
 import ppl_vae as pv
-from ppl_vae.compile import Payback, compile_function
+from ppl_vae.compile import Payback, build, compile_function
 from ppl_vae.pair import as_pair, kept_buffers
 from ppl_vae.rng import seeded
 from ppl_vae.svi.gradient import Gradient
@@ -136,6 +137,16 @@ def test_memory_mapped_data(tmp_path, interpreted):
     assert fitted(other, mapped, epochs=2, compile=True).compiled
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("version", "device", "stays"),
+    [("2.11.0+cu130", "cuda", True), ("2.13.0", "cuda", False), ("2.11.0", "cpu", False)],
+)
+def test_noise_stays_where_programs_draw_it(version, device, stays, monkeypatch):
+    """A compiler of before 2.13 moved it on GPUs; one that may not move anything breaks steps on CPUs."""
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    assert ("reorder_for_locality" in build._options(torch.device(device))) == stays
 
 
 def test_short_fits_are_not_compiled():

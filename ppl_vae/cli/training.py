@@ -39,7 +39,6 @@ from ppl_vae.rundir import (
     described_again,
     fingerprint,
     read_run,
-    write_run,
 )
 from ppl_vae.storage import Hold, locked
 from ppl_vae.storage.files import where_links_lead
@@ -161,7 +160,6 @@ def _train(
         result = _fit(run, resume)
         if hold is not None:
             hold.check()
-            write_run(root, _finished(root, record, result))
     kept = f"{root}: training is finished and saved; `ppl-vae evaluate {root}` evaluates it"
     with saying_what_is_saved(kept), saying_what_is_left(lambda: kept):
         _after_training(run, result, group, kept)
@@ -199,18 +197,6 @@ def _cautions_said() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "site .* gives a density to data of only")
         yield
-
-
-def _finished(root: Path, record: RunRecord, result: Fit) -> RunRecord:
-    """The description of a run that came to its end."""
-    return replace(
-        record,
-        status="finished",
-        steps=result.steps,
-        best_step=result.best_step,
-        seconds=result.history[-1].seconds,
-        parameters_sha256=RunDirectory(root).parameters_sha256(),
-    )
 
 
 def _show(run: _Run, result: Fit) -> None:
