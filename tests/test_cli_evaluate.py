@@ -66,6 +66,7 @@ def test_parameters_or_a_description_of_another_run_are_refused(name: str, copy:
         result = call(*command)
         assert result.exit_code == 1
         assert f"{copy}: expected the parameters that its fit has left, found others" in result.stderr
+        assert result.stderr.endswith("bring the file back, or fit again\n")
     succeed("evaluate", other, "--limit", "6", "--num-samples", "5")
 
 

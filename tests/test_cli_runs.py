@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import torch
 
 import ppl_vae as pv
 from ppl_vae.cli.inputs import load_splits, random_rows
-from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, fingerprint, read_evaluation, read_run
+from ppl_vae.rundir import DataSpec, PairSpec, RunDirectory, fingerprint, read_evaluation, read_run, write_run
 from ppl_vae.storage import steps
 from tests.commands import SMALL_VAE, TINY, USERS_PAIR, call, read, succeed
 
@@ -58,6 +59,8 @@ def test_an_interrupted_run_can_be_evaluated_sampled_and_compared(interrupted: P
 def test_an_interrupted_run_says_which_parameters_it_has_left(interrupted: Path):
     said = read(interrupted / "run.json")["parameters_sha256"]
     assert said == hashlib.sha256((interrupted / "parameters.safetensors").read_bytes()).hexdigest()
+    write_run(interrupted, dataclasses.replace(read_run(interrupted), parameters_sha256="0" * 64))
+    assert f"`ppl-vae resume {interrupted}`, which writes" in call("evaluate", interrupted, "--limit", "6").stderr
 
 
 def test_a_run_that_is_told_to_stop_is_interrupted_between_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

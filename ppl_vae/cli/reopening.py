@@ -55,9 +55,10 @@ def reopen(
 def _check_parameters(root: Path, record: RunRecord) -> None:
     """Refuses parameters that the fit of this run has not left."""
     if record.parameters_sha256 not in ("", RunDirectory(root).parameters_sha256()):
+        anew = "fit again" if record.status == "finished" else f"`ppl-vae resume {root}`, which writes parameters anew"
         raise DataError(
             f"{root}: expected the parameters that its fit has left, found others in parameters.safetensors: they, or "
-            f"run.json, are of another run; bring the file back, or `ppl-vae resume {root}`, which writes it anew"
+            f"run.json, are of another run; bring the file back, or {anew}"
         )
 
 
