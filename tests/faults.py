@@ -14,6 +14,7 @@ import random
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,13 +137,17 @@ def count(work: Callable[[], object]) -> int:
 
 
 def forked(work: Callable[[], object]) -> int:
-    """Runs a piece of work in a forked process and returns how it ended: its exit code, or minus the signal."""
+    """Runs a piece of work in a forked process and returns how it ended: its exit code, or minus the signal.
+
+    What the work raised stands among what the test has printed.
+    """
     pid = os.fork()
     if pid == 0:
         try:
             work()
             os._exit(0)
         except BaseException:
+            os.write(2, traceback.format_exc().encode())
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
