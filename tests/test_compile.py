@@ -14,6 +14,7 @@ from torch.torch_version import TorchVersion
 
 import ppl_vae as pv
 from ppl_vae.compile import Payback, build, compile_function
+from ppl_vae.device import full_precision
 from ppl_vae.pair import as_pair, kept_buffers
 from ppl_vae.rng import seeded
 from ppl_vae.svi.gradient import Gradient
@@ -62,7 +63,7 @@ def assert_compiles(name, device):
         return torch.tensor(rows, device=device), torch.tensor(beta, dtype=torch.float64), *data
 
     examples = [arguments(1.0, *range(12)), arguments(0.3, *range(19, 7, -1))]
-    with pyro.validation_enabled(False):
+    with pyro.validation_enabled(False), full_precision(device):
         compiled = compile_function(gradient, examples, pair)
         for seed, example in enumerate(examples, start=17):
             with seeded(seed, device), kept_buffers(pair):
@@ -73,9 +74,9 @@ def assert_compiles(name, device):
             for one, other in zip(expected, found, strict=True):
                 scale = max(float(one.abs().nan_to_num().max()), whole)
                 torch.testing.assert_close(one, other, rtol=0.0, atol=TOLERANCE * scale, equal_nan=True)
-    draws = bool(layout.local_latents) and getattr(objective, "discrete", "") != "enumerate"
-    one, other = (compiled(*examples[0])[0].nan_to_num() for _ in range(2))
-    assert torch.equal(one, other) != draws
+        draws = bool(layout.local_latents) and getattr(objective, "discrete", "") != "enumerate"
+        one, other = (compiled(*examples[0])[0].nan_to_num() for _ in range(2))
+        assert torch.equal(one, other) != draws
 
 
 @pytest.mark.parametrize(
