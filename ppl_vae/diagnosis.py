@@ -19,12 +19,13 @@ __all__ = ["NO_SITE", "SiteRange", "explain_non_finite", "site_ranges"]
 NO_SITE = "no single site is to blame: their sum overflows"
 
 
-def explain_non_finite(pair: Pair, batch: Batch, layout: Layout, objective: Objective) -> str:
-    """The first site (draws, then density), term or parameter that is not finite, with the rows of the batch.
+def explain_non_finite(pair: Pair, batch: Batch, index: Tensor, layout: Layout, objective: Objective) -> str:
+    """The first site (draws, then density), term or parameter that is not finite, with its rows.
 
     Args:
         pair: The pair, with the parameters the step started from and the gradients it found.
         batch: The batch of the step; the generators are in the state it began with.
+        index: Position in the data of each of its rows.
         layout: Layout of the pair.
         objective: That of the step; what it adds to the terms of the sites is told by its `fault`, if it has one.
     """
@@ -33,7 +34,7 @@ def explain_non_finite(pair: Pair, batch: Batch, layout: Layout, objective: Obje
             if not bool(torch.isfinite(parameter).all()):
                 return f"parameter {name!r} is not finite"
         for role, name, site in _sites(pair, batch, layout, objective.num_particles):
-            if what := _fault(site, layout):
+            if what := _fault(site, index, layout):
                 return f"site {name!r} of the {role} {what}"
         if (fault := getattr(objective, "fault", None)) is not None and (what := fault(pair, batch)):
             return what
@@ -84,18 +85,18 @@ def _sites(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> Iter
                 yield role, name, site
 
 
-def _fault(site: Site, layout: Layout) -> str:
+def _fault(site: Site, index: Tensor, layout: Layout) -> str:
     value, event_dim = site["value"], site["fn"].event_dim
     if value.is_floating_point() and not bool((finite := torch.isfinite(value)).all()):
         bad = ~finite.flatten(value.dim() - event_dim).all(-1) if event_dim else ~finite
-        return f"draws values that are not finite{_rows(bad, site, layout)}"
+        return f"draws values that are not finite{_rows(bad, site, index, layout)}"
     if not bool((finite := torch.isfinite(bounded_log_prob(site, layout))).all()):
-        return f"has a log-density that is not finite{_rows(~finite, site, layout)}"
+        return f"has a log-density that is not finite{_rows(~finite, site, index, layout)}"
     return ""
 
 
-def _rows(bad: Tensor, site: Site, layout: Layout) -> str:
+def _rows(bad: Tensor, site: Site, index: Tensor, layout: Layout) -> str:
     if not any(frame.name == DATA for frame in site["cond_indep_stack"]):
         return ""
-    rows = (sum_to_data(bad.float(), layout) > 0).any(0).nonzero()[:5, 0].tolist()
-    return f" (rows {rows} of the batch)"
+    rows = (sum_to_data(bad.float(), layout) > 0).any(0).nonzero()[:5, 0].cpu()
+    return f" (rows {rows.tolist()} of the batch, {index.cpu()[rows].tolist()} of the data)"

@@ -70,8 +70,12 @@ def located(where: str) -> Iterator[None]:
         raise PairError(f"{where}, failed: {type(error).__name__}: {first_line(error)}") from error
 
 
-# What torch calls it where it has no class of its own: on the CPU, in libraries, and in compiled code.
-_LACKS = (*("DefaultCPUAllocator", "bad_alloc", "out of memory", "ALLOC_FAILED", "aoti_torch_empty_strided"),)
+# What torch calls it where it has no class of its own: on the CPU, in libraries, and in compiled code; and the loader
+# of libraries, of one that is imported late.
+_LACKS = (
+    *("DefaultCPUAllocator", "bad_alloc", "out of memory", "ALLOC_FAILED", "aoti_torch_empty_strided"),
+    "failed to map segment from shared object",
+)
 
 
 def is_lack_of_memory(error: BaseException | None) -> bool:
@@ -83,7 +87,7 @@ def is_lack_of_memory(error: BaseException | None) -> bool:
     """
     if error is None:
         return False
-    told = isinstance(error, RuntimeError) and any(lack in str(error) for lack in _LACKS)
+    told = isinstance(error, RuntimeError | ImportError) and any(lack in str(error) for lack in _LACKS)
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError) or is_lack_of_memory(error.__cause__)
 
 

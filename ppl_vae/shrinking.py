@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EstimateError, first_line, is_lack_of_memory
+from ppl_vae.errors import EstimateError, PplVaeError, first_line, is_lack_of_memory
 
 __all__ = ["Places", "Shrinking", "as_index", "rows_of", "undivided"]
 
@@ -117,19 +117,28 @@ def rows_of(batch: Sequence[Tensor], places: Places) -> tuple[Tensor, ...]:
     return tuple(a[as_index(places)] for a in batch)
 
 
+_FEWER = "evaluate fewer data in a call, or with fewer samples"
+
+
 @contextmanager
-def undivided(work: str) -> Iterator[None]:
+def undivided(work: str, advice: str = _FEWER) -> Iterator[None]:
     """Context of work that is done at once or not at all, as that with noise, which belongs to all of it.
+
+    Args:
+        work: What is done, for the message.
+        advice: What takes less memory.
 
     Raises:
         EstimateError: Memory ran out.
     """
     try:
         yield
+    except PplVaeError:
+        raise
     except Exception as error:
-        if isinstance(error, EstimateError) or not is_lack_of_memory(error):
+        if not is_lack_of_memory(error):
             raise
         raise EstimateError(
-            f"{work}: expected memory for all of it at once, found too little: {first_line(error)}; evaluate fewer "
-            "data in a call, or with fewer samples, or on a device that has more"
+            f"{work}: expected memory for all of it at once, found too little: {first_line(error)}; {advice}, or use a "
+            "device that has more"
         ) from error

@@ -41,6 +41,7 @@ LACKS = {
     "compiled": partial(
         RuntimeError, "aoti_torch_empty_strided(2, int_array_0, &buf0_handle) API call failed at m.cpp"
     ),
+    "import": partial(ImportError, "_cdflib.so: failed to map segment from shared object"),
 }
 STATUS = Path("/proc/self/status")
 ESTIMATES = ("value", "stderr", "ess", "elbo", "num_drawn", "unseen")

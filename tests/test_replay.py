@@ -41,6 +41,7 @@ def test_a_step_is_done_again_with_its_rows_and_its_noise(policy: str, quiet: No
     again = pv.replay(fresh(seed=9, make=Rare), tmp_path)
     assert (again.step, again.is_finite, again.reason) == (first, False, again.recorded)
     assert again.reason.startswith("site 'x' of the model")
+    assert again.differences == ()
     assert again.rows == tuple(Order(64, 8, 0).at(first).tolist())
     assert math.isnan(again.loss)
     assert all(again.reason in text for text in found)
@@ -87,6 +88,38 @@ def test_what_does_not_belong_to_the_step_is_refused(tmp_path: Path, quiet: None
         pv.replay(fresh(make=Gaussian), tmp_path)
 
 
+class Narrow(Gaussian):
+    """A program that takes no row above four, whatever its parameters."""
+
+    def __init__(self, program: str) -> None:
+        super().__init__()
+        self.program = program
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            edge = 0.0 * (4.0 - x[:, :1]).log() if self.program == "model" else 0.0
+            pyro.sample("x", dist.Normal(self.decoder(z) + edge, 0.5).to_event(1), obs=x)
+
+    def guide(self, x):
+        super().guide(torch.where(x > 4.0, torch.nan, x) if self.program == "guide" else x)
+
+
+@pytest.mark.parametrize("program", ["model", "guide"])
+def test_a_row_that_no_program_takes_is_done_again(program: str, tmp_path: Path, generator: torch.Generator):
+    """The pair is checked on the rows that the fit has checked, for the row itself fails with any parameters."""
+    x = torch.randn(64, 3, generator=generator).clamp(-3.0, 3.0)
+    x[37] = 5.0
+    with pytest.raises(pv.EstimateError) as caught:
+        train(fresh(make=lambda: Narrow(program)), x, batch_size=8, epochs=1, run_dir=tmp_path)
+    again = pv.replay(fresh(seed=9, make=lambda: Narrow(program)), tmp_path)
+    place = again.rows.index(37)
+    found = {"model": "'x' of the model has a log-density that is", "guide": "'z' of the guide draws values that are"}
+    assert again.reason == f"site {found[program]} not finite (rows [{place}] of the batch, [37] of the data)"
+    assert again.reason == again.recorded
+    assert again.reason in str(caught.value)
+
+
 def test_a_step_goes_where_the_fit_was_and_another_device_is_warned_of(tmp_path: Path, quiet: None, generator):
     train(fresh(make=Gaussian), poisoned(clean(generator)), on_nonfinite="skip", run_dir=tmp_path, device="cpu")
     pv.replay(fresh(make=Gaussian), tmp_path, step=bad_steps(1)[0])
@@ -117,6 +150,27 @@ def test_a_step_that_is_finite_now_says_what_is_not_as_it_was(tmp_path: Path, ge
     assert "compiled" not in str(again)
 
 
+class Mended(Growing):
+    """The same parameters, and another program."""
+
+    def model(self, x):
+        Gaussian.model(self, x.clamp(-9.0, 9.0))
+
+
+def test_other_programs_and_versions_are_said(tmp_path: Path, generator: torch.Generator):
+    with pytest.raises(pv.EstimateError):
+        train(fresh(make=Gaussian), poisoned(clean(generator)), run_dir=tmp_path)
+    assert pv.replay(fresh(make=Gaussian), tmp_path).differences == ()
+    kept = newest(tmp_path / "bad-steps")
+    facts = kept.plain["facts"]
+    older = {**facts, "machine": facts["machine"] | {"torch": "1.0"}}
+    write(tmp_path / "other" / "bad-steps", kept.step, kept.tensors, kept.plain | {"facts": older})
+    again = pv.replay(fresh(make=Mended), tmp_path / "other")
+    assert again.is_finite
+    assert "it is finite now: the programs are not those of the fit ('code of model', " in str(again)
+    assert f"torch was '1.0' and is {facts['machine']['torch']!r}" in str(again)
+
+
 DAMAGE = {
     "step": {"step": 99},
     "seed of text": {"seed": "x"},
@@ -130,7 +184,9 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("what", [*DAMAGE, "nothing but a step", "batch/1", "batch/0", "rows", "shape", "parameter"])
+@pytest.mark.parametrize(
+    "what", [*DAMAGE, "nothing but a step", "batch/1", "batch/0", "checked/0", "rows", "shape", "parameter"]
+)
 def test_a_bad_step_of_another_form_is_refused_and_changes_nothing(what: str, tmp_path: Path):
     class Weighted(Gaussian):
         def model(self, x, weight):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
 from types import SimpleNamespace
 
 import pyro
@@ -13,9 +15,11 @@ from torch import nn
 
 import ppl_vae as pv
 from ppl_vae import shrinking
+from ppl_vae.storage import steps
+from ppl_vae.svi.gradient import Gradient
 from tests.pairs import ModuleVAE, binary_rows
 from tests.statistical import assert_close
-from tests.training import fresh, train
+from tests.training import fresh, state, train
 
 NUMBERS = ("validation_elbo", "validation_distortion", "validation_rate")
 
@@ -110,3 +114,27 @@ def test_noise_of_particles_that_come_one_by_one_is_not_divided():
         pv.EstimateError, match="validation: expected memory for more than 256 rows at once, found too little"
     ):
         validated(Looped, 300, pv.IWAE(3))
+
+
+def test_a_step_without_memory_is_an_error_that_says_what_helps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What was saved before it is there, and with memory the run ends where it would have."""
+
+    def fit(pair, run_dir, **options):
+        return train(pair, binary_rows(8), run_dir=run_dir, checkpoint_every=1, compile=False, **options)
+
+    whole, again, step, calls = fresh(0), fresh(9), Gradient.__call__, itertools.count(1)
+
+    def lacking(gradient, *arguments):
+        if next(calls) == 3:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1073741824 bytes.")
+        return step(gradient, *arguments)
+
+    fit(whole, tmp_path / "whole")
+    monkeypatch.setattr(Gradient, "__call__", lacking)
+    with pytest.raises(
+        pv.EstimateError, match=r"a step of this fit, on 4 rows: expected memory .* choose a smaller batch_size, or use"
+    ):
+        fit(fresh(0), tmp_path / "parts")
+    assert max(steps(tmp_path / "parts" / "checkpoints")) == 2
+    assert fit(again, tmp_path / "parts", resume=True).steps == 4
+    assert all(torch.equal(state(whole)[name], value) for name, value in state(again).items())

@@ -23,7 +23,7 @@ from ppl_vae.svi.code import CODE, code_within
 from ppl_vae.svi.programs import facts_of_programs
 from ppl_vae.svi.settings import FitSettings
 
-__all__ = ["Change", "differences", "facts_of", "other_programs", "python_version"]
+__all__ = ["Change", "differences", "facts_of", "facts_of_machine", "other_programs", "python_version"]
 
 _BLOCK, _SAMPLE, _READERS = 4096, 1024, 4
 _SUBNORMAL = 1e-40  # zero where torch.set_flush_denormal(True)
@@ -46,7 +46,12 @@ def facts_of(
     run |= {f"{CODE}{name}": code_within(getattr(settings, name)) for name in ("objective", "optimizer", "schedule")}
     for name, own in {"data": rows, "validation": held_out}.items():
         run |= {name: None if own is None else fingerprint(own), f"{name} on disk": bool(own and own.mapped)}
-    machine = {
+    return {"run": run, "machine": facts_of_machine(device, group), "programs": facts_of_programs(pair)}
+
+
+def facts_of_machine(device: torch.device, group: Group) -> dict[str, Any]:
+    """Versions, device and settings of torch, all that rounding may depend on."""
+    return {
         **{name: version_of(package) or "unknown" for name, package in _VERSIONS.items()},
         "python": python_version(),
         "build of torch": _hash(torch.version.git_version, torch.__config__.show()),
@@ -62,7 +67,6 @@ def facts_of(
         "processes": group.size,
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
-    return {"run": run, "machine": machine, "programs": facts_of_programs(pair)}
 
 
 def python_version() -> str:

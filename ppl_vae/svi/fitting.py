@@ -23,6 +23,7 @@ from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import key, seeded
 from ppl_vae.rundir import RUN, check_free
 from ppl_vae.schedules import Schedule
+from ppl_vae.shrinking import undivided
 from ppl_vae.storage.files import where_links_lead
 from ppl_vae.svi.facts import facts_of
 from ppl_vae.svi.gradient import check_gradients_enabled
@@ -179,7 +180,7 @@ def fit(
             back, as with validation data, a run directory or `on_nonfinite`.
         DataError: If data are not finite, empty, or outside the support of their site; the row is named.
         EstimateError: If the loss or a gradient stops being finite, and `on_nonfinite` does not help; site and rows are
-            named.
+            named. If memory does not suffice for a step.
         GroupError: If one of several processes ends, hangs, or was given something else.
         CheckpointError: If a checkpoint cannot be written, or could not hold the pair, or the fit has to resume and
             cannot: none is there, all are damaged, or they are of another run; each is named, and why. If `resume` is
@@ -223,6 +224,7 @@ def fit(
     root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()
     with ExitStack() as stack:
         stack.enter_context(running_programs())
+        stack.enter_context(undivided(f"a step of this fit, on {batch_size} rows", "choose a smaller batch_size"))
         stack.enter_context(full_precision(target))
         with group.together(target):
             if root is not None and group.leads and not resume:

@@ -31,7 +31,7 @@ class BadStep(NamedTuple):
     batch: tuple[Tensor, ...]
     """The rows; probabilities where binary data are drawn from them in the step."""
     reason: str
-    """The first site or parameter that is not finite, with the rows of the batch."""
+    """The first site or parameter that is not finite, with its rows."""
 
 
 class NotFiniteError(EstimateError):

@@ -27,7 +27,7 @@ from ppl_vae.supports import first_outside
 from ppl_vae.svi.settings import FitSettings
 from ppl_vae.tape import Batch, Layout
 
-__all__ = ["check_held_out", "check_stated_size", "checked", "training_rows", "validation_rows"]
+__all__ = ["check_held_out", "check_stated_size", "checked", "first_batch", "training_rows", "validation_rows"]
 
 _FIXED, _VALIDATION = -1, -2  # keys of noise that belongs to no step
 
@@ -39,7 +39,7 @@ def training_rows(pair: Pair, data: Any, settings: FitSettings) -> Rows:
         _check_probabilities(rows)
     if settings.binarize == "fixed":
         rows = _binarized(rows, key(settings.seed, _FIXED))
-    first_run(pair, _first_batch(pair, rows.with_dtype(pair.dtype), settings))
+    first_run(pair, first_batch(pair, rows.with_dtype(pair.dtype), settings))
     return in_kind_of(pair, rows)
 
 
@@ -60,7 +60,7 @@ def validation_rows(pair: Pair, data: Any, training: Rows, settings: FitSettings
 
 def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
     """Checks pair and data as `ppl_vae.check` does, on the first batch and then on every row."""
-    batch = _first_batch(pair, rows, settings)
+    batch = first_batch(pair, rows, settings)
     summed = check_for_pyro(pair, batch) if isinstance(settings.objective, FromPyro) else None
     report = summed or check(pair, batch)
     if settings.batch_size < len(rows):
@@ -71,7 +71,8 @@ def checked(pair: Pair, rows: Rows, settings: FitSettings) -> CheckReport:
     return report
 
 
-def _first_batch(pair: Pair, rows: Rows, settings: FitSettings) -> Batch:
+def first_batch(pair: Pair, rows: Rows, settings: FitSettings) -> Batch:
+    """What a pair is checked on before it trains: the first rows, made binary where steps do that."""
     batch = rows.take(slice(0, settings.batch_size), pair.device)
     if settings.binarize != "dynamic":
         return batch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from ppl_vae.checking import check, check_for_pyro
 from ppl_vae.device import choose_device
 from ppl_vae.diagnosis import SiteRange, explain_non_finite, site_ranges
+from ppl_vae.distributed import current
 from ppl_vae.errors import CheckpointError
 from ppl_vae.objectives import ELBO, FromPyro, Objective
 from ppl_vae.pair import Pair, as_pair, frozen_modes
@@ -25,10 +26,12 @@ from ppl_vae.storage import Checkpoint, read, step_folder, steps
 from ppl_vae.storage.exact import of_exact
 from ppl_vae.supports import first_outside
 from ppl_vae.svi import forms
+from ppl_vae.svi.facts import differences, facts_of_machine, other_programs
 from ppl_vae.svi.gradient import Gradient, Metrics, binarized, check_gradients_enabled
 from ppl_vae.svi.kept import check_parameters, put_parameters
+from ppl_vae.svi.programs import facts_of_programs
 from ppl_vae.svi.saving import BAD_STEPS
-from ppl_vae.svi.state import BATCH, ROWS
+from ppl_vae.svi.state import BATCH, CHECKED, ROWS
 from ppl_vae.tape import Layout
 from ppl_vae.validation import validating
 
@@ -50,8 +53,10 @@ _FORM = forms.fields(
         "compiled": forms.flag,
         "device": forms.text,
         "moved": forms.each(forms.text),
+        "facts": forms.anything,
     }
 )
+_FREE = ("device", "processes")  # the first is told anyhow, and a step is that of one process
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Replay:
     grad_norm: float
     """Norm of the whole gradient."""
     reason: str
-    """The first site or parameter that is not finite, with the rows of the batch; empty where the step is finite."""
+    """The first site or parameter that is not finite, with its rows; empty where the step is finite."""
     rows: tuple[int, ...]
     """Position in the data of each row of the batch."""
     sites: tuple[SiteRange, ...]
@@ -103,8 +108,15 @@ class _Step(NamedTuple):
     @property
     def batch(self) -> tuple[Tensor, ...]:
         """Its rows."""
-        count = sum(name.startswith(f"{BATCH}/") for name in self.tensors)
-        return tuple(self.tensors[f"{BATCH}/{i}"] for i in range(count))
+        return self._arrays(BATCH)
+
+    @property
+    def checked(self) -> tuple[Tensor, ...]:
+        """The rows on which the fit checked the pair; those of the step may be what no program takes."""
+        return self._arrays(CHECKED)
+
+    def _arrays(self, name: str) -> tuple[Tensor, ...]:
+        return tuple(self.tensors[f"{name}/{i}"] for i in range(self.plain["arrays"]))
 
 
 def replay(
@@ -146,24 +158,24 @@ def replay(
         ...     try:
         ...         _ = pv.fit(vae, torch.full((8, 2), 1e30), run_dir=run, epochs=1, progress=False)
         ...     except pv.EstimateError:
-        ...         print(pv.replay(vae, run).reason)
-        site 'x' of the model has a log-density that is not finite (rows [0, 1, 2, 3, 4] of the batch)
+        ...         print(pv.replay(vae, run).reason)  # doctest: +ELLIPSIS
+        site 'x' of the model has a log-density that is not finite (rows [0, 1, 2, 3, 4] of the batch, [...] of ...)
     """
     check_gradients_enabled()
     kept, pair = _kept(Path(run_dir) / BAD_STEPS, step), as_pair(pair)
     target = _device(kept.plain["device"], device)
     if (wanted := kept.plain["objective"]) != (given := as_plain(objective)):
         raise CheckpointError(f"objective: expected that of the fit, {wanted}, found {given}")
-    batch, binary = kept.batch, kept.plain["binarize"]
-    layout = _layout(pair, batch, objective, binary)
+    layout = _layout(pair, kept.checked, objective)
+    changes = tuple(_differences(pair, kept.plain, target))
     if (begin := getattr(objective, "begin", None)) is not None:
         begin(pair)
     check_parameters(pair, kept.tensors)
     pair.to(target)
     put_parameters(pair, kept.tensors)
     with seeded(kept.plain["seed"], target), validating(False), frozen_modes(pair, training=True):
-        on_device = tuple(x.to(target) for x in batch)
-        return _again(pair, on_device, layout, objective, binary, kept)
+        on_device = tuple(x.to(target) for x in kept.batch)
+        return _again(pair, on_device, layout, objective, kept, changes)
 
 
 def _kept(folder: Path, step: int | None) -> _Step:
@@ -188,9 +200,13 @@ def _checked(found: Checkpoint) -> _Step:
     kept = _Step(found.tensors, of_exact(found.plain))
     if type(kept.plain["beta"]) not in (int, float):
         raise CheckpointError(f"state.beta: expected a number, found {kept.plain['beta']!r}")
-    names = {name for name in found.tensors if name == ROWS or name.startswith(f"{BATCH}/")}
-    if odd := sorted(names ^ {ROWS, *(f"{BATCH}/{i}" for i in range(min(found.plain["arrays"], len(found.tensors))))}):
+    names = {name for name in found.tensors if name == ROWS or name.startswith((f"{BATCH}/", f"{CHECKED}/"))}
+    count = min(found.plain["arrays"], len(found.tensors))
+    if odd := sorted(names ^ {ROWS, *(f"{name}/{i}" for name in (BATCH, CHECKED) for i in range(count))}):
         raise CheckpointError(f"{odd[0]}: expected rows and batch, found others")
+    for one, other in zip(kept.batch, kept.checked, strict=True):
+        if (one.dtype, one.shape[1:]) != (other.dtype, other.shape[1:]):
+            raise CheckpointError(f"{CHECKED}: expected rows such as those of the batch, found others")
     rows = found.tensors[ROWS]
     shapes = [array.shape[:1] for array in kept.batch]
     if rows.dtype != torch.int64 or rows.dim() != 1 or not len(rows) or any(shape != rows.shape for shape in shapes):
@@ -219,28 +235,43 @@ def _device(kept: str, wanted: str | torch.device | None) -> torch.device:
     return target
 
 
-def _layout(pair: Pair, batch: tuple[Tensor, ...], objective: Objective, binary: bool) -> Layout:
+def _layout(pair: Pair, batch: tuple[Tensor, ...], objective: Objective) -> Layout:
     """The layout, found with the parameters that the pair has: those of the step may draw what nobody can score."""
-    batch = tuple(array.to(pair.device) for array in batch)
-    first = (torch.bernoulli(batch[0]), *batch[1:]) if binary else batch
+    first = tuple(array.to(pair.device) for array in batch)
     with seeded(0):
         summed = check_for_pyro(pair, first) if isinstance(objective, FromPyro) else None
         return (summed or check(pair, first)).layout
 
 
-def _differences(plain: dict[str, Any], device: torch.device) -> Iterator[str]:
+def _differences(pair: Pair, plain: dict[str, Any], device: torch.device) -> Iterator[str]:
+    """What is known not to be as it was in the fit, of a pair as it is given."""
     if plain["compiled"]:
         yield "the fit ran it compiled"
     if plain["device"] != device.type:
         yield "the fit ran it on another device"
+    now = {"programs": facts_of_programs(pair), "machine": facts_of_machine(device, current())}
+    if others := other_programs(plain["facts"], now, plain["moved"]):
+        yield f"the programs are not those of the fit ({_listed([change.name for change in others])})"
+    for change in differences(plain["facts"], now, "machine"):
+        if change.name not in _FREE:
+            yield f"{change.name} was {change.before!r} and is {change.now!r}"
     if moved := plain["moved"]:
-        names = f"{', '.join(map(repr, moved[:5]))}{' and more' * (len(moved) > 5)}"
-        yield f"the programs had changed {names}, which is not kept with a step"
+        yield f"the programs had changed {_listed(moved)}, which is not kept with a step"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(map(repr, names[:5]))}{' and more' * (len(names) > 5)}"
 
 
 def _again(
-    pair: Pair, batch: tuple[Tensor, ...], layout: Layout, objective: Objective, binary: bool, kept: _Step
+    pair: Pair,
+    batch: tuple[Tensor, ...],
+    layout: Layout,
+    objective: Objective,
+    kept: _Step,
+    changes: tuple[str, ...],
 ) -> Replay:
+    binary, rows = kept.plain["binarize"], kept.tensors[ROWS]
     parameters = [p for p in pair.parameters() if p.requires_grad]
     gradient = Gradient(pair, objective, layout, parameters, binarize=binary, clip_norm=None)
     device = batch[0].device
@@ -249,10 +280,10 @@ def _again(
     for parameter, found in zip(gradient.reached, gradients, strict=True):
         parameter.grad = found
 
-    def again(act: Callable[..., T]) -> T:
+    def again(act: Callable[..., T], *more: Tensor) -> T:
         reseed(kept.plain["seed"], device)
         data = (binarized(batch[0]), *batch[1:]) if binary else batch
-        return act(pair, data, layout, objective)
+        return act(pair, data, *more, layout, objective)
 
     seen = Metrics(*metrics.tolist())
     finite = math.isfinite(seen.loss + seen.norm)
@@ -261,9 +292,9 @@ def _again(
         loss=seen.loss,
         elbo=seen.elbo,
         grad_norm=seen.norm,
-        reason="" if finite else again(explain_non_finite),
-        rows=tuple(kept.tensors[ROWS].tolist()),
+        reason="" if finite else again(explain_non_finite, rows),
+        rows=tuple(rows.tolist()),
         sites=tuple(again(site_ranges)),
         recorded=kept.plain["reason"],
-        differences=tuple(_differences(kept.plain, device)),
+        differences=changes,
     )

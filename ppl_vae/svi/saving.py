@@ -95,7 +95,7 @@ class Saving(Keeper):
         known = steps(folder)
         is_new = error.bad.step not in known  # to a run that met it before and was started again
         if is_new and len(known) < _BAD_STEPS_KEPT and not isinstance(error, OverflowedError):
-            _write(folder, error.bad.step, bundle(loop, error.bad), {})
+            _write(folder, error.bad.step, bundle(loop, error.bad), {"facts": self._facts})
 
     def after_roll_back(self, loop: Loop) -> None:
         """Gives up the checkpoints of the steps that the fit has taken back: it would go on from them otherwise."""

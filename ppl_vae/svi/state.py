@@ -17,6 +17,7 @@ from ppl_vae.storage.exact import exact, of_exact
 from ppl_vae.storage.tensors import under
 from ppl_vae.svi import forms
 from ppl_vae.svi.guard import BadStep
+from ppl_vae.svi.inputs import first_batch
 from ppl_vae.svi.kept import Kept, check_kept, kept, moved_values, named, names_of_kept, put_kept
 from ppl_vae.svi.moments import check_moments, moments, names_of_moments, put_moments
 from ppl_vae.svi.recorded import history_of, names_of_history, recorded
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BATCH",
+    "CHECKED",
     "ROWS",
     "Best",
     "State",
@@ -37,7 +39,7 @@ __all__ = [
 ]
 
 _BEST, _SUMS = "best", "sums"
-BATCH, ROWS = "batch", "rows"  # of a bad step
+BATCH, CHECKED, ROWS = "batch", "checked", "rows"  # of a bad step
 _WORD = 2**32 - 1
 _CPU = torch.device("cpu")
 
@@ -161,8 +163,11 @@ def captured(loop: Loop) -> State:
 
 def bundle(loop: Loop, bad: BadStep) -> State:
     """What it takes to do a bad step again; see `replay`."""
-    tensors = {**named(loop.stepper.pair), ROWS: bad.rows} | {f"{BATCH}/{i}": x for i, x in enumerate(bad.batch)}
-    own = kept(loop.stepper, _CPU)
+    stepper = loop.stepper
+    tensors = {**named(stepper.pair), ROWS: bad.rows}
+    for name, batch in ((BATCH, bad.batch), (CHECKED, first_batch(stepper.pair, stepper.feed.rows, stepper.settings))):
+        tensors |= {f"{name}/{i}": array for i, array in enumerate(batch)}
+    own = kept(stepper, _CPU)
     plain = {
         "step": bad.step,
         "seed": bad.seed,
@@ -172,7 +177,7 @@ def bundle(loop: Loop, bad: BadStep) -> State:
         "reason": bad.reason,
         "objective": as_plain(loop.settings.objective),
         "binarize": loop.settings.binarize == "dynamic",
-        "compiled": loop.stepper.compiled is not None,
+        "compiled": stepper.compiled is not None,
         "device": loop.device.type,
         "moved": sorted(moved_values(own.values, own.lost, own.tensors)),
     }

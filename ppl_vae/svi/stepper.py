@@ -328,7 +328,7 @@ class Stepper:
         reseed(self._key(step), self.device)
         if self._binarize:
             batch = (binarized(batch[0]), *batch[1:])
-        return explain_non_finite(self.pair, batch, self.layout, self.settings.objective)
+        return explain_non_finite(self.pair, batch, index, self.layout, self.settings.objective)
 
     def _rows_of(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Positions of the rows of this process in a step, and the rows."""
