@@ -148,6 +148,16 @@ def test_data_that_differ_are_no_company():
     assert verdict(*of_few_hits(2, 1, 0.5)).tolist() == ["unreliable", "reliable"]
 
 
+def test_what_most_miss_the_others_are_not_trusted_to_have_seen():
+    """By many probes each: one of the others may have its mode too far away for them. Exact ones are no others."""
+    khat, error, ess, unseen, noise, k = of_few_hits(60, 31, 0.5, error=0.1)
+    khat[50:], error[50:] = -np.inf, 0.0
+    said = verdict(khat, error, ess, unseen, noise, k)
+    assert set(said[:31]) == {"unreliable"}
+    assert set(said[31:50]) == {"noisy"}
+    assert set(said[50:]) == {"reliable"}
+
+
 def test_perfect_data_and_those_that_nobody_probed_are_no_company():
     khat, error, ess, unseen, noise, k = of_few_hits(60, 5, 0.3)
     khat[30:], error[30:] = -np.inf, 0.0
