@@ -69,6 +69,28 @@ def test_steps_that_have_diverged_are_rejected_wherever_they_lead():
     assert_close(moved["z"], points["z"])
 
 
+def test_steps_to_where_numbers_of_single_precision_end_are_rejected():
+    """The rate of a count, which may be 0: log-normal guides have no density there, and no chain has to go there."""
+    x = torch.arange(12.0) % 3
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            rate = pyro.sample("rate", dist.HalfCauchy(torch.tensor(1.5)))
+            pyro.sample("x", dist.Poisson(rate), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("rate", dist.LogNormal((x + 0.4).log(), 1.2 / (x + 0.5).sqrt()))
+
+    exact = pv.log_evidence(pv.Pair(model, guide), x, progress=False)
+    for seed in range(3):
+        how = pv.Annealing(32, 30, 4)
+        found = pv.annealed_importance_sampling(
+            pv.Pair(model, guide), x, how, seed, compare_starts=False, progress=False
+        )
+        assert_mean(np.exp(found.value - exact), 1.0, effect=0.5)
+
+
 # What cannot be annealed
 
 

@@ -13,7 +13,9 @@ from ppl_vae.evaluation.unconstrained import Unconstrained
 __all__ = ["Density", "Transition", "transition"]
 
 _JITTER = 0.2  # of the step size: orbits of one length can return to where they started
-_DIVERGED = 1000.0  # nats of energy: leapfrog steps that gained so much are no orbit any more, wherever they lead
+# Nats of energy: leapfrog steps that gained so much would be accepted once in 10^13 times, and are no orbit any more,
+# wherever they lead.
+_DIVERGED = 30.0
 
 
 class Density(Protocol):
