@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
+from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ppl_vae.objectives import Objective
 from ppl_vae.pair import Pair
@@ -14,9 +18,10 @@ from ppl_vae.reductions import bounded_log_prob, sum_to_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["NO_SITE", "SiteRange", "explain_non_finite", "site_ranges"]
+__all__ = ["NO_SITE", "SiteRange", "cannot_draw", "explain_non_finite", "site_ranges"]
 
 NO_SITE = "no single site is to blame: their sum overflows"
+_UNDRAWN = "undrawn"
 
 
 def explain_non_finite(pair: Pair, batch: Batch, index: Tensor, layout: Layout, objective: Objective) -> str:
@@ -42,6 +47,15 @@ def explain_non_finite(pair: Pair, batch: Batch, index: Tensor, layout: Layout, 
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"the gradient of parameter {name!r} is not finite"
     return NO_SITE
+
+
+@torch.no_grad()
+def cannot_draw(pair: Pair, batch: Batch, layout: Layout, objective: Objective) -> bool:
+    """Whether a program fails at a draw whose parameters are NaN, as torch does where values are not reparametrised."""
+    try:
+        return any(_UNDRAWN in site for _, _, site in _sites(pair, batch, layout, objective.num_particles))
+    except Exception:
+        return False
 
 
 class SiteRange(NamedTuple):
@@ -76,16 +90,80 @@ def _range(values: Tensor) -> tuple[float, float]:
 
 
 def _sites(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> Iterator[tuple[str, str, Site]]:
-    """Every site of guide and model, in the order in which the programs run."""
+    """Every site of guide and model, in the order in which the programs run, up to one that cannot be drawn."""
     for size in outer_plates(num_particles, layout):
-        guide = run_program(pair, pair.guide, batch, size, layout)
-        model = run_program(pair, pair.model, batch, size, layout, guide.replay)
-        for role, tape in (("guide", guide), ("model", model)):
-            for name, site in tape.sites.items():
+        drawn: Mapping[str, Tensor] = {}
+        for role, program in (("guide", pair.guide), ("model", pair.model)):
+            with _Drawing() as drawing:
+                drawn = run_program(pair, program, batch, size, layout, drawn).replay
+            for name, site in drawing.sites.items():
                 yield role, name, site
+            if drawing.stopped:
+                return
+
+
+class _Drawing(Messenger):
+    """Keeps the sites of a program, which ends here at a draw whose parameters are NaN, where that is an error."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: dict[str, Any] = {}
+        self.stopped = False
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+        super().__exit__(kind, error, trace)
+        return self.stopped
+
+    def _pyro_sample(self, msg: Any) -> None:
+        is_drawn = not (msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample))
+        if is_drawn and not getattr(msg["fn"], "has_rsample", True) and bool((undrawn := _is_nan(msg["fn"])).any()):
+            nan = torch.where(undrawn, torch.nan, 0.0)
+            self.sites[msg["name"]] = msg | {"value": nan, "unscaled_log_prob": nan, _UNDRAWN: undrawn}
+            self.stopped = True
+            raise _StoppedError
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if not (msg["infer"] or {}).get("_deterministic") and not isinstance(msg["fn"], _Subsample):
+            self.sites[msg["name"]] = msg
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def _is_nan(fn: Any) -> Tensor:
+    """Where a parameter of a distribution is NaN, in the shape of its batch."""
+    if isinstance(fn, Independent):
+        inner = fn.reinterpreted_batch_ndims
+        return _is_nan(fn.base_dist).flatten(-inner).any(-1) if inner else _is_nan(fn.base_dist)
+    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
+        return _is_nan(fn.base_dist).expand(fn.batch_shape)
+    found = torch.zeros(fn.batch_shape, dtype=torch.bool)
+    for value in vars(fn).values():
+        nan = value.isnan() if isinstance(value, Tensor) else None
+        nan = _is_nan(value) if isinstance(value, Distribution) else nan  # the parts of a mixture
+        if nan is not None and nan.any():
+            found = found.to(nan.device) | _of_batch(nan, fn.batch_shape)
+    return found
+
+
+def _of_batch(nan: Tensor, shape: torch.Size) -> Tensor:
+    """By element of the batch, where a parameter has its dimensions first, as far as it is not broadcast."""
+    while nan.dim() > 0 and not _broadcasts(nan.shape, shape):
+        nan = nan.any(-1)
+    return nan
+
+
+def _broadcasts(one: torch.Size, other: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(one, other) == other
+    except RuntimeError:
+        return False
 
 
 def _fault(site: Site, index: Tensor, layout: Layout) -> str:
+    if (undrawn := site.get(_UNDRAWN)) is not None:
+        return f"draws from parameters that are NaN{_rows(undrawn, site, index, layout)}"
     value, event_dim = site["value"], site["fn"].event_dim
     if value.is_floating_point() and not bool((finite := torch.isfinite(value)).all()):
         bad = ~finite.flatten(value.dim() - event_dim).all(-1) if event_dim else ~finite

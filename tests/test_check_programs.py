@@ -111,6 +111,18 @@ def test_noise_that_is_no_sample_site_is_refused_in_the_model():
         pv.check(noisy, X)
 
 
+def test_a_row_that_no_program_takes_is_named():
+    """torch shows the first numbers of the whole batch, which are all right."""
+    x = X.clone()
+    x[2] = 9.0
+    picky = pair_of(lambda x: x_normal(x, torch.where(x > 8.0, torch.nan, z_normal(x).sum(-1, keepdim=True))), z_normal)
+    with pytest.raises(pv.PairError, match=rf"failed on a batch of \({len(X)}, .* and on row 2 alone: .*found .*: nan"):
+        pv.check(picky, x)
+    with pytest.raises(pv.PairError, match=rf"failed on a batch of \({len(X)}, \d\) float32: Expected parameter loc"):
+        pv.check(picky, x[2:3].expand_as(x))
+    assert bool((x[2] == 9.0).all())
+
+
 def test_a_program_that_fails_for_rare_draws_says_so_and_blames_no_size():
     failed = []
 

@@ -338,6 +338,17 @@ def test_noise_is_not_taken_for_the_rounding_of_an_ill_conditioned_step(interpre
         compile_function(function, [[torch.linspace(0, 1, 5)], [torch.linspace(1, 2, 5)]], module)
 
 
+def test_a_step_that_is_not_finite_is_not_blamed_on_python(interpreted):
+    """What is no number here and there, in another order of operations, is no sign of noise outside torch."""
+    module, unseen = nn.Linear(5, 1), itertools.cycle([torch.nan, 1.0])
+
+    def function(x):
+        return module(x) * next(unseen), module.weight * torch.nan
+
+    with pytest.raises(CaptureError, match="the step is not finite on the rows that it was tried on"):
+        compile_function(function, [[torch.linspace(0, 1, 5)], [torch.linspace(1, 2, 5)]], module)
+
+
 @pytest.mark.parametrize(("edges", "compiles"), [(1, True), (2, False)])
 def test_a_number_that_rounds_across_an_edge_differs_once(edges: int, compiles: bool, interpreted, monkeypatch):
     """As in a spline, where a draw lies on the edge of a bin in one trial of a thousand."""

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 
 import ppl_vae as pv
+from ppl_vae.diagnosis import _is_nan as is_nan
 from ppl_vae.storage import newest, step_folder, steps, write
 from ppl_vae.storage import read as read_checkpoint
 from ppl_vae.svi.order import Order
+from ppl_vae.validation import validating
 from tests.commands import USERS_PAIR, call, read, succeed
 from tests.nonfinite import (
     Gaussian,
@@ -118,6 +120,70 @@ def test_a_row_that_no_program_takes_is_done_again(program: str, tmp_path: Path,
     assert again.reason == f"site {found[program]} not finite (rows [{place}] of the batch, [37] of the data)"
     assert again.reason == again.recorded
     assert again.reason in str(caught.value)
+
+
+class Choosing(nn.Module):
+    """A categorical latent whose probabilities are NaN where a row is above four: torch draws from none such."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4)), nn.Linear(4, 3)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(logits=x.new_zeros(4)))
+            pyro.sample("x", dist.Normal(self.decoder(torch.eye(4)[k]), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            logits = torch.where(x[:, :1] > 4.0, torch.nan, self.encoder(x))
+            pyro.sample("k", dist.Categorical(logits=logits))
+
+
+@pytest.mark.parametrize(
+    "objective", [pv.ELBO(), pv.ELBO(discrete="enumerate"), pv.IWAE(3)], ids=["score", "enumerated", "IWAE"]
+)
+def test_a_draw_from_no_number_is_a_bad_step(objective, quiet: None, tmp_path: Path, generator: torch.Generator):
+    """torch raises an error of its own there; the policy is that of every bad step, and buffers are as before it."""
+    x = torch.randn(64, 3, generator=generator).clamp(-3.0, 3.0)
+    x[37] = 5.0
+    options = {"batch_size": 8, "epochs": 2, "objective": objective, "compile": False}
+    bad = [step for step in range(16) if 37 in Order(64, 8, 0).at(step)]
+    with pytest.raises(pv.EstimateError) as caught:
+        train(stopped := fresh(make=Choosing), x, **options)
+    assert int(stopped.encoder[0].num_batches_tracked) == bad[0]
+    skipping = train(fresh(make=Choosing), x, on_nonfinite="skip", run_dir=tmp_path, **options)
+    assert skipping.skipped == tuple(bad)
+    again = pv.replay(fresh(seed=9, make=Choosing), tmp_path, objective=objective)
+    where = f"(rows [{again.rows.index(37)}] of the batch, [37] of the data)"
+    assert again.reason == f"site 'k' of the guide draws from parameters that are NaN {where}"
+    assert again.reason == again.recorded
+    assert again.reason in str(caught.value)
+    assert [(site.role, site.name) for site in again.sites] == [("guide", "k")]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda nan: dist.Categorical(probs=torch.ones(3, 2, 4) + nan[..., None]),
+        lambda nan: dist.Poisson(1.0 + nan).mask(torch.tensor(True)),
+        lambda nan: dist.Binomial(5, logits=nan),
+        lambda nan: dist.MixtureSameFamily(
+            dist.Categorical(logits=torch.zeros(3, 2, 4) + nan[..., None]), dist.Poisson(torch.ones(3, 2, 4))
+        ),
+        lambda nan: dist.MixtureSameFamily(
+            dist.Categorical(logits=torch.zeros(3, 2, 4)), dist.Poisson(torch.ones(3, 2, 4) + nan[..., None])
+        ),
+    ],
+)
+def test_rows_whose_parameters_are_nan_are_told(make):
+    """Of two numbers of a row one; within `to_event` it is the row."""
+    nan = torch.zeros(3, 2)
+    nan[1, 0] = torch.nan
+    with validating(False):
+        fn = make(nan)
+        assert torch.equal(is_nan(fn), nan.isnan())
+        assert torch.equal(is_nan(fn.to_event(1)), torch.tensor([False, True, False]))
 
 
 def test_a_step_goes_where_the_fit_was_and_another_device_is_warned_of(tmp_path: Path, quiet: None, generator):

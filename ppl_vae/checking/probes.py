@@ -37,7 +37,7 @@ __all__ = [
 
 _LOOPED_DRAWS = 8
 _PROBE_ROWS = 8
-_SEED, _TRIES = 0, 3
+_SEED, _TRIES, _MOST_ALONE = 0, 3, 256
 # What torch says of sizes that do not fit.
 _PRODUCT = re.compile(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)")
 _OF_SHAPES = (
@@ -78,9 +78,38 @@ def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tap
         raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(a.shape)} {str(a.dtype).removeprefix('torch.')}" for a in batch)
+        where, alone = "", None if is_lack_of_memory(error) else _failing_row(pair, program, batch)
+        if alone is not None:
+            where, error = f", and on row {alone[0]} alone", alone[1]
         raise PairError(
-            f"the {role} failed on a batch of {shapes}: {first_line(error)}{_mend(error, batch)}"
+            f"the {role} failed on a batch of {shapes}{where}: {first_line(error)}{_mend(error, batch)}"
         ) from error
+
+
+def _failing_row(pair: Pair, program: Program, batch: Batch) -> tuple[int, Exception] | None:
+    """The first row on which a program fails whatever it draws, with what it says; None where no row passes."""
+    found, passed = None, False
+    for i in range(min(len(batch[0]), _MOST_ALONE)):
+        error = _error_alone(pair, program, batch, i)
+        if error is None:
+            passed = True
+        elif found is None:
+            found = i, error
+        if passed and found is not None:
+            return found
+    return None
+
+
+def _error_alone(pair: Pair, program: Program, batch: Batch, row: int) -> Exception | None:
+    """What a program raises on a copy of one row in each of some runs."""
+    for _ in range(_TRIES):
+        try:
+            run_program(pair, program, tuple(a[row : row + 1].clone() for a in batch), None, None)
+        except Exception as error:
+            last = error
+        else:
+            return None
+    return last
 
 
 @contextmanager

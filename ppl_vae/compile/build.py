@@ -158,6 +158,8 @@ def _compare(function: TensorFunction, compiled: Compiled, trial: Trial) -> None
     gap = _gap(expected, found, allowed)
     if gap and not _gap(expected, trial(function, 0.0), allowed):
         gap = _gap(expected, found, _possible_rounding(expected, trial(function, _last_digit(expected)), allowed))
+    if gap and not all(bool(t.isfinite().all()) for t in expected):
+        raise CaptureError("the step is not finite on the rows that it was tried on: there is nothing to compare")
     if gap:
         why = "the programs do something in Python that changes from call to call, such as drawing noise outside torch"
         if expected[0].device.type == "cuda":

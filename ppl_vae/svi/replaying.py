@@ -15,7 +15,7 @@ from torch.distributions import constraints
 
 from ppl_vae.checking import check, check_for_pyro
 from ppl_vae.device import choose_device
-from ppl_vae.diagnosis import SiteRange, explain_non_finite, site_ranges
+from ppl_vae.diagnosis import SiteRange, cannot_draw, explain_non_finite, site_ranges
 from ppl_vae.distributed import current
 from ppl_vae.errors import CheckpointError
 from ppl_vae.objectives import ELBO, FromPyro, Objective
@@ -276,15 +276,20 @@ def _again(
     gradient = Gradient(pair, objective, layout, parameters, binarize=binary, clip_norm=None)
     device = batch[0].device
     beta = torch.tensor(kept.plain["beta"], dtype=torch.float64)
-    metrics, *gradients = gradient(torch.arange(len(batch[0]), device=device), beta, *batch)
-    for parameter, found in zip(gradient.reached, gradients, strict=True):
-        parameter.grad = found
 
     def again(act: Callable[..., T], *more: Tensor) -> T:
         reseed(kept.plain["seed"], device)
         data = (binarized(batch[0]), *batch[1:]) if binary else batch
         return act(pair, data, *more, layout, objective)
 
+    try:
+        metrics, *gradients = gradient(torch.arange(len(batch[0]), device=device), beta, *batch)
+    except Exception:
+        if not again(cannot_draw):
+            raise
+        metrics, gradients = torch.full((len(Metrics._fields),), math.nan), []
+    for parameter, found in zip(gradient.reached, gradients, strict=True):
+        parameter.grad = found
     seen = Metrics(*metrics.tolist())
     finite = math.isfinite(seen.loss + seen.norm)
     return Replay(

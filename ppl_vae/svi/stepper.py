@@ -15,13 +15,13 @@ from ppl_vae.arrays import Rows
 from ppl_vae.attributes import Change
 from ppl_vae.belongings import Belongings
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
-from ppl_vae.diagnosis import NO_SITE, explain_non_finite
+from ppl_vae.diagnosis import NO_SITE, cannot_draw, explain_non_finite
 from ppl_vae.distributed import Group
-from ppl_vae.errors import PairError, located
+from ppl_vae.errors import PairError, PplVaeError, is_lack_of_memory, located
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
 from ppl_vae.svi.feed import Feed, Serving
-from ppl_vae.svi.gradient import LOSS, NORM, Gradient, binarized
+from ppl_vae.svi.gradient import LOSS, NORM, Gradient, Metrics, binarized
 from ppl_vae.svi.guard import BadStep, Guard, NotFiniteError, OverflowedError
 from ppl_vae.svi.joint import Joint
 from ppl_vae.svi.moments import overflowed
@@ -222,12 +222,18 @@ class Stepper:
             self._give_up(change)
         reseed(self._key(step), self.device)
         with located(f"step {step + 1}, on {len(serving.index)} rows"):
-            if full and self.compiled is not None:
-                metrics, *gradients = self.compiled(*arguments)
-                self._gradient.reached = self._reached
-            else:
-                with self._payback.watching():
-                    metrics, *gradients = self._gradient(*arguments)
+            try:
+                if full and self.compiled is not None:
+                    metrics, *gradients = self.compiled(*arguments)
+                    self._gradient.reached = self._reached
+                else:
+                    with self._payback.watching():
+                        metrics, *gradients = self._gradient(*arguments)
+            except Exception as error:
+                if isinstance(error, PplVaeError) or is_lack_of_memory(error) or not self._cannot_draw(step):
+                    raise
+                self._gradient.reached = []
+                return torch.full((len(Metrics._fields),), math.nan, device=self.device), []
         return metrics, gradients
 
     def _take(
@@ -322,13 +328,21 @@ class Stepper:
             return f"beta is {beta}"
         for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
             parameter.grad = gradient
-        index, batch = self._rows_of(step)
+        index, batch = self._seen_in(step)
         if not len(index):
             return NO_SITE
-        reseed(self._key(step), self.device)
-        if self._binarize:
-            batch = (binarized(batch[0]), *batch[1:])
         return explain_non_finite(self.pair, batch, index, self.layout, self.settings.objective)
+
+    def _cannot_draw(self, step: int) -> bool:
+        """Whether a step has failed since parameters that it draws from are NaN."""
+        self.moving.put_back()
+        return cannot_draw(self.pair, self._seen_in(step)[1], self.layout, self.settings.objective)
+
+    def _seen_in(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Positions of the rows of this process in a step, and what programs get of them, before all that they draw."""
+        index, batch = self._rows_of(step)
+        reseed(self._key(step), self.device)
+        return index, (binarized(batch[0]), *batch[1:]) if self._binarize and len(index) else batch
 
     def _rows_of(self, step: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Positions of the rows of this process in a step, and the rows."""
