@@ -64,6 +64,7 @@ def test_weights_that_rounding_hides_are_unreliable(size, dtype):
 
     found = estimate(pv.Pair(model, untrained), x, 500, num_draws=0)
     assert (found.verdict == "unreliable").all()
+    assert np.isposinf(found.khat).all()
     assert found.interval().high == math.inf
     assert re.search(
         r"of \d+ data log-weights or latents are so large that rounding hides how weights differ", str(found)
