@@ -309,6 +309,16 @@ def test_a_lack_of_memory_that_a_program_wraps():
         raise LACKS["cpu"]()
 
 
+@pytest.mark.parametrize("check", [pv.check, partial(pv.fit, epochs=1, progress=False)], ids=["check", "fit"])
+def test_a_check_without_memory_blames_no_program(check):
+    pair = ModuleVAE()
+    short_of(pair.decoder, more_than(4)).armed = True
+    with pytest.raises(
+        pv.EstimateError, match=r"the model: expected memory for a batch of \(8, 5\).* fewer rows at once"
+    ):
+        check(pair, binary_rows(8))
+
+
 def test_what_was_half_made_is_given_back():
     """The tensors of a failed piece are gone before its halves are tried."""
     alive, left = [], []

@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_vae.checking.rules import check_plates, size_mend
 from ppl_vae.checking.sites import distribution_name, frame_of
 from ppl_vae.contents import give, same_numbers
-from ppl_vae.errors import PairError, PplVaeError, first_line, is_lack_of_memory
+from ppl_vae.errors import EstimateError, PairError, PplVaeError, first_line, is_lack_of_memory
 from ppl_vae.pair import Pair, Program, frozen_modes, kept_state
 from ppl_vae.reductions import sum_to_data
 from ppl_vae.rng import seeded
@@ -78,7 +78,12 @@ def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tap
         raise
     except Exception as error:
         shapes = ", ".join(f"{tuple(a.shape)} {str(a.dtype).removeprefix('torch.')}" for a in batch)
-        where, alone = "", None if is_lack_of_memory(error) else _failing_row(pair, program, batch)
+        if is_lack_of_memory(error):
+            raise EstimateError(
+                f"the {role}: expected memory for a batch of {shapes}, found too little: {first_line(error)}; give "
+                "fewer rows at once, or use a device that has more"
+            ) from error
+        where, alone = "", _failing_row(pair, program, batch)
         if alone is not None:
             where, error = f", and on row {alone[0]} alone", alone[1]
         raise PairError(

@@ -25,7 +25,7 @@ _WIDEN, _LATENT = 1.4, 2
 def annealing(setting: Setting) -> Iterator[Row]:
     """Chains from the prior, with mean weight p(x), and bounds from both sides."""
     pair, how = LinearGaussian(4, _LATENT, _WIDEN), Annealing(8, 60, 5, start="prior")
-    x = pair.draw(160, setting.seed)
+    x = pair.draw(280, setting.seed)
     annealed = annealed_importance_sampling(
         pair, x, how, setting.seed, compare_starts=False, device=setting.device, progress=False
     )
