@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,10 +16,10 @@ from torch.distributions import Distribution
 from ppl_vae.objectives import Objective
 from ppl_vae.pair import Pair
 from ppl_vae.reductions import bounded_log_prob, sum_to_data
-from ppl_vae.tape import DATA, Batch, Layout, Site, run_program
+from ppl_vae.tape import DATA, Batch, Layout, Site, UndrawnError, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["NO_SITE", "SiteRange", "cannot_draw", "explain_non_finite", "site_ranges"]
+__all__ = ["NO_SITE", "SiteRange", "cannot_draw", "explain_non_finite", "no_beta", "site_ranges"]
 
 NO_SITE = "no single site is to blame: their sum overflows"
 _UNDRAWN = "undrawn"
@@ -49,9 +50,14 @@ def explain_non_finite(pair: Pair, batch: Batch, index: Tensor, layout: Layout, 
     return NO_SITE
 
 
+def no_beta(beta: float) -> str:
+    """That the weight of the rate is not finite, in words; empty where it is."""
+    return "" if math.isfinite(beta) else f"beta is {beta}"
+
+
 @torch.no_grad()
 def cannot_draw(pair: Pair, batch: Batch, layout: Layout, objective: Objective) -> bool:
-    """Whether a program fails at a draw whose parameters are NaN, as torch does where values are not reparametrised."""
+    """Whether a program fails at a draw whose parameters are NaN, as those of torch do that are not reparametrised."""
     try:
         return any(_UNDRAWN in site for _, _, site in _sites(pair, batch, layout, objective.num_particles))
     except Exception:
@@ -103,7 +109,7 @@ def _sites(pair: Pair, batch: Batch, layout: Layout, num_particles: int) -> Iter
 
 
 class _Drawing(Messenger):
-    """Keeps the sites of a program, which ends here at a draw whose parameters are NaN, where that is an error."""
+    """Keeps the sites of a program, which ends at a draw that fails, as torch's do from parameters that are NaN."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -112,23 +118,27 @@ class _Drawing(Messenger):
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
         super().__exit__(kind, error, trace)
-        return self.stopped
+        if kind is not UndrawnError:
+            return False
+        undrawn = _is_nan(error.site["fn"])
+        nan = torch.where(undrawn, torch.nan, 0.0)
+        self.sites[error.site["name"]] = error.site | {"value": nan, "unscaled_log_prob": nan, _UNDRAWN: undrawn}
+        self.stopped = True
+        return True
 
     def _pyro_sample(self, msg: Any) -> None:
-        is_drawn = not (msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample))
-        if is_drawn and not getattr(msg["fn"], "has_rsample", True) and bool((undrawn := _is_nan(msg["fn"])).any()):
-            nan = torch.where(undrawn, torch.nan, 0.0)
-            self.sites[msg["name"]] = msg | {"value": nan, "unscaled_log_prob": nan, _UNDRAWN: undrawn}
-            self.stopped = True
-            raise _StoppedError
+        if msg["done"] or msg["is_observed"] or isinstance(msg["fn"], _Subsample):
+            return
+        try:
+            msg["value"], msg["done"] = msg["fn"](*msg["args"], **msg["kwargs"]), True
+        except Exception as error:
+            if bool(_is_nan(msg["fn"]).any()):
+                raise UndrawnError(msg) from error
+            raise
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not (msg["infer"] or {}).get("_deterministic") and not isinstance(msg["fn"], _Subsample):
             self.sites[msg["name"]] = msg
-
-
-class _StoppedError(Exception):
-    pass
 
 
 def _is_nan(fn: Any) -> Tensor:

@@ -62,18 +62,25 @@ def located(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except PplVaeError:
-        raise
     except Exception as error:
-        if is_lack_of_memory(error):
+        if not is_of_programs(error):
             raise
         raise PairError(f"{where}, failed: {type(error).__name__}: {first_line(error)}") from error
+
+
+def is_of_programs(error: Exception) -> bool:
+    """Whether an error is neither one of this package nor a lack of memory."""
+    return not (isinstance(error, PplVaeError) or is_lack_of_memory(error))
 
 
 # What torch calls it where it has no class of its own: on the CPU, in libraries, and in compiled code; and the loader
 # of libraries, of one that is imported late.
 _LACKS = (
-    *("DefaultCPUAllocator", "bad_alloc", "out of memory", "ALLOC_FAILED", "aoti_torch_empty_strided"),
+    "DefaultCPUAllocator",
+    "bad_alloc",
+    "out of memory",
+    "ALLOC_FAILED",
+    "aoti_torch_empty_strided",
     "failed to map segment from shared object",
 )
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ppl_vae.errors import EstimateError, PplVaeError, first_line, is_lack_of_memory
+from ppl_vae.errors import EstimateError, PairError, PplVaeError, first_line, is_lack_of_memory
 
 __all__ = ["Places", "Shrinking", "as_index", "rows_of", "undivided"]
 
@@ -117,11 +117,8 @@ def rows_of(batch: Sequence[Tensor], places: Places) -> tuple[Tensor, ...]:
     return tuple(a[as_index(places)] for a in batch)
 
 
-_FEWER = "evaluate fewer data in a call, or with fewer samples"
-
-
 @contextmanager
-def undivided(work: str, advice: str = _FEWER) -> Iterator[None]:
+def undivided(work: str, advice: str = "evaluate fewer data in a call, or with fewer samples") -> Iterator[None]:
     """Context of work that is done at once or not at all, as that with noise, which belongs to all of it.
 
     Args:
@@ -133,10 +130,9 @@ def undivided(work: str, advice: str = _FEWER) -> Iterator[None]:
     """
     try:
         yield
-    except PplVaeError:
-        raise
     except Exception as error:
-        if not is_lack_of_memory(error):
+        knows_better = isinstance(error, PplVaeError) and not isinstance(error, PairError)
+        if knows_better or not is_lack_of_memory(error):
             raise
         raise EstimateError(
             f"{work}: expected memory for all of it at once, found too little: {first_line(error)}; {advice}, or use a "

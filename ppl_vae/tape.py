@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
+from pyro.distributions import VonMises
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ppl_vae.errors import PairError, first_line, is_lack_of_memory
 from ppl_vae.pair import Pair, Program
 
-__all__ = ["DATA", "Batch", "Layout", "Site", "Tape", "run_program"]
+__all__ = ["DATA", "Batch", "Layout", "Site", "Tape", "UndrawnError", "run_program"]
 
 DATA = "data"
 _PARTICLES = "_particles"
@@ -82,6 +83,18 @@ class Layout(NamedTuple):
         return tuple(n for n in self.local_latents if n in self.not_reparametrised and n not in self.cardinalities)
 
 
+class UndrawnError(ValueError):
+    """A draw fails, since its parameters are NaN.
+
+    Args:
+        site: Where.
+    """
+
+    def __init__(self, site: Any) -> None:
+        super().__init__(f"site {site['name']!r}: expected parameters to draw from, found NaN")
+        self.site = site
+
+
 class Tape(Messenger):
     """Records the sample statements of a program and puts given values in the place of draws (trace and replay)."""
 
@@ -112,6 +125,8 @@ class Tape(Messenger):
             if msg["is_observed"]:
                 self.simulated[msg["name"]], msg["is_observed"] = torch.empty(0), False
             msg["value"], msg["done"] = _drawn(msg), True
+        elif not (msg["done"] or msg["is_observed"]):
+            _refuse_endless(msg)
 
     def _pyro_post_sample(self, msg: Any) -> None:
         name = msg["name"]
@@ -135,6 +150,15 @@ class Tape(Messenger):
     def replay(self) -> dict[str, Tensor]:
         """What another run needs to repeat this one: values of latent sites and indices of subsampled plates."""
         return {**self.latents, **self.subsamples}
+
+
+def _refuse_endless(msg: Any) -> None:
+    """Refuses NaN as parameter of what torch draws by rejection, which would never end."""
+    fn = msg["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    if isinstance(fn, VonMises) and bool((fn.loc + fn.concentration).isnan().any()):
+        raise UndrawnError(msg)
 
 
 def _drawn(msg: Any) -> Tensor:

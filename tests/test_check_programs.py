@@ -116,11 +116,30 @@ def test_a_row_that_no_program_takes_is_named():
     x = X.clone()
     x[2] = 9.0
     picky = pair_of(lambda x: x_normal(x, torch.where(x > 8.0, torch.nan, z_normal(x).sum(-1, keepdim=True))), z_normal)
-    with pytest.raises(pv.PairError, match=rf"failed on a batch of \({len(X)}, .* and on row 2 alone: .*found .*: nan"):
+    with pytest.raises(
+        pv.PairError, match=rf"failed on a batch of \({len(X)}, .* and on row 2 of it alone: .*found .*: nan"
+    ):
         pv.check(picky, x)
     with pytest.raises(pv.PairError, match=rf"failed on a batch of \({len(X)}, \d\) float32: Expected parameter loc"):
         pv.check(picky, x[2:3].expand_as(x))
     assert bool((x[2] == 9.0).all())
+
+
+def test_no_row_is_blamed_for_draws_or_for_a_fixed_size():
+    def unlucky(x):
+        z = z_normal(x)
+        if bool((z.abs() > 1.0).any()):
+            raise ValueError("too far")
+        x_normal(x, z.sum(-1, keepdim=True))
+
+    x = X.repeat(20, 1)
+    for _ in range(3):
+        with pytest.raises(pv.PairError, match=r"failed on a batch of \(\d+, \d\) float32: too far"):
+            pv.check(pair_of(unlucky, z_normal), x)
+    fixed = pair_of(lambda x: x_normal(x, z_normal(x).sum(-1, keepdim=True) + torch.zeros(7, 1)), z_normal)
+    with pytest.raises(pv.PairError) as caught:
+        pv.check(fixed, x)
+    assert "alone" not in str(caught.value)
 
 
 def test_a_program_that_fails_for_rare_draws_says_so_and_blames_no_size():

@@ -276,6 +276,17 @@ def test_a_parameter_reached_only_later_is_refused(monkeypatch: pytest.MonkeyPat
         joint(0.5, metrics, [first, later], [first, later])
 
 
+def test_a_first_step_that_fails_in_all_processes_says_nothing_of_what_is_reached(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Group, "sum", lambda self, tensor: tensor)
+    weight = torch.ones(2)
+    joint = Joint(Group(0, 2), [weight], Moving(torch.nn.Module()), None)
+    metrics, gradients = joint(1.0, torch.full((6,), torch.nan), [], [])
+    assert bool(metrics[0].isnan())
+    assert gradients == []
+    _, (gradient,) = joint(1.0, torch.zeros(6), [weight], [weight])
+    assert torch.equal(gradient, weight)
+
+
 def test_strides_of_a_parameter_are_those_of_its_gradient(monkeypatch: pytest.MonkeyPatch):
     """Fused optimisers walk through memory: a gradient in another order would meet the wrong entries."""
     monkeypatch.setattr(Group, "sum", lambda self, tensor: tensor)

@@ -37,7 +37,8 @@ __all__ = [
 
 _LOOPED_DRAWS = 8
 _PROBE_ROWS = 8
-_SEED, _TRIES, _MOST_ALONE = 0, 3, 256
+_SEED, _TRIES = 0, 3
+_TRIES_ALONE = 6  # a row that is blamed fails in all of them, as one in a thousand would whose draw is bad in a third
 # What torch says of sizes that do not fit.
 _PRODUCT = re.compile(r"shapes cannot be multiplied \(\d+x(\d+) and (\d+)x\d+\)")
 _OF_SHAPES = (
@@ -85,36 +86,39 @@ def trace(pair: Pair, role: str, batch: Batch, guide: Tape | None = None) -> Tap
             ) from error
         where, alone = "", _failing_row(pair, program, batch)
         if alone is not None:
-            where, error = f", and on row {alone[0]} alone", alone[1]
+            where, error = f", and on row {alone[0]} of it alone", alone[1]
         raise PairError(
             f"the {role} failed on a batch of {shapes}{where}: {first_line(error)}{_mend(error, batch)}"
         ) from error
 
 
 def _failing_row(pair: Pair, program: Program, batch: Batch) -> tuple[int, Exception] | None:
-    """The first row on which a program fails whatever it draws, with what it says; None where no row passes."""
-    found, passed = None, False
-    for i in range(min(len(batch[0]), _MOST_ALONE)):
-        error = _error_alone(pair, program, batch, i)
-        if error is None:
-            passed = True
-        elif found is None:
-            found = i, error
-        if passed and found is not None:
-            return found
-    return None
+    """The first row on which a program fails alone, whatever it draws, with what it says; None where no row is it.
 
-
-def _error_alone(pair: Pair, program: Program, batch: Batch, row: int) -> Exception | None:
-    """What a program raises on a copy of one row in each of some runs."""
-    for _ in range(_TRIES):
-        try:
-            run_program(pair, program, tuple(a[row : row + 1].clone() for a in batch), None, None)
-        except Exception as error:
-            last = error
+    Of the shortest batch that fails, from the first row on, it is the last row. Alone, another row is no trouble.
+    """
+    passing, failing = 0, len(batch[0])
+    while failing - passing > 1:
+        middle = (passing + failing) // 2
+        if _error_on(pair, program, batch, slice(0, middle)) is None:
+            passing = middle
         else:
-            return None
-    return last
+            failing = middle
+    another = slice(passing - 1, passing) if passing else slice(1, 2)
+    if len(batch[0]) < 2 or _error_on(pair, program, batch, another) is not None:
+        return None
+    alone = [_error_on(pair, program, batch, slice(failing - 1, failing)) for _ in range(_TRIES_ALONE)]
+    error = alone[0] if all(alone) else None
+    return None if error is None else (failing - 1, error)
+
+
+def _error_on(pair: Pair, program: Program, batch: Batch, rows: slice) -> Exception | None:
+    """What a program raises on a copy of some rows."""
+    try:
+        run_program(pair, program, tuple(a[rows].clone() for a in batch), None, None)
+    except Exception as error:
+        return error
+    return None
 
 
 @contextmanager

@@ -13,9 +13,9 @@ from ppl_vae.evaluation.unconstrained import Unconstrained
 __all__ = ["Density", "Transition", "transition"]
 
 _JITTER = 0.2  # of the step size: orbits of one length can return to where they started
-# Nats of energy: leapfrog steps that gained so much would be accepted once in 10^13 times, and are no orbit any more,
-# wherever they lead.
-_DIVERGED = 30.0
+# Nats of energy: steps that gained so much would be accepted once in 10^13 times, and where the next half of a gradient
+# adds so much, steps are no orbit any more, wherever they lead.
+_LOST, _DIVERGED = 30.0, 1000.0
 
 
 class Density(Protocol):
@@ -49,8 +49,8 @@ def transition(
     .. math:: p \sim N(0, I), \quad H = -\log f(u) + \tfrac12 |p|^2, \quad
               \text{accept with probability } \min(1, e^{H - H'})
 
-    A proposal where f is zero, or whose steps have diverged, is rejected. A log f that is NaN on the way there, before
-    they have, is an error: what the model says nothing of would be left out of every estimate.
+    A proposal where f is zero is rejected, and one where log f is NaN if the steps before it are lost or have diverged.
+    Otherwise such a log f is an error: what the model says nothing of would be left out of every estimate.
 
     Args:
         density: log f and its gradient.
@@ -74,8 +74,9 @@ def transition(
     energy, new_log_f = space.square(momentum) / 2 - log_f, log_f
     moved = dict(points)
     for _ in range(num_leapfrog):
+        on_orbit = space.square(momentum) / 2 - new_log_f - energy < _LOST
         momentum = {name: p + steps[name] / 2 * gradient[name] for name, p in momentum.items()}
-        on_orbit = space.square(momentum) / 2 - new_log_f - energy < _DIVERGED
+        on_orbit &= space.square(momentum) / 2 - new_log_f - energy < _DIVERGED
         moved = {name: u + steps[name] * momentum[name] for name, u in moved.items()}
         new_log_f, gradient = density(moved)
         density.check(new_log_f, moved, on_orbit)

@@ -80,7 +80,8 @@ def verdict(
     missed = misses(khat, stderr, unseen, unseen_stderr)
     heavy = ~(equal | (khat < limit)) | (~equal & lucky) | missed.much
     light = (common.khat < np.minimum(limit, _LIGHT)) & (ess >= np.minimum(_ENOUGH, num_samples / 2))
-    sound = (equal | light) & np.isfinite(unseen + unseen_stderr) & ~missed.some
+    doubted = missed.some | _doubted(missed.much, _judged(khat, unseen, unseen_stderr))
+    sound = (equal | light) & np.isfinite(unseen + unseen_stderr) & ~doubted
     return np.where(heavy, UNRELIABLE, np.where(sound, RELIABLE, NOISY))
 
 
@@ -95,11 +96,20 @@ class Misses(NamedTuple):
 
 def misses(khat: np.ndarray, stderr: np.ndarray, unseen: np.ndarray, unseen_stderr: np.ndarray) -> Misses:
     """What the probes of the data of a call say of each; arguments as of `verdict`."""
-    shared, judged = np.zeros_like(khat), ((khat != -np.inf) | np.isinf(unseen_stderr)) & ~np.isnan(unseen)
+    shared, judged = np.zeros_like(khat), _judged(khat, unseen, unseen_stderr)
     shared[judged] = shared_misses(unseen[judged], unseen_stderr[judged], stderr[judged])
     much = _exceeds(unseen, stderr, _MUCH) | (shared > _MUCH)
-    doubted = judged & (judged.sum() >= _FEW and much[judged].mean() > _MOSTLY)
-    return Misses(misses_some(unseen, stderr) | (shared > _LITTLE) | doubted, much)
+    return Misses(misses_some(unseen, stderr) | (shared > _LITTLE), much)
+
+
+def _doubted(much: np.ndarray, judged: np.ndarray) -> np.ndarray:
+    """Whether a datum is one of a call of whose data most are missed, (N,)."""
+    return judged & (judged.sum() >= _FEW and much[judged].mean() > _MOSTLY)
+
+
+def _judged(khat: np.ndarray, unseen: np.ndarray, unseen_stderr: np.ndarray) -> np.ndarray:
+    """Which data are company for others, (N,)."""
+    return ((khat != -np.inf) | np.isinf(unseen_stderr)) & ~np.isnan(unseen)
 
 
 def misses_some(unseen: np.ndarray, stderr: np.ndarray) -> np.ndarray:

@@ -224,7 +224,9 @@ def fit(
     root = None if run_dir is None else where_links_lead(Path(run_dir)).absolute()
     with ExitStack() as stack:
         stack.enter_context(running_programs())
-        stack.enter_context(undivided(f"a step of this fit, on {batch_size} rows", "choose a smaller batch_size"))
+        stack.enter_context(
+            undivided("what this fit does before its steps", "keep the data on disk, if they are large")
+        )
         stack.enter_context(full_precision(target))
         with group.together(target):
             if root is not None and group.leads and not resume:
@@ -249,7 +251,9 @@ def fit(
         if state is not None:
             restore(loop, state)
             _say_nothing_is_left(loop)
-        course = loop.run(progress and group.leads, keeper)
+        size = min(batch_size, len(ready.rows))
+        with undivided(f"a step of this fit, on {size} rows", "choose a smaller batch_size"):
+            course = loop.run(progress and group.leads, keeper)
     return _as_fit(loop, course, ready.report)
 
 

@@ -97,7 +97,7 @@ class Joint:
             reached: The parameters that its loss reaches.
             gradients: Their gradients.
         """
-        if not self._calls:
+        if not self.reached:  # nor are any, in all processes, while all of them fail at a draw
             self._find_reached(reached)
         found = dict(zip(map(id, reached), gradients, strict=True))
         if found.keys() - set(map(id, self.reached)):

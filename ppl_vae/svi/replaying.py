@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,10 +15,10 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_vae.checking import check, check_for_pyro
-from ppl_vae.device import choose_device
-from ppl_vae.diagnosis import SiteRange, cannot_draw, explain_non_finite, site_ranges
+from ppl_vae.device import choose_device, full_precision
+from ppl_vae.diagnosis import SiteRange, cannot_draw, explain_non_finite, no_beta, site_ranges
 from ppl_vae.distributed import current
-from ppl_vae.errors import CheckpointError
+from ppl_vae.errors import CheckpointError, is_of_programs
 from ppl_vae.objectives import ELBO, FromPyro, Objective
 from ppl_vae.pair import Pair, as_pair, frozen_modes
 from ppl_vae.rng import reseed, seeded
@@ -38,7 +39,7 @@ from ppl_vae.validation import validating
 __all__ = ["Replay", "replay"]
 
 T = TypeVar("T")
-_SHOWN = 16
+_SHOWN, _LARGEST = 16, int(sys.float_info.max)
 _UNKNOWN = ("the programs draw from Python or NumPy, or read what nobody keeps, such as the clock",)
 _FORM = forms.fields(
     {
@@ -56,7 +57,7 @@ _FORM = forms.fields(
         "facts": forms.anything,
     }
 )
-_FREE = ("device", "processes")  # the first is told anyhow, and a step is that of one process
+_TOLD = ("device", "processes")  # the first is told anyhow, and a step is that of one process
 
 
 @dataclass(frozen=True)
@@ -167,15 +168,21 @@ def replay(
     if (wanted := kept.plain["objective"]) != (given := as_plain(objective)):
         raise CheckpointError(f"objective: expected that of the fit, {wanted}, found {given}")
     layout = _layout(pair, kept.checked, objective)
-    changes = tuple(_differences(pair, kept.plain, target))
+    with full_precision(target):
+        changes = tuple(_differences(pair, kept.plain, target))
     if (begin := getattr(objective, "begin", None)) is not None:
         begin(pair)
     check_parameters(pair, kept.tensors)
     pair.to(target)
     put_parameters(pair, kept.tensors)
-    with seeded(kept.plain["seed"], target), validating(False), frozen_modes(pair, training=True):
+    with (
+        seeded(kept.plain["seed"], target),
+        full_precision(target),
+        validating(False),
+        frozen_modes(pair, training=True),
+    ):
         on_device = tuple(x.to(target) for x in kept.batch)
-        return _again(pair, on_device, layout, objective, kept, changes)
+        return replace(_again(pair, on_device, layout, objective, kept), differences=changes)
 
 
 def _kept(folder: Path, step: int | None) -> _Step:
@@ -198,8 +205,8 @@ def _checked(found: Checkpoint) -> _Step:
     _FORM(found.plain, "state")
     forms.whole(found.step, found.step)(found.plain["step"], "state.step")
     kept = _Step(found.tensors, of_exact(found.plain))
-    if type(kept.plain["beta"]) not in (int, float):
-        raise CheckpointError(f"state.beta: expected a number, found {kept.plain['beta']!r}")
+    if type(beta := kept.plain["beta"]) not in (int, float) or (type(beta) is int and abs(beta) > _LARGEST):
+        raise CheckpointError(f"state.beta: expected a number, found {beta!r:.60}")
     names = {name for name in found.tensors if name == ROWS or name.startswith((f"{BATCH}/", f"{CHECKED}/"))}
     count = min(found.plain["arrays"], len(found.tensors))
     if odd := sorted(names ^ {ROWS, *(f"{name}/{i}" for name in (BATCH, CHECKED) for i in range(count))}):
@@ -253,7 +260,7 @@ def _differences(pair: Pair, plain: dict[str, Any], device: torch.device) -> Ite
     if others := other_programs(plain["facts"], now, plain["moved"]):
         yield f"the programs are not those of the fit ({_listed([change.name for change in others])})"
     for change in differences(plain["facts"], now, "machine"):
-        if change.name not in _FREE:
+        if change.name not in _TOLD:
             yield f"{change.name} was {change.before!r} and is {change.now!r}"
     if moved := plain["moved"]:
         yield f"the programs had changed {_listed(moved)}, which is not kept with a step"
@@ -263,14 +270,7 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(map(repr, names[:5]))}{' and more' * (len(names) > 5)}"
 
 
-def _again(
-    pair: Pair,
-    batch: tuple[Tensor, ...],
-    layout: Layout,
-    objective: Objective,
-    kept: _Step,
-    changes: tuple[str, ...],
-) -> Replay:
+def _again(pair: Pair, batch: tuple[Tensor, ...], layout: Layout, objective: Objective, kept: _Step) -> Replay:
     binary, rows = kept.plain["binarize"], kept.tensors[ROWS]
     parameters = [p for p in pair.parameters() if p.requires_grad]
     gradient = Gradient(pair, objective, layout, parameters, binarize=binary, clip_norm=None)
@@ -284,10 +284,12 @@ def _again(
 
     try:
         metrics, *gradients = gradient(torch.arange(len(batch[0]), device=device), beta, *batch)
-    except Exception:
-        if not again(cannot_draw):
+    except Exception as error:
+        if is_of_programs(error) and again(cannot_draw):
+            metrics, gradients = torch.full((len(Metrics._fields),), math.nan), []
+        else:
             raise
-        metrics, gradients = torch.full((len(Metrics._fields),), math.nan), []
+    pair.zero_grad()
     for parameter, found in zip(gradient.reached, gradients, strict=True):
         parameter.grad = found
     seen = Metrics(*metrics.tolist())
@@ -297,9 +299,8 @@ def _again(
         loss=seen.loss,
         elbo=seen.elbo,
         grad_norm=seen.norm,
-        reason="" if finite else again(explain_non_finite, rows),
+        reason="" if finite else no_beta(kept.plain["beta"]) or again(explain_non_finite, rows),
         rows=tuple(rows.tolist()),
         sites=tuple(again(site_ranges)),
         recorded=kept.plain["reason"],
-        differences=changes,
     )

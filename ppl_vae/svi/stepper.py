@@ -15,9 +15,9 @@ from ppl_vae.arrays import Rows
 from ppl_vae.attributes import Change
 from ppl_vae.belongings import Belongings
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
-from ppl_vae.diagnosis import NO_SITE, cannot_draw, explain_non_finite
+from ppl_vae.diagnosis import NO_SITE, cannot_draw, explain_non_finite, no_beta
 from ppl_vae.distributed import Group
-from ppl_vae.errors import PairError, PplVaeError, is_lack_of_memory, located
+from ppl_vae.errors import PairError, is_of_programs, located
 from ppl_vae.pair import Pair
 from ppl_vae.rng import key, reseed
 from ppl_vae.svi.feed import Feed, Serving
@@ -223,17 +223,20 @@ class Stepper:
         reseed(self._key(step), self.device)
         with located(f"step {step + 1}, on {len(serving.index)} rows"):
             try:
-                if full and self.compiled is not None:
-                    metrics, *gradients = self.compiled(*arguments)
-                    self._gradient.reached = self._reached
-                else:
-                    with self._payback.watching():
-                        metrics, *gradients = self._gradient(*arguments)
+                return self._gradients(arguments, full)
             except Exception as error:
-                if isinstance(error, PplVaeError) or is_lack_of_memory(error) or not self._cannot_draw(step):
-                    raise
-                self._gradient.reached = []
-                return torch.full((len(Metrics._fields),), math.nan, device=self.device), []
+                if is_of_programs(error) and self._cannot_draw(step):
+                    self._gradient.reached = []
+                    return torch.full((len(Metrics._fields),), math.nan), []
+                raise
+
+    def _gradients(self, arguments: Sequence[Tensor], full: bool) -> tuple[Tensor, list[Tensor]]:
+        if full and self.compiled is not None:
+            metrics, *gradients = self.compiled(*arguments)
+            self._gradient.reached = self._reached
+        else:
+            with self._payback.watching():
+                metrics, *gradients = self._gradient(*arguments)
         return metrics, gradients
 
     def _take(
@@ -324,8 +327,8 @@ class Stepper:
 
     def _explain(self, step: int, gradients: Sequence[Tensor]) -> str:
         """What is not finite on the rows of this process."""
-        if not math.isfinite(beta := self.beta_at(step)):
-            return f"beta is {beta}"
+        if told := no_beta(self.beta_at(step)):
+            return told
         for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
             parameter.grad = gradient
         index, batch = self._seen_in(step)
@@ -334,7 +337,9 @@ class Stepper:
         return explain_non_finite(self.pair, batch, index, self.layout, self.settings.objective)
 
     def _cannot_draw(self, step: int) -> bool:
-        """Whether a step has failed since parameters that it draws from are NaN."""
+        """Whether a step has failed since parameters that it draws from are NaN; a GPU is of no use after that."""
+        if self.device.type != "cpu":
+            return False
         self.moving.put_back()
         return cannot_draw(self.pair, self._seen_in(step)[1], self.layout, self.settings.objective)
 
