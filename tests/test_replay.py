@@ -211,7 +211,7 @@ def test_a_draw_from_no_number_is_known_by_its_failure(make, quiet: None, genera
 
 def test_angles_are_not_drawn_from_no_number(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(dist.VonMises, "sample", lambda *_: pytest.fail("torch goes on for ever"))
-    with validating(False), Tape(), pytest.raises(UndrawnError, match="site .k.: expected parameters .*, found NaN"):
+    with validating(False), Tape(), pytest.raises(UndrawnError, match=r"site .k.: expected parameters .*, found NaN"):
         Turning().guide(torch.full((2, 3), 5.0))
 
 
