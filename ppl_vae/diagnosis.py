@@ -7,19 +7,18 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro.distributions import ExpandedDistribution, Independent, MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
-from torch.distributions import Distribution
 
+from ppl_vae.nans import nan_parameters
 from ppl_vae.objectives import Objective
 from ppl_vae.pair import Pair
 from ppl_vae.reductions import bounded_log_prob, sum_to_data
 from ppl_vae.tape import DATA, Batch, Layout, Site, UndrawnError, run_program
 from ppl_vae.terms import outer_plates
 
-__all__ = ["NO_SITE", "SiteRange", "cannot_draw", "explain_non_finite", "no_beta", "site_ranges"]
+__all__ = ["NO_SITE", "SiteRange", "cannot_draw", "explain_non_finite", "fault_of_beta", "site_ranges"]
 
 NO_SITE = "no single site is to blame: their sum overflows"
 _UNDRAWN = "undrawn"
@@ -50,7 +49,7 @@ def explain_non_finite(pair: Pair, batch: Batch, index: Tensor, layout: Layout, 
     return NO_SITE
 
 
-def no_beta(beta: float) -> str:
+def fault_of_beta(beta: float) -> str:
     """That the weight of the rate is not finite, in words; empty where it is."""
     return "" if math.isfinite(beta) else f"beta is {beta}"
 
@@ -120,7 +119,7 @@ class _Drawing(Messenger):
         super().__exit__(kind, error, trace)
         if kind is not UndrawnError:
             return False
-        undrawn = _is_nan(error.site["fn"])
+        undrawn = nan_parameters(error.site["fn"])
         nan = torch.where(undrawn, torch.nan, 0.0)
         self.sites[error.site["name"]] = error.site | {"value": nan, "unscaled_log_prob": nan, _UNDRAWN: undrawn}
         self.stopped = True
@@ -132,43 +131,13 @@ class _Drawing(Messenger):
         try:
             msg["value"], msg["done"] = msg["fn"](*msg["args"], **msg["kwargs"]), True
         except Exception as error:
-            if bool(_is_nan(msg["fn"]).any()):
+            if bool(nan_parameters(msg["fn"]).any()):
                 raise UndrawnError(msg) from error
             raise
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not (msg["infer"] or {}).get("_deterministic") and not isinstance(msg["fn"], _Subsample):
             self.sites[msg["name"]] = msg
-
-
-def _is_nan(fn: Any) -> Tensor:
-    """Where a parameter of a distribution is NaN, in the shape of its batch."""
-    if isinstance(fn, Independent):
-        inner = fn.reinterpreted_batch_ndims
-        return _is_nan(fn.base_dist).flatten(-inner).any(-1) if inner else _is_nan(fn.base_dist)
-    if isinstance(fn, MaskedDistribution | ExpandedDistribution):
-        return _is_nan(fn.base_dist).expand(fn.batch_shape)
-    found = torch.zeros(fn.batch_shape, dtype=torch.bool)
-    for value in vars(fn).values():
-        nan = value.isnan() if isinstance(value, Tensor) else None
-        nan = _is_nan(value) if isinstance(value, Distribution) else nan  # the parts of a mixture
-        if nan is not None and nan.any():
-            found = found.to(nan.device) | _of_batch(nan, fn.batch_shape)
-    return found
-
-
-def _of_batch(nan: Tensor, shape: torch.Size) -> Tensor:
-    """By element of the batch, where a parameter has its dimensions first, as far as it is not broadcast."""
-    while nan.dim() > 0 and not _broadcasts(nan.shape, shape):
-        nan = nan.any(-1)
-    return nan
-
-
-def _broadcasts(one: torch.Size, other: torch.Size) -> bool:
-    try:
-        return torch.broadcast_shapes(one, other) == other
-    except RuntimeError:
-        return False
 
 
 def _fault(site: Site, index: Tensor, layout: Layout) -> str:

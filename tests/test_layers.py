@@ -16,6 +16,7 @@ FOUNDATION = {
     "libraries",
     "narrowing",
     "distances",
+    "nans",
 }
 CORE = {
     *(
@@ -66,6 +67,7 @@ MAY_IMPORT = {
     "pareto": set(),
     "libraries": set(),
     "distances": set(),
+    "nans": set(),
     "narrowing": {"arrays", "errors"},
     "storage": {"errors", "options", "wording"},
     "discovery": FOUNDATION,

@@ -85,6 +85,7 @@ def check(pair: Any, batch: Any, *, proposes_outside: bool = False) -> CheckRepo
         DataError: If observed values lie outside the support of their site (the row is named), or are too large for the
             type of the parameters. That they lose there what varies in them is a caution, as a batch does not tell how
             all data vary; `fit` and evaluations, which see all of them, refuse it.
+        EstimateError: If memory does not suffice for the batch.
 
     Example:
         >>> import torch, ppl_vae as pv

@@ -107,9 +107,9 @@ def _failing_row(pair: Pair, program: Program, batch: Batch) -> tuple[int, Excep
     another = slice(passing - 1, passing) if passing else slice(1, 2)
     if len(batch[0]) < 2 or _error_on(pair, program, batch, another) is not None:
         return None
-    alone = [_error_on(pair, program, batch, slice(failing - 1, failing)) for _ in range(_TRIES_ALONE)]
-    error = alone[0] if all(alone) else None
-    return None if error is None else (failing - 1, error)
+    errors = [_error_on(pair, program, batch, slice(failing - 1, failing)) for _ in range(_TRIES_ALONE)]
+    found = [error for error in errors if error is not None]
+    return (failing - 1, found[0]) if len(found) == len(errors) else None
 
 
 def _error_on(pair: Pair, program: Program, batch: Batch, rows: slice) -> Exception | None:

@@ -48,8 +48,9 @@ def verdict(
     * `unreliable`: k-hat from its threshold on, or drawn to where it would be of three in ten of equal data, from 1/2
       on; or more than a standard error of log p(x) unseen, in the datum or in the light of the others. The estimate is
       rather too low, by nobody knows how much.
-    * `noisy`: all others, what was not probed among them, or where the guide could not be spread, or is not perfect
-      though all weights are equal. Intervals of those that were probed cover in about nine of ten repetitions.
+    * `noisy`: all others, those of a call most of whose data miss much among them, what was not probed, or where the
+      guide could not be spread, or is not perfect though all weights are equal. Intervals of the rest of them cover in
+      about nine of ten repetitions.
 
     The verdict on a datum depends on the data that are judged with it, those of one call: a k-hat of K samples has an
     error of a fifth or more, so that of many equals those pass whose largest weights were not drawn; and of what is

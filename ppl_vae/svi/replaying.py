@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from ppl_vae.checking import check, check_for_pyro
 from ppl_vae.device import choose_device, full_precision
-from ppl_vae.diagnosis import SiteRange, cannot_draw, explain_non_finite, no_beta, site_ranges
+from ppl_vae.diagnosis import SiteRange, cannot_draw, explain_non_finite, fault_of_beta, site_ranges
 from ppl_vae.distributed import current
 from ppl_vae.errors import CheckpointError, is_of_programs
 from ppl_vae.objectives import ELBO, FromPyro, Objective
@@ -133,7 +133,7 @@ def replay(
     `fit(run_dir=...)` leaves the first three such steps in `bad-steps/`. Afterwards the pair has the parameters of
     that step, and its gradients in `.grad`. What programs keep beside parameters and buffers, and random states of
     Python and NumPy, are not kept: they are those of the pair that is given, and of now; `Replay.differences` names
-    what the fit had changed.
+    what the fit had changed, and programs, versions and settings of torch that are not those of the fit.
 
     Args:
         pair: A pair of the same programs.
@@ -149,6 +149,7 @@ def replay(
     Raises:
         CheckpointError: There is no such step, or what was kept of it is damaged; or pair or objective are not those of
             the fit.
+        PairError: The pair does not take the rows on which the fit has checked it.
         PplVaeError: Gradients are switched off outside.
 
     Example:
@@ -299,7 +300,7 @@ def _again(pair: Pair, batch: tuple[Tensor, ...], layout: Layout, objective: Obj
         loss=seen.loss,
         elbo=seen.elbo,
         grad_norm=seen.norm,
-        reason="" if finite else no_beta(kept.plain["beta"]) or again(explain_non_finite, rows),
+        reason="" if finite else fault_of_beta(kept.plain["beta"]) or again(explain_non_finite, rows),
         rows=tuple(rows.tolist()),
         sites=tuple(again(site_ranges)),
         recorded=kept.plain["reason"],

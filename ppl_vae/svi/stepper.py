@@ -15,7 +15,7 @@ from ppl_vae.arrays import Rows
 from ppl_vae.attributes import Change
 from ppl_vae.belongings import Belongings
 from ppl_vae.compile import CaptureError, Compiled, Payback, compile_function
-from ppl_vae.diagnosis import NO_SITE, cannot_draw, explain_non_finite, no_beta
+from ppl_vae.diagnosis import NO_SITE, cannot_draw, explain_non_finite, fault_of_beta
 from ppl_vae.distributed import Group
 from ppl_vae.errors import PairError, is_of_programs, located
 from ppl_vae.pair import Pair
@@ -327,7 +327,7 @@ class Stepper:
 
     def _explain(self, step: int, gradients: Sequence[Tensor]) -> str:
         """What is not finite on the rows of this process."""
-        if told := no_beta(self.beta_at(step)):
+        if told := fault_of_beta(self.beta_at(step)):
             return told
         for parameter, gradient in zip(self._gradient.reached, gradients, strict=False):
             parameter.grad = gradient
